@@ -1,0 +1,102 @@
+# `make help` lists the commands. PROFILE chooses the scale, PYTHON the interpreter that .venv is made with.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+PROFILE ?= pocket
+PYTHON ?= python3.11
+
+# What runs: an active conda environment that has our pins, or else .venv. `make help` and `make clean` need neither.
+VENV_PYTHON := .venv/bin/python
+LOCK_HASH := $(shell { sha256sum requirements.lock || shasum -a 256 requirements.lock; } 2>/dev/null | cut -c1-16)
+CONDA_CHECK := $(if $(CONDA_PREFIX),$(shell "$(CONDA_PREFIX)/bin/python" -m sae_lib.environment check >/dev/null 2>&1 && echo fits))
+ifeq ($(CONDA_CHECK),fits)
+  ENV_PYTHON := $(CONDA_PREFIX)/bin/python
+  READY := linked
+else
+  ENV_PYTHON := $(VENV_PYTHON)
+  READY := .venv/installed-$(LOCK_HASH)
+endif
+RUN := "$(ENV_PYTHON)" -m
+
+# Packages of the user's home or of another project must not shadow the pinned ones, nor another kernel ours.
+unexport PYTHONPATH PYTHONHOME
+export PYTHONNOUSERSITE := 1
+export JUPYTER_PREFER_ENV_PATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval lab pocket-lm lock-check clean
+
+help:  ## list the commands
+	@echo "make <command> [PROFILE=$(PROFILE)] [PYTHON=$(PYTHON)]"; echo
+	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | while IFS= read -r line; do \
+	    printf '  %-11s %s\n' "$${line%%:*}" "$${line##*## }"; done
+
+env: $(READY)  ## install the locked packages into .venv (every other command does so when needed)
+
+linked:
+	@$(RUN) sae_lib.environment link
+
+.venv/installed-$(LOCK_HASH):
+	@if [ -n "$(CONDA_PREFIX)" ]; then echo "The conda environment $(CONDA_PREFIX) does not have the versions of requirements.lock; .venv is used."; fi
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "PYTHON=$(PYTHON) is not a Python of version 3.11 or later that runs here. Either install Python 3.11"; \
+	    echo "(apt install python3.11 python3.11-venv, brew install python@3.11, pyenv install 3.11), or name another"; \
+	    echo "with make PYTHON=/path/to/python, or make a conda environment: conda env create -f environment.yml"; \
+	    exit 1; } >&2
+	@version='import sys; print(sys.version)'; \
+	if [ "$$($(VENV_PYTHON) -c "$$version" 2>/dev/null)" = "$$("$(PYTHON)" -c "$$version")" ]; \
+	then "$(PYTHON)" -m venv .venv; else "$(PYTHON)" -m venv --clear .venv; fi
+	@rm -f .venv/installed-*
+	@echo "Installing the versions of requirements.lock into .venv; the first time this downloads them, minutes."
+	$(VENV_PYTHON) -m pip install --quiet --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
+	$(VENV_PYTHON) -m pip install --quiet --requirement requirements.lock
+	$(VENV_PYTHON) -m pip check
+	@$(VENV_PYTHON) -m sae_lib.environment link
+	@$(VENV_PYTHON) -m sae_lib.environment check
+	@touch $@
+
+paper: $(READY)  ## run the five notebooks at PROFILE: figures, tables, claims
+	@$(RUN) sae_lib.pipeline run --profile "$(PROFILE)"
+
+smoke: $(READY)  ## the whole pipeline in under three minutes
+	@$(RUN) sae_lib.pipeline run --profile smoke
+
+plan: $(READY)  ## what `make paper` would do at PROFILE: time, disk and memory, before anything starts
+	@$(RUN) sae_lib.pipeline plan --profile "$(PROFILE)"
+
+verify: $(READY)  ## print the claims table of PROFILE and compare its verdicts with the committed ones
+	@$(RUN) sae_lib.pipeline verify --profile "$(PROFILE)"
+
+test: lint typecheck unit nbval  ## lint, format check, types, unit tests, then the committed notebooks
+
+lint: $(READY)  ## ruff: lint and format check
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+typecheck: $(READY)  ## mypy
+	$(RUN) mypy
+
+unit: $(READY)  ## unit tests
+	OMP_NUM_THREADS=1 $(RUN) pytest -q --durations=10
+
+# The notebooks build on each other's results, so they are checked in order and from nothing.
+nbval: $(READY)  ## run the committed notebooks and compare their checked cells
+	rm -rf build/nbval
+	SAE_LIB_OUTPUT="$(CURDIR)/build/nbval" $(RUN) pytest -q -p no:cacheprovider --durations=5 \
+	    --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks/0[1-5]_*.ipynb
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	$(RUN) jupyterlab --notebook-dir=notebooks
+
+pocket-lm: $(READY)  ## train the packaged language model again (resumes where it stopped)
+	$(RUN) sae_lib.pocket_lm_training
+
+lock-check: $(READY)  ## say how the environment differs from requirements.lock
+	@$(RUN) sae_lib.environment check && echo "every pin of requirements.lock is installed"
+
+clean:  ## remove what PROFILE made under build (not .venv, not the committed figures)
+	@if [ -x "$(ENV_PYTHON)" ]; then $(RUN) sae_lib.pipeline clean --profile "$(PROFILE)"; \
+	else echo "nothing to remove: no environment, so nothing was run"; fi

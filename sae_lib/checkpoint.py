@@ -1,0 +1,49 @@
+"""One checkpoint file: tensors and plain state together, so that the two can never be of different moments."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
+
+from sae_lib.files import atomic_write
+
+Tensors = dict[str, torch.Tensor]
+
+
+def save_checkpoint(path: Path, tensors: Tensors, state: dict[str, Any]) -> None:
+    """Write `tensors` and the JSON-serialisable `state` to one safetensors file, atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path, "wb") as file:
+        file.write(safetensors_bytes(contiguous, metadata={"state": json.dumps(state)}))
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Tensors, dict[str, Any]]:
+    """The tensors and the state of a file written by `save_checkpoint`."""
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        return tensors, json.loads(file.metadata()["state"])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """An Adam-family optimiser's moments and step counts, by parameter number."""
+    states = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        for index, state in states.items()
+        for name, value in state.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Put back what `optimizer_tensors` returned."""
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            states.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,9 @@
+"""The one exception a user is meant to read."""
+
+
+class ArtifactError(Exception):
+    """A mistake in the input or the surroundings, told in one line: which field, what is wrong, what to do.
+
+    Everything the user can put right raises this; command lines print it without a traceback.
+    Other exceptions are faults of the code and keep their traceback.
+    """

@@ -1,0 +1,201 @@
+"""Files that are either whole or absent: write beside, flush to disk, rename.
+
+A reader never sees half of a file, and an interrupted run leaves nothing to clean up by hand.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from sae_lib.errors import ArtifactError
+
+
+@contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" into one line that names the folder and what is free.
+
+    Raises:
+        ArtifactError: in place of an `OSError` with ENOSPC or EDQUOT.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(folder).free / 2**20
+        raise ArtifactError(
+            f"disk full while writing into {folder}: {free:.0f} MiB free; "
+            f"make room or set SAE_LIB_OUTPUT to a folder on a larger disk, then run again"
+        ) from error
+
+
+@contextmanager
+def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; it takes the name `path` only when the block ends well.
+
+    Args:
+        path: the file to make or replace; its folder is made if it is missing.
+        mode: "w" (UTF-8 text) or "wb".
+
+    Raises:
+        ArtifactError: the disk is full. `path` is then what it was before, and no part is left behind.
+
+    >>> with atomic_write("results/table.csv") as file:      # doctest: +SKIP
+    ...     file.write("letter,f1")
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
+    with explain_full_disk(path.parent):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, mode, encoding=encoding, newline=newline) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes private files; results are as readable as any other file of the user.
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Build a folder beside `path`; when the block ends well it replaces what was there.
+
+    Raises:
+        ArtifactError: the disk is full. The unfinished folder is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with explain_full_disk(path.parent):
+        building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            yield building
+            for file in sorted(building.rglob("*")):
+                if file.is_file():
+                    with open(file, "rb") as opened:
+                        os.fsync(opened.fileno())
+            os.chmod(building, 0o777 & ~_umask())
+            if path.exists():
+                # Two folders cannot be exchanged in one step: the old one steps aside first.
+                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+                os.replace(path, aside / path.name)
+                os.replace(building, path)
+                shutil.rmtree(aside)
+            else:
+                os.replace(building, path)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_json(path: Path | str, value: object) -> None:
+    """Write `value` as indented JSON with sorted keys, atomically. NaN is refused (ValueError)."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as file:
+        file.write(text + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ArtifactError: the file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not valid JSON ({error}); remove it and run again") from error
+
+
+def file_sha256(path: Path | str) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_key(value: object) -> str:
+    """Hexadecimal sha256 of canonical JSON: sorted keys, no spaces. NaN is refused (ValueError).
+
+    >>> json_key({"k": 16, "seed": 42}) == json_key({"seed": 42, "k": 16})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+class FolderLock:
+    """Holds a folder for one run; a second run is refused at once, told who holds it.
+
+    The operating system drops the lock when its process ends, however it ends, so none is ever stale. The
+    note beside it (process and host) is only for the message.
+
+    Raises:
+        ArtifactError: on entering, when another run holds the folder.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._note = self.folder / ".lock.json"
+        self._lock = FileLock(self.folder / ".lock")
+
+    def __enter__(self) -> "FolderLock":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ArtifactError(
+                f"{self.folder} is in use by {self._holder()}; wait for that run to end, stop it, "
+                f"or set SAE_LIB_OUTPUT to another folder"
+            ) from None
+        write_json(self._note, {"pid": os.getpid(), "host": socket.gethostname()})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._note.unlink(missing_ok=True)
+        self._lock.release()
+
+    def _holder(self) -> str:
+        try:
+            note = read_json(self._note)
+            return f"process {note['pid']} on {note['host']}"
+        except (OSError, ArtifactError, KeyError, TypeError):
+            return "another run"
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,60 @@
+"""TemporalSAE's third mechanism: rare features learn faster."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lib.autoencoders.base import Autoencoder, Step
+from sae_lib.mechanisms.base import Mechanism, moving_average
+from sae_lib.sae_config import GradientScalingConfig
+
+
+class GradientScaling(Mechanism):
+    """s_i = clip(1 / (eps + h_i), s_min, s_max); the gradients of latent i are multiplied by s_i (TemporalSAE Eq. 7).
+
+    h_i <= 1 is the activation-rate EMA of Eq. 5, so with the published bounds 0.1 is never reached and every latent
+    that fires on under 10 % of the tokens gets 10. Scaled before Adam (as written), most of it is divided out again;
+    `post_adam` scales the optimiser's update instead.
+    """
+
+    rate: Tensor
+
+    def __init__(self, config: GradientScalingConfig, d_sae: int) -> None:
+        super().__init__()
+        self.cfg = config
+        self.register_buffer("rate", torch.zeros(d_sae))
+        self._before: list[Tensor] = []
+
+    def scale(self) -> Float[Tensor, " d_sae"]:
+        """s_i of Eq. 7."""
+        return (1.0 / (self.cfg.epsilon + self.rate)).clamp(self.cfg.s_min, self.cfg.s_max)
+
+    @torch.no_grad()
+    def before_update(self, sae: Autoencoder, step: Step) -> None:
+        assert step.firing_rate is not None
+        moving_average(self.rate, step.firing_rate, self.cfg.momentum)
+        if self.cfg.placement == "post_adam":
+            self._before = [tensor.detach().clone() for tensor, _ in per_latent(sae)]
+            return
+        scale = self.scale()
+        for tensor, dim in per_latent(sae):
+            if tensor.grad is not None:
+                tensor.grad.mul_(scale if dim == tensor.ndim - 1 else scale[:, None])
+
+    @torch.no_grad()
+    def after_update(self, sae: Autoencoder, optimizer: torch.optim.Optimizer, step: Step) -> None:
+        if self.cfg.placement == "post_adam":
+            scale = self.scale()
+            for (tensor, dim), before in zip(per_latent(sae), self._before, strict=True):
+                factor = scale if dim == tensor.ndim - 1 else scale[:, None]
+                tensor.copy_(before + factor * (tensor - before))
+            self._before = []
+
+
+def per_latent(sae: Autoencoder) -> list[tuple[Tensor, int]]:
+    """The parameters that belong to single latents, each with the dimension that counts them."""
+    found: list[tuple[Tensor, int]] = [(sae.W_enc, 1), (sae.b_enc, 0), (sae.W_dec, 0)]
+    threshold = dict(sae.named_parameters()).get("threshold")
+    return found if threshold is None else [*found, (threshold, 0)]

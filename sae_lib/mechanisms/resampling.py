@@ -1,0 +1,75 @@
+"""TemporalSAE's second mechanism: features that hardly fire are started again from badly reconstructed inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sae_lib.autoencoders.base import Autoencoder, Step
+from sae_lib.mechanisms.base import Mechanism, moving_average
+from sae_lib.mechanisms.gradient_scaling import per_latent
+from sae_lib.sae_config import ResamplingConfig
+
+ALIVE_FRACTION = 0.2  # of the mean norm of the alive encoder rows, for `encoder_norm: alive_fraction`
+
+
+class Resampling(Mechanism):
+    """h_t = gamma h_{t-1} + (1 - gamma) 1[f_t > 0] (TemporalSAE Eq. 5). Every 100 steps in warm-up and every 500 after
+    it (Eq. 6), each latent with h < theta gets w_e = w_d = x_k / ||x_k||, b_e = 0 and fresh optimiser state; x_k is
+    drawn from the batch with probability proportional to its reconstruction error.
+
+    theta = 0.005 as published is far from "dead": it restarts every latent that fires on fewer than one token in 200.
+    """
+
+    rate: Tensor
+    resampled: Tensor
+
+    def __init__(self, config: ResamplingConfig, d_sae: int) -> None:
+        super().__init__()
+        self.cfg = config
+        self.register_buffer("rate", torch.zeros(d_sae))
+        self.register_buffer("resampled", torch.zeros((), dtype=torch.long))
+
+    def due(self, step: Step) -> bool:
+        """Whether latents are resampled after this step (Eq. 6)."""
+        done = step.index + 1
+        if self.cfg.threshold is None or done > self.cfg.stop_fraction * step.total:
+            return False
+        interval = self.cfg.warmup_interval if done < self.cfg.warmup_steps else self.cfg.interval
+        return done % interval == 0
+
+    @torch.no_grad()
+    def before_update(self, sae: Autoencoder, step: Step) -> None:
+        assert step.firing_rate is not None
+        moving_average(self.rate, step.firing_rate, self.cfg.momentum)
+
+    @torch.no_grad()
+    def after_update(self, sae: Autoencoder, optimizer: torch.optim.Optimizer, step: Step) -> None:
+        if not self.due(step):
+            return
+        assert self.cfg.threshold is not None and step.x_hat is not None
+        dead = (self.rate < self.cfg.threshold).nonzero().squeeze(1)
+        if not len(dead):
+            return
+        error = (step.x - step.x_hat.detach()).square().sum(dim=1)
+        weight = error.sqrt() if self.cfg.error_power == 1 else error
+        rows = torch.multinomial(weight, len(dead), replacement=len(dead) > len(weight), generator=step.generator)
+        direction = step.x[rows] / step.x[rows].norm(dim=1, keepdim=True).clamp_min(1e-8)
+        norm: Tensor | float = 1.0
+        if self.cfg.encoder_norm == "alive_fraction":
+            alive = sae.W_enc.norm(dim=0)[self.rate >= self.cfg.threshold]
+            norm = ALIVE_FRACTION * (alive.mean() if len(alive) else 1.0)
+        # index_copy_ and index_fill_ write through: `W[:, dead] *= 0` chains would change a copy.
+        sae.W_enc.index_copy_(1, dead, (direction * norm).T.to(sae.dtype))
+        sae.W_dec.index_copy_(0, dead, direction.to(sae.dtype))
+        sae.b_enc.index_fill_(0, dead, 0.0)
+        for tensor, dim in per_latent(sae):
+            for moment in optimizer.state.get(tensor, {}).values():
+                if isinstance(moment, Tensor) and moment.shape == tensor.shape:
+                    moment.index_fill_(dim, dead, 0.0)
+        self.resampled += len(dead)
+
+    def log(self) -> dict[str, float]:
+        count = float(self.resampled)
+        self.resampled.zero_()
+        return {"resampled": count}

@@ -1,0 +1,1 @@
+"""What is measured on a trained SAE. Import from the modules: this package loads nothing by itself."""

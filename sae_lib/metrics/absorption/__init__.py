@@ -1,0 +1,16 @@
+"""First-letter feature absorption (Chanin et al., 2024), computed as SAEBench 0.6.0 does.
+
+A language model knows the first letter of a word, a linear probe finds that letter in its residual stream,
+and an SAE is expected to hold one latent that fires on every word with that letter. Absorption is the failure
+where the letter's latent stays silent on some words while the latent of the word itself carries the letter's
+direction. **Lower is better**, and an SAE that is dense or random scores low as well: read it beside L0 and
+explained variance.
+
+- `config`: every number of the metric, by name.
+- `vocabulary`: which words, in which prompts.
+- `probes`: the linear probes, on residual streams and on latents.
+- `reference`: what depends on the language model only, computed once and kept on disk.
+- `score`: the score of a word, of a letter, of an SAE.
+
+Nothing is imported here, so that reading a configuration does not load PyTorch.
+"""

@@ -1,0 +1,97 @@
+"""Every number of the absorption metric, by name. The defaults are those of SAEBench 0.6.0 unless they say
+otherwise."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# What only the scoring of an SAE reads: changing it does not make a language model's reference stale.
+_SCORING_FIELDS = {
+    "lm_batch",
+    "min_probe_f1",
+    "min_letters",
+    "sparse_batch",
+    "sparse_min_steps",
+    "sparse_weight_decay",
+    "sparse_l1",
+    "latent_bytes",
+    "k_max",
+    "f1_jump",
+    "logistic_max_iter",
+    "fraction_min_cosine",
+    "full_min_cosine",
+    "min_projection_share",
+    "max_absorbing_latents",
+    "silent_below",
+}
+
+
+class AbsorptionConfig(BaseModel):
+    """Configuration of first-letter absorption.
+
+    >>> AbsorptionConfig(k_max=5).k_max
+    5
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_words: int | None = Field(default=None, gt=0)
+    """At most this many words, taken evenly over the letters; None takes the whole vocabulary, as SAEBench
+    does."""
+    train_fraction: float = Field(default=0.8, gt=0, lt=1)
+    """Share of the shuffled words that trains the probes; the rest tests them."""
+    icl_examples: int = Field(default=10, ge=0)
+    """Answered example lines in front of the word."""
+    seed: int = 42
+    """Draws the capped vocabulary and the split, initialises the probes and orders their batches."""
+    probe_prompt_seed: int = 43
+    """Draws the examples of the prompts that the probes are trained and tested on."""
+    absorption_prompt_seed: int = 44
+    """Draws the examples of the fresh prompts that absorption is measured on."""
+    lm_batch: int = Field(default=64, gt=0)
+    """Prompts in one forward pass of the language model."""
+
+    probe_epochs: int = Field(default=50, gt=0)
+    """Passes over the training words, for the ground-truth probe and for the k-sparse probes alike."""
+    probe_batch: int = Field(default=64, gt=0)
+    """Words in a step of the ground-truth probe."""
+    probe_learning_rate: float = Field(default=0.01, gt=0)
+    probe_final_learning_rate: float = Field(default=1e-5, gt=0)
+    """Where the exponential decay, one factor per epoch, arrives after the last epoch."""
+    probe_weight_decay: float = Field(default=1e-4, ge=0)
+    min_probe_f1: float = Field(default=0.6, ge=0, le=1)
+    """A letter counts when the ground-truth probe's F1 on the test words is above this."""
+    min_letters: int = Field(default=20, ge=0)
+    """Below this many letters SAEBench gives no result; here the result is given with a note."""
+
+    sparse_batch: int = Field(default=4096, gt=0)
+    """Words in a step of the sparse probe over latents, at most."""
+    sparse_min_steps: int = Field(default=8, gt=0)
+    """Steps an epoch of the sparse probe has at least. SAEBench has no such floor, and on a vocabulary of a
+    few thousand words its single step an epoch leaves the probe untrained and inflates absorption."""
+    sparse_weight_decay: float = Field(default=1e-6, ge=0)
+    sparse_l1: float = Field(default=0.01, ge=0)
+    """Weight of the mean over letters of the L1 norm of the sparse probe's weights."""
+    latent_bytes: int = Field(default=2**31, gt=0)
+    """The training words' latents are kept in memory up to this size, and encoded again at each step above
+    it."""
+    k_max: int = Field(default=10, gt=0)
+    """Largest number of latents that may stand for one letter together."""
+    f1_jump: float = Field(default=0.03, ge=0)
+    """One more latent is a feature split when it raises the test F1 by more than this."""
+    logistic_max_iter: int = Field(default=500, gt=0)
+
+    fraction_min_cosine: float = 0.1
+    """Absorption fraction: decoder cosine with the probe from which a latent can be an absorber."""
+    full_min_cosine: float = 0.025
+    """Full absorption: the same for the one latent that projects most on the probe."""
+    min_projection_share: float = 0.4
+    """Both: share of the residual stream's projection on the probe that the absorbers must carry."""
+    max_absorbing_latents: int = Field(default=3, gt=0)
+    """Absorption fraction: this many absorbers are added up."""
+    silent_below: float = 1e-8
+    """Full absorption: an activation below this is silent."""
+
+    def reference_fields(self) -> dict[str, Any]:
+        """The fields that a language model's reference depends on."""
+        return self.model_dump(exclude=_SCORING_FIELDS)

@@ -1,0 +1,218 @@
+"""What absorption needs from the language model: computed once for a model, layer and configuration, kept on
+disk.
+
+Every SAE is scored on the same words, prompts, residual streams and ground-truth probe. Only the residual
+stream at the word is kept, so the file holds a few thousand vectors and not a corpus.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_lib.errors import ArtifactError
+from sae_lib.files import atomic_write, file_sha256, json_key, read_json, write_json
+from sae_lib.language_model import LanguageModel
+from sae_lib.metrics.absorption.config import AbsorptionConfig
+from sae_lib.metrics.absorption.probes import (
+    LinearProbes,
+    f1_score,
+    initial_probes,
+    letter_labels,
+    train_probes,
+)
+from sae_lib.metrics.absorption.vocabulary import (
+    LETTERS,
+    Prompts,
+    alphabetic_words,
+    build_prompts,
+    choose_words,
+    prompt_pieces,
+    single_token_words,
+    split_words,
+)
+from sae_lib.source_key import source_key
+
+
+@dataclass(frozen=True)
+class AbsorptionReference:
+    """Words, residual streams at the words (float32, on the CPU) and the ground-truth probe."""
+
+    train_words: list[str]
+    test_words: list[str]
+    train_activations: Float[Tensor, "train d_in"]
+    test_activations: Float[Tensor, "test d_in"]
+    probe: LinearProbes
+    probe_f1: list[float]
+    """F1 on the test words, one value for each letter."""
+    scored: Int[Tensor, " scored"]
+    """Which test words the probe finds (true positives): the words that absorption is measured on."""
+    scored_activations: Float[Tensor, "scored d_in"]
+    """Residual streams at those words, in fresh prompts."""
+    left_out: int
+    """Alphabetic vocabulary entries that are not one token in the prompt's text, and so not used."""
+
+    @cached_property
+    def train_labels(self) -> Int[Tensor, " train"]:
+        """The letter of each training word, as an index into the alphabet."""
+        return letter_labels(self.train_words, LETTERS)
+
+    @cached_property
+    def test_labels(self) -> Int[Tensor, " test"]:
+        """The letter of each test word, as an index into the alphabet."""
+        return letter_labels(self.test_words, LETTERS)
+
+
+def build_absorption_reference(
+    lm: LanguageModel, config: AbsorptionConfig, folder: Path | str
+) -> AbsorptionReference:
+    """Compute the reference of a language model, or read it from `folder` where it has been computed before.
+
+    The files are named by what they were made from: the model's identity, the configuration and the code. A
+    file that is missing, cut short or altered is made again.
+
+    Raises:
+        ArtifactError: the tokenizer has too few alphabetic tokens, or does not keep the prompt's pieces
+        apart.
+    """
+    made_from = {
+        "lm": lm.identity,
+        "config": config.reference_fields(),
+        "code": source_key("sae_lib.metrics.absorption.reference"),
+    }
+    stem = Path(folder) / f"absorption-{json_key(made_from)[:16]}"
+    stored = _load(stem)
+    if stored is not None:
+        return stored
+    reference = _compute(lm, config)
+    _save(stem, reference, made_from)
+    return reference
+
+
+@torch.no_grad()
+def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference:
+    pieces = prompt_pieces(lm.tokenizer)
+    alphabetic = alphabetic_words(lm.tokenizer, lm.special_ids)
+    usable = single_token_words(lm.tokenizer, alphabetic, pieces)
+    words = choose_words(usable, config.max_words, config.seed)
+    train, test = split_words(words, config.train_fraction, config.seed)
+
+    def read(asked: list[Any], pool: list[Any], seed: int, what: str) -> Float[Tensor, "word d_in"]:
+        prompts = build_prompts(asked, pool, pieces, lm.bos_token_id, config.icl_examples, seed)
+        return _residual_at_words(lm, prompts, config.lm_batch, what)
+
+    train_activations = read(train, train, config.probe_prompt_seed, "words for the probe")
+    test_activations = read(test, test, config.probe_prompt_seed + 1, "words for its test")
+    train_labels = torch.tensor([word.letter for word in train])
+    test_labels = torch.tensor([word.letter for word in test])
+    probe = _train_ground_truth(train_activations, train_labels, config, lm.device)
+    found = probe.logits(test_activations) > 0
+    probe_f1 = [f1_score(found[:, letter], test_labels == letter) for letter in range(len(LETTERS))]
+    scored = found[torch.arange(len(test)), test_labels].nonzero().flatten()
+    scored_words = [test[index] for index in scored.tolist()]
+    scored_activations = read(scored_words, words, config.absorption_prompt_seed, "words for absorption")
+    return AbsorptionReference(
+        train_words=[word.text for word in train],
+        test_words=[word.text for word in test],
+        train_activations=train_activations,
+        test_activations=test_activations,
+        probe=probe,
+        probe_f1=probe_f1,
+        scored=scored,
+        scored_activations=scored_activations,
+        left_out=len(alphabetic) - len(usable),
+    )
+
+
+def _train_ground_truth(
+    activations: Float[Tensor, "word d_in"],
+    labels: Int[Tensor, " word"],
+    config: AbsorptionConfig,
+    device: torch.device,
+) -> LinearProbes:
+    """The probe of all letters on the residual stream, in float32 whatever the language model's type."""
+    rows = activations.to(device)
+    initial = initial_probes(rows.shape[1], len(LETTERS), config.seed)
+    probe = train_probes(
+        lambda index: rows[index],
+        labels.to(device),
+        LinearProbes(initial.weight.to(device), initial.bias.to(device)),
+        epochs=config.probe_epochs,
+        batch=config.probe_batch,
+        learning_rate=config.probe_learning_rate,
+        final_learning_rate=config.probe_final_learning_rate,
+        weight_decay=config.probe_weight_decay,
+        seed=config.seed,
+    )
+    return LinearProbes(probe.weight.cpu(), probe.bias.cpu())
+
+
+def _residual_at_words(
+    lm: LanguageModel, prompts: Prompts, batch: int, what: str
+) -> Float[Tensor, "word d_in"]:
+    """Residual streams at each prompt's word, float32, on the CPU."""
+    read = [torch.empty(0, lm.d_in)]
+    starts = range(0, len(prompts.tokens), batch)
+    for start in tqdm(starts, desc=what, unit="batch", disable=None):
+        tokens, position = (part[start : start + batch] for part in prompts)
+        residual = lm.residual_stream(tokens.to(lm.device))
+        at = torch.arange(len(tokens), device=residual.device)
+        read.append(residual[at, position.to(residual.device)].float().cpu())
+    return torch.cat(read)
+
+
+def _save(stem: Path, reference: AbsorptionReference, made_from: dict[str, Any]) -> None:
+    """The tensors first; the record, which carries their checksum, makes them valid."""
+    tensors = {
+        "train_activations": reference.train_activations,
+        "test_activations": reference.test_activations,
+        "probe_weight": reference.probe.weight,
+        "probe_bias": reference.probe.bias,
+        "scored": reference.scored,
+        "scored_activations": reference.scored_activations,
+    }
+    path = stem.with_suffix(".safetensors")
+    with atomic_write(path, "wb") as file:
+        file.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    write_json(
+        stem.with_suffix(".json"),
+        {
+            "made_from": made_from,
+            "sha256": file_sha256(path),
+            "train_words": reference.train_words,
+            "test_words": reference.test_words,
+            "probe_f1": reference.probe_f1,
+            "left_out": reference.left_out,
+        },
+    )
+
+
+def _load(stem: Path) -> AbsorptionReference | None:
+    """The stored reference, or None where there is none that is whole."""
+    record_path, path = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
+    if not record_path.exists() or not path.exists():
+        return None
+    try:
+        record = read_json(record_path)
+    except ArtifactError:
+        return None
+    if record["sha256"] != file_sha256(path):
+        return None
+    tensors = safetensors.torch.load_file(path)
+    return AbsorptionReference(
+        train_words=record["train_words"],
+        test_words=record["test_words"],
+        train_activations=tensors["train_activations"],
+        test_activations=tensors["test_activations"],
+        probe=LinearProbes(tensors["probe_weight"], tensors["probe_bias"]),
+        probe_f1=record["probe_f1"],
+        scored=tensors["scored"],
+        scored_activations=tensors["scored_activations"],
+        left_out=record["left_out"],
+    )

@@ -1,0 +1,272 @@
+"""The command line behind `make paper`: run the notebooks that are not up to date, in order.
+
+    python -m sae_lib.pipeline run|plan|verify|accept|clean --profile pocket [--only 03]
+
+Nothing heavy is imported before a notebook has to run, so that a run with nothing to do ends in about a
+second.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sae_lib.errors import ArtifactError
+from sae_lib.files import FolderLock
+from sae_lib.notebook_runner import duration, run_notebook
+from sae_lib.notebook_state import Stage, find_stages, record_done, statuses, why_not_done
+from sae_lib.paths import NOTEBOOKS, Paths, shown, verdicts_file
+from sae_lib.profile import Profile, load_profile
+from sae_lib.report.provenance import manifest_file
+
+INTERRUPTED = 130
+
+
+def run(
+    profile: Profile,
+    parameters: Mapping[str, Any],
+    *,
+    notebooks: Path,
+    only: str | None = None,
+    seconds: Mapping[str, float] | None = None,
+) -> list[str]:
+    """Run every notebook whose results are not those it would make now.
+
+    Args:
+        profile: the scale; results go to `Paths(profile.name)`.
+        parameters: values for each notebook's parameters cell.
+        notebooks: folder of `01_*.ipynb`, `02_*.ipynb`, ...
+        only: number or name of one notebook; the others are neither run nor checked.
+        seconds: estimated time by notebook number, for the time left.
+
+    Returns:
+        Names of the notebooks that ran.
+
+    Raises:
+        ArtifactError: another run holds the folder, a notebook stopped, or it wrote no manifest. What was
+            finished before is kept.
+    """
+    paths = Paths(profile.name)
+    stages = find_stages(notebooks)
+    chosen = _choose(stages, only)
+    ran = []
+    with FolderLock(paths.root):
+        clock = _TimeLeft(chosen, seconds or {})
+        for place, stage in enumerate(stages, start=1):
+            if stage not in chosen:
+                continue
+            label = f"[{place}/{len(stages)}] {stage.name}:"
+            reason = why_not_done(stage, profile, paths)
+            if reason is None:
+                clock.skip(stage)
+                print(f"{label} up to date", flush=True)
+                continue
+            print(f"{label} running, {reason}{clock.expected(stage)}", flush=True)
+            took = _run_stage(stage, profile, paths, parameters, label)
+            clock.done(stage, took)
+            print(f"{label} done in {duration(took)}{clock.left()}", flush=True)
+            ran.append(stage.name)
+    return ran
+
+
+def _run_stage(
+    stage: Stage, profile: Profile, paths: Paths, parameters: Mapping[str, Any], label: str
+) -> float:
+    """Run one notebook and record it; returns the seconds it took.
+
+    Its last manifest goes first, so that one that is there afterwards is of this run.
+    """
+    parts = stage.parts(profile, paths)
+    manifest_file(paths, stage.name).unlink(missing_ok=True)
+    started = time.monotonic()
+    run_notebook(
+        stage.notebook, paths.notebooks, paths.failed, paths.logs / f"{stage.name}.log", parameters, label
+    )
+    took = time.monotonic() - started
+    record_done(stage, parts, paths, took)
+    return took
+
+
+def _choose(stages: Sequence[Stage], only: str | None) -> list[Stage]:
+    if only is None:
+        return list(stages)
+    chosen = [stage for stage in stages if only in (stage.name, stage.name.partition("_")[0])]
+    if not chosen:
+        raise ArtifactError(f"--only {only}: no such notebook; there are {', '.join(s.name for s in stages)}")
+    return chosen
+
+
+class _TimeLeft:
+    """Estimated time of the notebooks still to run, corrected by how those that ran compare with theirs."""
+
+    def __init__(self, stages: Sequence[Stage], seconds: Mapping[str, float]) -> None:
+        self._waiting = {stage.name: seconds.get(stage.name.partition("_")[0], 0.0) for stage in stages}
+        self._estimated = self._measured = 0.0
+
+    def skip(self, stage: Stage) -> None:
+        self._waiting.pop(stage.name)
+
+    def done(self, stage: Stage, seconds: float) -> None:
+        self._estimated += self._waiting.pop(stage.name)
+        self._measured += seconds
+
+    def expected(self, stage: Stage) -> str:
+        return f"; about {duration(self._waiting[stage.name])}" if self._waiting[stage.name] else ""
+
+    def left(self) -> str:
+        # Within a factor of three: a notebook that found its work half done says little about the next one.
+        ratio = self._measured / self._estimated if self._estimated else 1.0
+        seconds = sum(self._waiting.values()) * min(3.0, max(1 / 3, ratio))
+        return f"; about {duration(seconds)} left" if seconds else ""
+
+
+def run_command(profile: Profile, parameters: Mapping[str, Any], notebooks: Path, only: str | None) -> int:
+    """`run`: check what it needs, run what has to run, say where to look."""
+    paths = Paths(profile.name)
+    stages = _choose(find_stages(notebooks), only)
+    to_do = [status for status in statuses(stages, profile, paths) if status.to_do]
+    seconds: Mapping[str, float] = {}
+    if to_do:
+        from sae_lib.plan import blockers, estimate
+
+        cost = estimate(profile)
+        seconds = cost.seconds
+        if stopping := blockers(profile, cost, paths):
+            raise ArtifactError(stopping[0])
+        expected = sum(seconds[status.stage.name.partition("_")[0]] for status in to_do)
+        print(
+            f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run, at most about "
+            f"{duration(expected)} on {profile.estimates.hardware}; `make plan` says more"
+        )
+    run(profile, parameters, notebooks=notebooks, only=only, seconds=seconds)
+    print(where_to_look(paths))
+    return 0
+
+
+def where_to_look(paths: Paths) -> str:
+    """The last lines of a run: what was made, where, and the claims table when there is one."""
+    places = {
+        "executed notebooks": paths.notebooks,
+        "figures and tables": paths.figures,
+        "results behind them": paths.results,
+    }
+    claims = [file for file in sorted(paths.figures.glob("claims*")) if file.suffix in (".md", ".csv")]
+    if claims:
+        places["claims table"] = claims[-1]
+    return "\n".join(["", *(f"{what:<20} {shown(place)}" for what, place in places.items())])
+
+
+def plan_command(profile: Profile, notebooks: Path) -> int:
+    """`plan`: print what a run would do and what it takes; exit code 1 when something stands in the way."""
+    from sae_lib.plan import GB, blockers, estimate, memory_note
+
+    paths = Paths(profile.name)
+    cost = estimate(profile)
+    print(f"profile {profile.name}: {profile.description}\n")
+    left = 0.0
+    for status in statuses(find_stages(notebooks), profile, paths):
+        seconds = cost.seconds[status.stage.name.partition("_")[0]]
+        left += seconds if status.to_do else 0.0
+        what = f"to do ({status.reason})" if status.to_do else status.reason
+        print(f"  {status.stage.name:<14} about {duration(seconds):<14} {what}")
+    groups = ", ".join(f"{count} {group}" for group, count in sorted(cost.saes.items()))
+    used = _size_on_disk(paths.root)
+    lines = {
+        "time": f"at most about {duration(left)} to go, of {duration(sum(cost.seconds.values()))} in all "
+        f"(measured on {profile.estimates.hardware})",
+        "SAEs": f"{sum(cost.saes.values())}: {groups}",
+        "activations": f"{cost.rows:,} tokens x {cost.d_in} values",
+        "disk": f"{cost.disk_bytes / GB:.2f} GB under {shown(paths.root)} ({used / GB:.2f} GB there now)",
+        "memory": memory_note(profile),
+    }
+    print()
+    for name, text in lines.items():
+        print(f"  {name:<14} {text}")
+    stopping = blockers(profile, cost, paths)
+    for line in stopping:
+        print(f"\nwould not start: {line}")
+    return 1 if stopping else 0
+
+
+def verify_command(profile: Profile) -> int:
+    """`verify`: print the claims table; exit code 1 when a verdict differs from the committed one."""
+    from sae_lib.report.claims import verify
+
+    return int(verify(profile, Paths(profile.name).results, verdicts_file(profile.name)))
+
+
+def accept_command(profile: Profile) -> int:
+    """`accept`: make the verdicts of this profile's results the ones that `verify` compares with."""
+    from sae_lib.report.claims import evaluate_claims, write_verdicts
+    from sae_lib.report.results import Results
+
+    file = verdicts_file(profile.name)
+    write_verdicts(evaluate_claims(profile, Results.load(Paths(profile.name).results)), profile, file)
+    print(f"wrote {shown(file)}; commit it with the results it stands for")
+    return 0
+
+
+def clean_command(profile: Profile) -> int:
+    """`clean`: remove everything that a profile made under the output folder."""
+    root = Paths(profile.name).root
+    if not root.is_dir():
+        print(f"nothing to remove: there is no {shown(root)}")
+        return 0
+    with FolderLock(root):
+        size = _size_on_disk(root)
+        shutil.rmtree(root)
+    print(f"removed {shown(root)} ({size / 1e9:.2f} GB)")
+    return 0
+
+
+def _size_on_disk(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def main(arguments: Sequence[str] | None = None, notebooks: Path = NOTEBOOKS) -> int:
+    """Command line. Errors that the user can mend are one line; exit codes 0, 1, or 130 (interrupted)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sae_lib.pipeline", description="Run the artifact's notebooks."
+    )
+    parser.add_argument("command", choices=("run", "plan", "verify", "accept", "clean"))
+    parser.add_argument("--profile", default="pocket", help="a name, or the path of a YAML file")
+    parser.add_argument("--only", metavar="NN", help="run one notebook, such as 03")
+    options = parser.parse_args(arguments)
+    # `kill` ends a run as Ctrl-C does: the kernel is stopped and nothing half-written stays.
+    signal.signal(signal.SIGTERM, _interrupt)
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    try:
+        profile = load_profile(options.profile)
+        if options.command == "plan":
+            return plan_command(profile, notebooks)
+        if options.command == "clean":
+            return clean_command(profile)
+        if options.command == "verify":
+            return verify_command(profile)
+        if options.command == "accept":
+            return accept_command(profile)
+        named = Path(options.profile)
+        value = str(named.resolve()) if named.is_file() else options.profile
+        return run_command(profile, {"profile": value}, notebooks, options.only)
+    except ArtifactError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "interrupted; what was finished is kept and the same command goes on from there", file=sys.stderr
+        )
+        return INTERRUPTED
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""A profile is one scale of the experiment: model, text, sizes, methods, what is evaluated. One YAML file each.
+
+>>> load_profile("pocket").training.seeds
+(42, 43, 44, 45, 46)
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from sae_lib.errors import ArtifactError
+from sae_lib.sae_config import METHODS, SAEConfig, Strict, method_recipe
+
+PROFILES = Path(__file__).parent / "profiles"
+
+
+class ModelConfig(Strict):
+    """The language model and the layer whose residual stream the SAEs read."""
+
+    name: str
+    """`pocket` (ships with the project), a Hugging Face hub id, or a local folder."""
+    revision: str | None = None
+    layer: int = Field(ge=0)
+    """Index of the block, counted from 0, after which the residual stream is read."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class CorpusConfig(Strict):
+    """Where text comes from."""
+
+    source: Literal["documentation", "hub", "files"]
+    packages: tuple[str, ...] = ()
+    name: str | None = None
+    revision: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    files: tuple[str, ...] = ()
+    text_field: str = "text"
+    held_out_fraction: float = Field(0.05, gt=0.0, lt=0.5)
+    """Share of the documents that metrics are computed on."""
+    calibration_fraction: float = Field(0.05, gt=0.0, lt=0.5)
+    """Share of the documents on which sparsity is matched between methods; no metric is computed on it."""
+
+    @model_validator(mode="after")
+    def _has_source(self) -> CorpusConfig:
+        needed = {"documentation": "packages", "hub": "name", "files": "files"}[self.source]
+        if not getattr(self, needed):
+            raise ValueError(f"source '{self.source}' needs corpus.{needed}")
+        return self
+
+
+class DataConfig(Strict):
+    """Sizes of the activation store and of its batches."""
+
+    context_length: int = Field(128, ge=8)
+    train_tokens: int = Field(ge=1)
+    """Rows of the activation store (BOS and EOS not counted)."""
+    held_out_contexts: int = Field(ge=1)
+    calibration_contexts: int = Field(ge=1)
+    window: int = Field(ge=1)
+    """Consecutive tokens that stay together in a batch; 1 is the ordinary shuffle of single tokens."""
+    batch_tokens: int = Field(ge=1)
+    shard_rows: int = Field(ge=1)
+    stream_seed: int = 0
+    """Order of the windows: the same for every method and seed."""
+
+    @model_validator(mode="after")
+    def _whole_windows(self) -> DataConfig:
+        if self.batch_tokens % self.window:
+            nearest = max(1, round(self.batch_tokens / self.window)) * self.window
+            raise ValueError(f"batch_tokens {self.batch_tokens} is no multiple of window {self.window}; try {nearest}")
+        if self.batch_tokens > self.train_tokens:
+            raise ValueError(f"batch_tokens {self.batch_tokens} is above train_tokens {self.train_tokens}")
+        return self
+
+
+def _distinct_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds are repeated: {list(seeds)}; a mean over copies has no spread")
+    return seeds
+
+
+class TrainingConfig(Strict):
+    """What every SAE of the profile shares."""
+
+    d_sae: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    schedule_scale: float = Field(1.0, gt=0.0)
+    """Factor on every count of steps in the recipes (warm-ups, resampling intervals), for runs shorter than theirs."""
+    seeds: tuple[int, ...] = Field(min_length=1)
+    ablation_seeds: tuple[int, ...] = Field(min_length=1)
+    workers: int = Field(1, ge=1)
+    """SAEs trained or evaluated side by side, each on one core (CPU only)."""
+    log_every: int = Field(ge=1)
+    checkpoint_every: int = Field(ge=1)
+    autocast: Literal["none", "bfloat16"] = "none"
+
+    _seeds = field_validator("seeds", "ablation_seeds")(_distinct_seeds)
+
+
+class CalibrationConfig(Strict):
+    """How sparsity is made comparable: each L1 method is trained at a few coefficients, with a seed of its own, and the
+    coefficient at which log L0 crosses log target_l0 is interpolated. L0 is measured on the calibration documents."""
+
+    target_l0: float = Field(gt=0.0)
+    seed: int = 7
+    coefficients: dict[str, tuple[float, ...]]
+    """Method -> values of l1_coefficient that bracket the target."""
+
+    @model_validator(mode="after")
+    def _brackets(self) -> CalibrationConfig:
+        for method, values in self.coefficients.items():
+            if len(values) < 2 or min(values) <= 0 or len(set(values)) != len(values):
+                raise ValueError(
+                    f"coefficients.{method} needs two or more distinct positive values, got {list(values)}"
+                )
+        return self
+
+
+class AblationConfig(Strict):
+    """The grids of the ablation notebook."""
+
+    atm_c: tuple[float, ...] = (-0.5, 0.0, 0.5, 1.0)
+    atm_r: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0)
+    atm_grid_seeds: tuple[int, ...] = Field((42,), min_length=1)
+    temporal_coefficients: tuple[float, ...] = (1e-2, 1.0)
+    """Values of lambda_2 beside the paper's."""
+    resampling_thresholds: tuple[float, ...] = (1e-5, 5e-4)
+    """Values of theta beside the paper's."""
+
+    _seeds = field_validator("atm_grid_seeds")(_distinct_seeds)
+
+
+class EvaluationConfig(Strict):
+    """What is computed for each SAE."""
+
+    batch_contexts: int = Field(16, ge=1)
+    absorption: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `metrics.absorption.AbsorptionConfig`."""
+
+
+class Estimates(Strict):
+    """Measured rates, for `make plan`."""
+
+    hardware: str
+    extract_s: float = Field(ge=0.0)
+    harvest_tokens_per_s: float = Field(gt=0.0)
+    sae_step_ms: float = Field(gt=0.0)
+    evaluate_sae_s: float = Field(ge=0.0)
+    overhead_s: float = Field(ge=0.0)
+    memory_gb: float = Field(gt=0.0)
+    needs_gpu: bool = False
+
+
+class Profile(Strict):
+    """One scale of the experiment."""
+
+    name: str
+    description: str
+    model: ModelConfig
+    corpus: CorpusConfig
+    data: DataConfig
+    training: TrainingConfig
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Method -> values laid over its recipe in `sae_config.METHODS`."""
+    as_written: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Method -> values of the papers' own coefficients, shown as they are."""
+    calibration: CalibrationConfig
+    ablations: AblationConfig = AblationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    estimates: Estimates
+
+    @model_validator(mode="after")
+    def _methods_exist(self) -> Profile:
+        for field in ("methods", "as_written"):
+            for method in getattr(self, field):
+                if method not in METHODS:
+                    raise ValueError(f"{field}.{method} is no method{nearest_hint(method, METHODS)}")
+        for method in self.calibration.coefficients:
+            if method not in METHODS:
+                raise ValueError(f"calibration.coefficients.{method} is no method{nearest_hint(method, METHODS)}")
+        for method in METHODS:
+            self.sae_config(method, {"k": 1, "target_l0": 1})
+        return self
+
+    def sae_config(self, method: str, overrides: dict[str, Any] | None = None) -> SAEConfig:
+        """The configuration of `method` at this profile: its recipe, the profile's values, then `overrides`."""
+        from sae_lib.sae_config import merged
+
+        training = self.training
+        values = merged(self.methods.get(method, {}), overrides or {})
+        recipe = method_recipe(method, training.d_sae, values, training.schedule_scale)
+        try:
+            return SAEConfig.model_validate(recipe)
+        except ValidationError as error:
+            raise ArtifactError(explain(error, SAEConfig, f"methods.{method}")) from None
+
+
+def nearest_hint(word: str, known: Any) -> str:
+    """'; did you mean 'x'?' or the list of what is known."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{match[0]}'?" if match else f"; known: {', '.join(sorted(known))}"
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    """One line for the first problem of a validation error: the field, what is wrong, and the nearest known key."""
+    first = error.errors()[0]
+    path = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
+    if first["type"] == "extra_forbidden":
+        owner = _model_at(model, first["loc"][:-1])
+        return f"{path}: unknown key{nearest_hint(str(first['loc'][-1]), owner.model_fields if owner else [])}"
+    got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+    return f"{path}: {first['msg'].removeprefix('Value error, ')}{got}"
+
+
+def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not models:
+            return None
+        model = models[0]
+    return model
+
+
+def load_profile(name: str | Path) -> Profile:
+    """The profile `name` (a file of `sae_lib/profiles` without its ending) or the one in the YAML file at a path.
+
+    Raises ArtifactError: unknown profile, unknown key (with the nearest known one), value out of range.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        raise ArtifactError(
+            f"profile: no profile '{name}'{nearest_hint(str(name), [p.stem for p in PROFILES.glob('*.yaml')])}"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf8"))
+    except yaml.YAMLError as error:
+        raise ArtifactError(f"profile {path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"profile {path.name}: expected keys and values, got {type(content).__name__}")
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        raise ArtifactError(explain(error, Profile, "")) from None

@@ -1,0 +1,182 @@
+"""What the results say about a claim, over seeds.
+
+Each check reduces to comparisons: a quantity with a 95 % t interval over seeds, and the sign that the paper
+gives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sae_lib.report.groups import drop_effect
+from sae_lib.report.intervals import Interval, difference, main_effects, t_interval
+from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METRICS, method_name
+from sae_lib.report.results import Results, seeds_of, select
+from sae_lib.report.training_checks import alpha_follows_loss, dominance, fluctuation
+from sae_lib.report.verdicts import (
+    CONTRADICTED,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+    Comparison,
+    Outcome,
+    decide,
+)
+
+# Methods whose L0 differs by more than this factor are not compared in what L0 decides.
+MATCHED_L0 = 1.5
+# Absorption is never told without these.
+_BESIDE = ("l0", "explained_variance", "ce_score")
+_DECIDED_BY_L0 = (
+    "absorption_fraction",
+    "absorption_full",
+    "explained_variance",
+    "ce_score",
+    "num_split_features",
+)
+
+
+def contrast(results: Results, options: Mapping[str, Any]) -> Outcome:
+    """Method `first` against each of `second`, seed by seed, in each metric of `wants`."""
+    group, first = options.get("group", "main"), options["first"]
+    comparisons, state = [], {}
+    for method in (first, *options["second"]):
+        rows = results.rows(group, method)
+        state[method] = {metric: t_interval(seeds_of(rows, metric)).mean for metric in _BESIDE}
+    for want in options["wants"]:
+        metric = want["metric"]
+        ours = seeds_of(results.rows(group, first), metric)
+        for method in options["second"]:
+            theirs = seeds_of(results.rows(group, method), metric)
+            name = f"{_metric(metric)}, {method_name(first)} − {method_name(method)}:"
+            comparisons.append(
+                Comparison(name, difference(ours, theirs), want["want"], want.get("margin", 0.0))
+            )
+    note = "".join(
+        f"; {method_name(method)} at " + ", ".join(f"{_metric(m)} {value:.3g}" for m, value in values.items())
+        for method, values in state.items()
+    )
+    outcome = decide(comparisons, note)
+    known = [values["l0"] for values in state.values() if values["l0"] > 0]
+    bound_to_l0 = group == "main" and any(want["metric"] in _DECIDED_BY_L0 for want in options["wants"])
+    if outcome.verdict != NOT_RUN and bound_to_l0 and (not known or max(known) > MATCHED_L0 * min(known)):
+        return Outcome(NOT_RUN, f"L0 is not matched, so nothing follows from: {outcome.reason}")
+    return outcome
+
+
+def factorial_effects(results: Results, options: Mapping[str, Any]) -> Outcome:
+    """Main effects of mechanisms in the 2x2x2 factorial."""
+    rows = results.evaluation[results.evaluation["group"] == "factorial"]
+    metrics = {want["metric"] for want in options["wants"]} | {"l0"}
+    if rows.empty or not metrics | set(MECHANISMS) <= set(rows.columns):
+        return Outcome(NOT_RUN, "no results for the factorial of the mechanisms")
+    effects = {metric: main_effects(rows, metric, MECHANISMS) for metric in metrics}
+    comparisons = [
+        Comparison(
+            f"effect of {MECHANISMS[factor]} on {_metric(want['metric'])}:",
+            effects[want["metric"]][factor],
+            want["want"],
+            want.get("margin", 0.0),
+        )
+        for factor in options["factors"]
+        for want in options["wants"]
+    ]
+    note = "; on L0 " + ", ".join(f"{effects['l0'][factor].mean:+.3g}" for factor in options["factors"])
+    return decide(comparisons, note)
+
+
+def rare_letters(results: Results, options: Mapping[str, Any]) -> Outcome:
+    """Full absorption of the third of the letters with the fewest words: zero, or above the others'."""
+    rows = select(results.letters, "main", options["method"])
+    words = rows.groupby("letter")["test_words"].mean().sort_values(kind="stable")
+    rare = list(words.index[: len(words) // 3])
+    if not rare or "absorption_full" not in rows:
+        return Outcome(NOT_RUN, "no results for letters")
+    is_rare = rows["letter"].isin(rare)
+    of_rare, of_others = (seeds_of(rows[part], "absorption_full") for part in (is_rare, ~is_rare))
+    interval, gap = t_interval(of_rare), difference(of_rare, of_others)
+    reason = (
+        f"absorption (full) of the {len(rare)} letters with the fewest words ({', '.join(sorted(rare))}): "
+        f"{interval}; minus that of the others: {gap.range}"
+    )
+    if gap.n < 2:
+        return Outcome(NOT_RUN, f"one seed gives no interval: {reason}")
+    if interval.high <= options["zero"]:
+        return Outcome(REPRODUCED, reason)
+    return Outcome(CONTRADICTED if gap.low > 0 else NOT_REPRODUCED, reason)
+
+
+def seeds(results: Results, options: Mapping[str, Any]) -> Outcome:
+    """Whether each method of the main table has exactly the seeds of the paper."""
+    wanted = set(options["seeds"])
+    have = {method: set(results.rows("main", method)["seed"].astype(int)) for method in MAIN_METHODS}
+    if not any(have.values()):
+        return Outcome(NOT_RUN, "no results for the main table")
+    short = [method_name(method) for method, found in have.items() if found != wanted]
+    spread = f"seeds {min(wanted)} to {max(wanted)}"
+    if short:
+        return Outcome(NOT_REPRODUCED, f"other seeds than {spread} for {', '.join(short)}")
+    return Outcome(
+        REPRODUCED, f"every method of the main table has {spread}; the paper gives no spread, we do"
+    )
+
+
+def toy_absorption(results: Results, options: Mapping[str, Any]) -> Outcome:
+    """How often the parent's latent is silent although parent and child are on, where the features are
+    known."""
+
+    def rate(method: str, column: str) -> Interval:
+        rows = results.toy_summary
+        return t_interval(seeds_of(rows[rows["method"] == method], column))
+
+    method = options["method"]
+    silent = rate(method, "parent_silent_rate")
+    parts = [
+        f"{method_name(each)} {rate(each, 'parent_silent_rate')}, cos(child, parent) "
+        f"{rate(each, 'cos_child_parent').mean:.2f}"
+        for each in (method, *options["beside"])
+        if rate(each, "parent_silent_rate").n
+    ]
+    if silent.n < 2:
+        return Outcome(NOT_RUN, "no toy SAEs of two seeds")
+    reason = "parent silent while parent and child are on: " + "; ".join(parts)
+    if silent.low > options["floor"]:
+        return Outcome(REPRODUCED, reason)
+    return Outcome(CONTRADICTED if silent.high < options["floor"] else NOT_REPRODUCED, reason)
+
+
+def drop_one(results: Results, options: Mapping[str, Any]) -> Outcome:
+    """Each part of ATM's importance dropped, against all parts."""
+    rows = results.evaluation[results.evaluation["group"] == "atm_importance"]
+    if not {"importance", "l0", *(want["metric"] for want in options["wants"])} <= set(rows.columns):
+        return Outcome(NOT_RUN, "no results for ATM's importance")
+    comparisons = [
+        Comparison(
+            f"{_metric(want['metric'])} without {part}:",
+            drop_effect(rows, want["metric"], part),
+            want["want"],
+            want.get("margin", 0.0),
+        )
+        for part in IMPORTANCE_PARTS
+        for want in options["wants"]
+    ]
+    note = "; on L0 " + ", ".join(f"{drop_effect(rows, 'l0', part).mean:+.3g}" for part in IMPORTANCE_PARTS)
+    return decide(comparisons, note)
+
+
+def _metric(name: str) -> str:
+    return METRICS[name].label if name in METRICS else name.replace("_", " ").replace("l1 per l0", "L1 / L0")
+
+
+DATA_CHECKS: dict[str, Callable[[Results, Mapping[str, Any]], Outcome]] = {
+    "contrast": contrast,
+    "main_effects": factorial_effects,
+    "rare_letters": rare_letters,
+    "alpha_follows_loss": alpha_follows_loss,
+    "dominance": dominance,
+    "fluctuation": fluctuation,
+    "seeds": seeds,
+    "toy_absorption": toy_absorption,
+    "drop_one": drop_one,
+}

@@ -1,0 +1,86 @@
+"""What methods and metrics are called, in which order they stand, and which direction of a metric is
+better."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Direction = Literal["lower", "higher", "none"]
+ARROWS: dict[str, str] = {"lower": "↓", "higher": "↑", "none": "–"}
+
+# In the order of every table and figure.
+METHODS: dict[str, str] = {
+    "standard": "Standard",
+    "topk": "TopK",
+    "batchtopk": "BatchTopK",
+    "jumprelu": "JumpReLU",
+    "temporal_sae": "TemporalSAE",
+    "atm": "ATM",
+    "dropout": "Uniform dropout",
+    "paper_standard": "Standard (paper's recipe)",
+    "paper_atm": "ATM (paper's recipe)",
+    "untrained": "Untrained",
+}
+MAIN_METHODS = tuple(METHODS)[:7]
+
+# The three mechanisms of TemporalSAE: column of evaluation.parquet -> name.
+MECHANISMS: dict[str, str] = {
+    "temporal": "temporal penalty",
+    "resampling": "resampling",
+    "gradient_scaling": "gradient scaling",
+}
+# The three parts of ATM's importance score.
+IMPORTANCE_PARTS = ("magnitude", "frequency", "contribution")
+
+
+class Metric(NamedTuple):
+    """How a column of evaluation.parquet is shown."""
+
+    label: str
+    direction: Direction
+    decimals: int
+
+    @property
+    def header(self) -> str:
+        """The label with an arrow: ↑ higher is better, ↓ lower is better, – neither."""
+        return f"{self.label} {ARROWS[self.direction]}"
+
+    @property
+    def axis(self) -> str:
+        """The label with its direction in words, for an axis."""
+        return self.label if self.direction == "none" else f"{self.label}\n({self.direction} is better)"
+
+
+METRICS: dict[str, Metric] = {
+    "l0": Metric("L0", "none", 1),
+    "l1": Metric("L1", "none", 1),
+    "mse": Metric("MSE", "lower", 4),
+    "cosine": Metric("cosine", "higher", 3),
+    "explained_variance": Metric("explained variance", "higher", 3),
+    "ce_score": Metric("CE score", "higher", 3),
+    "kl_score": Metric("KL score", "higher", 3),
+    "absorption_fraction": Metric("absorption, fraction", "lower", 3),
+    "absorption_full": Metric("absorption, full", "lower", 3),
+    "absorption_unthresholded": Metric("absorption, unthresholded", "lower", 3),
+    "num_split_features": Metric("splits", "none", 2),
+    "dead_fraction": Metric("dead share", "lower", 3),
+    "letters": Metric("letters", "none", 0),
+    "final_loss": Metric("loss", "lower", 2),
+}
+
+
+def method_name(method: str) -> str:
+    """The display name of a method; an unknown one is shown as it is."""
+    return METHODS.get(method, method.replace("_", " "))
+
+
+def in_order(methods: list[str]) -> list[str]:
+    """Methods in the order of `METHODS`, unknown ones last and sorted.
+
+    >>> in_order(["atm", "zeta", "topk"])
+    ['topk', 'atm', 'zeta']
+    """
+    known = list(METHODS)
+    return sorted(
+        set(methods), key=lambda method: (known.index(method) if method in known else len(known), method)
+    )

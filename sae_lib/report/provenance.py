@@ -1,0 +1,149 @@
+"""Where results come from: the table at the end of each notebook, and the manifest beside its results."""
+
+import importlib.metadata
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_lib.environment import differences
+from sae_lib.errors import ArtifactError
+from sae_lib.files import file_sha256, read_json, write_json
+from sae_lib.paths import LOCK_FILE, ROOT, Paths, shown
+
+if TYPE_CHECKING:
+    from sae_lib.profile import Profile
+
+# What a change of makes the code another revision; notebooks' outputs and figures are made by it.
+CODE = ("sae_lib", "Makefile", "requirements.lock", "pyproject.toml")
+VERSIONS = ("torch", "transformers", "datasets", "numpy", "scikit-learn", "pandas")
+FIGURES = "figures"
+
+
+class Provenance(dict[str, str]):
+    """Facts by name, shown as a Markdown table by notebooks and as aligned lines by `print`."""
+
+    def __str__(self) -> str:
+        width = max(map(len, self), default=0)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.items())
+
+    def _repr_markdown_(self) -> str:
+        rows = [f"| {name} | {value} |" for name, value in self.items()]
+        return "\n".join(["| provenance | |", "|:--|:--|", *rows])
+
+
+def provenance(profile: "Profile", started: float) -> Provenance:
+    """What the results of a notebook were made from.
+
+    Args:
+        profile: the profile it ran at.
+        started: `time.time()` at its beginning.
+    """
+    paths = Paths(profile.name)
+    seeds = ", ".join(map(str, profile.training.seeds))
+    revision = f" at {profile.model.revision}" if profile.model.revision else ""
+    different = differences()
+    return Provenance(
+        {
+            "profile": profile.name,
+            "code": code_revision(),
+            "lock": f"{file_sha256(LOCK_FILE)[:12]} ({_agreement(different)})",
+            "corpus": _from_manifest(paths.tokens, "corpus_hash"),
+            "model": f"{profile.model.name}{revision}, layer {profile.model.layer}, {profile.model.dtype}",
+            "model identity": _from_manifest(paths.store, "identity"),
+            "seeds": seeds,
+            "device": _device(profile.model.device),
+            "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS),
+            "wall time": f"{time.time() - started:.0f} s",
+        }
+    )
+
+
+def code_revision() -> str:
+    """The commit of the checkout, "and local changes" where the code differs; "unknown" without one."""
+    # A copy without its own history may lie inside another repository, whose commit says nothing about it.
+    top = _git("rev-parse", "--show-toplevel")
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    if top is None or commit is None or Path(top).resolve() != ROOT:
+        return "unknown"
+    return f"{commit} and local changes" if _git("status", "--porcelain", "--", *CODE) else commit
+
+
+def manifest_file(paths: Paths, stage: str) -> Path:
+    """The manifest of a notebook, named by its number or its whole name: "02" and "02_train" are one."""
+    return paths.results / f"{stage.partition('_')[0]}.json"
+
+
+def write_stage_manifest(paths: Paths, stage: str, outputs: Iterable[Path]) -> Path:
+    """Record what a notebook made; the notebooks after it are run again when it changes.
+
+    Args:
+        stage: the notebook's number, such as "02".
+        outputs: files under the profile's folder or its figures folder.
+
+    Raises:
+        ArtifactError: an output is missing or lies elsewhere.
+    """
+    hashes = {}
+    for file in sorted({Path(output).resolve() for output in outputs}):
+        if not file.is_file():
+            raise ArtifactError(
+                f"{stage}: the output {shown(file)} was not written; run the notebook from its top"
+            )
+        hashes[_output_name(paths, file)] = file_sha256(file)
+    upstream = {}
+    for earlier in sorted(paths.results.glob("[0-9][0-9].json")):
+        if earlier.stem < stage.partition("_")[0]:
+            upstream[earlier.stem] = file_sha256(earlier)
+    file = manifest_file(paths, stage)
+    write_json(file, {"profile": paths.profile, "outputs": hashes, "upstream": upstream})
+    return file
+
+
+def output_path(paths: Paths, name: str) -> Path:
+    """The file behind a name in a manifest."""
+    first, _, rest = name.partition("/")
+    return paths.figures / rest if first == FIGURES else paths.root / name
+
+
+def _output_name(paths: Paths, file: Path) -> str:
+    for folder, prefix in ((paths.figures.resolve(), f"{FIGURES}/"), (paths.root.resolve(), "")):
+        if file.is_relative_to(folder):
+            return prefix + file.relative_to(folder).as_posix()
+    raise ArtifactError(
+        f"the output {shown(file)} lies outside {shown(paths.root)} and {shown(paths.figures)}"
+    )
+
+
+def _agreement(different: list[str]) -> str:
+    if not different:
+        return "all pins installed"
+    more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+    return f"differs: {different[0]}{more}"
+
+
+def _from_manifest(folder: Path, field: str) -> str:
+    """The first characters of a hash in the folder's manifest."""
+    try:
+        return str(read_json(folder / "manifest.json")[field])[:12]
+    except (FileNotFoundError, KeyError):
+        return "not made yet"
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    if asked != "cpu" and torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name(0)}, {torch.cuda.device_count()} visible"
+    return f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,92 @@
+"""The tidy tables of one profile, as the evaluation notebooks leave them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import pandas as pd
+
+from sae_lib.errors import ArtifactError
+from sae_lib.report.groups import sequence_numbers
+
+# What every check may rely on; a table that was not made is empty, a column that was not made is NaN.
+KEYS: dict[str, tuple[str, ...]] = {
+    "evaluation": ("run", "group", "method", "seed"),
+    "letters": ("run", "group", "method", "seed", "letter", "test_words"),
+    "density": ("run", "method", "seed", "log10_rate_left", "count"),
+    "history": ("run", "group", "method", "seed", "step"),
+    "toy": ("method", "seed", "kind", "row", "latent", "value"),
+    "toy_summary": ("method", "seed"),
+}
+
+
+def _empty(name: str) -> pd.DataFrame:
+    return pd.DataFrame(columns=list(KEYS[name]))
+
+
+@dataclass
+class Results:
+    """`evaluation`: one row per SAE; `letters`: per SAE and letter; `density`: firing-rate histograms;
+    `history`: training logs; `toy` and `toy_summary`: SAEs on data with known features (columns in
+    `absorption_figures`)."""
+
+    evaluation: pd.DataFrame = field(default_factory=lambda: _empty("evaluation"))
+    letters: pd.DataFrame = field(default_factory=lambda: _empty("letters"))
+    density: pd.DataFrame = field(default_factory=lambda: _empty("density"))
+    history: pd.DataFrame = field(default_factory=lambda: _empty("history"))
+    toy: pd.DataFrame = field(default_factory=lambda: _empty("toy"))
+    toy_summary: pd.DataFrame = field(default_factory=lambda: _empty("toy_summary"))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Results:
+        """Read `<table>.parquet` for each table that is in `folder`.
+
+        Raises ArtifactError: no such folder, a file that is no parquet table, a table without its key
+        columns.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ArtifactError(
+                f"results: there is no folder {folder}; run `make paper` at this profile first"
+            )
+        tables = {}
+        for name in (each.name for each in fields(cls)):
+            path = folder / f"{name}.parquet"
+            if not path.is_file():
+                continue
+            try:
+                tables[name] = pd.read_parquet(path)
+            except (OSError, ValueError) as error:
+                raise ArtifactError(
+                    f"results: {path} is no readable parquet table ({error}); "
+                    "remove it and run `make paper` again"
+                ) from None
+            missing = [column for column in KEYS[name] if column not in tables[name]]
+            if missing:
+                raise ArtifactError(
+                    f"results: {path} has no column {', '.join(missing)}; run `make paper` again"
+                )
+        return cls(**tables)
+
+    def rows(self, group: str, method: str) -> pd.DataFrame:
+        """The evaluation rows of one method in one group; in group `sequence`, method is 'run_1' to
+        'run_4'."""
+        return select(self.evaluation, group, method)
+
+
+def select(frame: pd.DataFrame, group: str, method: str) -> pd.DataFrame:
+    """The rows of `method` in `group` of any table with the columns group, method and run."""
+    rows = frame[frame["group"] == group]
+    if group == "sequence":
+        return rows[sequence_numbers(rows) == float(method.removeprefix("run_"))]
+    return rows[rows["method"] == method]
+
+
+def seeds_of(rows: pd.DataFrame, metric: str) -> pd.Series:
+    """`metric` by seed; empty where the column was not made. `l1_per_l0` is L1 divided by L0."""
+    if metric == "l1_per_l0":
+        return (seeds_of(rows, "l1") / seeds_of(rows, "l0")).dropna()
+    if metric not in rows or rows.empty:
+        return pd.Series(dtype=float)
+    return rows.groupby("seed")[metric].mean().astype(float).dropna()

@@ -1,0 +1,75 @@
+"""Lines that teach and ask for first letters, as token ids.
+
+Two forms, both ending a line with the upper-case first letter after a space:
+
+- dense: ``{word}: {X}`` (4 tokens a line), learned many times faster;
+- prompt: ``{word} has the first letter: {X}`` (8 tokens a line), the form that the absorption metric asks in.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_lib.errors import ArtifactError
+
+ASK = " has the first letter:"
+ALPHABETIC = re.compile(r" ?[a-zA-Z]+")
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+IGNORED = -100  # label of a position that the loss leaves out
+
+
+def single_token(tokenizer: Any, text: str) -> int:
+    """The id of `text`, which must be one token. Raises ArtifactError when the tokenizer splits it."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise ArtifactError(f"model.name: the tokenizer splits {text!r} into {len(ids)} tokens; spelling needs one")
+    return int(ids[0])
+
+
+def alphabetic_tokens(tokenizer: Any) -> NDArray[np.int64]:
+    """Ids of all vocabulary entries that are ASCII letters after at most one leading space, ascending."""
+    texts = ((token_id, tokenizer.decode([token_id])) for token_id in range(len(tokenizer)))
+    special = set(tokenizer.all_special_ids)
+    return np.array([i for i, text in texts if i not in special and ALPHABETIC.fullmatch(text)], dtype=np.int64)
+
+
+class SpellingLines:
+    """Random windows of spelling lines for one tokenizer.
+
+    `windows(rng, n, length, dense)` gives tokens and labels `[n, length]`; only the letters carry a label, because the
+    words themselves are drawn at random and cannot be predicted.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.bos = int(tokenizer.bos_token_id)
+        self.words = alphabetic_tokens(tokenizer)
+        first = [tokenizer.decode([i]).strip()[0].upper() for i in self.words]
+        self.letters = [single_token(tokenizer, f" {letter}") for letter in LETTERS]
+        self.answers = np.array(self.letters)[[LETTERS.index(letter) for letter in first]]  # aligned with self.words
+        self.newline = single_token(tokenizer, "\n")
+        self.colon = single_token(tokenizer, ":")
+        self.ask = np.array(tokenizer(ASK, add_special_tokens=False)["input_ids"])
+
+    def windows(
+        self, rng: np.random.Generator, n: int, length: int, dense: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`n` windows of `length` tokens: BOS, newline, then lines; tokens and labels int64 `[n, length]`."""
+        middle = np.array([self.colon]) if dense else self.ask
+        line = len(middle) + 3  # word, middle, letter, newline
+        lines = (length - 2) // line + 1
+        chosen = rng.integers(len(self.words), size=(n, lines))
+        block = np.empty((n, lines, line), dtype=np.int64)
+        block[:, :, 0] = self.words[chosen]
+        block[:, :, 1:-2] = middle
+        block[:, :, -2] = self.answers[chosen]
+        block[:, :, -1] = self.newline
+        labelled = np.full_like(block, IGNORED)
+        labelled[:, :, -2] = self.answers[chosen]
+        head = np.tile([self.bos, self.newline], (n, 1))
+        tokens = np.concatenate([head, block.reshape(n, -1)], axis=1)[:, :length]
+        labels = np.concatenate([np.full_like(head, IGNORED), labelled.reshape(n, -1)], axis=1)[:, :length]
+        return tokens, labels

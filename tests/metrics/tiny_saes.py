@@ -1,0 +1,11 @@
+"""Freshly initialised SAEs of a few latents."""
+
+from typing import Any
+
+from sae_lib.autoencoders import Autoencoder, build_autoencoder
+from sae_lib.sae_config import SAEConfig
+
+
+def make_sae(*, d_in: int, seed: int = 0, **config: Any) -> Autoencoder:
+    """An untrained SAE; `config` holds fields of `SAEConfig`."""
+    return build_autoencoder(SAEConfig.model_validate(config), d_in=d_in, seed=seed)

@@ -1,0 +1,190 @@
+"""Results as the notebooks leave them, made up: the schema with plausible numbers, seeded."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae_lib.report.results import Results
+
+SEEDS = (42, 43, 44, 45, 46)
+LETTERS = "abcdefghijklmnopqrstuvw"
+# method -> (absorption fraction, explained variance, L0) of the main table
+MAIN = {
+    "standard": (0.12, 0.90, 16.0),
+    "topk": (0.20, 0.92, 16.0),
+    "batchtopk": (0.19, 0.93, 16.4),
+    "jumprelu": (0.17, 0.91, 15.6),
+    "temporal_sae": (0.10, 0.84, 17.0),
+    "atm": (0.06, 0.87, 15.8),
+    "dropout": (0.08, 0.86, 16.2),
+}
+WRITTEN = {
+    "paper_standard": (0.02, 0.97, 300.0),
+    "topk": (0.01, 0.99, 320.0),
+    "jumprelu": (0.01, 0.98, 310.0),
+    "temporal_sae": (0.05, 0.60, 120.0),
+    "paper_atm": (0.02, 0.95, 250.0),
+}
+
+
+def sae_row(
+    rng: np.random.Generator, group: str, method: str, seed: int, centre: Any, **more: Any
+) -> dict[str, Any]:
+    absorption, variance, l0 = centre
+    absorption = max(0.0, absorption + 0.004 * rng.standard_normal())
+    variance = variance + 0.002 * rng.standard_normal()
+    tag = "-".join(str(value) for value in more.values())
+    return {
+        "run": f"{group}-{method}-{seed}-{tag}", "group": group, "method": method, "seed": seed,
+        "architecture": "standard", "temporal": False, "resampling": False, "gradient_scaling": False,
+        "masking": False, "c": np.nan, "r": np.nan, "importance": None, "l1_coefficient": 0.04,
+        "temporal_coefficient": np.nan, "k": np.nan, "target_l0": np.nan, "d_sae": 1024, "steps": 976,
+        "tokens": 999_424, "train_seconds": 20.0, "final_loss": 0.2 + 0.01 * rng.standard_normal(),
+        "l0": l0 * (1 + 0.01 * rng.standard_normal()), "l1": 2.2 * l0, "mse": 1 - variance,
+        "cosine": variance**0.5, "explained_variance": variance, "ce_clean": 3.5, "ce_zero": 8.0,
+        "ce_sae": 3.7, "ce_score": min(1.0, variance + 0.05), "kl_zero": 5.0, "kl_sae": 0.2,
+        "kl_score": min(1.0, variance + 0.04), "dead_fraction": 0.1 + 0.01 * rng.standard_normal(),
+        "absorption_fraction": absorption, "absorption_full": absorption / 4,
+        "absorption_unthresholded": absorption * 2, "num_split_features": 1.3 + 0.05 * rng.standard_normal(),
+        "probe_f1": 0.9, "letters": len(LETTERS), "words": 700,
+    } | more  # fmt: skip
+
+
+def evaluation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [sae_row(rng, "main", m, s, centre) for m, centre in MAIN.items() for s in seeds]
+    rows += [sae_row(rng, "as_written", m, s, centre) for m, centre in WRITTEN.items() for s in seeds]
+    for method in ("standard", "temporal_sae", "atm", "dropout"):
+        for factor, coefficient in ((0.5, 0.16), (1.1, 0.04), (4.0, 0.01)):
+            absorption, variance, l0 = MAIN[method]
+            centre = (absorption / factor**0.3, 1 - (1 - variance) / factor**0.4, l0 * factor)
+            rows.append(sae_row(rng, "calibration", method, 7, centre, l1_coefficient=coefficient))
+    rows += [sae_row(rng, "untrained", "untrained", s, (0.03, 0.25, 500.0)) for s in seeds[:1]]
+    for on in itertools.product((False, True), repeat=3):
+        temporal, resampling, scaling = on
+        centre = (0.12 - 0.02 * temporal, 0.90 - 0.004 * resampling, 16 + 8 * resampling)
+        parts = {"temporal": temporal, "resampling": resampling, "gradient_scaling": scaling}
+        dead = 0.3 - 0.25 * resampling
+        rows += [
+            sae_row(rng, "factorial", "temporal_sae", s, centre, **parts, dead_fraction=dead + 0.001 * s)
+            for s in seeds[:3]
+        ]
+    for number in (1, 2, 3, 4):
+        centre = (0.05 + 0.01 * number, 0.8, 120.0)
+        rows += [sae_row(rng, "sequence", f"run_{number}", s, centre) for s in seeds[:3]]
+    for importance, extra in (
+        ("magnitude+frequency+contribution", 0.0), ("frequency+contribution", 0.03),
+        ("magnitude+contribution", 0.04), ("magnitude+frequency", 0.05),
+    ):  # fmt: skip
+        centre = (0.06 + extra, 0.87, 15.8)
+        rows += [sae_row(rng, "atm_importance", "atm", s, centre, importance=importance) for s in seeds[:3]]
+    for c, r in itertools.product((-0.5, 0.0, 0.5, 1.0), (0.5, 1.0, 2.0, 5.0)):
+        centre = (0.10 - 0.02 * c - 0.005 * r, 0.9 - 0.01 * r, 15 - c)
+        rows.append(sae_row(rng, "atm_grid", "atm", seeds[0], centre, c=c, r=r))
+    return pd.DataFrame(rows)
+
+
+def letters(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    rows = []
+    for group, centres in (("main", MAIN), ("as_written", WRITTEN)):
+        for (method, centre), seed in itertools.product(centres.items(), seeds):
+            for place, letter in enumerate(LETTERS):
+                fraction = float(np.clip(centre[0] * rng.gamma(2, 0.5), 0, 1))
+                rows.append(
+                    {
+                        "run": f"{group}-{method}-{seed}-", "group": group, "method": method, "seed": seed,
+                        "letter": letter, "probe_f1": 0.9, "test_words": 60 - 2 * place,
+                        "true_positives": 55 - 2 * place, "absorption_fraction": fraction,
+                        "absorption_full": fraction / 4, "absorption_unthresholded": fraction * 2,
+                        "num_split_features": 1 + (place % 2), "k1_f1": 0.7,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def history(seeds: tuple[int, ...] = SEEDS, steps: int = 976) -> pd.DataFrame:
+    rng = np.random.default_rng(2)
+    rows = []
+    noise = {"standard": 0.02, "jumprelu": 0.08}
+    for group, centres in (("main", MAIN), ("as_written", {"temporal_sae": WRITTEN["temporal_sae"]})):
+        for (method, (_, variance, l0)), seed in itertools.product(centres.items(), seeds):
+            temporal = method == "temporal_sae"
+            for step in range(0, steps, 20):
+                unexplained = (1 - variance) + 0.9 * np.exp(-step / 60)
+                loss = unexplained * np.exp(noise.get(method, 0.03) * rng.standard_normal())
+                rows.append(
+                    {
+                        "run": f"{group}-{method}-{seed}-", "group": group, "method": method, "seed": seed,
+                        "step": step, "tokens": step * 1024, "loss": loss * (1.5 + len(method) / 4),
+                        "reconstruction": loss, "sparsity": 0.1, "auxiliary": 0.0, "temporal": 0.0,
+                        "l0": l0 * (1 + 3 * np.exp(-step / 100)), "explained_variance": 1 - loss,
+                        "dead_fraction": 0.1, "mask_rate": np.nan, "resampled": 0,
+                        "alpha": float(step < 200 or rng.random() < 0.5) if temporal else np.nan,
+                        "alpha_saturated": 0.9 if temporal else np.nan,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def density(table: pd.DataFrame) -> pd.DataFrame:
+    """A histogram for each SAE of the factorial; gradient scaling moves mass out of the top bins."""
+    lefts = np.arange(-5.0, 0.0, 0.25)
+    rows = []
+    for sae in table[table["group"] == "factorial"].itertuples():
+        centre = -2.5 - (0.3 if sae.gradient_scaling else 0.0) + 0.001 * (sae.seed - 44)
+        counts = np.round(1000 * np.exp(-((lefts - centre) ** 2) / (1.0 if sae.gradient_scaling else 1.6)))
+        rows += [
+            {
+                "run": sae.run,
+                "method": sae.method,
+                "seed": sae.seed,
+                "log10_rate_left": left,
+                "count": int(count),
+            }
+            for left, count in zip(lefts, counts, strict=True)
+        ]
+    return pd.DataFrame(rows)
+
+
+def toys(seeds: tuple[int, ...] = SEEDS) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rng = np.random.default_rng(3)
+    features = ["parent", "child 1", "child 2", "child 3"]
+    rows, summary = [], []
+    for method, (silent, along) in {
+        "standard": (0.92, 0.6),
+        "atm": (0.01, 0.1),
+        "dropout": (0.1, 0.5),
+    }.items():
+        for seed in seeds:
+            for place, name in enumerate(
+                ["parent only", *(f"parent + {child}" for child in features[1:]), "none"]
+            ):
+                for at, latent in enumerate(features):
+                    on = (latent == "parent" and name != "none") or (at > 0 and at == place)
+                    value = float(on) * (1 - silent if latent == "parent" and 0 < place < 4 else 1)
+                    value = abs(value + 0.01 * rng.standard_normal())
+                    rows.append((method, seed, "activation", name, latent, value))
+            for feature, latent in itertools.product(features, features):
+                value = 1.0 if feature == latent else along if feature == "parent" else 0.0
+                rows.append((method, seed, "cosine", feature, latent, value + 0.02 * rng.standard_normal()))
+            summary.append(
+                {
+                    "method": method, "seed": seed,
+                    "parent_silent_rate": silent + 0.005 * rng.standard_normal(), "miss_rate": 0.01,
+                    "cos_child_parent": along, "cos_parent_parent": 0.98,
+                    "explained_variance": 0.99, "l0": 1.1, "true_l0": 1.12,
+                }
+            )  # fmt: skip
+    columns = ["method", "seed", "kind", "row", "latent", "value"]
+    return pd.DataFrame(rows, columns=columns), pd.DataFrame(summary)
+
+
+def results(seeds: tuple[int, ...] = SEEDS) -> Results:
+    table = evaluation(seeds)
+    toy, summary = toys(seeds)
+    return Results(table, letters(seeds), density(table), history(seeds), toy, summary)

@@ -1,0 +1,355 @@
+"""The ledger: the papers' arithmetic by hand, verdicts that follow the data, `verify` that notices a
+change."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+
+from sae_lib.errors import ArtifactError
+from sae_lib.files import read_json, write_json
+from sae_lib.profile import Profile, load_profile
+from sae_lib.report.claim_file import CLAIM_IDS, CLAIMS_FILE, load_claims
+from sae_lib.report.claims import claims_table, evaluate_claims, verify, write_verdicts
+from sae_lib.report.intervals import by_seed, difference, main_effects, t_interval
+from sae_lib.report.paper_checks import PAPER_CHECKS, overlap, quotient, rounding
+from sae_lib.report.results import KEYS, Results
+from sae_lib.report.training_checks import top_share
+from sae_lib.report.verdicts import VERDICTS, Comparison, decide
+from tests.report import synthetic
+
+CLAIMS = load_claims()
+POCKET = load_profile("pocket")
+GEMMA = POCKET.model_copy(update={"model": POCKET.model.model_copy(update={"name": "google/gemma-2-2b"})})
+INCONSISTENT = {"T-02", "T-05", "T-06", "T-07", "T-10", "T-12", "T-21", "T-25"}
+METHOD_CLAIMS = {"T-17", "T-18", "T-19", "M-05", "M-07", "M-08"}
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return synthetic.results()
+
+
+def verdicts(results: Results, profile: Profile = POCKET) -> dict[str, dict[str, str]]:
+    return evaluate_claims(profile, results, CLAIMS).set_index("id").to_dict("index")
+
+
+def answer(results: Results, name: str, profile: Profile = POCKET) -> dict[str, str]:
+    """The ledger's row for one claim."""
+    return evaluate_claims(profile, results, [claim for claim in CLAIMS if claim.id == name]).to_dict(
+        "records"
+    )[0]
+
+
+def save(results: Results, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name in KEYS:
+        getattr(results, name).to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def test_every_claim_of_the_papers_is_there_once() -> None:
+    ids = [entry["id"] for entry in yaml.safe_load(CLAIMS_FILE.read_text(encoding="utf8"))]
+    assert ids == [f"T-{n:02d}" for n in range(1, 31)] + [f"M-{n:02d}" for n in range(1, 9)]
+    assert [claim.id for claim in load_claims()] == ids
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda entries: entries[:-1], "missing M-08"),
+        (lambda entries: [*entries[:-1], entries[-1] | {"id": "M-09"}], "unknown M-09"),
+        (lambda entries: [*entries, entries[0]], "T-01 is there twice"),
+        (lambda entries: [entries[0] | {"colour": "red"}, *entries[1:]], "claims.T-01.colour: unknown key"),
+        (lambda entries: [entries[0] | {"paper_check": "guess"}, *entries[1:]], "paper_check 'guess'"),
+        (
+            lambda entries: [entries[0] | {"published": [{"name": "a", "value": 0.5}]}, *entries[1:]],
+            "in quotes",
+        ),
+        (lambda entries: [entries[26] | {"id": "T-01", "needs": None}, *entries[1:]], "nothing decides"),
+    ],
+)
+def test_a_wrong_claims_file_is_refused_by_name(tmp_path: Path, change, message: str) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_text(yaml.safe_dump(change(yaml.safe_load(CLAIMS_FILE.read_text(encoding="utf8")))), "utf8")
+    with pytest.raises(ArtifactError, match=message):
+        load_claims(path)
+
+
+def test_rounding_and_quotients() -> None:
+    assert rounding(Decimal("0.30")) == (0.295, 0.305)
+    low, high = quotient(Decimal("0.328"), Decimal("0.009"))
+    assert (low, high) == pytest.approx((0.3275 / 0.0095, 0.3285 / 0.0085))
+    assert overlap((0, 1), (1, 2)) and not overlap((0, 1), (1.01, 2))
+
+
+def test_what_the_papers_numbers_say_of_each_other(results: Results) -> None:
+    table = verdicts(Results())
+    assert {
+        name for name, row in table.items() if row["verdict"] == "inconsistent in the paper"
+    } == INCONSISTENT
+    assert table["T-20"]["verdict"] == "reproduced"
+    for name, number in {
+        "T-05": "36.4x", "T-06": "= 34.8", "T-10": "76.54 %", "T-20": "4882.8", "T-24": "8.6 to 9.3 %",
+        "T-25": "+2.7 %", "T-02": "at most 841", "M-03": "40.4 %", "T-08": "4.26", "T-01": "34.8x worse",
+    }.items():  # fmt: skip
+        assert number in table[name]["reason"], name
+    # Independent of what was run, and of the model.
+    for other in (verdicts(results), verdicts(results, GEMMA)):
+        assert {
+            name for name, row in other.items() if row["verdict"] == "inconsistent in the paper"
+        } == INCONSISTENT
+
+
+def test_paper_checks_follow_the_published_numbers() -> None:
+    claims = {claim.id: claim for claim in load_claims()}
+
+    def consistent(name: str, **changes: str) -> bool:
+        published = {number.name: number.value for number in claims[name].published}
+        assert set(changes) <= {key.replace(" ", "_") for key in published}
+        published |= {
+            key: Decimal(changes[key.replace(" ", "_")])
+            for key in published
+            if key.replace(" ", "_") in changes
+        }
+        return PAPER_CHECKS[claims[name].paper_check or ""](published).consistent
+
+    assert consistent("T-05", headline="0.313")
+    assert consistent("T-06", headline="0.313")
+    assert consistent("T-07", ours="0.940")
+    assert consistent("T-10", reduction_in_per_cent="80.0")
+    assert consistent("T-12", q_in_run_4="0.405")
+    assert not consistent("T-20", steps="4883")
+    assert consistent("T-21", TopK_in_section_2="0.938")
+    assert consistent("T-25", loss="322.33")
+    assert consistent("T-02", cosine_of_ours="0.960")
+    assert not consistent("T-23", factor="36.5")
+    assert not consistent("T-24", increase_in_per_cent="12.0")
+    assert not consistent("M-03", reduction_in_per_cent="60")
+
+
+def test_gemma_claims_are_not_answered_by_another_model(results: Results) -> None:
+    table = verdicts(results)
+    decided = {name for name, row in table.items() if row["verdict"] != "not run at this profile"}
+    assert decided == INCONSISTENT | METHOD_CLAIMS | {"T-20"}
+    assert "google/gemma-2-2b" in table["T-03"]["reason"] and "pocket" in table["T-03"]["reason"]
+    assert "(n = 5)" in table["T-03"]["measured"]
+    assert table["T-08"]["at_this_scale"] == "reproduced"
+    assert table["M-04"]["reason"].endswith("this needs sparse probing on the 35 tasks")
+
+
+def test_gemma_numbers_are_compared_within_tolerance(results: Results) -> None:
+    rows = results.evaluation.copy()
+    targets = {"paper_standard": 8311.29, "topk": 320.0, "jumprelu": 319.99, "temporal_sae": 1950.0}
+    for method, l0 in targets.items():
+        rows.loc[(rows["group"] == "as_written") & (rows["method"] == method), "l0"] = l0
+    assert answer(replace(results, evaluation=rows), "T-03", GEMMA)["verdict"] == "reproduced"
+    rows.loc[(rows["group"] == "as_written") & (rows["method"] == "temporal_sae"), "l0"] = 1500.0
+    row = answer(replace(results, evaluation=rows), "T-03", GEMMA)
+    assert row["verdict"] == "not reproduced" and "ours 1500 for 1950.00" in row["reason"]
+    rows = rows[rows["method"] != "jumprelu"]
+    assert answer(replace(results, evaluation=rows), "T-03", GEMMA)["verdict"] == "not run at this profile"
+
+
+def test_a_gemma_number_that_is_missed_and_reversed_is_contradicted(results: Results) -> None:
+    """M-01: ATM above both baselines at matched L0, and none of the published numbers met."""
+    rows = results.evaluation.copy()
+    rows.loc[(rows["group"] == "main") & (rows["method"] == "atm"), "absorption_fraction"] += 0.5
+    assert answer(replace(results, evaluation=rows), "M-01", GEMMA)["verdict"] == "contradicted"
+
+
+def shifted(results: Results, group: str, method: str, column: str, by: float) -> Results:
+    rows = results.evaluation.copy()
+    rows.loc[(rows["group"] == group) & (rows["method"] == method), column] += by
+    return replace(results, evaluation=rows)
+
+
+def test_a_comparison_follows_the_data(results: Results) -> None:
+    """M-05, ATM below uniform dropout, by hand: the t interval of five paired differences."""
+    main = results.evaluation[results.evaluation["group"] == "main"].sort_values("seed")
+    atm, dropout = (
+        main.loc[main["method"] == m, "absorption_fraction"].to_numpy() for m in ("atm", "dropout")
+    )
+    gap = atm - dropout
+    test = stats.ttest_rel(atm, dropout).confidence_interval(0.95)
+    row = answer(results, "M-05")
+    assert test.high < 0 and row["verdict"] == "reproduced"
+    assert f"{gap.mean():+.3g} [{test.low:+.3g}, {test.high:+.3g}] (n = 5)" in row["reason"]
+    up = shifted(results, "main", "atm", "absorption_fraction", 0.1)
+    assert answer(up, "M-05")["verdict"] == "contradicted"
+    level = shifted(results, "main", "atm", "absorption_fraction", float(-gap.mean()))
+    assert answer(level, "M-05")["verdict"] == "not reproduced"
+
+
+def test_absorption_is_compared_only_at_matched_l0(results: Results) -> None:
+    row = answer(shifted(results, "main", "atm", "l0", 30.0), "M-05")
+    assert row["verdict"] == "not run at this profile" and "L0 is not matched" in row["reason"]
+
+
+def test_mechanisms(results: Results) -> None:
+    table = verdicts(results)
+    assert (table["T-18"]["verdict"], table["T-19"]["verdict"]) == ("reproduced", "reproduced")
+    assert table["T-13"]["at_this_scale"] == "not reproduced"
+    rows = results.evaluation.copy()
+    rows.loc[(rows["group"] == "factorial") & rows["resampling"], "explained_variance"] -= 0.1
+    assert answer(replace(results, evaluation=rows), "T-18")["verdict"] == "contradicted"
+    rows = results.evaluation.copy()
+    flip = rows["group"] == "factorial"
+    rows.loc[flip, "gradient_scaling"] = ~rows.loc[flip, "gradient_scaling"].astype(bool)
+    assert answer(replace(results, evaluation=rows), "T-19")["verdict"] == "contradicted"
+
+
+def test_alpha_against_the_loss(results: Results) -> None:
+    assert answer(results, "T-17")["verdict"] == "contradicted"
+    history = results.history.assign(
+        alpha=lambda h: h["alpha"].where(h["alpha"].isna(), -h["reconstruction"])
+    )
+    assert answer(replace(results, history=history), "T-17")["verdict"] == "reproduced"
+    constant = results.history.assign(alpha=1.0)
+    assert answer(replace(results, history=constant), "T-17")["verdict"] == "not run at this profile"
+
+
+def test_toy_and_importance(results: Results) -> None:
+    table = verdicts(results)
+    assert (table["M-07"]["verdict"], table["M-08"]["verdict"]) == ("reproduced", "reproduced")
+    toys = results.toy_summary.assign(parent_silent_rate=0.001 * results.toy_summary["seed"] / 46)
+    assert answer(replace(results, toy_summary=toys), "M-07")["verdict"] == "contradicted"
+    rows = results.evaluation.copy()
+    rows.loc[rows["importance"] == "magnitude+frequency", "absorption_fraction"] = 0.0
+    assert answer(replace(results, evaluation=rows), "M-08")["verdict"] == "contradicted"
+
+
+def test_rare_letters_and_seeds(results: Results) -> None:
+    assert answer(results, "T-15")["at_this_scale"] == "not reproduced"
+    letters = results.letters.copy()
+    rare = letters["letter"].isin(list("qrstuvw"))
+    letters.loc[rare, "absorption_full"] = 0.0
+    assert answer(replace(results, letters=letters), "T-15")["at_this_scale"] == "reproduced"
+    letters.loc[rare, "absorption_full"] = 0.5
+    assert answer(replace(results, letters=letters), "T-15")["at_this_scale"] == "contradicted"
+    rows = results.evaluation
+    fewer = rows[~((rows["group"] == "main") & (rows["method"] == "atm") & (rows["seed"] == 46))]
+    row = answer(replace(results, evaluation=fewer), "T-29")
+    assert row["at_this_scale"] == "not reproduced" and "ATM" in row["reason"]
+
+
+def test_poor_results_give_reasons_and_no_verdicts(results: Results) -> None:
+    """One seed, NaN everywhere, or nothing at all: nothing is claimed and nothing fails."""
+    broken = results.evaluation.copy()
+    numbers = broken.select_dtypes("float").columns
+    broken[numbers] = math.nan
+    for poor in (synthetic.results(seeds=(42,)), Results(), replace(results, evaluation=broken)):
+        table = evaluate_claims(POCKET, poor).set_index("id")
+        assert set(table["verdict"]) <= set(VERDICTS)
+        for name in ("M-05", "M-08", "T-18"):
+            assert table.loc[name, "verdict"] == "not run at this profile"
+            assert table.loc[name, "reason"] not in ("", "the claim is about")
+    assert "one seed" in answer(synthetic.results(seeds=(42,)), "M-05")["reason"]
+
+
+def test_verify_notices_a_changed_result(results: Results, tmp_path: Path, capsys) -> None:
+    expected = tmp_path / "figures" / "verdicts.json"
+    write_verdicts(evaluate_claims(POCKET, results), POCKET, expected)
+    folder = save(results, tmp_path / "results")
+    assert verify(POCKET, folder, expected) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in CLAIM_IDS) and "all verdicts as committed" in printed
+
+    shifted(results, "main", "atm", "absorption_fraction", 0.3).evaluation.to_parquet(
+        folder / "evaluation.parquet"
+    )
+    assert verify(POCKET, folder, expected) == 1
+    assert "DIFFERS M-05 verdict: 'contradicted', committed 'reproduced'" in capsys.readouterr().out
+
+
+def test_verify_on_a_clean_clone_reads_the_committed_results(
+    results: Results, tmp_path: Path, capsys
+) -> None:
+    expected = tmp_path / "figures" / "verdicts.json"
+    write_verdicts(evaluate_claims(POCKET, results), POCKET, expected)
+    with pytest.raises(ArtifactError, match="no folder"):
+        verify(POCKET, tmp_path / "nowhere", expected)
+    committed = save(results, tmp_path / "figures" / "results")
+    assert verify(POCKET, tmp_path / "nowhere", expected) == 0
+    assert str(committed) in capsys.readouterr().out
+
+
+def test_expected_verdicts_are_checked(results: Results, tmp_path: Path) -> None:
+    folder, path = save(Results(), tmp_path / "results"), tmp_path / "verdicts.json"
+    with pytest.raises(ArtifactError, match="there is no"):
+        verify(POCKET, folder, path)
+    write_verdicts(evaluate_claims(POCKET, Results()), POCKET, path)
+    good = read_json(path)
+    for broken, message in (
+        (good | {"profile": "other"}, "not of profile pocket"),
+        (good | {"verdicts": {k: v for k, v in good["verdicts"].items() if k != "T-07"}}, "missing T-07"),
+        (good | {"verdicts": good["verdicts"] | {"T-31": good["verdicts"]["T-01"]}}, "unknown T-31"),
+        (good | {"verdicts": good["verdicts"] | {"T-01": {"verdict": "fine", "at_this_scale": ""}}}, "T-01"),
+    ):
+        write_json(path, broken)
+        with pytest.raises(ArtifactError, match=message):
+            verify(POCKET, folder, path)
+
+
+def test_results_are_read_as_they_are(tmp_path: Path, results: Results) -> None:
+    folder = save(results, tmp_path / "results")
+    pd.testing.assert_frame_equal(Results.load(folder).letters, results.letters)
+    (folder / "toy.parquet").unlink()
+    assert Results.load(folder).toy.empty
+    results.letters.drop(columns="letter").to_parquet(folder / "letters.parquet")
+    with pytest.raises(ArtifactError, match="no column letter"):
+        Results.load(folder)
+    (folder / "letters.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ArtifactError, match="no readable parquet"):
+        Results.load(folder)
+
+
+def test_claims_table_names_its_profile(results: Results) -> None:
+    table = claims_table(evaluate_claims(POCKET, results), POCKET)
+    assert "measured here (pocket)" in table.shown.columns and "Gemma-2-2b" in table.caption
+    assert table.shown.set_index("id").loc["T-01", "metric"].endswith("↓")
+
+
+def test_intervals_match_scipy_and_a_hand_made_factorial() -> None:
+    values = [1.0, 2.0, 4.0, np.nan]
+    interval = t_interval(values)
+    expected = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval(0.95)
+    assert interval.n == 3
+    assert [interval.low, interval.high] == pytest.approx([expected.low, expected.high])
+    assert math.isnan(t_interval([5.0]).low) and t_interval([]).n == 0
+    first, second = pd.Series({1: 1.0, 2: 2.0, 3: 9.0}), pd.Series({1: 0.0, 2: 0.0, 4: 7.0})
+    assert difference(first, second).n == 2 and difference(first, second).mean == 1.5
+
+    rows = [
+        {"seed": s, "a": a, "b": b, "y": 2 * a - 3 * b + 0.5 * a * b + s}
+        for s, a, b in itertools.product((1, 2), (False, True), (False, True))
+    ]
+    effects = main_effects(pd.DataFrame(rows), "y", ["a", "b"])
+    assert (effects["a"].mean, effects["b"].mean) == pytest.approx((2.25, -2.75))
+    assert main_effects(pd.DataFrame(rows[:-1]), "y", ["a", "b"])["a"].n == 1  # seed 2 lacks a cell
+    assert by_seed(pd.DataFrame(rows), "y")[2] - by_seed(pd.DataFrame(rows), "y")[1] == pytest.approx(1.0)
+
+
+def test_one_reversed_comparison_contradicts() -> None:
+    up, down = t_interval([1.0, 1.1, 0.9]), t_interval([-1.0, -1.1, -0.9])
+    assert decide([Comparison("x", up, "higher")]).verdict == "reproduced"
+    assert decide([Comparison("x", up, "higher"), Comparison("y", down, "higher")]).verdict == "contradicted"
+    assert decide([Comparison("y", down, "higher", margin=2.0)]).verdict == "reproduced"
+    assert decide([]).verdict == "not run at this profile"
+
+
+def test_top_share_by_hand() -> None:
+    """Ten latents: one at rate 10^-0.5, nine at 10^-1.5, bins one wide."""
+    bins = pd.DataFrame({"log10_rate_left": [-2.0, -1.0, -np.inf], "count": [9, 1, 0]})
+    assert top_share(bins, 0.1) == pytest.approx(10**-0.5 / (10**-0.5 + 9 * 10**-1.5))
+    assert top_share(bins, 1.0) == pytest.approx(1.0)
+    assert math.isnan(top_share(pd.DataFrame({"log10_rate_left": [-np.inf], "count": [10]}), 0.1))

@@ -1,0 +1,135 @@
+"""Figures: what is drawn is what is in the CSV, files repeat byte by byte, poor results do not break them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from sae_lib.errors import ArtifactError
+from sae_lib.report.absorption_figures import absorption_against_l0, absorption_picture, letters_figure
+from sae_lib.report.figures import ablation_effects, key_metrics, training_curves
+from sae_lib.report.names import MAIN_METHODS
+from sae_lib.report.results import Results
+from sae_lib.report.style import LOOKS, save_figure, set_style
+from tests.report import synthetic
+
+Drawn = tuple[Figure, pd.DataFrame]
+FIGURES: dict[str, Callable[[Results], Drawn]] = {
+    "training_curves": lambda r: training_curves(r.history),
+    "key_metrics": lambda r: key_metrics(r.evaluation),
+    "ablation_effects": lambda r: ablation_effects(r.evaluation),
+    "letters": lambda r: letters_figure(r.letters),
+    "absorption_against_l0": lambda r: absorption_against_l0(r.evaluation),
+    "absorption_picture": lambda r: absorption_picture(r.toy, r.toy_summary),
+}
+
+
+@pytest.fixture(autouse=True)
+def style() -> Iterator[None]:
+    set_style()
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return synthetic.results()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_files_repeat_say_what_is_better_and_hold_what_is_drawn(
+    name: str, results: Results, tmp_path: Path
+) -> None:
+    written = []
+    for folder in ("a", "b"):
+        fig, data = FIGURES[name](results)
+        written.append([path.read_bytes() for path in save_figure(fig, name, data, tmp_path / folder)])
+    assert written[0] == written[1]
+    assert b"CreationDate" not in written[0][0] and written[0][1].startswith(b"\x89PNG")
+    read = pd.read_csv(tmp_path / "a" / f"{name}.csv")
+    assert list(read.columns) == list(data.columns)
+    numbers = data.select_dtypes("number").columns
+    np.testing.assert_allclose(read[numbers].to_numpy(float), data[numbers].to_numpy(float), rtol=1e-5)
+    texts = [label for ax in fig.axes for label in (ax.get_xlabel(), ax.get_ylabel(), ax.get_title())]
+    assert name == "absorption_picture" or any("better" in text for text in texts)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        f"{name}.csv", f"{name}.pdf", f"{name}.png",
+    ]  # fmt: skip
+
+
+def test_curves_are_means_and_bands_over_seeds(results: Results) -> None:
+    fig, data = training_curves(results.history)
+    rows = results.history.query("group == 'main' and method == 'atm' and step == 100")
+    line = data.query("quantity == 'unexplained' and method == 'atm' and step == 100").iloc[0]
+    unexplained = 1 - rows["explained_variance"]
+    assert (line["mean"], line["min"], line["max"], line["count"]) == (
+        pytest.approx(unexplained.mean()), unexplained.min(), unexplained.max(), 5,
+    )  # fmt: skip
+    drawn = {text.get_text() for text in fig.legends[0].get_texts()}
+    assert drawn == {"Standard", "TopK", "BatchTopK", "JumpReLU", "TemporalSAE", "ATM", "Uniform dropout"}
+    assert set(data["method"]) == set(MAIN_METHODS)  # the as-written runs are not among them
+
+
+def test_methods_differ_without_colour() -> None:
+    main = [LOOKS[method] for method in MAIN_METHODS]
+    assert len({look.color for look in main}) == len({look.marker for look in main}) == len(main)
+    assert len({look.line for look in main}) == len(main)
+
+
+def test_key_metrics_draws_each_seed(results: Results) -> None:
+    fig, data = key_metrics(results.evaluation)
+    dots = [line for line in fig.axes[0].lines if line.get_marker() == "."]
+    assert sorted(len(np.atleast_1d(line.get_xdata())) for line in dots) == [5] * 7
+    row = data.query("method == 'topk' and metric == 'absorption_fraction'").iloc[0]
+    assert row["low"] < row["mean"] < row["high"] and row["n"] == 5
+
+
+def test_collapsed_saes_do_not_stretch_the_axis(results: Results) -> None:
+    rows = results.evaluation.copy()
+    collapsed = (rows["group"] == "as_written") & (rows["method"] == "temporal_sae")
+    rows.loc[collapsed, "explained_variance"] = -40.0
+    fig, data = absorption_against_l0(rows)
+    assert fig.axes[1].get_xlim()[0] > -1 and "-0.2" in fig.axes[1].get_xlabel()
+    assert data["explained_variance"].min() == -40.0
+
+
+def test_picture_keeps_the_order_of_rows_and_latents(results: Results) -> None:
+    fig, _ = absorption_picture(results.toy, results.toy_summary)
+    upper = fig.axes[0]
+    assert [text.get_text() for text in upper.get_yticklabels()] == list(results.toy["row"].unique()[:5])
+    assert "parent silent 0.92" in upper.get_title(loc="center")
+
+
+def test_poor_results(results: Results, tmp_path: Path) -> None:
+    """One seed, missing parts, NaN: drawn as far as there is something to draw."""
+    one = synthetic.results(seeds=(42,))
+    only_factorial = one.evaluation[one.evaluation["group"] == "factorial"]
+    sparse = one.evaluation.assign(absorption_fraction=np.nan)
+    fig, data = ablation_effects(only_factorial)
+    save_figure(fig, "poor", data, tmp_path)
+    assert set(data["part"]) == {"mechanism"}
+    _, curves = training_curves(one.history)
+    assert (curves["min"] == curves["max"]).all()
+    _, metrics = key_metrics(sparse)
+    assert metrics.query("metric == 'absorption_fraction'")["n"].eq(0).all()
+    _, picture = absorption_picture(one.toy, one.toy_summary)
+    assert picture["std"].isna().all()
+    _, points = absorption_against_l0(sparse)
+    assert points.empty
+    for draw, table in (
+        (training_curves, results.history),
+        (key_metrics, results.evaluation),
+        (ablation_effects, results.evaluation),
+        (letters_figure, results.letters),
+        (absorption_against_l0, results.evaluation),
+    ):
+        with pytest.raises(ArtifactError, match="no rows"):
+            draw(table.iloc[:0])
+    with pytest.raises(ArtifactError, match="no rows"):
+        absorption_picture(results.toy.iloc[:0], results.toy_summary)

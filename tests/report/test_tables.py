@@ -1,0 +1,135 @@
+"""Tables: numbers as computed by hand, arrows in every header, files that repeat byte by byte."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sae_lib.errors import ArtifactError
+from sae_lib.profile import load_profile
+from sae_lib.report import tables
+from sae_lib.report.groups import dropped_part, sequence_numbers
+from sae_lib.report.table_files import Table, to_latex, to_markdown, write_table
+from tests.report import synthetic
+
+BUILDERS = [
+    tables.main_table,
+    tables.as_written_table,
+    tables.factorial_table,
+    tables.sequence_table,
+    tables.atm_table,
+]
+
+
+@pytest.fixture(scope="module")
+def evaluation() -> pd.DataFrame:
+    return synthetic.evaluation()
+
+
+def test_main_table_rows_columns_and_a_mean_by_hand(evaluation: pd.DataFrame) -> None:
+    shown = tables.main_table(evaluation).shown
+    assert list(shown["method"]) == [
+        "Standard", "TopK", "BatchTopK", "JumpReLU", "TemporalSAE", "ATM", "Uniform dropout", "Untrained",
+    ]  # fmt: skip
+    assert list(shown.columns) == [
+        "method", "seeds", "L0 –", "explained variance ↑", "cosine ↑", "MSE ↓", "CE score ↑", "KL score ↑",
+        "absorption, fraction ↓", "absorption, full ↓", "splits –", "dead share ↓", "letters –",
+    ]  # fmt: skip
+    atm = evaluation[(evaluation["group"] == "main") & (evaluation["method"] == "atm")]["absorption_fraction"]
+    cell = shown.set_index("method").loc["ATM", "absorption, fraction ↓"]
+    assert cell == f"{np.mean(atm):.3f} ± {np.std(atm, ddof=1):.3f}"
+    assert shown.set_index("method").loc["Untrained", "seeds"] == "1"
+    assert "±" not in shown.set_index("method").loc["Untrained", "L0 –"]
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_absorption_never_stands_alone(evaluation: pd.DataFrame, build) -> None:
+    table = build(evaluation)
+    assert {"L0 –", "explained variance ↑", "CE score ↑", "absorption, fraction ↓"} <= set(
+        table.shown.columns
+    )
+    assert "lower is better" in table.caption
+    assert len(table.data) and not table.shown.isna().any().any()
+
+
+def test_factorial_table_holds_cells_and_main_effects(evaluation: pd.DataFrame) -> None:
+    table = tables.factorial_table(evaluation)
+    assert len(table.shown) == 8 + 3
+    rows = evaluation[evaluation["group"] == "factorial"]
+    per_seed = rows.groupby(["seed", "resampling"])["l0"].mean().unstack()
+    effect = (per_seed[True] - per_seed[False]).mean()
+    found = table.data.set_index(["row", "metric"]).loc[("effect of resampling", "l0")]
+    assert found["mean"] == pytest.approx(effect) and found["low"] < effect < found["high"]
+    shown = table.shown.set_index("mechanisms").loc["effect of resampling", "L0 –"]
+    assert re.fullmatch(r"\+8\.\d \[\+\d\.\d, \+\d\.\d\]|\+7\.\d \[\+\d\.\d, \+\d\.\d\]", shown)
+
+
+def test_sequence_table_is_in_the_papers_order(evaluation: pd.DataFrame) -> None:
+    rows = tables.sequence_table(evaluation.iloc[::-1]).shown["run"]
+    assert [name[:5] for name in rows] == ["Run 1", "Run 2", "Run 3", "Run 4"]
+    names = pd.DataFrame({"method": ["temporal_sae", "run_2"], "run": ["sequence-run-3-s42", "x"]})
+    assert list(sequence_numbers(names)) == [3.0, 2.0]
+
+
+def test_atm_table_has_drops_effects_and_grid(evaluation: pd.DataFrame) -> None:
+    names = list(tables.atm_table(evaluation).shown["ATM"])
+    assert names[:4] == ["all parts", "without magnitude", "without frequency", "without contribution"]
+    assert "c = -0.5, r = 0.5" in names and len(names) == 4 + 16 + 3
+    assert names[-1] == "without contribution − all parts"
+    assert dropped_part("frequency, contribution") == "magnitude" and dropped_part("product") is None
+
+
+def test_letters_table(evaluation: pd.DataFrame) -> None:
+    letters = synthetic.letters()
+    shown = tables.letters_table(letters).shown.set_index("letter")
+    assert list(shown.index) == list(synthetic.LETTERS)
+    assert shown.loc["a", "words"] == "55" and list(shown.columns[2:4]) == ["Standard", "TopK"]
+    own = letters.query("group == 'main' and method == 'topk' and letter == 'c'")["absorption_fraction"]
+    assert shown.loc["c", "TopK"] == f"{own.mean():.3f} ± {own.std():.3f}"
+
+
+def test_poor_results(evaluation: pd.DataFrame) -> None:
+    with pytest.raises(ArtifactError, match="no rows of group main"):
+        tables.main_table(evaluation.iloc[:0])
+    with pytest.raises(ArtifactError, match="no rows of group main"):
+        tables.letters_table(synthetic.letters().iloc[:0])
+    one = synthetic.evaluation(seeds=(42,))
+    for build in BUILDERS:
+        shown = build(one).shown
+        assert "±" not in to_markdown(shown) and "nan" not in to_markdown(shown)
+    gaps = evaluation.assign(kl_score=np.nan).drop(columns="ce_score")
+    shown = tables.main_table(gaps).shown
+    assert set(shown["KL score ↑"]) == {"–"} == set(shown["CE score ↑"])
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_files_repeat_and_hold_the_numbers(evaluation: pd.DataFrame, build, tmp_path: Path) -> None:
+    table = build(evaluation)
+    note = tables.profile_note(load_profile("pocket"))
+    first = [path.read_bytes() for path in write_table(table, "t", tmp_path / "a", note)]
+    again = build(evaluation.sample(frac=1, random_state=0))
+    assert first == [path.read_bytes() for path in write_table(again, "t", tmp_path / "b", note)]
+    data = pd.read_csv(tmp_path / "a" / "t.csv")
+    np.testing.assert_allclose(data["mean"], table.data["mean"], rtol=1e-5)
+    markdown = first[1].decode()
+    assert markdown.count("\n|") == len(table.shown) + 1 and "Profile pocket" in markdown
+    latex = first[2].decode()
+    assert latex.count(r" \\") == len(table.shown) + 1
+    assert all(rule in latex for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\label{tab:t}"))
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["t.csv", "t.md", "t.tex"]
+
+
+def test_markup_is_escaped(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a_b": ["50 % | x", "λ1 ± ↓"]})
+    assert to_markdown(frame).splitlines()[2] == "| 50 % \\| x |"
+    latex = to_latex(frame, "c & d", "tab:x")
+    assert r"a\_b" in latex and r"50 \% \textbar{} x" in latex and r"$\lambda$1 $\pm$ $\downarrow$" in latex
+    table = Table(frame, pd.DataFrame({"row": ["a, b"], "mean": [1 / 3]}), "caption")
+    paths = write_table(table, "x", tmp_path)
+    assert list(csv.reader(io.StringIO(paths[0].read_text()))) == [["row", "mean"], ["a, b", "0.333333"]]
