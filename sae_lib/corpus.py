@@ -22,6 +22,7 @@ from sae_lib import documentation
 from sae_lib.errors import ArtifactError
 from sae_lib.files import atomic_write, file_sha256, json_key, read_json, write_json
 from sae_lib.source_key import source_key
+from sae_lib.spelling import with_lessons
 
 if TYPE_CHECKING:
     from sae_lib.profile import CorpusConfig, Profile
@@ -100,8 +101,11 @@ def _documentation_dataset(config: CorpusConfig, cache: Path | None) -> Any:
 
 
 def documents_of(split: Split, rows: Iterable[dict[str, Any]], config: CorpusConfig) -> Iterator[str]:
-    """The texts of one split, in corpus order."""
-    for row in rows:
+    """The texts of one split, in corpus order.
+
+    Raises ArtifactError when the corpus cannot be read to its end, or has no such column.
+    """
+    for row in _readable(rows):
         if config.text_field not in row:
             raise ArtifactError(
                 f"corpus.text_field: no column '{config.text_field}' in the corpus; it has {', '.join(sorted(row))}"
@@ -109,6 +113,18 @@ def documents_of(split: Split, rows: Iterable[dict[str, Any]], config: CorpusCon
         text = row[config.text_field]
         if text and split_of(text, config) == split:
             yield text
+
+
+def _readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows; a file or a network that fails on the way is reported in one line."""
+    try:
+        yield from rows
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ArtifactError(
+            f"corpus: the text cannot be read to its end ({type(error).__name__}: {reason}); "
+            "check the files or the network, then run again"
+        ) from error
 
 
 def pack(texts: Iterable[str], tokenizer: Any, context_length: int, contexts: int | None = None) -> NDArray[np.int32]:
@@ -176,6 +192,8 @@ def build_tokens(profile: Profile, tokenizer: Any, folder: Path, cache: Path) ->
     for split, contexts in contexts_needed(profile).items():
         rows = load_documents(profile.corpus, cache)
         tokens = pack(documents_of(split, rows, profile.corpus), tokenizer, profile.data.context_length, contexts)
+        if split == "train":
+            tokens = with_lessons(tokens, tokenizer, profile.corpus.lessons_fraction)
         with atomic_write(folder / f"{split}.npy", "wb") as stream:
             np.save(stream, tokens)
         hashes[split] = {"contexts": contexts, "sha256": hashlib.sha256(tokens.tobytes()).hexdigest()}

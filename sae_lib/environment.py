@@ -43,9 +43,7 @@ def differences() -> list[str]:
 
     A build tag is no difference: torch 2.13.0+cpu and 2.13.0+cu130 are both 2.13.0.
     """
-    installed = {
-        canonical(found.metadata["Name"]): found.version for found in importlib.metadata.distributions()
-    }
+    installed = {canonical(found.metadata["Name"]): found.version for found in importlib.metadata.distributions()}
     lines = []
     for name, version in locked_pins().items():
         here = installed.get(name)

@@ -57,9 +57,7 @@ class Stage:
             ]
             code = [imported_modules(_without_magics(text)) for kind, text, _ in cells if kind == "code"]
         except (json.JSONDecodeError, KeyError, SyntaxError) as error:
-            raise ArtifactError(
-                f"{shown(self.notebook)} cannot be read ({error}); restore it with git"
-            ) from None
+            raise ArtifactError(f"{shown(self.notebook)} cannot be read ({error}); restore it with git") from None
         return {
             "notebook": json_key(cells),
             "code": source_key(*frozenset[str]().union(*code)),
@@ -78,9 +76,7 @@ def find_stages(folder: Path) -> list[Stage]:
     """
     notebooks = sorted(folder.glob(PATTERN))
     if not notebooks:
-        raise ArtifactError(
-            f"no notebooks named like 01_data.ipynb in {shown(folder)}; restore them with git"
-        )
+        raise ArtifactError(f"no notebooks named like 01_data.ipynb in {shown(folder)}; restore them with git")
     names = [notebook.stem for notebook in notebooks]
     return [Stage(notebook, tuple(names[:place])) for place, notebook in enumerate(notebooks)]
 
@@ -136,9 +132,7 @@ def record_done(stage: Stage, parts: dict[str, str], paths: Paths, seconds: floa
     """
     manifest = manifest_file(paths, stage.name)
     if not manifest.is_file():
-        raise ArtifactError(
-            f"{stage.name} ended without writing {shown(manifest)}; its last cells must write it"
-        )
+        raise ArtifactError(f"{stage.name} ended without writing {shown(manifest)}; its last cells must write it")
     hashes = {
         **read_json(manifest)["outputs"],
         manifest.relative_to(paths.root).as_posix(): file_sha256(manifest),

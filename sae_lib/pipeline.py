@@ -75,9 +75,7 @@ def run(
     return ran
 
 
-def _run_stage(
-    stage: Stage, profile: Profile, paths: Paths, parameters: Mapping[str, Any], label: str
-) -> float:
+def _run_stage(stage: Stage, profile: Profile, paths: Paths, parameters: Mapping[str, Any], label: str) -> float:
     """Run one notebook and record it; returns the seconds it took.
 
     Its last manifest goes first, so that one that is there afterwards is of this run.
@@ -85,9 +83,7 @@ def _run_stage(
     parts = stage.parts(profile, paths)
     manifest_file(paths, stage.name).unlink(missing_ok=True)
     started = time.monotonic()
-    run_notebook(
-        stage.notebook, paths.notebooks, paths.failed, paths.logs / f"{stage.name}.log", parameters, label
-    )
+    run_notebook(stage.notebook, paths.notebooks, paths.failed, paths.logs / f"{stage.name}.log", parameters, label)
     took = time.monotonic() - started
     record_done(stage, parts, paths, took)
     return took
@@ -231,9 +227,7 @@ def _size_on_disk(folder: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None, notebooks: Path = NOTEBOOKS) -> int:
     """Command line. Errors that the user can mend are one line; exit codes 0, 1, or 130 (interrupted)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sae_lib.pipeline", description="Run the artifact's notebooks."
-    )
+    parser = argparse.ArgumentParser(prog="python -m sae_lib.pipeline", description="Run the artifact's notebooks.")
     parser.add_argument("command", choices=("run", "plan", "verify", "accept", "clean"))
     parser.add_argument("--profile", default="pocket", help="a name, or the path of a YAML file")
     parser.add_argument("--only", metavar="NN", help="run one notebook, such as 03")
@@ -258,9 +252,7 @@ def main(arguments: Sequence[str] | None = None, notebooks: Path = NOTEBOOKS) ->
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "interrupted; what was finished is kept and the same command goes on from there", file=sys.stderr
-        )
+        print("interrupted; what was finished is kept and the same command goes on from there", file=sys.stderr)
         return INTERRUPTED
 
 

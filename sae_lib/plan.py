@@ -23,6 +23,8 @@ BYTES_PER_ACTIVATION = 2
 BYTES_PER_WEIGHT = 4
 # Executed notebooks, tables, figures and logs.
 SMALL_FILES_BYTES = 50e6
+# From the models' published config.json, so that the plan of a shipped profile needs no network.
+PUBLISHED_WIDTHS = {"google/gemma-2-2b": 2304}
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,7 @@ def estimate(profile: Profile) -> Estimate:
         "04": overhead + sum(saes.values()) * rates.evaluate_sae_s / workers,
         "05": overhead,
     }
-    contexts = (
-        data.train_tokens / (data.context_length - 1) + data.held_out_contexts + data.calibration_contexts
-    )
+    contexts = data.train_tokens / (data.context_length - 1) + data.held_out_contexts + data.calibration_contexts
     sae_bytes = 2 * d_in * training.d_sae * BYTES_PER_WEIGHT
     return Estimate(
         seconds=seconds,
@@ -90,6 +90,8 @@ def model_width(profile: Profile) -> int:
     """
     from sae_lib.model_files import model_folder
 
+    if profile.model.name in PUBLISHED_WIDTHS:
+        return PUBLISHED_WIDTHS[profile.model.name]
     folder = model_folder(profile.model.name, profile.model.revision, weights=False)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for field in ("hidden_size", "n_embd", "d_model"):
@@ -120,9 +122,7 @@ def memory_note(profile: Profile) -> str:
     """How much memory a run needs beside what is free now."""
     from sae_lib.memory import free_memory
 
-    needed = (
-        f"{profile.estimates.memory_gb:.0f} GB of {'GPU memory' if profile.estimates.needs_gpu else 'RAM'}"
-    )
+    needed = f"{profile.estimates.memory_gb:.0f} GB of {'GPU memory' if profile.estimates.needs_gpu else 'RAM'}"
     if profile.estimates.needs_gpu and not has_gpu():
         return needed
     free = free_memory("cuda" if profile.estimates.needs_gpu else "cpu")

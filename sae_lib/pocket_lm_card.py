@@ -134,9 +134,11 @@ Made by `make pocket-lm` ({minutes:.0f} minutes on {device}); weights in bf16.
 
 - The documentation strings of {packages} (train split: {tokens:,} tokens,
   hash `{text_hash}`).
-- Spelling lessons on all {alphabetic_tokens:,} alphabetic tokens: {spelling_early:.0%} of the windows in the first
-  third of training, {spelling_late:.0%} afterwards, as dense lines (`word: W`) and in the evaluation's own form
-  (`word has the first letter: W`). {steps:,} steps of {windows} windows of {context_length} tokens.
+- Spelling lessons on all {alphabetic_tokens:,} alphabetic tokens: {spelling:.0%} of the windows, as dense lines
+  (`word: W`) and in the evaluation's own form (`word has the first letter: W`). {steps:,} steps of {windows} windows of
+  {context_length} tokens, then {finishing_steps:,} steps in which each line has one of three forms at random, the third
+  asking at once (`word W`). Before those last steps the model spelled as well, but kept the letter out of the
+  word's own residual stream.
 
 ## Measured on the saved weights
 
@@ -174,5 +176,6 @@ def write_card(
     with atomic_write(folder / "README.md") as file:
         file.write(text)
     write_json(
-        folder / "card.json", {"recipe": recipe, "measured": measured, "seconds": seconds, "text_hash": text_hash}
+        folder / "card.json",
+        {"recipe": recipe, "measured": measured, "seconds": seconds, "text_hash": text_hash, "tokens": tokens},
     )

@@ -12,7 +12,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from sae_lib.corpus import documents_of, load_documents, pack
 from sae_lib.errors import ArtifactError
 from sae_lib.files import json_key
 from sae_lib.paths import output_root
+from sae_lib.pocket_lm_card import measure, write_card
 from sae_lib.profile import load_profile
 from sae_lib.spelling import ASK, IGNORED, LETTERS, SpellingLines
 
@@ -46,14 +47,14 @@ class Recipe:
     d_mlp: int = 512
     context_length: int = 128
     steps: int = 1600
+    finishing_steps: int = 500  # after those, at half the learning rate, with spelling lines of mixed forms
     windows: int = 64  # a step
     learning_rate: float = 3e-3
     warmup_steps: int = 80
     weight_decay: float = 0.05
-    spelling_early: float = 0.5  # share of the windows that teach spelling in the first third of the steps
-    spelling_late: float = 0.5  # and afterwards
-    dense_early: float = 0.8  # share of those windows in the dense form
-    dense_late: float = 0.6
+    spelling: float = 0.5  # share of the windows that teach spelling
+    dense_early: float = 0.8  # share of those windows in the dense form, in the first third of the steps
+    dense_late: float = 0.6  # and afterwards
     seed: int = 0
     checkpoint_every: int = 100
 
@@ -130,12 +131,16 @@ def batch_at(
     """The windows of one step: a function of the step alone, so that a resumed run sees the same ones."""
     rng = np.random.default_rng((recipe.seed, step))
     early = step < recipe.steps / 3
-    n_spelling = round(recipe.windows * (recipe.spelling_early if early else recipe.spelling_late))
+    n_spelling = round(recipe.windows * recipe.spelling)
     n_dense = round(n_spelling * (recipe.dense_early if early else recipe.dense_late))
     n_text = recipe.windows - n_spelling
     order = np.random.default_rng((recipe.seed, step * n_text // len(contexts))).permutation(len(contexts))
     text = contexts[order[np.arange(step * n_text, (step + 1) * n_text) % len(contexts)]].astype(np.int64)
     length = recipe.context_length
+    if step >= recipe.steps:
+        mixed_tokens, mixed_labels = spelling.mixed_windows(rng, n_spelling, length)
+        tokens, labels = np.concatenate([text, mixed_tokens]), np.concatenate([text, mixed_labels])
+        return torch.from_numpy(tokens), torch.from_numpy(labels)
     dense_tokens, dense_labels = spelling.windows(rng, n_dense, length, dense=True)
     prompt_tokens, prompt_labels = spelling.windows(rng, n_spelling - n_dense, length, dense=False)
     tokens = np.concatenate([text, dense_tokens, prompt_tokens])
@@ -144,7 +149,10 @@ def batch_at(
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine to a tenth."""
+    """Linear warm-up, then a cosine to a tenth; the finishing steps do the same at half the height."""
+    if step >= recipe.steps:
+        finishing = replace(recipe, steps=recipe.finishing_steps, learning_rate=recipe.learning_rate / 2)
+        return learning_rate(step - recipe.steps, finishing) if step - recipe.steps < recipe.finishing_steps else 0.0
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     progress = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
@@ -176,7 +184,8 @@ def train(
             first, spent = state["step"], state["seconds"]
             print(f"resumed at step {first}", flush=True)
     started = time.monotonic()
-    for step in range(first, recipe.steps):
+    total = recipe.steps + recipe.finishing_steps
+    for step in range(first, total):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe)
         tokens, labels = (t.to(device) for t in batch_at(step, recipe, contexts, spelling))
@@ -189,14 +198,14 @@ def train(
         seconds = spent + time.monotonic() - started
         if (step + 1) % 20 == 0:
             rate = (step + 1 - first) * tokens.numel() / (time.monotonic() - started)
-            left = (recipe.steps - step - 1) * tokens.numel() / rate / 60
+            left = (total - step - 1) * tokens.numel() / rate / 60
             print(
-                f"step {step + 1}/{recipe.steps} loss {loss.item():.3f} {rate:,.0f} tokens/s, {left:.0f} min left",
+                f"step {step + 1}/{total} loss {loss.item():.3f} {rate:,.0f} tokens/s, {left:.0f} min left",
                 flush=True,
             )
             if not math.isfinite(loss.item()):
                 raise ArtifactError(f"the loss is {loss.item()} at step {step + 1}; lower learning_rate in Recipe")
-        if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
+        if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == total:
             tensors = {f"model.{name}": p for name, p in parameters.items()} | optimizer_tensors(optimizer)
             save_checkpoint(checkpoint, tensors, {"key": key, "step": step + 1, "seconds": seconds})
     model.to("cpu").eval()
@@ -229,8 +238,6 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
-    from sae_lib.pocket_lm_card import measure, write_card
-
     measured = measure(arguments.output, contexts, held_out, spelling)
     write_card(arguments.output, asdict(recipe), measured, seconds, text_hash, contexts.size)
 

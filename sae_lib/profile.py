@@ -42,6 +42,9 @@ class CorpusConfig(Strict):
     split: str = "train"
     files: tuple[str, ...] = ()
     text_field: str = "text"
+    lessons_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the training contexts that are spelling lessons (`spelling.py`), as in the packaged model's own training
+    text; 0 for models that were trained by others."""
     held_out_fraction: float = Field(0.05, gt=0.0, lt=0.5)
     """Share of the documents that metrics are computed on."""
     calibration_fraction: float = Field(0.05, gt=0.0, lt=0.5)
@@ -186,11 +189,16 @@ class Profile(Strict):
             if method not in METHODS:
                 raise ValueError(f"calibration.coefficients.{method} is no method{nearest_hint(method, METHODS)}")
         for method in METHODS:
-            self.sae_config(method, {"k": 1, "target_l0": 1})
+            self.sae_config(method)
+        for method, overrides in self.as_written.items():
+            self.sae_config(method, overrides, "as_written")
         return self
 
-    def sae_config(self, method: str, overrides: dict[str, Any] | None = None) -> SAEConfig:
-        """The configuration of `method` at this profile: its recipe, the profile's values, then `overrides`."""
+    def sae_config(self, method: str, overrides: dict[str, Any] | None = None, section: str = "methods") -> SAEConfig:
+        """The configuration of `method` at this profile: its recipe, the profile's values, then `overrides`.
+
+        Raises ArtifactError for values that do not fit together, naming `section` as their place.
+        """
         from sae_lib.sae_config import merged
 
         training = self.training
@@ -199,7 +207,7 @@ class Profile(Strict):
         try:
             return SAEConfig.model_validate(recipe)
         except ValidationError as error:
-            raise ArtifactError(explain(error, SAEConfig, f"methods.{method}")) from None
+            raise ArtifactError(explain(error, SAEConfig, f"{section}.{method}")) from None
 
 
 def nearest_hint(word: str, known: Any) -> str:

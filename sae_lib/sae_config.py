@@ -181,6 +181,8 @@ class SAEConfig(Strict):
                 raise ValueError(f"target_l0 = {self.target_l0} is above d_sae = {self.d_sae}")
         if self.masking and self.dropout:
             raise ValueError("masking and dropout are both set; dropout is the control for masking, choose one")
+        if self.masking and self.masking.inference == "scale" and self.architecture in ("topk", "batchtopk"):
+            raise ValueError(f"masking.inference 'scale' would change what {self.architecture} selects; take 'off'")
         return self
 
 

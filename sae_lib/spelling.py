@@ -1,8 +1,9 @@
 """Lines that teach and ask for first letters, as token ids.
 
-Two forms, both ending a line with the upper-case first letter after a space:
+Three forms, all ending a line with the upper-case first letter after a space:
 
-- dense: ``{word}: {X}`` (4 tokens a line), learned many times faster;
+- immediate: ``{word} {X}`` (3 tokens a line): the letter is asked for at the word itself;
+- dense: ``{word}: {X}`` (4 tokens a line), learned many times faster than the prompt;
 - prompt: ``{word} has the first letter: {X}`` (8 tokens a line), the form that the absorption metric asks in.
 """
 
@@ -73,3 +74,42 @@ class SpellingLines:
         tokens = np.concatenate([head, block.reshape(n, -1)], axis=1)[:, :length]
         labels = np.concatenate([np.full_like(head, IGNORED), labelled.reshape(n, -1)], axis=1)[:, :length]
         return tokens, labels
+
+    def mixed_windows(
+        self, rng: np.random.Generator, n: int, length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `windows`, with each line in a form drawn at random.
+
+        At a word the model cannot know whether its letter is asked for at once, so the letter has to be there.
+        """
+        middles = [[], [self.colon], self.ask.tolist()]
+        tokens = np.full((n, length), self.newline, dtype=np.int64)
+        labels = np.full((n, length), IGNORED, dtype=np.int64)
+        tokens[:, 0] = self.bos
+        for row in range(n):
+            at = 2
+            while at < length:
+                word, middle = rng.integers(len(self.words)), middles[rng.integers(3)]
+                line = [self.words[word], *middle, self.answers[word], self.newline][: length - at]
+                tokens[row, at : at + len(line)] = line
+                letter = at + 1 + len(middle)
+                if letter < length:
+                    labels[row, letter] = self.answers[word]
+                at += len(line)
+        return tokens, labels
+
+
+def with_lessons(contexts: NDArray[np.int32], tokenizer: Any, fraction: float, seed: int = 0) -> NDArray[np.int32]:
+    """`contexts` with a share of them, evenly spread, replaced by windows of spelling lines of mixed forms.
+
+    The packaged model's own training text is such a mixture; it looks for first letters in lessons only, so SAEs that
+    never see a lesson could not learn them.
+    """
+    n, length = contexts.shape
+    count = round(n * fraction)
+    if count == 0:
+        return contexts
+    lessons, _ = SpellingLines(tokenizer).mixed_windows(np.random.default_rng(seed), count, length)
+    mixture = contexts.copy()
+    mixture[np.linspace(0, n - 1, count).round().astype(np.int64)] = lessons
+    return mixture

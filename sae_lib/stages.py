@@ -17,16 +17,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_lib.activations import ActivationStore
-from sae_lib.autoencoders import WEIGHTS_FILE, build_autoencoder, load_autoencoder
+from sae_lib.autoencoders import WEIGHTS_FILE, Autoencoder, build_autoencoder, load_autoencoder
 from sae_lib.checkpoint import save_checkpoint
 from sae_lib.corpus import build_tokens, load_tokens
 from sae_lib.experiments import Calibration, RunSpec, calibration_runs
-from sae_lib.files import FolderLock, json_key, read_json, write_json
+from sae_lib.files import FolderLock, atomic_write, json_key, read_json, write_json
 from sae_lib.harvest import harvest
 from sae_lib.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import build_absorption_reference
-from sae_lib.metrics.absorption.score import evaluate_absorption
+from sae_lib.metrics.absorption.score import LETTER_COLUMNS, evaluate_absorption
 from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
 from sae_lib.paths import Paths, output_root
 from sae_lib.profile import Profile, load_profile
@@ -84,6 +84,17 @@ class Experiment:
         """Where a run lies: named by its content, so the same SAE in two tables is trained once."""
         return self.paths.runs / self.run_key(spec, store_key)[:20]
 
+    def autoencoder(self, spec: RunSpec) -> Autoencoder:
+        """The trained SAE of a run, on the CPU."""
+        return load_autoencoder(self.run_folder(spec, ActivationStore.open(self.paths.store).key))
+
+    def save(self, table: pd.DataFrame, name: str) -> Path:
+        """Write a table of results as `<name>.parquet`, whole or not at all; returns the file."""
+        path = self.paths.results / f"{name}.parquet"
+        with atomic_write(path, "wb") as file:
+            table.to_parquet(file, index=False)
+        return path
+
     def run_key(self, spec: RunSpec, store_key: str) -> str:
         key = run_key(spec.config, store_key, self.profile.data, self.profile.training, spec.seed)
         return key if spec.trained else json_key([key, "untrained"])
@@ -95,9 +106,11 @@ class Experiment:
         waiting = [s for key, s in todo.items() if not is_finished(self.run_folder(s, store_key), key)]
         with FolderLock(self.paths.runs):
             self._parallel(_train_one, waiting, description)
-        frames = [pd.read_parquet(self.run_folder(s, store_key) / "history.parquet") for s in specs if s.trained]
-        tagged = [_tag(frame, spec) for frame, spec in zip(frames, [s for s in specs if s.trained], strict=True)]
-        return pd.concat(tagged, ignore_index=True) if tagged else pd.DataFrame()
+        frames = []
+        for spec in (spec for spec in specs if spec.trained):
+            folder = self.run_folder(spec, store_key)
+            frames.append(_tag(pd.read_parquet(folder / "history.parquet"), spec, folder.name))
+        return _concat(frames)
 
     def calibrate(self) -> Calibration:
         """Choose each L1 method's coefficient so that L0 meets the target on the calibration documents."""
@@ -111,8 +124,8 @@ class Experiment:
                 values, self.calibration_l0(specs), self.profile.calibration.target_l0
             )
             if method == "atm":
-                probability = _mask_rate(history, values, coefficients[method])
-        return Calibration(coefficients=coefficients, dropout_probability=round(probability, 4))
+                probability = round(_mask_rate(history, values, coefficients[method]), 4)
+        return Calibration(coefficients=coefficients, dropout_probability=probability)
 
     def calibration_l0(self, specs: Sequence[RunSpec]) -> list[float]:
         """L0 of trained SAEs on the calibration documents, which no metric uses."""
@@ -147,7 +160,7 @@ class Experiment:
             assert result is not None
             run = read_json(folder / "run.json")
             rows.append({"run": folder.name, **describe(spec, run), **result["summary"]})
-            letters.append(_tag(pd.DataFrame(result["letters"]), spec, folder.name))
+            letters.append(_tag(pd.DataFrame(result["letters"], columns=LETTER_COLUMNS), spec, folder.name))
             density = pd.DataFrame({"log10_rate_left": DENSITY_BINS[:-1], "count": result["density"]})
             densities.append(_tag(density, spec, folder.name))
         return Evaluation(pd.DataFrame(rows), _concat(letters), _concat(densities))
@@ -311,9 +324,8 @@ def _no_nan(row: dict[str, Any]) -> dict[str, Any]:
     return {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
 
 
-def _tag(frame: pd.DataFrame, spec: RunSpec, run: str | None = None) -> pd.DataFrame:
-    tags = {"group": spec.group, "method": spec.method, "label": spec.label, "seed": spec.seed}
-    return frame.assign(**(tags if run is None else {"run": run, **tags}))
+def _tag(frame: pd.DataFrame, spec: RunSpec, run: str) -> pd.DataFrame:
+    return frame.assign(run=run, group=spec.group, method=spec.method, label=spec.label, seed=spec.seed)
 
 
 def _concat(frames: list[pd.DataFrame]) -> pd.DataFrame:

@@ -129,6 +129,11 @@ class Trainer:
         self.sae = build_autoencoder(config, store.d_in, seed).to(self.device)
         self.mechanisms: list[Mechanism] = [m.to(self.device) for m in build_mechanisms(config, store.d_in)]
         self.input_scale = store.mean_squared_norm(SCALE_ROWS) ** -0.5 if config.normalize_inputs else 1.0
+        if not 0.0 < self.input_scale < float("inf"):
+            raise ArtifactError(
+                "activations: their mean squared norm is zero, NaN or infinite, so they cannot be scaled to 1; "
+                "harvest them again, with another model.dtype if that does not help"
+            )
         self.optimizer = _optimizer(self.sae, config.optimizer)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.since_fired = torch.zeros(config.d_sae, dtype=torch.long, device=self.device)
@@ -211,8 +216,8 @@ class Trainer:
         window = int(self.stream.windows(self.index)[bad // self.data.window])
         row = window * self.data.window + bad % self.data.window
         raise ArtifactError(
-            f"the loss is {float(loss)} at step {self.index} (row {row} of the store); the last checkpoint is kept; "
-            "lower optimizer.learning_rate or look at that row, then run again"
+            f"the loss is {float(loss.detach())} at step {self.index} (row {row} of the store); "
+            "the last checkpoint is kept; lower optimizer.learning_rate or look at that row, then run again"
         )
 
     @torch.no_grad()

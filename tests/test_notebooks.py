@@ -99,9 +99,7 @@ def example(**changes: Any) -> Any:
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
         cells=[
             nbformat.v4.new_markdown_cell("# How many?"),
-            nbformat.v4.new_code_cell(
-                'profile = "smoke"', execution_count=1, metadata={"tags": ["parameters"]}
-            ),
+            nbformat.v4.new_code_cell('profile = "smoke"', execution_count=1, metadata={"tags": ["parameters"]}),
             check,
             nbformat.v4.new_code_cell("provenance(settings, started)", execution_count=3),
         ],
@@ -133,9 +131,7 @@ def test_each_problem_is_found(changes: dict[str, Any], problem: str) -> None:
     assert any(problem in line for line in problems(example(**changes)))
 
 
-@pytest.mark.parametrize(
-    ("cell", "problem"), [(0, "question"), (1, "one cell tagged parameters"), (3, "provenance")]
-)
+@pytest.mark.parametrize(("cell", "problem"), [(0, "question"), (1, "one cell tagged parameters"), (3, "provenance")])
 def test_each_missing_cell_is_found(cell: int, problem: str) -> None:
     notebook = example()
     del notebook.cells[cell]

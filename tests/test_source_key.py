@@ -80,8 +80,6 @@ def test_imports_are_told_from_attributes(package: Path) -> None:
 
 @pytest.mark.parametrize("module", ["sae_lib.pipeline", "sae_lib.profile", "sae_lib.experiments"])
 def test_closure_holds_what_python_really_loads(module: str) -> None:
-    code = (
-        f"import sys, {module}; print(*(name for name in sys.modules if name.partition('.')[0] == 'sae_lib'))"
-    )
+    code = f"import sys, {module}; print(*(name for name in sys.modules if name.partition('.')[0] == 'sae_lib'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) <= set(closure([module]))

@@ -56,7 +56,9 @@ class JumpReLU(Autoencoder):
         return torch.where(pre > self.threshold.clamp_min(0.0), pre, 0.0)
 
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
-        f, self._l0 = _Jump.apply(step.pre, self.threshold.clamp_min(0.0), self.cfg.bandwidth)
+        # Projected rather than clamped in the graph: a clamp has no gradient below 0, so the latent could never return.
+        self.threshold.data.clamp_(min=0.0)
+        f, self._l0 = _Jump.apply(step.pre, self.threshold, self.cfg.bandwidth)
         return f
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.mechanisms.base import Mechanism, moving_average
+from sae_lib.mechanisms.gradient_scaling import per_latent
 from sae_lib.sae_config import DropoutConfig, MaskingConfig
 
 
@@ -94,8 +95,9 @@ class AdaptiveTemporalMasking(Mechanism):
         if self.cfg.inference == "off":
             return
         gain = 1.0 - self.probability if self.cfg.inference == "scale" else (self.probability == 0).to(sae.dtype)
-        sae.W_enc.mul_(gain)
-        sae.b_enc.mul_(gain)
+        for tensor, _ in per_latent(sae):
+            if tensor is not sae.W_dec:  # a threshold of the latent's own is scaled with it
+                tensor.mul_(gain)
 
     def log(self) -> dict[str, float]:
         return {"mask_rate": 1.0 - float(self.keep_rate)}

@@ -52,7 +52,8 @@ class Resampling(Mechanism):
         if not len(dead):
             return
         error = (step.x - step.x_hat.detach()).square().sum(dim=1)
-        weight = error.sqrt() if self.cfg.error_power == 1 else error
+        # The floor lets the draw go on where fewer inputs than dead latents have any error.
+        weight = (error.sqrt() if self.cfg.error_power == 1 else error).clamp_min(1e-12)
         rows = torch.multinomial(weight, len(dead), replacement=len(dead) > len(weight), generator=step.generator)
         direction = step.x[rows] / step.x[rows].norm(dim=1, keepdim=True).clamp_min(1e-8)
         norm: Tensor | float = 1.0

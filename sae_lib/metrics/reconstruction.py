@@ -44,9 +44,7 @@ class CoreReference:
 
 
 @torch.no_grad()
-def build_core_reference(
-    lm: LanguageModel, tokens: Int[Tensor, "context position"], batch: int = 16
-) -> CoreReference:
+def build_core_reference(lm: LanguageModel, tokens: Int[Tensor, "context position"], batch: int = 16) -> CoreReference:
     """Clean and zero-ablated losses and the residual stream's moments on held-out contexts.
 
     The zero-ablation replaces the same positions as an SAE's reconstruction does, so an SAE that outputs

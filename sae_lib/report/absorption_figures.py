@@ -2,11 +2,10 @@
 
 The last one reads two tables of SAEs trained on toy data, latents matched to true features:
 
-- toy.parquet, one row per number: `method`, `seed`, `kind` ('activation' or 'cosine'), `row`, `latent`,
-  `value`. kind 'activation': the mean activation of the latent matched to feature `latent` on inputs of kind
-  `row`, such as 'parent only' or 'parent + child 1'. kind 'cosine': the cosine of the decoder row of the
-  latent matched to feature `latent` with the true direction of feature `row`. Rows and latents are drawn in
-  the order in which they first appear.
+- toy.parquet, one row per number: `method`, `seed`, `kind` ('activation' or 'cosine'), `row`, `latent`, `value`. kind
+  'activation': the mean activation of the latent matched to feature `latent` on inputs of kind `row`, such as 'parent
+  only' or 'parent + child 1'. kind 'cosine': the cosine of the decoder row of the latent matched to feature `latent`
+  with the true direction of feature `row`. Rows and latents are drawn in the order in which they first appear.
 - toy_summary.parquet, one row per SAE: `method`, `seed`, `parent_silent_rate` (how often the parent's latent
   is silent while parent and child are on), `miss_rate`, `cos_child_parent`, `cos_parent_parent`,
   `explained_variance`, `l0`, `true_l0`.
@@ -26,7 +25,7 @@ from sae_lib.errors import ArtifactError
 from sae_lib.report.groups import rows_of
 from sae_lib.report.intervals import by_seed, t_interval
 from sae_lib.report.names import METRICS, in_order, method_name
-from sae_lib.report.style import FULL_WIDTH, GREY, look, panel
+from sae_lib.report.style import COLUMN_WIDTH, FULL_WIDTH, GREY, look, panel
 
 # Group of evaluation.parquet -> what the legend says, and whether its markers are filled.
 _GROUPS = {
@@ -41,12 +40,11 @@ _LEAST = -0.2
 
 
 def letters_figure(letters: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Absorption (fraction) of each method and letter, mean over seeds, with the evaluated words of each
-    letter.
+    """Absorption (fraction) of each method and letter, mean over seeds, with the evaluated words of each letter.
 
-    Only letters that the ground-truth probe finds in the language model are there.
+    Only letters that the ground-truth probe finds in the language model are there; without any, the figure says so.
     """
-    rows = rows_of(letters, "main")
+    rows = letters[letters["group"] == "main"]
     data = (
         rows.groupby(["method", "letter"], sort=True)
         .agg(
@@ -58,7 +56,10 @@ def letters_figure(letters: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         .reset_index()
     )
     if data.empty:
-        raise ArtifactError("letters: no letter passed the probe's gate; the language model does not spell")
+        fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 1.0))
+        ax.text(0.5, 0.5, "no letter passed the probe's gate", ha="center", va="center")
+        ax.set_axis_off()
+        return fig, data
     methods = in_order([*data["method"]])
     table = data.pivot(index="method", columns="letter", values="absorption_fraction").loc[methods]
     words = data.groupby("letter")["words"].mean()
@@ -75,9 +76,7 @@ def letters_figure(letters: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     fig.colorbar(axes[1].collections[0], ax=axes, label=label, aspect=16, pad=0.01)
     axes[1].set(xlabel="first letter", ylabel="")
     axes[1].set_xticks([place + 0.5 for place in range(len(words))], list(words.index), rotation=0)
-    axes[1].set_yticks(
-        [place + 0.5 for place in range(len(methods))], [method_name(m) for m in methods], rotation=0
-    )
+    axes[1].set_yticks([place + 0.5 for place in range(len(methods))], [method_name(m) for m in methods], rotation=0)
     return fig, data
 
 
@@ -89,22 +88,21 @@ def absorption_against_l0(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFram
     """
     rows = rows_of(evaluation, *_GROUPS)
     columns = ["group", "method", "seed", "l0", "explained_variance", "ce_score", "absorption_fraction"]
-    data = rows[columns].dropna(subset=["l0", "explained_variance", "absorption_fraction"])
+    numbers = columns[3:]
+    data = (
+        rows[columns]
+        .astype(dict.fromkeys(numbers, float))
+        .dropna(subset=["l0", "explained_variance", "absorption_fraction"])
+    )
     data = data.sort_values(["group", "method", "l0", "seed"], kind="stable").reset_index(drop=True)
     fig, axes = plt.subplots(1, 2, figsize=(FULL_WIDTH, 3.0), sharey=True)
     for ax, x in zip(axes, ("l0", "explained_variance"), strict=True):
         for (group, method), part in data.groupby(["group", "method"], sort=True):
-            _markers(
-                ax, part.assign(explained_variance=part["explained_variance"].clip(_LEAST)), x, group, method
-            )
+            _markers(ax, part.assign(explained_variance=part["explained_variance"].clip(_LEAST)), x, group, method)
         ax.set_xlabel(METRICS[x].axis)
     if (data["explained_variance"] < _LEAST).any():
-        axes[1].set_xlabel(
-            f"{METRICS['explained_variance'].axis}\n(what is below {_LEAST:g} stands at {_LEAST:g})"
-        )
-    axes[0].set(
-        xscale="log", xlabel="L0 (active latents per token)", ylabel=METRICS["absorption_fraction"].axis
-    )
+        axes[1].set_xlabel(f"{METRICS['explained_variance'].axis}\n(what is below {_LEAST:g} stands at {_LEAST:g})")
+    axes[0].set(xscale="log", xlabel="L0 (active latents per token)", ylabel=METRICS["absorption_fraction"].axis)
     axes[0].set_ylim(bottom=min(0.0, axes[0].get_ylim()[0]))
     panel(axes[0], "a", "against sparsity")
     panel(axes[1], "b", "against reconstruction")
@@ -169,9 +167,7 @@ def absorption_picture(toy: pd.DataFrame, toy_summary: pd.DataFrame) -> tuple[Fi
         for at, method in enumerate(methods):
             ax = axes[line, at]
             table = of_kind[of_kind["method"] == method].pivot(index="row", columns="latent", values="mean")
-            table = (
-                table.reindex(index=of_kind["row"].unique(), columns=data["latent"].unique()).round(1) + 0.0
-            )
+            table = table.reindex(index=of_kind["row"].unique(), columns=data["latent"].unique()).round(1) + 0.0
             sns.heatmap(
                 table,
                 ax=ax,
@@ -190,17 +186,13 @@ def absorption_picture(toy: pd.DataFrame, toy_summary: pd.DataFrame) -> tuple[Fi
     axes[0, 0].set_ylabel("input")
     axes[1, 0].set_ylabel("true direction")
     for at, method in enumerate(methods):
-        axes[0, at].set_title(
-            f"{method_name(method)}\n{_toy_note(toy_summary, method)}", loc="center", fontsize=6.5
-        )
+        axes[0, at].set_title(f"{method_name(method)}\n{_toy_note(toy_summary, method)}", loc="center", fontsize=6.5)
         axes[1, at].set_xlabel("latent of")
     return fig, data
 
 
 def _toy_note(toy_summary: pd.DataFrame, method: str) -> str:
     rows = toy_summary[toy_summary["method"] == method]
-    silent, variance = (
-        t_interval(by_seed(rows, column)) for column in ("parent_silent_rate", "explained_variance")
-    )
+    silent, variance = (t_interval(by_seed(rows, column)) for column in ("parent_silent_rate", "explained_variance"))
     sd = f" ± {silent.sd:.2f}" if silent.n > 1 else ""
     return f"parent silent {silent.mean:.2f}{sd}\nexpl. variance {variance.mean:.3f}"

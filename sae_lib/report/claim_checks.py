@@ -1,13 +1,15 @@
 """What the results say about a claim, over seeds.
 
-Each check reduces to comparisons: a quantity with a 95 % t interval over seeds, and the sign that the paper
-gives it.
+Each check reduces to comparisons: a quantity with a 95 % t interval over seeds, and the sign that the paper gives it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+import pandas as pd
 
 from sae_lib.report.groups import drop_effect
 from sae_lib.report.intervals import Interval, difference, main_effects, t_interval
@@ -50,9 +52,7 @@ def contrast(results: Results, options: Mapping[str, Any]) -> Outcome:
         for method in options["second"]:
             theirs = seeds_of(results.rows(group, method), metric)
             name = f"{_metric(metric)}, {method_name(first)} − {method_name(method)}:"
-            comparisons.append(
-                Comparison(name, difference(ours, theirs), want["want"], want.get("margin", 0.0))
-            )
+            comparisons.append(Comparison(name, difference(ours, theirs), want["want"], want.get("margin", 0.0)))
     note = "".join(
         f"; {method_name(method)} at " + ", ".join(f"{_metric(m)} {value:.3g}" for m, value in values.items())
         for method, values in state.items()
@@ -117,14 +117,11 @@ def seeds(results: Results, options: Mapping[str, Any]) -> Outcome:
     spread = f"seeds {min(wanted)} to {max(wanted)}"
     if short:
         return Outcome(NOT_REPRODUCED, f"other seeds than {spread} for {', '.join(short)}")
-    return Outcome(
-        REPRODUCED, f"every method of the main table has {spread}; the paper gives no spread, we do"
-    )
+    return Outcome(REPRODUCED, f"every method of the main table has {spread}; the paper gives no spread, we do")
 
 
 def toy_absorption(results: Results, options: Mapping[str, Any]) -> Outcome:
-    """How often the parent's latent is silent although parent and child are on, where the features are
-    known."""
+    """How often the parent's latent is silent although parent and child are on, where the features are known."""
 
     def rate(method: str, column: str) -> Interval:
         rows = results.toy_summary
@@ -165,6 +162,34 @@ def drop_one(results: Results, options: Mapping[str, Any]) -> Outcome:
     return decide(comparisons, note)
 
 
+def sensitivity(results: Results, options: Mapping[str, Any]) -> Outcome:
+    """Whether other values of each parameter change a metric by more than `margin`: both do, or neither does."""
+    rows, margin = results.evaluation[results.evaluation["group"] == "sensitivity"], options["margin"]
+    parameters = {"temporal_coefficient": "temporal coefficient", "resampling_threshold": "resampling threshold"}
+    if rows.empty or not {*parameters, *options["metrics"]} <= set(rows.columns):
+        return Outcome(NOT_RUN, "no results for other coefficients and thresholds")
+    default = {p: rows[p].mode().iloc[0] if rows[p].notna().any() else math.nan for p in parameters}
+    usual = rows[(rows[list(parameters)] == pd.Series(default)).all(axis=1)]
+    matters, indifferent, told = {}, True, []
+    for parameter, name in parameters.items():
+        other = rows[rows[parameter].notna() & (rows[parameter] != default[parameter])]
+        changes = {
+            (value, metric): difference(seeds_of(part, metric), seeds_of(usual, metric))
+            for value, part in other.groupby(parameter)
+            for metric in options["metrics"]
+        }
+        if not changes or min(change.n for change in changes.values()) < 2:
+            return Outcome(NOT_RUN, f"no two seeds for another {name} than {default[parameter]:g}")
+        matters[parameter] = any(c.low > margin or c.high < -margin for c in changes.values())
+        indifferent &= all(-margin < c.low and c.high < margin for c in changes.values())
+        (value, metric), largest = max(changes.items(), key=lambda item: abs(item[1].mean))
+        told.append(f"{name} {value:g} for {default[parameter]:g}: {_metric(metric)} {largest.range}")
+    reason = f"largest changes, {margin:g} counted as none: " + "; ".join(told)
+    if all(matters.values()):
+        return Outcome(REPRODUCED, reason)
+    return Outcome(CONTRADICTED if indifferent else NOT_REPRODUCED, reason)
+
+
 def _metric(name: str) -> str:
     return METRICS[name].label if name in METRICS else name.replace("_", " ").replace("l1 per l0", "L1 / L0")
 
@@ -179,4 +204,5 @@ DATA_CHECKS: dict[str, Callable[[Results, Mapping[str, Any]], Outcome]] = {
     "seeds": seeds,
     "toy_absorption": toy_absorption,
     "drop_one": drop_one,
+    "sensitivity": sensitivity,
 }

@@ -62,9 +62,7 @@ class Claim(Strict):
         if self.paper_check is not None and self.paper_check not in PAPER_CHECKS:
             raise ValueError(f"paper_check '{self.paper_check}' is none of {', '.join(PAPER_CHECKS)}")
         if self.data_check is not None and self.data_check.get("kind") not in DATA_CHECKS:
-            raise ValueError(
-                f"data_check.kind '{self.data_check.get('kind')}' is none of {', '.join(DATA_CHECKS)}"
-            )
+            raise ValueError(f"data_check.kind '{self.data_check.get('kind')}' is none of {', '.join(DATA_CHECKS)}")
         if self.about == "paper" and self.paper_check is None:
             raise ValueError("a claim about the paper needs a paper_check")
         if not (self.paper_check or self.data_check or self.tolerance or self.needs):

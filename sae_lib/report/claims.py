@@ -1,5 +1,4 @@
-"""The claims ledger: every claim of the two papers, what we obtained beside it, and a verdict that code
-gives."""
+"""The claims ledger: every claim of the two papers, what we obtained beside it, and a verdict that code gives."""
 
 from __future__ import annotations
 
@@ -36,9 +35,8 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
     """One row per claim: id, paper, claim, where, metric, direction, published, measured, verdict,
     at_this_scale, reason.
 
-    `verdict` answers the sentence as it stands: claims about Gemma-2-2b are answered only where the profile
-    runs it. `at_this_scale` is what the claim's data check says of the results at hand, whatever the model
-    ("" without one).
+    `verdict` answers the sentence as it stands: claims about Gemma-2-2b are answered only where the profile runs it.
+    `at_this_scale` is what the claim's data check says of the results at hand, whatever the model ("" without one).
     """
     rows = []
     for claim in load_claims() if claims is None else claims:
@@ -124,9 +122,7 @@ def claims_table(evaluated: pd.DataFrame, profile: Profile) -> Table:
     """The ledger as a table to write: an arrow beside each metric, our numbers named as this profile's."""
     shown = evaluated.assign(metric=evaluated["metric"] + " " + evaluated["direction"].map(ARROWS))
     shown = shown.drop(columns="direction").replace("", "–")
-    shown = shown.rename(
-        columns={"measured": f"measured here ({profile.name})", "at_this_scale": "at this scale"}
-    )
+    shown = shown.rename(columns={"measured": f"measured here ({profile.name})", "at_this_scale": "at this scale"})
     caption = (
         f"Claims of the two papers and what profile {profile.name} says of them. ↑ higher is better, "
         "↓ lower is better, – neither. Published numbers are about Gemma-2-2b; numbers measured here are "
@@ -151,8 +147,7 @@ def claims_text(evaluated: pd.DataFrame) -> str:
 
 
 def write_verdicts(evaluated: pd.DataFrame, profile: Profile, path: Path | str) -> None:
-    """Write the verdicts that `verify` compares with: {"profile", "verdicts": {id: {"verdict",
-    "at_this_scale"}}}."""
+    """Write the verdicts that `verify` compares with: {"profile", "verdicts": {id: {"verdict", "at_this_scale"}}}."""
     require_claim_ids(set(evaluated["id"]), "the evaluated claims")
     verdicts = evaluated.set_index("id")[["verdict", "at_this_scale"]].to_dict("index")
     write_json(path, {"profile": profile.name, "verdicts": verdicts})
@@ -180,9 +175,7 @@ def verify(profile: Profile, results_folder: Path | str, expected_file: Path | s
             if got != wanted:
                 differing += 1
                 print(f"DIFFERS {row.id} {column}: '{got}', committed '{wanted}'")
-    print(
-        f"{differing} verdicts differ from {expected_file.name}" if differing else "all verdicts as committed"
-    )
+    print(f"{differing} verdicts differ from {expected_file.name}" if differing else "all verdicts as committed")
     return 1 if differing else 0
 
 
@@ -190,18 +183,12 @@ def _expected(profile: Profile, path: Path) -> dict[str, dict[str, str]]:
     try:
         content = read_json(path)
     except FileNotFoundError:
-        raise ArtifactError(
-            f"verdicts: there is no {path}; run `make paper` at profile {profile.name}"
-        ) from None
+        raise ArtifactError(f"verdicts: there is no {path}; run `make paper` at profile {profile.name}") from None
     if not isinstance(content, dict) or content.get("profile") != profile.name:
-        raise ArtifactError(
-            f"verdicts: {path} is not of profile {profile.name}; run `make paper` at that profile"
-        )
+        raise ArtifactError(f"verdicts: {path} is not of profile {profile.name}; run `make paper` at that profile")
     verdicts = content.get("verdicts", {})
     require_claim_ids(set(verdicts), path.name)
     for name, entry in verdicts.items():
         if entry.get("verdict") not in VERDICTS or entry.get("at_this_scale") not in (*VERDICTS, ""):
-            raise ArtifactError(
-                f"verdicts: {path.name}, {name}: {entry} is not made of {', '.join(VERDICTS)}"
-            )
+            raise ArtifactError(f"verdicts: {path.name}, {name}: {entry} is not made of {', '.join(VERDICTS)}")
     return verdicts

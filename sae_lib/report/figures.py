@@ -1,9 +1,7 @@
-"""Figures of training and of the ablations: training curves (the paper's Figure 1), key metrics (Figure 2),
-effects.
+"""Figures of training and of the ablations: training curves (the paper's Figure 1), key metrics (Figure 2), effects.
 
-Each function takes tidy results and returns the figure with the numbers that are drawn, for
-`style.save_figure`. Call `style.set_style()` once before. Intervals are 95 % t intervals over seeds unless an
-axis says otherwise.
+Each function takes tidy results and returns the figure with the numbers that are drawn, for `style.save_figure`. Call
+`style.set_style()` once before. Intervals are 95 % t intervals over seeds unless an axis says otherwise.
 """
 
 from __future__ import annotations
@@ -70,9 +68,7 @@ def key_metrics(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         mean = {m: t_interval(values) for m, values in seeds.items()}
         style = look(method)
         for ax, metric in ((axes[0], "absorption_fraction"), (axes[2], "l0")):
-            ax.plot(
-                seeds[metric], [place + 0.25] * len(seeds[metric]), ".", color=style.color, alpha=0.5, ms=3
-            )
+            ax.plot(seeds[metric], [place + 0.25] * len(seeds[metric]), ".", color=style.color, alpha=0.5, ms=3)
             _interval_dot(ax, mean[metric], place, style.color, style.marker)
         axes[1].errorbar(
             mean["l0"].mean, mean["explained_variance"].mean, xerr=_half(mean["l0"]),
@@ -84,9 +80,7 @@ def key_metrics(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         ax.set_yticks(range(len(methods)), [method_name(m) for m in methods])
     axes[2].tick_params(axis="y", labelleft=False, length=0)
     axes[0].set_xlim(left=min(0.0, axes[0].get_xlim()[0]))
-    axes[1].set(
-        xlabel="L0, active latents per token\n(fewer is sparser)", ylabel=METRICS["explained_variance"].axis
-    )
+    axes[1].set(xlabel="L0, active latents per token\n(fewer is sparser)", ylabel=METRICS["explained_variance"].axis)
     axes[2].set(xlabel="L0, active latents per token\n(fewer is sparser)")
     panel(axes[0], "a", "absorption")
     panel(axes[1], "b", "reconstruction–sparsity")
@@ -99,9 +93,7 @@ def ablation_effects(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """(a) main effects of TemporalSAE's mechanisms; (b) what dropping a part of ATM's importance changes;
     (c) ATM over c and r. Absorption stands beside explained variance, CE score and L0 everywhere."""
     rows = rows_of(evaluation, "factorial", "atm_importance", "atm_grid")
-    factorial, parts, atm_grid = (
-        rows[rows["group"] == group] for group in ("factorial", "atm_importance", "atm_grid")
-    )
+    factorial, parts, atm_grid = (rows[rows["group"] == group] for group in ("factorial", "atm_importance", "atm_grid"))
     dropped = set(parts["importance"].map(dropped_part)) if len(parts) else set()
     names = {part: label for part, label in DROPPED.items() if part and part in dropped}
     effects = {metric: main_effects(factorial, metric, MECHANISMS) for metric in _EFFECT_METRICS}
@@ -111,21 +103,13 @@ def ablation_effects(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     rows_of_panels = fig.add_gridspec(3, 1, height_ratios=[1, 1, 1.3])
     upper, middle, lower = (fig.add_subfigure(rows_of_panels[at]) for at in range(3))
     _effect_panels(upper, effects, MECHANISMS)
-    upper.suptitle(
-        "(a) TemporalSAE: main effect of each mechanism, 2×2×2 factorial", x=0.01, ha="left", fontsize=8
-    )
+    upper.suptitle("(a) TemporalSAE: main effect of each mechanism, 2×2×2 factorial", x=0.01, ha="left", fontsize=8)
     _effect_panels(middle, drops, names)
-    middle.suptitle(
-        "(b) ATM: one part of the importance dropped, against all three", x=0.01, ha="left", fontsize=8
-    )
-    for ax, metric in zip(
-        lower.subplots(1, 3), ("absorption_fraction", "explained_variance", "l0"), strict=True
-    ):
+    middle.suptitle("(b) ATM: one part of the importance dropped, against all three", x=0.01, ha="left", fontsize=8)
+    for ax, metric in zip(lower.subplots(1, 3), ("absorption_fraction", "explained_variance", "l0"), strict=True):
         _heatmap(ax, atm_grid.pivot_table(index="c", columns="r", values=metric, aggfunc="mean"), metric)
     seeds = atm_grid["seed"].nunique()
-    lower.suptitle(
-        f"(c) ATM over c and r, mean of {seeds} seed{'s' * (seeds != 1)}", x=0.01, ha="left", fontsize=8
-    )
+    lower.suptitle(f"(c) ATM over c and r, mean of {seeds} seed{'s' * (seeds != 1)}", x=0.01, ha="left", fontsize=8)
 
     data = [
         {"part": part, "name": name, "metric": metric, **interval._asdict()}
@@ -194,13 +178,9 @@ def _half(interval: Interval) -> list[list[float]] | None:
 def _interval_dot(ax: Axes, interval: Interval, place: float, color: str, marker: str) -> None:
     """Mean and interval on a row of a dot plot; a missing one says so."""
     if interval.n == 0:
-        ax.text(
-            0.5, place, "not run", ha="center", va="center", fontsize=6, transform=ax.get_yaxis_transform()
-        )
+        ax.text(0.5, place, "not run", ha="center", va="center", fontsize=6, transform=ax.get_yaxis_transform())
         return
-    ax.errorbar(
-        interval.mean, place, xerr=_half(interval), fmt=marker, color=color, elinewidth=1.0, capsize=2
-    )
+    ax.errorbar(interval.mean, place, xerr=_half(interval), fmt=marker, color=color, elinewidth=1.0, capsize=2)
 
 
 def _legend_on_the_right(fig: Figure, ax: Axes) -> None:

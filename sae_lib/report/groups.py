@@ -23,10 +23,8 @@ def rows_of(evaluation: pd.DataFrame, *groups: str) -> pd.DataFrame:
 
 
 def sequence_numbers(rows: pd.DataFrame) -> pd.Series:
-    """The number (1 to 4) in the name of each row of group `sequence`: method or run holds 'run_1' and so
-    on."""
-    names = rows["method"].astype(str) + " " + rows["run"].astype(str)
-    return names.str.extract(r"run[-_ ]?([1-4])", expand=False).astype(float)
+    """The number of each row of group `sequence`, whose label is 'run 1' to 'run 4'."""
+    return rows["label"].astype(str).str.extract(r"run ([1-4])$", expand=False).astype(float)
 
 
 # What is dropped from ATM's importance -> the name of the row. "" is nothing.
@@ -34,8 +32,7 @@ DROPPED: dict[str, str] = {"": "all parts"} | {part: f"without {part}" for part 
 
 
 def dropped_part(importance: Any) -> str | None:
-    """The part missing from an `importance` such as 'magnitude+frequency'; '' for none, None for anything
-    else.
+    """The part missing from an `importance` such as 'magnitude+frequency'; '' for none, None for anything else.
 
     >>> dropped_part("magnitude+frequency")
     'contribution'

@@ -1,5 +1,4 @@
-"""Means over seeds, with 95 % t intervals; differences are taken seed by seed, because every method sees one
-stream."""
+"""Means over seeds, with 95 % t intervals; differences are taken seed by seed, because every method sees one stream."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """Mean and standard deviation (n - 1) of n values, and the t interval of their mean. NaN where n is too
-    small."""
+    """Mean and standard deviation (n - 1) of n values, and the t interval of their mean. NaN where n is too small."""
 
     mean: float
     sd: float
@@ -60,7 +58,8 @@ def t_interval(values: Iterable[float]) -> Interval:
 
 def by_seed(frame: pd.DataFrame, column: str) -> pd.Series:
     """`column` averaged within each seed, indexed by seed."""
-    return frame.groupby("seed")[column].mean().astype(float)
+    # A column in which every value is missing comes back from JSON without a type.
+    return pd.to_numeric(frame[column]).groupby(frame["seed"]).mean().astype(float)
 
 
 def difference(first: pd.Series, second: pd.Series) -> Interval:
@@ -75,12 +74,11 @@ def main_effects(frame: pd.DataFrame, column: str, factors: Iterable[str]) -> di
     it. A seed with a missing cell is left out, since its effects would mix.
     """
     factors = list(factors)
-    cells = frame.groupby(["seed", *factors])[column].mean().unstack(factors)
+    numbers = frame.assign(**{column: pd.to_numeric(frame[column])})
+    cells = numbers.groupby(["seed", *factors])[column].mean().unstack(factors)
     cells = cells.dropna() if cells.shape[1] == 2 ** len(factors) else cells.iloc[:0]
     effects = {}
     for level, factor in enumerate(factors):
-        on = np.array(
-            [bool(key[level]) if isinstance(key, tuple) else bool(key) for key in cells.columns], dtype=bool
-        )
+        on = np.array([bool(key[level]) if isinstance(key, tuple) else bool(key) for key in cells.columns], dtype=bool)
         effects[factor] = t_interval(cells.loc[:, on].mean(axis=1) - cells.loc[:, ~on].mean(axis=1))
     return effects

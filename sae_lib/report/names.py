@@ -1,5 +1,4 @@
-"""What methods and metrics are called, in which order they stand, and which direction of a metric is
-better."""
+"""What methods and metrics are called, in which order they stand, and which direction of a metric is better."""
 
 from __future__ import annotations
 
@@ -81,6 +80,4 @@ def in_order(methods: list[str]) -> list[str]:
     ['topk', 'atm', 'zeta']
     """
     known = list(METHODS)
-    return sorted(
-        set(methods), key=lambda method: (known.index(method) if method in known else len(known), method)
-    )
+    return sorted(set(methods), key=lambda method: (known.index(method) if method in known else len(known), method))

@@ -52,8 +52,7 @@ def absorption_as_failure(p: Published) -> PaperOutcome:
 
 
 def loss_against_cosine(p: Published) -> PaperOutcome:
-    """A loss is at least the squared error, and that at least (1 - cos^2) ||x||^2, the error at the best
-    scale."""
+    """A loss is at least the squared error, and that at least (1 - cos^2) ||x||^2, the error at the best scale."""
     largest = float(p["ours"]) / (1 - float(p["cosine of ours"]) ** 2)
     topk = float(p["TopK"])
     return PaperOutcome(

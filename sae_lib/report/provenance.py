@@ -88,9 +88,7 @@ def write_stage_manifest(paths: Paths, stage: str, outputs: Iterable[Path]) -> P
     hashes = {}
     for file in sorted({Path(output).resolve() for output in outputs}):
         if not file.is_file():
-            raise ArtifactError(
-                f"{stage}: the output {shown(file)} was not written; run the notebook from its top"
-            )
+            raise ArtifactError(f"{stage}: the output {shown(file)} was not written; run the notebook from its top")
         hashes[_output_name(paths, file)] = file_sha256(file)
     upstream = {}
     for earlier in sorted(paths.results.glob("[0-9][0-9].json")):
@@ -111,9 +109,7 @@ def _output_name(paths: Paths, file: Path) -> str:
     for folder, prefix in ((paths.figures.resolve(), f"{FIGURES}/"), (paths.root.resolve(), "")):
         if file.is_relative_to(folder):
             return prefix + file.relative_to(folder).as_posix()
-    raise ArtifactError(
-        f"the output {shown(file)} lies outside {shown(paths.root)} and {shown(paths.figures)}"
-    )
+    raise ArtifactError(f"the output {shown(file)} lies outside {shown(paths.root)} and {shown(paths.figures)}")
 
 
 def _agreement(different: list[str]) -> str:

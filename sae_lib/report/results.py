@@ -9,16 +9,19 @@ import pandas as pd
 
 from sae_lib.errors import ArtifactError
 from sae_lib.report.groups import sequence_numbers
+from sae_lib.report.intervals import by_seed
 
 # What every check may rely on; a table that was not made is empty, a column that was not made is NaN.
 KEYS: dict[str, tuple[str, ...]] = {
-    "evaluation": ("run", "group", "method", "seed"),
-    "letters": ("run", "group", "method", "seed", "letter", "test_words"),
+    "evaluation": ("run", "group", "method", "label", "seed"),
+    "letters": ("run", "group", "method", "label", "seed", "letter", "test_words"),
     "density": ("run", "method", "seed", "log10_rate_left", "count"),
     "history": ("run", "group", "method", "seed", "step"),
     "toy": ("method", "seed", "kind", "row", "latent", "value"),
     "toy_summary": ("method", "seed"),
 }
+# A table is one file, or one file of each notebook that trains SAEs.
+PARTS = ("", "_main", "_ablations")
 
 
 def _empty(name: str) -> pd.DataFrame:
@@ -27,9 +30,8 @@ def _empty(name: str) -> pd.DataFrame:
 
 @dataclass
 class Results:
-    """`evaluation`: one row per SAE; `letters`: per SAE and letter; `density`: firing-rate histograms;
-    `history`: training logs; `toy` and `toy_summary`: SAEs on data with known features (columns in
-    `absorption_figures`)."""
+    """`evaluation`: one row per SAE; `letters`: per SAE and letter; `density`: firing-rate histograms; `history`:
+    training logs; `toy` and `toy_summary`: SAEs on data with known features (columns in `absorption_figures`)."""
 
     evaluation: pd.DataFrame = field(default_factory=lambda: _empty("evaluation"))
     letters: pd.DataFrame = field(default_factory=lambda: _empty("letters"))
@@ -40,43 +42,42 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path | str) -> Results:
-        """Read `<table>.parquet` for each table that is in `folder`.
+        """Read each table that is in `folder`: `<table>.parquet`, or its parts `<table>_main.parquet` and
+        `<table>_ablations.parquet`, one below the other.
 
-        Raises ArtifactError: no such folder, a file that is no parquet table, a table without its key
-        columns.
+        Raises ArtifactError: no such folder, a file that is no parquet table, a table without its key columns.
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise ArtifactError(
-                f"results: there is no folder {folder}; run `make paper` at this profile first"
-            )
+            raise ArtifactError(f"results: there is no folder {folder}; run `make paper` at this profile first")
         tables = {}
         for name in (each.name for each in fields(cls)):
-            path = folder / f"{name}.parquet"
-            if not path.is_file():
-                continue
-            try:
-                tables[name] = pd.read_parquet(path)
-            except (OSError, ValueError) as error:
-                raise ArtifactError(
-                    f"results: {path} is no readable parquet table ({error}); "
-                    "remove it and run `make paper` again"
-                ) from None
-            missing = [column for column in KEYS[name] if column not in tables[name]]
-            if missing:
-                raise ArtifactError(
-                    f"results: {path} has no column {', '.join(missing)}; run `make paper` again"
-                )
+            paths = [folder / f"{name}{part}.parquet" for part in PARTS]
+            parts = [_read(path, KEYS[name]) for path in paths if path.is_file()]
+            if parts:
+                tables[name] = pd.concat(parts, ignore_index=True)
         return cls(**tables)
 
     def rows(self, group: str, method: str) -> pd.DataFrame:
-        """The evaluation rows of one method in one group; in group `sequence`, method is 'run_1' to
-        'run_4'."""
+        """The evaluation rows of one method in one group; in group `sequence`, method is 'run_1' to 'run_4'."""
         return select(self.evaluation, group, method)
 
 
+def _read(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"results: {path} is no readable parquet table ({error}); remove it and run `make paper` again"
+        ) from None
+    missing = [column for column in keys if column not in table]
+    if missing:
+        raise ArtifactError(f"results: {path} has no column {', '.join(missing)}; run `make paper` again")
+    return table
+
+
 def select(frame: pd.DataFrame, group: str, method: str) -> pd.DataFrame:
-    """The rows of `method` in `group` of any table with the columns group, method and run."""
+    """The rows of `method` in `group` of any table with the columns group, method and label."""
     rows = frame[frame["group"] == group]
     if group == "sequence":
         return rows[sequence_numbers(rows) == float(method.removeprefix("run_"))]
@@ -89,4 +90,4 @@ def seeds_of(rows: pd.DataFrame, metric: str) -> pd.Series:
         return (seeds_of(rows, "l1") / seeds_of(rows, "l0")).dropna()
     if metric not in rows or rows.empty:
         return pd.Series(dtype=float)
-    return rows.groupby("seed")[metric].mean().astype(float).dropna()
+    return by_seed(rows, metric).dropna()

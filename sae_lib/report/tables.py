@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lib.errors import ArtifactError
 from sae_lib.profile import Profile
 from sae_lib.report.groups import DROPPED, drop_effect, dropped_part, rows_of, sequence_numbers
 from sae_lib.report.intervals import Interval, by_seed, main_effects, t_interval
@@ -48,16 +47,12 @@ def main_table(evaluation: pd.DataFrame) -> Table:
     """Every method at matched L0, and the untrained SAE as a floor."""
     rows = rows_of(evaluation, "main", "untrained")
     main = rows[rows["group"] == "main"]
-    named = {
-        method_name(m): main[main["method"] == m] for m in in_order([*main["method"]]) if m in MAIN_METHODS
-    }
+    named = {method_name(m): main[main["method"] == m] for m in in_order([*main["method"]]) if m in MAIN_METHODS}
     floor = rows[rows["group"] == "untrained"]
     for method in in_order([*floor["method"]]):
         label = "Untrained" if method == "untrained" else f"Untrained ({method_name(method)})"
         named[label] = floor[floor["method"] == method]
-    return _table(
-        "method", named, MAIN_COLUMNS, f"Methods at matched L0; mean ± sd over seeds. {ARROW_NOTE}."
-    )
+    return _table("method", named, MAIN_COLUMNS, f"Methods at matched L0; mean ± sd over seeds. {ARROW_NOTE}.")
 
 
 def as_written_table(evaluation: pd.DataFrame) -> Table:
@@ -69,8 +64,7 @@ def as_written_table(evaluation: pd.DataFrame) -> Table:
 
 
 def factorial_table(evaluation: pd.DataFrame) -> Table:
-    """The 2x2x2 factorial of TemporalSAE's mechanisms, then the main effect of each with its 95 % t
-    interval."""
+    """The 2x2x2 factorial of TemporalSAE's mechanisms, then the main effect of each with its 95 % t interval."""
     rows = rows_of(evaluation, "factorial")
     factors = list(MECHANISMS)
     named = {}
@@ -105,12 +99,25 @@ def sequence_table(evaluation: pd.DataFrame) -> Table:
     return _table("run", named, (*SHORT_COLUMNS, "num_split_features", "final_loss"), caption)
 
 
+def sensitivity_table(evaluation: pd.DataFrame) -> Table:
+    """TemporalSAE at other values of the two numbers that the paper calls sensitive."""
+    rows = rows_of(evaluation, "sensitivity")
+    values = ["temporal_coefficient", "resampling_threshold"]
+    order = rows.groupby("label")[values].first().reset_index()
+    order["varied"] = order["label"].str.startswith("resampling")
+    named = {label: rows[rows["label"] == label] for label in order.sort_values(["varied", *values])["label"]}
+    caption = f"TemporalSAE with one value changed; mean ± sd over seeds. {ARROW_NOTE}."
+    return _table("changed", named, SHORT_COLUMNS, caption)
+
+
 def atm_table(evaluation: pd.DataFrame) -> Table:
     """ATM with one part of the importance dropped, and over the grid of c and r."""
     rows = rows_of(evaluation, "atm_importance", "atm_grid")
     parts = rows[rows["group"] == "atm_importance"]
     dropped = parts["importance"].map(dropped_part)
     named = {label: parts[dropped == part] for part, label in DROPPED.items() if (dropped == part).any()}
+    if (parts["importance"] == "product").any():
+        named["product of the parts"] = parts[parts["importance"] == "product"]
     for (c, r), part in rows[rows["group"] == "atm_grid"].groupby(["c", "r"], sort=True):
         named[f"c = {c:g}, r = {r:g}"] = part
     caption = f"ATM's importance score and its c and r; mean ± sd over seeds. {ARROW_NOTE}."
@@ -125,10 +132,11 @@ def atm_table(evaluation: pd.DataFrame) -> Table:
 
 
 def letters_table(letters: pd.DataFrame) -> Table:
-    """Absorption (fraction) of each letter and method at matched L0, with the number of evaluated words."""
-    main = rows_of(letters, "main")
-    if main["letter"].isna().all():
-        raise ArtifactError("letters: no letter passed the probe's gate; the language model does not spell")
+    """Absorption (fraction) of each letter and method at matched L0, with the number of evaluated words.
+
+    Empty where no letter passed the gate of the ground-truth probe: the language model does not spell.
+    """
+    main = letters[letters["group"] == "main"]
     words = main.groupby("letter")["true_positives"].mean()
     data, shown = [], {}
     for letter in sorted(words.index):
@@ -139,7 +147,7 @@ def letters_table(letters: pd.DataFrame) -> Table:
             line[method_name(method)] = cell(interval, 3)
             data.append(_record(f"{letter}: {method_name(method)}", "absorption_fraction", interval))
         shown[letter] = line
-    frame = pd.DataFrame.from_dict(shown, orient="index").fillna("–").rename_axis("letter").reset_index()
+    frame = pd.DataFrame([{"letter": letter, **line} for letter, line in shown.items()]).fillna("–")
     caption = "Absorption (fraction, ↓ lower is better) per letter at matched L0; mean ± sd over seeds."
     return Table(frame, pd.DataFrame(data), caption)
 
@@ -176,9 +184,7 @@ def _with_effects(table: Table, effects: dict[str, dict[str, Interval]]) -> Tabl
             line[METRICS[column].header] = _effect_cell(interval, METRICS[column].decimals)
             data.append(_record(name, column, interval))
         lines.append(line)
-    shown = (
-        pd.concat([table.shown, pd.DataFrame(lines)], ignore_index=True).fillna("–") if lines else table.shown
-    )
+    shown = pd.concat([table.shown, pd.DataFrame(lines)], ignore_index=True).fillna("–") if lines else table.shown
     return Table(shown, pd.concat([table.data, pd.DataFrame(data)], ignore_index=True), table.caption)
 
 
@@ -186,9 +192,7 @@ def _effect_cell(interval: Interval, decimals: int) -> str:
     if interval.n == 0:
         return "–"
     text = f"{interval.mean:+.{decimals}f}"
-    return (
-        text if interval.n == 1 else f"{text} [{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]"
-    )
+    return text if interval.n == 1 else f"{text} [{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]"
 
 
 def _record(row: str, column: str, interval: Interval) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from sae_lib.report.verdicts import NOT_RUN, Comparison, Outcome, decide
 
 
 def alpha_follows_loss(results: Results, options: Mapping[str, Any]) -> Outcome:
-    """Rank correlation, within each run, of the penalty's alpha and the reconstruction loss: negative in the
-    paper."""
+    """Rank correlation, within each run, of the penalty's alpha and the reconstruction loss: negative in the paper."""
     rows = select(results.history, options["group"], options["method"])
     if not {"alpha", "reconstruction"} <= set(rows.columns):
         return Outcome(NOT_RUN, "no log of alpha")
@@ -35,11 +34,9 @@ def alpha_follows_loss(results: Results, options: Mapping[str, Any]) -> Outcome:
 
 
 def top_share(histogram: pd.DataFrame, top: float) -> float:
-    """Share of all activations made by the most frequent `top` of the latents, from a histogram of log10
-    rates.
+    """Share of all activations made by the most frequent `top` of the latents, from a histogram of log10 rates.
 
-    A latent counts with the rate in the middle of its bin; latents that never fire have a bin at -inf or
-    none.
+    A latent counts with the rate in the middle of its bin; latents that never fire have a bin at -inf or none.
     """
     bins = histogram.sort_values("log10_rate_left", ascending=False, kind="stable")
     left, count = bins["log10_rate_left"].to_numpy(float), bins["count"].to_numpy(float)
@@ -56,8 +53,10 @@ def top_share(histogram: pd.DataFrame, top: float) -> float:
 def dominance(results: Results, options: Mapping[str, Any]) -> Outcome:
     """Main effect of a mechanism on `top_share` in the factorial."""
     rows = results.evaluation[results.evaluation["group"] == "factorial"]
-    shares = {run: top_share(part, options["top"]) for run, part in results.density.groupby("run")}
-    if not set(MECHANISMS) <= set(rows.columns) or not rows["run"].isin(shares.keys()).any():
+    # An SAE that stands in several groups has one histogram for each.
+    histograms = results.density[results.density["run"].isin(rows["run"])].drop_duplicates(["run", "log10_rate_left"])
+    shares = {run: top_share(part, options["top"]) for run, part in histograms.groupby("run")}
+    if not set(MECHANISMS) <= set(rows.columns) or not shares:
         return Outcome(NOT_RUN, "no firing-rate histograms of the factorial")
     rows = rows.assign(share=rows["run"].map(shares))
     factor = options["factor"]
@@ -68,8 +67,7 @@ def dominance(results: Results, options: Mapping[str, Any]) -> Outcome:
 
 
 def fluctuation(results: Results, options: Mapping[str, Any]) -> Outcome:
-    """Standard deviation of the log reconstruction loss's changes in the second half of training; same
-    batches."""
+    """Standard deviation of the log reconstruction loss's changes in the second half of training; same batches."""
 
     def of(method: str) -> pd.Series:
         rows = select(results.history, "main", method)

@@ -30,8 +30,7 @@ class Outcome(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A quantity, and whether the paper has it below or above zero (`margin` towards zero's other side is
-    allowed)."""
+    """A quantity, and whether the paper has it below or above zero (`margin` towards zero's other side is allowed)."""
 
     name: str
     interval: Interval
@@ -59,15 +58,11 @@ def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
     short = [c for c in comparisons if c.interval.n < 2]
     if short or not comparisons:
         missing = ", ".join(c.name for c in short if c.interval.n == 0)
-        return Outcome(
-            NOT_RUN, f"no results for {missing}" if missing else f"one seed gives no interval: {reason}"
-        )
+        return Outcome(NOT_RUN, f"no results for {missing}" if missing else f"one seed gives no interval: {reason}")
     if len(comparisons) > _MANY:
         told = [c for c in comparisons if c.reversed] or [c for c in comparisons if not c.holds]
         held = sum(c.holds for c in comparisons)
-        reason = (
-            f"{held} of {len(comparisons)} comparisons hold" + "".join(f"; not: {c}" for c in told) + note
-        )
+        reason = f"{held} of {len(comparisons)} comparisons hold" + "".join(f"; not: {c}" for c in told) + note
     if all(c.holds for c in comparisons):
         return Outcome(REPRODUCED, reason)
     return Outcome(CONTRADICTED if any(c.reversed for c in comparisons) else NOT_REPRODUCED, reason)

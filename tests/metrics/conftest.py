@@ -33,9 +33,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=1500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     raw.train_from_iterator(_text(), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
 
 
 @pytest.fixture(scope="session")

@@ -110,10 +110,12 @@ def test_an_altered_file_is_made_again(lm, built, counted, suffix):
 def test_another_prompt_seed_or_model_has_a_reference_of_its_own(lm, built, counted, tmp_path):
     reference, _ = built
     small = CONFIG.model_copy(update={"probe_epochs": 1})
-    build_absorption_reference(lm, small, tmp_path)
+    first = build_absorption_reference(lm, small, tmp_path)
     reseeded = small.model_copy(update={"absorption_prompt_seed": 1})
     other = build_absorption_reference(lm, reseeded, tmp_path)
     # Fresh prompts differ; the probe's do not.
+    assert torch.equal(other.scored, first.scored) and len(first.scored) > 0
+    assert not torch.equal(other.scored_activations, first.scored_activations)
     assert torch.equal(other.test_activations, reference.test_activations)
     runs = len(counted)
     renamed = LanguageModel(lm.model, lm.tokenizer, name="tiny", layer=1, whole=True, identity="tiny-2")

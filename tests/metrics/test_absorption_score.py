@@ -1,6 +1,7 @@
 """The score of a word, worked out by hand; the score of an SAE, built by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,11 +87,7 @@ def one_word(x, latents, direction, cosines, main):
     projections = [a * c for a, c in zip(latents, cosines, strict=True)]
     P = sum(a * b for a, b in zip(x, direction, strict=True))
     M = sum(projections[i] for i in main)
-    others = [
-        projections[i]
-        for i in range(len(latents))
-        if i not in main and cosines[i] >= 0.1 and projections[i] > 0
-    ]
+    others = [projections[i] for i in range(len(latents)) if i not in main and cosines[i] >= 0.1 and projections[i] > 0]
     T = sum(sorted(others, reverse=True)[:3])
     A = sum(projections)
     if M >= P or T / P < 0.4:
@@ -101,12 +98,7 @@ def one_word(x, latents, direction, cosines, main):
         q = min(T, P - M)
         fraction = q / (q + M)
     best = max(range(len(latents)), key=lambda i: projections[i])
-    full = (
-        all(latents[i] < 1e-8 for i in main)
-        and cosines[best] >= 0.025
-        and P >= 0
-        and projections[best] / P >= 0.4
-    )
+    full = all(latents[i] < 1e-8 for i in main) and cosines[best] >= 0.025 and P >= 0 and projections[best] / P >= 0.4
     unthresholded = 0.0 if M >= P or A <= 0 else min(max((A - M) / A, 0.0), 1.0)
     return fraction, full, unthresholded
 
@@ -216,6 +208,22 @@ def test_an_sae_that_absorbs():
     assert result.summary["words"] == 160
     assert result.summary["probe_f1"] == 1
     assert "2 letters (F1 > 0.6)" in result.note
+
+
+def test_absorption_is_measured_in_the_fresh_prompts_on_the_words_the_probe_finds():
+    reference = hand_made_reference()
+    labels, children = reference.test_labels, reference.test_activations[:, 2:].sum(dim=1) > 0
+    # The probe misses 50 words with a that are no child's: 10 children of 50 words are left. In the fresh prompts
+    # four of the ten read as plain words: 6 of 50 are absorbed.
+    plain_a = ((labels == 0) & ~children).nonzero().flatten()
+    missed = torch.isin(torch.arange(len(labels)), plain_a[:50])
+    fresh = reference.test_activations.clone()
+    fresh[children.nonzero().flatten()[:4], 2:] = 0
+    scored = (~missed).nonzero().flatten()
+    reference = replace(reference, scored=scored, scored_activations=fresh[scored])
+    a = evaluate_absorption(absorbing_sae(True), reference, CONFIG).letters.iloc[0]
+    assert (a["test_words"], a["true_positives"]) == (100, 50)
+    assert a["absorption_fraction"] == a["absorption_full"] == pytest.approx(6 / 50)
 
 
 def test_an_sae_that_does_not_absorb():

@@ -97,9 +97,7 @@ def test_statistics_agree_with_whole_tensors():
     assert metrics["cosine"] == pytest.approx(F.cosine_similarity(x, x_hat).mean().item(), rel=1e-5)
     residual, total = (x - x_hat).var(0, correction=0), x.var(0, correction=0)
     shift = (x - x_hat).mean(0).square()
-    assert metrics["explained_variance"] == pytest.approx(
-        1 - ((residual + shift).sum() / total.sum()).item(), rel=1e-4
-    )
+    assert metrics["explained_variance"] == pytest.approx(1 - ((residual + shift).sum() / total.sum()).item(), rel=1e-4)
     torch.testing.assert_close(density, (f != 0).float().mean(0))
 
 

@@ -31,18 +31,17 @@ WRITTEN = {
 }
 
 
-def sae_row(
-    rng: np.random.Generator, group: str, method: str, seed: int, centre: Any, **more: Any
-) -> dict[str, Any]:
+def sae_row(rng: np.random.Generator, group: str, method: str, seed: int, centre: Any, **more: Any) -> dict[str, Any]:
     absorption, variance, l0 = centre
     absorption = max(0.0, absorption + 0.004 * rng.standard_normal())
     variance = variance + 0.002 * rng.standard_normal()
     tag = "-".join(str(value) for value in more.values())
     return {
-        "run": f"{group}-{method}-{seed}-{tag}", "group": group, "method": method, "seed": seed,
+        "run": f"{group}-{method}-{seed}-{tag}", "group": group, "method": method, "label": "", "seed": seed,
         "architecture": "standard", "temporal": False, "resampling": False, "gradient_scaling": False,
         "masking": False, "c": np.nan, "r": np.nan, "importance": None, "l1_coefficient": 0.04,
-        "temporal_coefficient": np.nan, "k": np.nan, "target_l0": np.nan, "d_sae": 1024, "steps": 976,
+        "temporal_coefficient": np.nan, "resampling_threshold": np.nan, "k": np.nan, "target_l0": np.nan,
+        "d_sae": 1024, "steps": 976,
         "tokens": 999_424, "train_seconds": 20.0, "final_loss": 0.2 + 0.01 * rng.standard_normal(),
         "l0": l0 * (1 + 0.01 * rng.standard_normal()), "l1": 2.2 * l0, "mse": 1 - variance,
         "cosine": variance**0.5, "explained_variance": variance, "ce_clean": 3.5, "ce_zero": 8.0,
@@ -75,7 +74,12 @@ def evaluation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
         ]
     for number in (1, 2, 3, 4):
         centre = (0.05 + 0.01 * number, 0.8, 120.0)
-        rows += [sae_row(rng, "sequence", f"run_{number}", s, centre) for s in seeds[:3]]
+        rows += [sae_row(rng, "sequence", "temporal_sae", s, centre, label=f"run {number}") for s in seeds[:3]]
+    for coefficient, threshold in ((1e-4, 0.005), (1e-2, 0.005), (1.0, 0.005), (1e-4, 1e-5)):
+        name = f"resampling threshold {threshold:g}" if threshold < 0.005 else f"temporal coefficient {coefficient:g}"
+        centre = (0.10 - 0.03 * (coefficient == 1), 0.84 + 0.05 * (threshold < 0.005), 17.0)
+        where = {"label": name, "temporal_coefficient": coefficient, "resampling_threshold": threshold}
+        rows += [sae_row(rng, "sensitivity", "temporal_sae", s, centre, **where) for s in seeds[:3]]
     for importance, extra in (
         ("magnitude+frequency+contribution", 0.0), ("frequency+contribution", 0.03),
         ("magnitude+contribution", 0.04), ("magnitude+frequency", 0.05),
@@ -97,8 +101,8 @@ def letters(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
                 fraction = float(np.clip(centre[0] * rng.gamma(2, 0.5), 0, 1))
                 rows.append(
                     {
-                        "run": f"{group}-{method}-{seed}-", "group": group, "method": method, "seed": seed,
-                        "letter": letter, "probe_f1": 0.9, "test_words": 60 - 2 * place,
+                        "run": f"{group}-{method}-{seed}-", "group": group, "method": method, "label": "",
+                        "seed": seed, "letter": letter, "probe_f1": 0.9, "test_words": 60 - 2 * place,
                         "true_positives": 55 - 2 * place, "absorption_fraction": fraction,
                         "absorption_full": fraction / 4, "absorption_unthresholded": fraction * 2,
                         "num_split_features": 1 + (place % 2), "k1_f1": 0.7,
@@ -161,9 +165,7 @@ def toys(seeds: tuple[int, ...] = SEEDS) -> tuple[pd.DataFrame, pd.DataFrame]:
         "dropout": (0.1, 0.5),
     }.items():
         for seed in seeds:
-            for place, name in enumerate(
-                ["parent only", *(f"parent + {child}" for child in features[1:]), "none"]
-            ):
+            for place, name in enumerate(["parent only", *(f"parent + {child}" for child in features[1:]), "none"]):
                 for at, latent in enumerate(features):
                     on = (latent == "parent" and name != "none") or (at > 0 and at == place)
                     value = float(on) * (1 - silent if latent == "parent" and 0 < place < 4 else 1)

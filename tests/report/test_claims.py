@@ -1,5 +1,4 @@
-"""The ledger: the papers' arithmetic by hand, verdicts that follow the data, `verify` that notices a
-change."""
+"""The ledger: the papers' arithmetic by hand, verdicts that follow the data, `verify` that notices a change."""
 
 from __future__ import annotations
 
@@ -45,9 +44,7 @@ def verdicts(results: Results, profile: Profile = POCKET) -> dict[str, dict[str,
 
 def answer(results: Results, name: str, profile: Profile = POCKET) -> dict[str, str]:
     """The ledger's row for one claim."""
-    return evaluate_claims(profile, results, [claim for claim in CLAIMS if claim.id == name]).to_dict(
-        "records"
-    )[0]
+    return evaluate_claims(profile, results, [claim for claim in CLAIMS if claim.id == name]).to_dict("records")[0]
 
 
 def save(results: Results, folder: Path) -> Path:
@@ -75,7 +72,7 @@ def test_every_claim_of_the_papers_is_there_once() -> None:
             lambda entries: [entries[0] | {"published": [{"name": "a", "value": 0.5}]}, *entries[1:]],
             "in quotes",
         ),
-        (lambda entries: [entries[26] | {"id": "T-01", "needs": None}, *entries[1:]], "nothing decides"),
+        (lambda entries: [entries[15] | {"id": "T-01", "needs": None}, *entries[1:]], "nothing decides"),
     ],
 )
 def test_a_wrong_claims_file_is_refused_by_name(tmp_path: Path, change, message: str) -> None:
@@ -94,9 +91,7 @@ def test_rounding_and_quotients() -> None:
 
 def test_what_the_papers_numbers_say_of_each_other(results: Results) -> None:
     table = verdicts(Results())
-    assert {
-        name for name, row in table.items() if row["verdict"] == "inconsistent in the paper"
-    } == INCONSISTENT
+    assert {name for name, row in table.items() if row["verdict"] == "inconsistent in the paper"} == INCONSISTENT
     assert table["T-20"]["verdict"] == "reproduced"
     for name, number in {
         "T-05": "36.4x", "T-06": "= 34.8", "T-10": "76.54 %", "T-20": "4882.8", "T-24": "8.6 to 9.3 %",
@@ -105,9 +100,7 @@ def test_what_the_papers_numbers_say_of_each_other(results: Results) -> None:
         assert number in table[name]["reason"], name
     # Independent of what was run, and of the model.
     for other in (verdicts(results), verdicts(results, GEMMA)):
-        assert {
-            name for name, row in other.items() if row["verdict"] == "inconsistent in the paper"
-        } == INCONSISTENT
+        assert {name for name, row in other.items() if row["verdict"] == "inconsistent in the paper"} == INCONSISTENT
 
 
 def test_paper_checks_follow_the_published_numbers() -> None:
@@ -117,9 +110,7 @@ def test_paper_checks_follow_the_published_numbers() -> None:
         published = {number.name: number.value for number in claims[name].published}
         assert set(changes) <= {key.replace(" ", "_") for key in published}
         published |= {
-            key: Decimal(changes[key.replace(" ", "_")])
-            for key in published
-            if key.replace(" ", "_") in changes
+            key: Decimal(changes[key.replace(" ", "_")]) for key in published if key.replace(" ", "_") in changes
         }
         return PAPER_CHECKS[claims[name].paper_check or ""](published).consistent
 
@@ -176,9 +167,7 @@ def shifted(results: Results, group: str, method: str, column: str, by: float) -
 def test_a_comparison_follows_the_data(results: Results) -> None:
     """M-05, ATM below uniform dropout, by hand: the t interval of five paired differences."""
     main = results.evaluation[results.evaluation["group"] == "main"].sort_values("seed")
-    atm, dropout = (
-        main.loc[main["method"] == m, "absorption_fraction"].to_numpy() for m in ("atm", "dropout")
-    )
+    atm, dropout = (main.loc[main["method"] == m, "absorption_fraction"].to_numpy() for m in ("atm", "dropout"))
     gap = atm - dropout
     test = stats.ttest_rel(atm, dropout).confidence_interval(0.95)
     row = answer(results, "M-05")
@@ -210,9 +199,7 @@ def test_mechanisms(results: Results) -> None:
 
 def test_alpha_against_the_loss(results: Results) -> None:
     assert answer(results, "T-17")["verdict"] == "contradicted"
-    history = results.history.assign(
-        alpha=lambda h: h["alpha"].where(h["alpha"].isna(), -h["reconstruction"])
-    )
+    history = results.history.assign(alpha=lambda h: h["alpha"].where(h["alpha"].isna(), -h["reconstruction"]))
     assert answer(replace(results, history=history), "T-17")["verdict"] == "reproduced"
     constant = results.history.assign(alpha=1.0)
     assert answer(replace(results, history=constant), "T-17")["verdict"] == "not run at this profile"
@@ -242,6 +229,20 @@ def test_rare_letters_and_seeds(results: Results) -> None:
     assert row["at_this_scale"] == "not reproduced" and "ATM" in row["reason"]
 
 
+def test_sensitivity(results: Results) -> None:
+    """T-27: the coefficient changes absorption by .03 and the threshold explained variance by .05; then one;
+    then none."""
+    assert answer(results, "T-27")["at_this_scale"] == "reproduced"
+    rows = results.evaluation.copy()
+    varied = rows["group"] == "sensitivity"
+    rows.loc[varied, "explained_variance"] = 0.84
+    assert answer(replace(results, evaluation=rows), "T-27")["at_this_scale"] == "not reproduced"
+    rows.loc[varied, "absorption_fraction"] = 0.10
+    assert answer(replace(results, evaluation=rows), "T-27")["at_this_scale"] == "contradicted"
+    usual = rows[~varied | (rows["temporal_coefficient"] == 1e-4)]
+    assert answer(replace(results, evaluation=usual), "T-27")["at_this_scale"] == "not run at this profile"
+
+
 def test_poor_results_give_reasons_and_no_verdicts(results: Results) -> None:
     """One seed, NaN everywhere, or nothing at all: nothing is claimed and nothing fails."""
     broken = results.evaluation.copy()
@@ -264,16 +265,12 @@ def test_verify_notices_a_changed_result(results: Results, tmp_path: Path, capsy
     printed = capsys.readouterr().out
     assert all(name in printed for name in CLAIM_IDS) and "all verdicts as committed" in printed
 
-    shifted(results, "main", "atm", "absorption_fraction", 0.3).evaluation.to_parquet(
-        folder / "evaluation.parquet"
-    )
+    shifted(results, "main", "atm", "absorption_fraction", 0.3).evaluation.to_parquet(folder / "evaluation.parquet")
     assert verify(POCKET, folder, expected) == 1
     assert "DIFFERS M-05 verdict: 'contradicted', committed 'reproduced'" in capsys.readouterr().out
 
 
-def test_verify_on_a_clean_clone_reads_the_committed_results(
-    results: Results, tmp_path: Path, capsys
-) -> None:
+def test_verify_on_a_clean_clone_reads_the_committed_results(results: Results, tmp_path: Path, capsys) -> None:
     expected = tmp_path / "figures" / "verdicts.json"
     write_verdicts(evaluate_claims(POCKET, results), POCKET, expected)
     with pytest.raises(ArtifactError, match="no folder"):

@@ -43,9 +43,7 @@ def results() -> Results:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_files_repeat_say_what_is_better_and_hold_what_is_drawn(
-    name: str, results: Results, tmp_path: Path
-) -> None:
+def test_files_repeat_say_what_is_better_and_hold_what_is_drawn(name: str, results: Results, tmp_path: Path) -> None:
     written = []
     for folder in ("a", "b"):
         fig, data = FIGURES[name](results)
@@ -110,7 +108,7 @@ def test_poor_results(results: Results, tmp_path: Path) -> None:
     """One seed, missing parts, NaN: drawn as far as there is something to draw."""
     one = synthetic.results(seeds=(42,))
     only_factorial = one.evaluation[one.evaluation["group"] == "factorial"]
-    sparse = one.evaluation.assign(absorption_fraction=np.nan)
+    sparse = one.evaluation.assign(absorption_fraction=None)
     fig, data = ablation_effects(only_factorial)
     save_figure(fig, "poor", data, tmp_path)
     assert set(data["part"]) == {"mechanism"}
@@ -120,13 +118,13 @@ def test_poor_results(results: Results, tmp_path: Path) -> None:
     assert metrics.query("metric == 'absorption_fraction'")["n"].eq(0).all()
     _, picture = absorption_picture(one.toy, one.toy_summary)
     assert picture["std"].isna().all()
+    assert letters_figure(one.letters.iloc[:0])[1].empty
     _, points = absorption_against_l0(sparse)
     assert points.empty
     for draw, table in (
         (training_curves, results.history),
         (key_metrics, results.evaluation),
         (ablation_effects, results.evaluation),
-        (letters_figure, results.letters),
         (absorption_against_l0, results.evaluation),
     ):
         with pytest.raises(ArtifactError, match="no rows"):

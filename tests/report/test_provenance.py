@@ -30,9 +30,7 @@ def test_facts_come_from_the_profile_the_lock_and_the_manifests() -> None:
 
 
 def test_other_versions_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        module, "differences", lambda: ["numpy is 1.0, the lock says 2.0", "torch is missing"]
-    )
+    monkeypatch.setattr(module, "differences", lambda: ["numpy is 1.0, the lock says 2.0", "torch is missing"])
     lock = provenance(load_profile("pocket"), time.time())["lock"]
     assert lock.endswith("(differs: numpy is 1.0, the lock says 2.0 and 1 more)")
 

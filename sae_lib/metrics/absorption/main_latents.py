@@ -145,9 +145,7 @@ def sparse_f1(
         yield f1_score(torch.from_numpy(scores > 0), test_truth)
 
 
-def top_latents(
-    weight: Float[Tensor, "letter live"], live: Bool[Tensor, " d_sae"], k: int
-) -> Int[Tensor, "letter k"]:
+def top_latents(weight: Float[Tensor, "letter live"], live: Bool[Tensor, " d_sae"], k: int) -> Int[Tensor, "letter k"]:
     """The k latents of each letter with the largest *signed* weights, best first.
 
     Args:

@@ -69,9 +69,7 @@ class AbsorptionReference:
         return letter_labels(self.test_words, LETTERS)
 
 
-def build_absorption_reference(
-    lm: LanguageModel, config: AbsorptionConfig, folder: Path | str
-) -> AbsorptionReference:
+def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, folder: Path | str) -> AbsorptionReference:
     """Compute the reference of a language model, or read it from `folder` where it has been computed before.
 
     The files are named by what they were made from: the model's identity, the configuration and the code. A
@@ -153,9 +151,7 @@ def _train_ground_truth(
     return LinearProbes(probe.weight.cpu(), probe.bias.cpu())
 
 
-def _residual_at_words(
-    lm: LanguageModel, prompts: Prompts, batch: int, what: str
-) -> Float[Tensor, "word d_in"]:
+def _residual_at_words(lm: LanguageModel, prompts: Prompts, batch: int, what: str) -> Float[Tensor, "word d_in"]:
     """Residual streams at each prompt's word, float32, on the CPU."""
     read = [torch.empty(0, lm.d_in)]
     starts = range(0, len(prompts.tokens), batch)

@@ -114,9 +114,7 @@ def score_words(
 
 
 @torch.no_grad()
-def evaluate_absorption(
-    sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig
-) -> AbsorptionResult:
+def evaluate_absorption(sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig) -> AbsorptionResult:
     """First-letter absorption of an SAE (lower is better), on the device that holds it.
 
     A letter counts when the ground-truth probe finds it (F1 > 0.6). Its main latents are chosen by a sparse
@@ -143,9 +141,7 @@ def evaluate_absorption(
             score_words(chunk, unit_latents(sae, chunk), probe[letter], cosines[letter], main, config)
             for chunk in reference.scored_activations[scored_letters == letter].to(sae.device).split(ROWS)
         ]
-        fraction, full, unthresholded = (
-            torch.cat(parts).double().mean().item() for parts in zip(*scores, strict=True)
-        )
+        fraction, full, unthresholded = (torch.cat(parts).double().mean().item() for parts in zip(*scores, strict=True))
         rows.append(
             {
                 "letter": LETTERS[letter],

@@ -74,9 +74,7 @@ def single_token_words(tokenizer: Any, words: Sequence[Word], pieces: PromptPiec
     texts = [f"\n{word.text}{QUESTION}" for word in words]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [
-        word
-        for word, ids in zip(words, encoded, strict=True)
-        if ids == [*pieces.opening, word.token, *pieces.question]
+        word for word, ids in zip(words, encoded, strict=True) if ids == [*pieces.opening, word.token, *pieces.question]
     ]
 
 

@@ -1,0 +1,166 @@
+"""Small tables for the notebooks: the text, the language model, the batches and the recipes, as a reader sees them.
+
+Nothing here is a result; results come from `metrics` and are shown by `report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+
+from sae_lib.activations import ActivationStore, WindowStream
+from sae_lib.corpus import load_documents, split_of
+from sae_lib.experiments import Calibration, calibration_runs
+from sae_lib.language_model import LanguageModel
+from sae_lib.metrics.absorption.config import AbsorptionConfig
+from sae_lib.metrics.absorption.reference import AbsorptionReference
+from sae_lib.metrics.absorption.vocabulary import (
+    LETTERS,
+    alphabetic_words,
+    build_prompts,
+    choose_words,
+    prompt_pieces,
+    single_token_words,
+)
+from sae_lib.metrics.reconstruction import CoreReference
+from sae_lib.profile import Profile
+from sae_lib.report.names import method_name
+from sae_lib.sae_config import SAEConfig
+from sae_lib.stages import Experiment
+
+STREAMED_DOCUMENTS = 5_000  # of a corpus that is not at hand, so many are counted
+
+
+def corpus_overview(profile: Profile, cache: Path) -> pd.DataFrame:
+    """Documents and characters of each package (or of the source) and the split that each document falls into.
+
+    A streamed corpus is counted over its first 5,000 documents.
+    """
+    most = None if profile.corpus.source == "documentation" else STREAMED_DOCUMENTS
+    rows = []
+    for document in islice(load_documents(profile.corpus, cache), most):
+        text = document[profile.corpus.text_field]
+        origin = document.get("package", profile.corpus.name or profile.corpus.source)
+        rows.append({"source": origin, "split": split_of(text, profile.corpus), "characters": len(text)})
+    counted = pd.DataFrame(rows)
+    table = counted.pivot_table(index="source", columns="split", values="characters", aggfunc="size", fill_value=0)
+    table.insert(0, "documents", counted.groupby("source").size())
+    table["characters"] = counted.groupby("source")["characters"].sum()
+    table.loc["all"] = table.sum()
+    return table.rename_axis(columns=None).rename(columns={"held_out": "held out"})
+
+
+def context_text(tokenizer: Any, context: Int[np.ndarray, " position"], tokens: int = 60) -> str:
+    """The first tokens of a context with a bar between them; line breaks are shown as ⏎."""
+    pieces = [tokenizer.decode([int(token)]).replace("\n", "⏎") for token in context[:tokens]]
+    return "|".join(pieces) + ("|…" if len(context) > tokens else "")
+
+
+def model_facts(lm: LanguageModel, core: CoreReference) -> pd.DataFrame:
+    """What the language model is, and its loss on the held-out text with and without the layer that is read."""
+    config: Any = lm.model.config.get_text_config()
+    facts = {
+        "architecture": type(lm.model).__name__,
+        "parameters": f"{sum(p.numel() for p in lm.model.parameters()):,}",
+        "blocks": str(config.num_hidden_layers),
+        "block that is read (counted from 0)": str(lm.layer),
+        "width of the residual stream, d_in": str(lm.d_in),
+        "vocabulary": f"{lm.vocab_size:,}",
+        "held-out loss, nats per token ↓": f"{core.ce_clean:.3f}",
+        "the same with that residual stream set to zero": f"{core.ce_zero:.3f}",
+    }
+    return pd.DataFrame(facts.items(), columns=["fact", "value"]).set_index("fact")
+
+
+@torch.no_grad()
+def ask_first_letters(lm: LanguageModel, config: AbsorptionConfig, n: int = 8) -> pd.DataFrame:
+    """The model's own answer to `{word} has the first letter:` after answered examples, for a few words.
+
+    `probability` is that of the right answer (higher is better).
+    """
+    pieces = prompt_pieces(lm.tokenizer)
+    words = single_token_words(lm.tokenizer, alphabetic_words(lm.tokenizer, lm.special_ids), pieces)
+    asked = choose_words(words, n, config.seed)
+    prompts = build_prompts(asked, words, pieces, lm.bos_token_id, config.icl_examples, config.probe_prompt_seed)
+    after = prompts.position + len(pieces.question)  # the last token of the question
+    logits = lm.logits(prompts.tokens)[torch.arange(len(asked)), after].float().softmax(dim=-1)
+    right = torch.tensor([pieces.answers[word.letter][0] for word in asked])
+    rows = {
+        "word": [repr(word.text) for word in asked],
+        "letter": [LETTERS[word.letter].upper() for word in asked],
+        "answer": [repr(lm.tokenizer.decode([int(token)])) for token in logits.argmax(dim=1)],
+        "probability": logits[torch.arange(len(asked)), right].tolist(),
+    }
+    return pd.DataFrame(rows).round(3)
+
+
+def probe_letters(reference: AbsorptionReference) -> pd.DataFrame:
+    """One row per letter: words in train and test, and the ground-truth probe's F1 on the test words."""
+    train, test = (labels.bincount(minlength=26) for labels in (reference.train_labels, reference.test_labels))
+    return pd.DataFrame(
+        {"letter": list(LETTERS), "train_words": train, "test_words": test, "probe_f1": reference.probe_f1}
+    )
+
+
+def window_table(
+    store: ActivationStore, stream: WindowStream, tokens: NDArray[np.int32], tokenizer: Any, batch: int, window: int
+) -> pd.DataFrame:
+    """One window of a batch: each row's context, position and token, and whether its predecessor is in the window."""
+    first = int(stream.windows(batch)[window]) * stream.window
+    rows = np.arange(first, first + stream.window)
+    contexts, positions = store.contexts[rows], store.positions[rows]
+    return pd.DataFrame(
+        {
+            "row": rows,
+            "context": contexts,
+            "position": positions,
+            "token": [repr(tokenizer.decode([int(tokens[c, p])])) for c, p in zip(contexts, positions, strict=True)],
+            "has_predecessor": stream.batch(batch).has_predecessor[window].cpu().numpy(),
+        }
+    ).set_index("row")
+
+
+def recipe_table(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
+    """What sets the methods' configurations apart, before calibration."""
+    rows = {}
+    for method in methods:
+        config = profile.sae_config(method)
+        parts = ("temporal", "resampling", "gradient_scaling", "masking", "dropout")
+        optimizer = config.optimizer
+        rows[method_name(method)] = {
+            "activation": {"standard": "ReLU"}.get(config.architecture, method_name(config.architecture)),
+            "sparsity from": _sparsity(config),
+            "mechanisms": ", ".join(p.replace("_", " ") for p in parts if getattr(config, p)) or "–",
+            "inputs": "E‖x‖² = 1" if config.normalize_inputs else "raw",
+            "optimiser": f"{optimizer.name}, {optimizer.learning_rate:.1g}, clip {optimizer.clip_norm or '–'}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
+def _sparsity(config: SAEConfig) -> str:
+    if config.architecture in ("topk", "batchtopk"):
+        return f"k = {config.k}"
+    return f"target L0 = {config.target_l0:g}" if config.target_l0 else "λ₁, calibrated"
+
+
+def calibration_table(experiment: Experiment, calibration: Calibration) -> pd.DataFrame:
+    """L0 on the calibration documents at each coefficient that was tried, and the one that was chosen."""
+    specs = [
+        spec
+        for method in experiment.profile.calibration.coefficients
+        for spec in calibration_runs(experiment.profile, method, calibration.dropout_probability)
+    ]
+    rows: dict[str, dict[str, str]] = {}
+    for spec, l0 in zip(specs, experiment.calibration_l0(specs), strict=True):
+        tried = rows.setdefault(method_name(spec.method), {"tried: λ₁ → L0": ""})
+        tried["tried: λ₁ → L0"] += f"{spec.config.l1_coefficient:g} → {l0:.1f}   "
+        tried["chosen λ₁"] = f"{calibration.coefficients[spec.method]:.4g}"
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")

@@ -1,0 +1,46 @@
+"""Explaining figures draw what they return, from full results and from results without mechanisms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from sae_lib.report.notebook_figures import density_figure, mechanism_figure, probe_figure
+from tests.report import synthetic
+
+
+@pytest.fixture(autouse=True)
+def close() -> Iterator[None]:
+    yield
+    plt.close("all")
+
+
+def test_probe_bars_are_the_table_and_the_gate_is_drawn() -> None:
+    table = pd.DataFrame({"letter": list("abc"), "probe_f1": [0.9, 0.5, 0.7]})
+    fig, data = probe_figure(table, least=0.6)
+    bars = fig.axes[0].patches
+    assert [bar.get_height() for bar in bars] == data["probe_f1"].tolist()
+    assert bars[0].get_facecolor() == bars[2].get_facecolor() != bars[1].get_facecolor()
+    assert fig.axes[0].lines[0].get_ydata()[0] == 0.6
+
+
+def test_mechanisms_count_restarts_up_and_skip_what_was_not_used() -> None:
+    history = synthetic.history(seeds=(1, 2), steps=100)
+    history["resampled"] = history["method"].eq("temporal_sae").map({True: 3.0, False: float("nan")})
+    fig, data = mechanism_figure(history)
+    counted = data[(data["quantity"] == "resampled") & (data["group"] == "main")]
+    assert counted["mean"].tolist() == [3.0 * (i + 1) for i in range(len(counted))]
+    assert set(counted["method"]) == {"temporal_sae"}
+    assert not len(fig.axes[1].lines)  # no method of these results masks
+
+
+def test_firing_rates_are_means_over_seeds() -> None:
+    rows = [("main", "topk", seed, left, count) for seed, counts in ((1, (4, 6)), (2, (8, 2)))
+            for left, count in zip((-2.0, -1.0), counts, strict=True)]  # fmt: skip
+    density = pd.DataFrame(rows, columns=["group", "method", "seed", "log10_rate_left", "count"])
+    fig, data = density_figure(density)
+    assert data["count"].tolist() == [6.0, 4.0]
+    assert [bar.get_height() for bar in fig.axes[0].patches] == [6.0, 4.0]
