@@ -82,9 +82,7 @@ class ActivationStore:
         """
         folder = Path(folder)
         if not (folder / MANIFEST).exists():
-            raise ArtifactError(
-                f"store: there are no activations in {folder}; harvest them first (notebook 01_data)"
-            )
+            raise ArtifactError(f"store: there are no activations in {folder}; harvest them first (notebook 01_data)")
         manifest = read_json(folder / MANIFEST)
         asked = {"identity": identity, "corpus_sha256": corpus_sha256, "layer": layer}
         check_source(folder, manifest, {"format": FORMAT} | {k: v for k, v in asked.items() if v is not None})
@@ -130,9 +128,7 @@ class ActivationStore:
         """
         flat = np.asarray(indices, dtype=np.int64).reshape(-1)
         if flat.size and (flat.min() < 0 or flat.max() >= self.n_rows):
-            raise IndexError(
-                f"rows {flat.min()} to {flat.max()} asked for, the store has 0 to {self.n_rows - 1}"
-            )
+            raise IndexError(f"rows {flat.min()} to {flat.max()} asked for, the store has 0 to {self.n_rows - 1}")
         if self.resident is not None:
             values = self.resident.index_select(0, torch.from_numpy(flat).to(self.resident.device))
         else:
@@ -144,9 +140,7 @@ class ActivationStore:
         picked = np.linspace(0, self.n_rows - 1, min(n, self.n_rows)).round().astype(np.int64)
         total = 0.0
         for start in range(0, len(picked), ROWS_PER_CHUNK):
-            total += float(
-                self.rows(picked[start : start + ROWS_PER_CHUNK]).square().sum(dtype=torch.float64)
-            )
+            total += float(self.rows(picked[start : start + ROWS_PER_CHUNK]).square().sum(dtype=torch.float64))
         return total / len(picked)
 
     def _gather(self, flat: NDArray[np.int64]) -> NDArray[np.uint16]:
@@ -190,9 +184,7 @@ class WindowStream:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if window < 1 or batch_rows < 1:
-            raise ArtifactError(
-                f"data.window, data.batch_tokens: {window} and {batch_rows}, both must be 1 or more"
-            )
+            raise ArtifactError(f"data.window, data.batch_tokens: {window} and {batch_rows}, both must be 1 or more")
         if batch_rows % window:
             below = batch_rows // window * window
             nearest = f"{below} or {below + window}" if below else f"{window}"
@@ -217,9 +209,7 @@ class WindowStream:
         picked = torch.from_numpy(windows)
         resident = self.store.resident
         if resident is not None:
-            table = resident[: self.n_windows * self.window].view(
-                self.n_windows, self.window * self.store.d_in
-            )
+            table = resident[: self.n_windows * self.window].view(self.n_windows, self.window * self.store.d_in)
             values = table.index_select(0, picked.to(resident.device))
         else:
             values = self.store.rows(windows[:, None] * self.window + np.arange(self.window), torch.bfloat16)

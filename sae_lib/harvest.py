@@ -133,9 +133,7 @@ def tokens_sha256(tokens: Int[np.ndarray, "context position"]) -> str:
     return digest.hexdigest()
 
 
-def _manifest(
-    lm: LanguageModel, tokens: NDArray[np.int32], folder: Path, rows: int, shard_rows: int
-) -> dict[str, Any]:
+def _manifest(lm: LanguageModel, tokens: NDArray[np.int32], folder: Path, rows: int, shard_rows: int) -> dict[str, Any]:
     """The manifest in `folder` if it is of this very store, or a new one without finished shards."""
     if shard_rows < 1:
         raise ArtifactError(f"data.shard_rows: {shard_rows} is not a number of rows; take one from 1 on")
@@ -212,9 +210,7 @@ def _shard_values(
     return values
 
 
-def _check_finite(
-    lm: LanguageModel, rows: Tensor, contexts: NDArray[np.int32], positions: NDArray[np.uint16]
-) -> None:
+def _check_finite(lm: LanguageModel, rows: Tensor, contexts: NDArray[np.int32], positions: NDArray[np.uint16]) -> None:
     finite = torch.isfinite(rows)
     if not finite.all():
         row = int((~finite.all(dim=1)).nonzero()[0])

@@ -90,9 +90,7 @@ class LanguageModel:
         return cls(model, tokenizer, name=config.name, layer=config.layer, whole=whole, identity=identity)
 
     @torch.no_grad()
-    def residual_stream(
-        self, tokens: Int[Tensor, "context position"]
-    ) -> Float[Tensor, "context position d_in"]:
+    def residual_stream(self, tokens: Int[Tensor, "context position"]) -> Float[Tensor, "context position d_in"]:
         """The residual stream after block `layer`, in the model's dtype. Nothing later is computed."""
 
         def stop(block: nn.Module, inputs: Any, output: Any) -> None:
@@ -127,9 +125,7 @@ class LanguageModel:
             residual = output[0] if isinstance(output, tuple) else output
             spliced = splice(residual)
             if spliced.shape != residual.shape:
-                raise ValueError(
-                    f"splice made {tuple(spliced.shape)} of a residual stream {tuple(residual.shape)}"
-                )
+                raise ValueError(f"splice made {tuple(spliced.shape)} of a residual stream {tuple(residual.shape)}")
             spliced = spliced.to(residual.dtype)
             return (spliced, *output[1:]) if isinstance(output, tuple) else spliced
 
@@ -161,8 +157,7 @@ def _bos_token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
         return int(tokenizer.bos_token_id)
     if tokenizer.eos_token_id is None:
         raise ArtifactError(
-            f"model.name: the tokenizer of {name} has neither BOS nor EOS; "
-            "set bos_token in its tokenizer_config.json"
+            f"model.name: the tokenizer of {name} has neither BOS nor EOS; set bos_token in its tokenizer_config.json"
         )
     warnings.warn(
         f"the tokenizer of {name} has no BOS: its EOS {tokenizer.eos_token!r} opens every context",

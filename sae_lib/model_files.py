@@ -65,9 +65,7 @@ def _sha256(path: Path, size: int, changed: int) -> str:
 def _local_folder(name: str) -> Path | None:
     if name == "pocket":
         if not (POCKET_FOLDER / "config.json").is_file():
-            raise ArtifactError(
-                "model.name: the packaged model 'pocket' is not there; make it with `make pocket-lm`"
-            )
+            raise ArtifactError("model.name: the packaged model 'pocket' is not there; make it with `make pocket-lm`")
         return POCKET_FOLDER
     folder = Path(name).expanduser()
     return folder.resolve() if folder.is_dir() else None

@@ -93,9 +93,7 @@ def _check_memory(auto: Any, kept: PreTrainedConfig, config: ModelConfig, device
     needed = parameters * DTYPES[config.dtype].itemsize
     what = f"model.name: {config.name} ({parameters / 1e6:.3g} M parameters read, {config.dtype})"
     for place in dict.fromkeys(("cpu", device)):  # weights pass through CPU memory on their way to a GPU
-        require_memory(
-            what, needed, place, "choose a smaller model.dtype or model, or a machine with more memory"
-        )
+        require_memory(what, needed, place, "choose a smaller model.dtype or model, or a machine with more memory")
 
 
 def _load_weights(auto: Any, folder: Path, kept: PreTrainedConfig, dtype: torch.dtype, name: str) -> Any:
@@ -116,9 +114,7 @@ def _load_weights(auto: Any, folder: Path, kept: PreTrainedConfig, dtype: torch.
         ) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
-        raise ArtifactError(
-            f"model.name: the weights of {name} lack {len(missing)} tensors, the first is {missing[0]}"
-        )
+        raise ArtifactError(f"model.name: the weights of {name} lack {len(missing)} tensors, the first is {missing[0]}")
     return model
 
 

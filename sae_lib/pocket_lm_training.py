@@ -107,7 +107,6 @@ def build_model(recipe: Recipe, tokenizer: Any) -> Any:
         # Soft-capping keeps bf16 training of billions of parameters stable; here it would only cost speed.
         attn_logit_softcapping=None,
         final_logit_softcapping=None,
-        attn_implementation="eager",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -148,6 +148,10 @@ class SAEConfig(Strict):
     """Weight of the AuxK loss (topk, batchtopk)."""
     dead_after_tokens: int = Field(10_000_000, ge=1)
     """A latent is dead for AuxK when it has not fired for so many tokens."""
+    threshold_momentum: float = Field(0.999, ge=0.0, lt=1.0)
+    """Of the EMA that becomes the evaluation threshold (batchtopk)."""
+    threshold_start_step: int = Field(1000, ge=0)
+    """Step at which that EMA begins."""
     subtract_b_dec: bool = False
     """Encode x - b_dec instead of x."""
     normalize_inputs: bool = True
@@ -199,6 +203,7 @@ _STANDARD: dict[str, Any] = {
     "subtract_b_dec": True,
     "encoder_init_norm": 0.1,
     "sparsity_warmup_steps": 2000,
+    "optimizer": {"learning_rate": 1e-3},
 }
 
 # Each method's recipe: SAEBench's trainers for the baselines (dictionary_learning), the papers for their own.
@@ -232,7 +237,8 @@ def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
 def method_recipe(method: str, d_sae: int, overrides: dict[str, Any], schedule_scale: float) -> dict[str, Any]:
     """The recipe of `method` for a dictionary of `d_sae` latents, with every count of steps times `schedule_scale`.
 
-    The published schedules count steps of runs of 5,000 and more; a shorter run keeps their proportions.
+    The published schedules count steps of runs of 5,000 and more; a shorter run keeps their proportions. Moving
+    averages keep theirs too: a momentum m per step becomes m^(1 / schedule_scale).
     """
     recipe = merged(METHODS[method], {"d_sae": d_sae})
     if recipe["architecture"] in ("topk", "batchtopk"):
@@ -244,6 +250,10 @@ def method_recipe(method: str, d_sae: int, overrides: dict[str, Any], schedule_s
         if where is not None:
             least = 1 if key.endswith("interval") else 0
             where[key] = max(least, round(where[key] * schedule_scale))
+    for section, key in SCHEDULE_MOMENTA:
+        where = scaled if section is None else scaled[section]
+        if where is not None:
+            where[key] = where[key] ** (1.0 / schedule_scale)
     scaled |= {"k": recipe.get("k"), "target_l0": recipe.get("target_l0")}
     return merged(scaled, overrides)
 
@@ -251,10 +261,20 @@ def method_recipe(method: str, d_sae: int, overrides: dict[str, Any], schedule_s
 # (section, key) of every count of optimiser steps in an SAEConfig.
 SCHEDULE_STEPS: tuple[tuple[str | None, str], ...] = (
     (None, "sparsity_warmup_steps"),
+    (None, "threshold_start_step"),
     ("resampling", "warmup_steps"),
     ("resampling", "warmup_interval"),
     ("resampling", "interval"),
     ("masking", "warmup_steps"),
     ("dropout", "warmup_steps"),
     ("optimizer", "warmup_steps"),
+)
+
+# (section, key) of every momentum per optimiser step.
+SCHEDULE_MOMENTA: tuple[tuple[str | None, str], ...] = (
+    (None, "threshold_momentum"),
+    ("temporal", "momentum"),
+    ("resampling", "momentum"),
+    ("gradient_scaling", "momentum"),
+    ("masking", "decay"),
 )

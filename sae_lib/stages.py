@@ -116,7 +116,10 @@ class Experiment:
         """Choose each L1 method's coefficient so that L0 meets the target on the calibration documents."""
         coefficients: dict[str, float] = {}
         probability = 0.3
-        for method in sorted(self.profile.calibration.coefficients, key=lambda name: name == "dropout"):
+        methods = sorted(self.profile.calibration.coefficients, key=lambda name: name == "dropout")
+        first = [s for method in methods if method != "dropout" for s in calibration_runs(self.profile, method)]
+        self.train(first, "calibrate")
+        for method in methods:
             specs = calibration_runs(self.profile, method, probability)
             history = self.train(specs, f"calibrate {method}")
             values = [spec.config.l1_coefficient for spec in specs]
@@ -204,16 +207,16 @@ class Evaluation:
 def interpolate_coefficient(values: Sequence[float], l0: Sequence[float], target: float) -> float:
     """The coefficient where log L0, linear in log coefficient between neighbours, meets log target.
 
-    Outside the range the nearest two points are extended, by at most a factor of 4 from the nearer one.
+    Where no two neighbours bracket the target, the value that came nearest: beyond the range lies what was not seen,
+    and a method may collapse there.
     """
     order = np.argsort(values)
     x, y = np.log(np.array(values)[order]), np.log(np.maximum(np.array(l0)[order], 1e-3))
     goal = np.log(target)
-    crossing = [i for i in range(len(x) - 1) if (y[i] - goal) * (y[i + 1] - goal) <= 0 and y[i] != y[i + 1]]
-    i = crossing[0] if crossing else (0 if abs(y[0] - goal) < abs(y[-1] - goal) else len(x) - 2)
-    slope = (y[i + 1] - y[i]) / (x[i + 1] - x[i])
-    guess = x[i] + (goal - y[i]) / slope if slope else x[i]
-    return float(np.exp(np.clip(guess, x[0] - np.log(4), x[-1] + np.log(4))))
+    for i in range(len(x) - 1):
+        if (y[i] - goal) * (y[i + 1] - goal) <= 0 and y[i] != y[i + 1]:
+            return float(np.exp(x[i] + (goal - y[i]) / (y[i + 1] - y[i]) * (x[i + 1] - x[i])))
+    return float(np.exp(x[np.abs(y - goal).argmin()]))
 
 
 def _mask_rate(history: pd.DataFrame, values: Sequence[float], coefficient: float) -> float:

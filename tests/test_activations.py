@@ -145,9 +145,7 @@ def test_reduced_precision_batches(folder):
 
 def test_batch_size_that_does_not_fit(folder):
     store = ActivationStore.open(folder)
-    with pytest.raises(
-        ArtifactError, match=r"data.batch_tokens: 10 is no multiple of data.window 4; take 8 or 12"
-    ):
+    with pytest.raises(ArtifactError, match=r"data.batch_tokens: 10 is no multiple of data.window 4; take 8 or 12"):
         WindowStream(store, 4, 10, seed=0)
     with pytest.raises(ArtifactError, match="take 4"):
         WindowStream(store, 4, 3, seed=0)

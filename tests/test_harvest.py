@@ -63,9 +63,7 @@ def test_rows_are_the_residual_stream_without_special_positions_in_token_order(f
                 continue
             assert (store.contexts[row], store.positions[row]) == (context, position)
             # Other contexts in the same forward pass may change the last bits of float32, so one of bfloat16.
-            torch.testing.assert_close(
-                store.rows(np.array(row)), residual[context, position], rtol=2**-7, atol=1e-4
-            )
+            torch.testing.assert_close(store.rows(np.array(row)), residual[context, position], rtol=2**-7, atol=1e-4)
             row += 1
     assert store.n_rows == row and store.d_in == lm.d_in
     assert store.contexts.dtype == np.int32 and store.positions.dtype == np.uint16
@@ -88,9 +86,7 @@ def test_token_budget_is_met_exactly_or_refused(lm, folder):
     everything = int((~np.isin(TOKENS, [BOS, EOS])).sum())
     assert make(lm, folder / "all").n_rows == everything
     assert make(lm, folder / "some", max_rows=everything - 1).n_rows == everything - 1
-    with pytest.raises(
-        ArtifactError, match=rf"data.train_tokens: {everything + 1} rows .* has {everything} tokens"
-    ):
+    with pytest.raises(ArtifactError, match=rf"data.train_tokens: {everything + 1} rows .* has {everything} tokens"):
         make(lm, folder / "more", max_rows=everything + 1)
 
 
@@ -125,9 +121,7 @@ def test_an_interrupted_harvest_goes_on_and_ends_with_the_same_bytes(lm, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         make(stopping, tmp_path / "part")
     finished = [shard["sha256"] for shard in read_json(tmp_path / "part" / "manifest.json")["shards"]]
-    with pytest.raises(
-        ArtifactError, match=rf"{finished.count(None)} of {len(finished)} shards .* not made yet"
-    ):
+    with pytest.raises(ArtifactError, match=rf"{finished.count(None)} of {len(finished)} shards .* not made yet"):
         ActivationStore.open(tmp_path / "part")
 
     resumed, calls_after = counting(lm)
@@ -198,9 +192,7 @@ def test_a_store_made_from_something_else_is_named_and_left_alone(lm, folder, tm
     make(lm, folder)
     before = files(folder)
     other = LanguageModel.load(save_tiny_model(tmp_path / "other", seed=1), whole=False)
-    with pytest.raises(
-        ArtifactError, match=rf"identity {lm.identity[:12]}.* instead of {other.identity[:12]}"
-    ):
+    with pytest.raises(ArtifactError, match=rf"identity {lm.identity[:12]}.* instead of {other.identity[:12]}"):
         make(other, folder)
     changed = TOKENS.copy()
     changed[3, 5] = 4 + (changed[3, 5] - 3) % 36
@@ -239,9 +231,7 @@ def test_not_finite_activations_stop_with_their_place(lm, folder, value):
     broken.residual_stream = spoiled
     tokens = random_tokens(20, 16, eos_rate=0.0)
     # The second batch of three contexts holds contexts 3 to 5; its second one is context 4.
-    with pytest.raises(
-        ArtifactError, match=r"NaN or infinity after layer 1, context 4, position 4; .* float32"
-    ):
+    with pytest.raises(ArtifactError, match=r"NaN or infinity after layer 1, context 4, position 4; .* float32"):
         harvest(broken, tokens, folder, batch=3)
     with pytest.raises(ArtifactError, match="not made yet"):
         ActivationStore.open(folder)

@@ -88,9 +88,7 @@ def test_the_last_block_can_be_read(family):
 def test_a_cut_model_has_only_the_blocks_that_are_read_and_no_head(family):
     config, cut, whole = family
     stored = stored_weights(config)
-    assert not any(
-        ".2." in name or "head" in name or "embed_out" in name for name, _ in cut.model.named_parameters()
-    )
+    assert not any(".2." in name or "head" in name or "embed_out" in name for name, _ in cut.model.named_parameters())
     in_cut = sum(parameter.numel() for parameter in cut.model.parameters())
     in_later_blocks = sum(tensor.numel() for name, tensor in stored.items() if ".2." in name)
     assert in_later_blocks > 0
@@ -252,9 +250,7 @@ def test_unknown_dtype_and_missing_device(config, monkeypatch):
     message = refusal(unknown)
     assert message == "model.dtype: float8 is not known; choose one of float32, bfloat16, float16"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert refusal(config.model_copy(update={"device": "cuda"})).startswith(
-        "model.device: cuda is not available"
-    )
+    assert refusal(config.model_copy(update={"device": "cuda"})).startswith("model.device: cuda is not available")
     assert LanguageModel.load(config.model_copy(update={"device": "auto"}), whole=False).device.type == "cpu"
 
 

@@ -118,7 +118,7 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def normalise_decoder(self) -> None:
         """Scale each decoder row to norm 1."""
-        self.W_dec /= self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8)
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:

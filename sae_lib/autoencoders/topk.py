@@ -10,8 +10,6 @@ from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.sae_config import SAEConfig
 
 MEDIAN_ITERATIONS = 100
-THRESHOLD_MOMENTUM = 0.999
-THRESHOLD_START = 1000  # steps, of the published runs
 
 
 def geometric_median(x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " d_in"]:
@@ -59,7 +57,7 @@ class BatchTopK(TopK):
     """The k * batch largest activations of the whole batch are kept, so rows may use more or fewer than k
     (Bussmann et al. 2024, arXiv 2412.06410).
 
-    A row evaluated alone has no batch: evaluation keeps what is above `threshold`, an EMA (0.999) of the smallest
+    A row evaluated alone has no batch: evaluation keeps what is above `threshold`, an EMA of the smallest
     activation kept in training.
     """
 
@@ -93,10 +91,10 @@ class BatchTopK(TopK):
 
     @torch.no_grad()
     def _track_threshold(self, smallest: Float[Tensor, ""], step: Step) -> None:
-        # The average begins when training has settled: after 1,000 of the published 4,882 steps, or that share.
-        if step.index < min(THRESHOLD_START, step.total // 5):
+        if step.index < self.cfg.threshold_start_step:
             return
-        average = THRESHOLD_MOMENTUM * self.threshold + (1 - THRESHOLD_MOMENTUM) * smallest
+        momentum = self.cfg.threshold_momentum
+        average = momentum * self.threshold + (1 - momentum) * smallest
         self.threshold.copy_(torch.where(self.threshold == 0, smallest, average))
 
     def in_units_of_x(self) -> list[Tensor]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from sae_lib.report.notebook_figures import density_figure, mechanism_figure, probe_figure
 from tests.report import synthetic
@@ -18,13 +21,18 @@ def close() -> Iterator[None]:
     plt.close("all")
 
 
+def heights(fig: Figure) -> list[float]:
+    """Heights of the bars of the first panel."""
+    return [bar.get_height() for bar in fig.axes[0].patches if isinstance(bar, Rectangle)]
+
+
 def test_probe_bars_are_the_table_and_the_gate_is_drawn() -> None:
     table = pd.DataFrame({"letter": list("abc"), "probe_f1": [0.9, 0.5, 0.7]})
     fig, data = probe_figure(table, least=0.6)
     bars = fig.axes[0].patches
-    assert [bar.get_height() for bar in bars] == data["probe_f1"].tolist()
+    assert heights(fig) == data["probe_f1"].tolist()
     assert bars[0].get_facecolor() == bars[2].get_facecolor() != bars[1].get_facecolor()
-    assert fig.axes[0].lines[0].get_ydata()[0] == 0.6
+    assert np.asarray(fig.axes[0].lines[0].get_ydata())[0] == 0.6
 
 
 def test_mechanisms_count_restarts_up_and_skip_what_was_not_used() -> None:
@@ -43,4 +51,4 @@ def test_firing_rates_are_means_over_seeds() -> None:
     density = pd.DataFrame(rows, columns=["group", "method", "seed", "log10_rate_left", "count"])
     fig, data = density_figure(density)
     assert data["count"].tolist() == [6.0, 4.0]
-    assert [bar.get_height() for bar in fig.axes[0].patches] == [6.0, 4.0]
+    assert heights(fig) == [6.0, 4.0]
