@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 
+from sae_lib.errors import ArtifactError
 from sae_lib.files import atomic_write
 
 Tensors = dict[str, torch.Tensor]
@@ -23,10 +24,16 @@ def save_checkpoint(path: Path, tensors: Tensors, state: dict[str, Any]) -> None
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Tensors, dict[str, Any]]:
-    """The tensors and the state of a file written by `save_checkpoint`."""
-    with safe_open(path, framework="pt", device=str(device)) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-        return tensors, json.loads(file.metadata()["state"])
+    """The tensors and the state of a file written by `save_checkpoint`.
+
+    Raises ArtifactError when the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+            return tensors, json.loads(file.metadata()["state"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged and cannot be read ({error}); remove it and run again") from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:

@@ -74,8 +74,9 @@ def _load(load: Any, *arguments: Any, **options: Any) -> Any:
     try:
         return load(*arguments, **options)
     except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
         raise ArtifactError(
-            f"corpus.name: cannot read '{arguments[0]}' ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"corpus.name: cannot read '{arguments[0]}' ({type(error).__name__}: {reason}); "
             "check the name, the revision and the network, or set corpus.source to documentation or files"
         ) from error
 
@@ -203,5 +204,10 @@ def build_tokens(profile: Profile, tokenizer: Any, folder: Path, cache: Path) ->
 
 
 def load_tokens(folder: Path, split: Split) -> NDArray[np.int32]:
-    """The contexts of one split, memory-mapped: int32 `[context, position]`."""
+    """The contexts of one split, memory-mapped: int32 `[context, position]`.
+
+    Raises ArtifactError when they are not there.
+    """
+    if not (folder / f"{split}.npy").is_file():
+        raise ArtifactError(f"tokens: there is no {split}.npy in {folder}; make it first (notebook 01_data)")
     return cast(NDArray[np.int32], np.load(folder / f"{split}.npy", mmap_mode="r"))

@@ -53,9 +53,21 @@ def load_model(config: ModelConfig, *, whole: bool) -> LoadedModel:
     with _quiet_transformers():
         model = _load_weights(auto, folder, kept, dtype, config.name)
         tokenizer = _load_tokenizer(folder, config.name)
+    return LoadedModel(model.to(torch.device(device)), tokenizer, _identity(folder, config))
+
+
+def model_identity(config: ModelConfig) -> str:
+    """The `identity` that the model of a profile has when it is loaded, without loading it.
+
+    Raises:
+        ArtifactError: as `model_files.model_folder` does.
+    """
+    return _identity(model_files.model_folder(config.name, config.revision, weights=True), config)
+
+
+def _identity(folder: Path, config: ModelConfig) -> str:
     source = model_files.content(folder, config.name)
-    identity = json_key({"source": source, "layer": config.layer, "dtype": config.dtype})
-    return LoadedModel(model.to(torch.device(device)), tokenizer, identity)
+    return json_key({"source": source, "layer": config.layer, "dtype": config.dtype})
 
 
 def _configuration(folder: Path, config: ModelConfig, *, whole: bool) -> PreTrainedConfig:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sae_lib.errors import ArtifactError
+from sae_lib.files import explain_full_disk
 from sae_lib.paths import ROOT, shown
 
 KERNEL = "python3"
@@ -65,7 +66,12 @@ def run_notebook(
         _move(running, failed_copy)
         return NotebookError(f"{source.stem} stopped in cell {cell}: {error}; open {shown(failed_copy)}")
 
-    with open(log, "w", encoding="utf-8") as stream, _socket_folder() as sockets, _papermill_log(stream):
+    with (
+        explain_full_disk(folder),
+        open(log, "w", encoding="utf-8") as stream,
+        _socket_folder() as sockets,
+        _papermill_log(stream),
+    ):
         output = NotebookOutput(stream, label)
         try:
             papermill.execute_notebook(

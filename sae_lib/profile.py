@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from sae_lib.errors import ArtifactError
+from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.sae_config import METHODS, SAEConfig, Strict, method_recipe
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -144,8 +145,7 @@ class EvaluationConfig(Strict):
     """What is computed for each SAE."""
 
     batch_contexts: int = Field(16, ge=1)
-    absorption: dict[str, Any] = Field(default_factory=dict)
-    """Fields of `metrics.absorption.AbsorptionConfig`."""
+    absorption: AbsorptionConfig = AbsorptionConfig()
 
 
 class Estimates(Strict):
@@ -189,7 +189,17 @@ class Profile(Strict):
             if method not in METHODS:
                 raise ValueError(f"calibration.coefficients.{method} is no method{nearest_hint(method, METHODS)}")
         for method in METHODS:
-            self.sae_config(method)
+            config = self.sae_config(method)
+            uncalibrated = method not in self.calibration.coefficients and config.l1_coefficient == 0
+            if config.architecture == "standard" and uncalibrated:
+                raise ValueError(f"calibration.coefficients.{method} is missing and its l1_coefficient is 0")
+            if config.architecture == "batchtopk" and config.threshold_start_step >= self.training.steps:
+                raise ValueError(
+                    f"methods.{method}.threshold_start_step {config.threshold_start_step} is not before the last of "
+                    f"training.steps {self.training.steps}; lower it or training.schedule_scale"
+                )
+        if self.calibration.seed in self.training.seeds:
+            raise ValueError(f"calibration.seed {self.calibration.seed} is one of training.seeds; choose another")
         for method, overrides in self.as_written.items():
             self.sae_config(method, overrides, "as_written")
         return self
@@ -220,11 +230,12 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """One line for the first problem of a validation error: the field, what is wrong, and the nearest known key."""
     first = error.errors()[0]
     path = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
+    begin = f"{path}: " if path else ""
     if first["type"] == "extra_forbidden":
         owner = _model_at(model, first["loc"][:-1])
-        return f"{path}: unknown key{nearest_hint(str(first['loc'][-1]), owner.model_fields if owner else [])}"
+        return f"{begin}unknown key{nearest_hint(str(first['loc'][-1]), owner.model_fields if owner else [])}"
     got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-    return f"{path}: {first['msg'].removeprefix('Value error, ')}{got}"
+    return f"{begin}{first['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:

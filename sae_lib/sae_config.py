@@ -41,6 +41,12 @@ class TemporalConfig(Strict):
     momentum: float = Field(0.99, ge=0.0, lt=1.0)
     sharpness: float = Field(5.0, gt=0.0)
 
+    @model_validator(mode="after")
+    def _gradient_has_two_ends(self) -> TemporalConfig:
+        if self.gradient == "both" and self.pairing != "adjacent_token":
+            raise ValueError(f"gradient 'both' needs pairing 'adjacent_token'; with '{self.pairing}' take 'detached'")
+        return self
+
 
 class ResamplingConfig(Strict):
     """TemporalSAE Eq. 5-6: latents whose activation-rate EMA is under the threshold are re-initialised."""

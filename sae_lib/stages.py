@@ -22,12 +22,12 @@ from sae_lib.checkpoint import save_checkpoint
 from sae_lib.corpus import build_tokens, load_tokens
 from sae_lib.experiments import Calibration, RunSpec, calibration_runs
 from sae_lib.files import FolderLock, atomic_write, json_key, read_json, write_json
-from sae_lib.harvest import harvest
+from sae_lib.harvest import harvest, tokens_sha256
 from sae_lib.language_model import LanguageModel
-from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import build_absorption_reference
 from sae_lib.metrics.absorption.score import LETTER_COLUMNS, evaluate_absorption
 from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
+from sae_lib.model_loading import model_identity
 from sae_lib.paths import Paths, output_root
 from sae_lib.profile import Profile, load_profile
 from sae_lib.source_key import source_key
@@ -70,13 +70,22 @@ class Experiment:
         tokens = load_tokens(self.paths.tokens, "train")
         with tqdm(total=data.train_tokens, desc="harvest", unit="token", unit_scale=True, mininterval=5) as bar:
             return harvest(
-                lm, tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=data.train_tokens, check="size",
+                lm, tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=data.train_tokens, check="full",
                 progress=lambda done, total: bar.update(done - bar.n),
             )  # fmt: skip
 
+    def open_store(self) -> ActivationStore:
+        """The finished activation store. Raises ArtifactError when it was made by another model, layer or corpus."""
+        return ActivationStore.open(
+            self.paths.store,
+            identity=model_identity(self.profile.model),
+            corpus_sha256=tokens_sha256(load_tokens(self.paths.tokens, "train")),
+            layer=self.profile.model.layer,
+        )
+
     def store(self) -> ActivationStore:
         """The finished activation store, in memory where it fits."""
-        store = ActivationStore.open(self.paths.store)
+        store = self.open_store()
         store.preload(self.device)
         return store
 
@@ -86,7 +95,7 @@ class Experiment:
 
     def autoencoder(self, spec: RunSpec) -> Autoencoder:
         """The trained SAE of a run, on the CPU."""
-        return load_autoencoder(self.run_folder(spec, ActivationStore.open(self.paths.store).key))
+        return load_autoencoder(self.run_folder(spec, self.open_store().key))
 
     def save(self, table: pd.DataFrame, name: str) -> Path:
         """Write a table of results as `<name>.parquet`, whole or not at all; returns the file."""
@@ -101,7 +110,7 @@ class Experiment:
 
     def train(self, specs: Sequence[RunSpec], description: str = "train") -> pd.DataFrame:
         """Train what is not trained yet; returns the training curves, one row per logged step."""
-        store_key = ActivationStore.open(self.paths.store).key
+        store_key = self.open_store().key
         todo = {self.run_key(spec, store_key): spec for spec in specs}
         waiting = [s for key, s in todo.items() if not is_finished(self.run_folder(s, store_key), key)]
         with FolderLock(self.paths.runs):
@@ -132,7 +141,7 @@ class Experiment:
 
     def calibration_l0(self, specs: Sequence[RunSpec]) -> list[float]:
         """L0 of trained SAEs on the calibration documents, which no metric uses."""
-        store_key = ActivationStore.open(self.paths.store).key
+        store_key = self.open_store().key
         rows = self._calibration_rows()
         saes = [load_autoencoder(self.run_folder(spec, store_key)) for spec in specs]
         with torch.no_grad():
@@ -141,7 +150,7 @@ class Experiment:
     def _calibration_rows(self) -> Float[Tensor, "row d_in"]:
         folder = self.paths.reference / "calibration"
         tokens = load_tokens(self.paths.tokens, "calibration")
-        store = harvest(self.language_model(whole=False), tokens, folder, check="size")
+        store = harvest(self.language_model(whole=False), tokens, folder, check="full")
         return store.rows(np.arange(store.n_rows))
 
     def prepare_references(self) -> None:
@@ -150,7 +159,7 @@ class Experiment:
 
     def evaluate(self, specs: Sequence[RunSpec], description: str = "evaluate") -> Evaluation:
         """Evaluate what is not evaluated yet; one tidy row per SAE, letters and firing rates beside it."""
-        store_key = ActivationStore.open(self.paths.store).key
+        store_key = self.open_store().key
         self.prepare_references()
         key = self.evaluation_key()
         files = {self.run_folder(spec, store_key): spec for spec in specs}
@@ -172,7 +181,7 @@ class Experiment:
         """Content key of an evaluation: model, held-out text, settings, code."""
         tokens = read_json(self.paths.tokens / "manifest.json")["splits"]["held_out"]
         settings = self.profile.evaluation.model_dump(mode="json")
-        store = ActivationStore.open(self.paths.store)
+        store = self.open_store()
         return json_key([tokens, settings, store.manifest["identity"], source_key("sae_lib.metrics", "sae_lib.stages")])
 
     def _parallel(self, work: Callable[[str, RunSpec], None], specs: Sequence[RunSpec], description: str) -> None:
@@ -232,7 +241,7 @@ def build_references(experiment: Experiment) -> tuple[LanguageModel, Any, Any]:
     lm = experiment.language_model(whole=True)
     tokens = torch.from_numpy(np.array(load_tokens(experiment.paths.tokens, "held_out"), dtype=np.int64))
     core = build_core_reference(lm, tokens, profile.evaluation.batch_contexts)
-    settings = AbsorptionConfig(**profile.evaluation.absorption)
+    settings = profile.evaluation.absorption
     return lm, core, build_absorption_reference(lm, settings, experiment.paths.reference)
 
 
@@ -289,14 +298,15 @@ def _evaluate_one(profile: str, spec: RunSpec) -> None:
     experiment = _opened(profile)
     if "references" not in _WORKER:
         _WORKER["references"] = build_references(experiment)
-        _WORKER["store_key"] = ActivationStore.open(experiment.paths.store).key
+        _WORKER["store_key"] = experiment.open_store().key
     lm, core, absorption = _WORKER["references"]
     folder = experiment.run_folder(spec, _WORKER["store_key"])
     sae = load_autoencoder(folder, experiment.device)
     summary, density = evaluate_reconstruction(sae, lm, core, experiment.profile.evaluation.batch_contexts)
-    settings = AbsorptionConfig(**experiment.profile.evaluation.absorption)
-    found = evaluate_absorption(sae, absorption, settings)
-    counts, _ = np.histogram(np.log10(density.cpu().numpy().clip(min=1e-6)), bins=DENSITY_BINS)
+    found = evaluate_absorption(sae, absorption, experiment.profile.evaluation.absorption)
+    # Clipped after the logarithm: a rate of 1e-6 in single precision lies just outside the first bin.
+    rates = np.log10(density.double().cpu().numpy().clip(min=1e-12)).clip(DENSITY_BINS[0], DENSITY_BINS[-1])
+    counts, _ = np.histogram(rates, bins=DENSITY_BINS)
     result = {
         "key": experiment.evaluation_key(),
         "summary": _no_nan(summary | found.summary),

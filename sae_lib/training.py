@@ -81,6 +81,7 @@ def train_sae(
         trainer.step()
         trainer.seconds = spent + time.monotonic() - started
         if trainer.index % training.checkpoint_every == 0 and trainer.index < training.steps:
+            trainer.check_finite()
             save_checkpoint(checkpoint, trainer.tensors(), trainer.state() | {"key": key})
         if report is not None:
             report(trainer.index)
@@ -137,6 +138,7 @@ class Trainer:
         self.optimizer = _optimizer(self.sae, config.optimizer)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.since_fired = torch.zeros(config.d_sae, dtype=torch.long, device=self.device)
+        self.bad = torch.tensor([-1, -1], device=self.device)  # first step with a loss that is no number, and its row
         self.any_dead = False
         self.index = 0
         self.seconds = 0.0
@@ -146,8 +148,9 @@ class Trainer:
         """One optimiser step."""
         step = self._forward()
         loss, parts = self._losses(step)
+        self._watch(loss, step)
         if self.device.type == "cpu" or self.index % self.training.log_every == 0:
-            self._check_finite(loss, step)
+            self.check_finite()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for mechanism in self.mechanisms:
@@ -207,17 +210,26 @@ class Trainer:
                 parts[name] = parts[name] + term if name in parts else term
         return torch.stack(list(parts.values())).sum(), parts
 
-    def _check_finite(self, loss: Tensor, step: Step) -> None:
-        if bool(loss.isfinite()):
+    @torch.no_grad()
+    def _watch(self, loss: Tensor, step: Step) -> None:
+        """Note the first step whose loss is NaN or infinite, and its worst row, without waiting for a GPU."""
+        if self.device.type == "cpu" and bool(loss.isfinite()):
             return
-        assert step.x_hat is not None
-        error = (step.x - step.x_hat).square().sum(dim=1)
-        bad = int((~error.isfinite()).to(torch.int8).argmax())
-        window = int(self.stream.windows(self.index)[bad // self.data.window])
-        row = window * self.data.window + bad % self.data.window
+        assert step.x_hat is not None and step.f is not None
+        error = (step.x - step.x_hat).square().sum(dim=1) + step.f.sum(dim=1)
+        worst = torch.where(error.isfinite(), error, torch.inf).argmax()
+        bad = ~loss.isfinite() & (self.bad[0] < 0)
+        self.bad = torch.where(bad, torch.stack([torch.full_like(worst, self.index), worst]), self.bad)
+
+    def check_finite(self) -> None:
+        """Raise ArtifactError when any step's loss has been NaN or infinite."""
+        index, row = self.bad.tolist()
+        if index < 0:
+            return
+        window = int(self.stream.windows(index)[row // self.data.window])
         raise ArtifactError(
-            f"the loss is {float(loss.detach())} at step {self.index} (row {row} of the store); "
-            "the last checkpoint is kept; lower optimizer.learning_rate or look at that row, then run again"
+            f"the loss is NaN or infinite at step {index} (row {window * self.data.window + row % self.data.window} of "
+            "the store); the last checkpoint is kept; lower optimizer.learning_rate or look at that row, then run again"
         )
 
     @torch.no_grad()
@@ -247,7 +259,11 @@ class Trainer:
         self.history.append(row)
 
     def finish(self) -> Autoencoder:
-        """Once, after the last step: the trained SAE on the CPU; it takes raw inputs."""
+        """Once, after the last step: the trained SAE on the CPU; it takes raw inputs.
+
+        Raises ArtifactError when the loss has been NaN or infinite.
+        """
+        self.check_finite()
         sae = self.sae.cpu()
         for mechanism in self.mechanisms:
             mechanism.cpu().finish(sae)

@@ -62,6 +62,8 @@ def cell_problems(cell: Any) -> list[str]:
     found = []
     if CHECK.search(cell.source) and not cell.outputs:
         found.append("is checked and has no output")
+    if CHECK.search(cell.source) and "fails" in str(cell.outputs):
+        found.append("is checked and says that something fails")
     if len(cell.source.splitlines()) > LONGEST_CELL:
         found.append(f"has more than {LONGEST_CELL} lines")
     if any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(cell.source))):
@@ -114,6 +116,10 @@ def test_good_example_has_no_problem() -> None:
     ("changes", "problem"),
     [
         ({"outputs": []}, "is checked and has no output"),
+        (
+            {"outputs": [nbformat.v4.new_output("stream", name="stdout", text="Eq. 1: fails\n")]},
+            "says that something fails",
+        ),
         ({"execution_count": None}, "not run from top to bottom"),
         ({"execution_count": 7}, "not run from top to bottom"),
         ({"source": "print(1)"}, "no cell is checked"),

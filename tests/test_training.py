@@ -21,7 +21,10 @@ from tests.tiny_training import DATA, tiny_config, tiny_store, tiny_training
 
 # What the recipes do not reach in a few steps: every mechanism at work before a run of 40 steps is interrupted.
 AT_WORK: dict[str, dict[str, Any]] = {
-    "temporal_sae": {"resampling": {"threshold": 0.2}, "gradient_scaling": {"placement": "post_adam"}},
+    "temporal_sae": {
+        "resampling": {"threshold": 0.2, "momentum": 0.99},
+        "gradient_scaling": {"placement": "post_adam"},
+    },
     "atm": {"masking": {"granularity": "activation"}},
     "previous_batch": {"temporal": {"pairing": "previous_batch", "scale": "relative"}},
 }
@@ -154,7 +157,9 @@ def test_nan_activations_name_step_and_row(tmp_path):
     step = next(i for i in range(100) if row // DATA.window in stream.windows(i))
     assert step > 3
     changes = {"normalize_inputs": False}
-    with pytest.raises(ArtifactError, match=rf"the loss is nan at step {step} \(row {row} of the store\)") as caught:
+    with pytest.raises(
+        ArtifactError, match=rf"the loss is NaN or infinite at step {step} \(row {row} of the store\)"
+    ) as caught:
         train(store, tmp_path / "run", "standard", changes, checkpoint_every=2)
     assert "\n" not in str(caught.value) and "learning_rate" in str(caught.value)
     assert (tmp_path / "run" / CHECKPOINT_FILE).is_file()

@@ -1,0 +1,121 @@
+"""The stages end to end on the packaged model: harvest, calibrate, train on two processes, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sae_lib.activations import ActivationStore
+from sae_lib.errors import ArtifactError
+from sae_lib.experiments import RunSpec, plan_runs
+from sae_lib.profile import PROFILES
+from sae_lib.stages import Experiment, interpolate_coefficient
+
+SMALL = {
+    "corpus": {"source": "documentation", "packages": ["networkx"], "lessons_fraction": 0.2},
+    "data": {
+        "context_length": 128, "train_tokens": 4096, "held_out_contexts": 2, "calibration_contexts": 2, "window": 16,
+        "batch_tokens": 256, "shard_rows": 2048,
+    },
+    "evaluation": {"batch_contexts": 2, "absorption": {"max_words": 600, "probe_epochs": 3, "sparse_min_steps": 2}},
+}  # fmt: skip
+
+
+def write_profile(folder: Path, name: str, workers: int) -> Path:
+    """The smoke profile, smaller still."""
+    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text()) | SMALL | {"name": name}
+    content["training"] |= {
+        "d_sae": 64,
+        "steps": 12,
+        "schedule_scale": 0.0025,
+        "workers": workers,
+        "seeds": [42],
+        "ablation_seeds": [42],
+    }
+    for section in ("methods", "as_written"):
+        content[section]["topk"] |= {"k": 8}
+    content["as_written"]["jumprelu"] = {"target_l0": 32}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("stages")
+
+
+@pytest.fixture
+def opened(folder, monkeypatch):
+    """An experiment with its activations, by number of workers."""
+    monkeypatch.setenv("SAE_LIB_OUTPUT", str(folder))
+
+    def open_(workers: int) -> Experiment:
+        experiment = Experiment.open(str(write_profile(folder, f"small{workers}", workers)))
+        lm = experiment.language_model(whole=False)
+        experiment.build_tokens(lm.tokenizer)
+        experiment.harvest(lm)
+        return experiment
+
+    return open_
+
+
+def main_runs(experiment: Experiment) -> list[RunSpec]:
+    return [
+        s
+        for s in plan_runs(experiment.profile, None, ["main", "untrained"])
+        if s.method in ("topk", "atm", "untrained")
+    ]
+
+
+def test_two_processes_train_the_same_saes_as_one(opened):
+    alone, pair = opened(1), opened(2)
+    assert ActivationStore.open(alone.paths.store).key == ActivationStore.open(pair.paths.store).key
+    histories = [experiment.train(main_runs(experiment)) for experiment in (alone, pair)]
+    assert histories[0].drop(columns="run").equals(histories[1].drop(columns="run"))
+    for spec in main_runs(alone):
+        one, two = alone.autoencoder(spec).state_dict(), pair.autoencoder(spec).state_dict()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_evaluation_gives_a_tidy_row_for_each_sae_and_is_not_repeated(opened, monkeypatch):
+    experiment = opened(1)
+    specs = main_runs(experiment)
+    experiment.train(specs)
+    first = experiment.evaluate(specs)
+    assert list(first.rows["method"]) == [spec.method for spec in specs]
+    assert (first.rows["l0"] > 0).all() and first.rows["explained_variance"].notna().all()
+    assert first.rows.loc[first.rows["method"] == "topk", "l0"].item() == pytest.approx(8, abs=0.5)
+    assert set(first.letters["letter"]) <= set("abcdefghijklmnopqrstuvwxyz")
+    assert (first.density.groupby("run")["count"].sum() == 64).all()
+    monkeypatch.setattr("sae_lib.stages._evaluate_one", lambda *job: pytest.fail("evaluated again"))
+    assert experiment.evaluate(specs).rows.equals(first.rows)
+
+
+def test_calibration_reads_its_own_documents_and_meets_the_range(opened):
+    experiment = opened(1)
+    chosen = experiment.calibrate()
+    for method, values in experiment.profile.calibration.coefficients.items():
+        assert min(values) * 0.999 <= chosen.coefficients[method] <= max(values) * 1.001
+    assert 0 < chosen.dropout_probability < 1
+
+
+def test_a_store_that_is_not_there_is_named(folder, monkeypatch):
+    monkeypatch.setenv("SAE_LIB_OUTPUT", str(folder / "empty"))
+    experiment = Experiment.open(str(write_profile(folder, "small1", 1)))
+    with pytest.raises(ArtifactError, match="notebook 01_data"):
+        experiment.train(main_runs(experiment))
+
+
+def test_interpolation_is_log_linear_between_neighbours():
+    # log L0 falls from log 100 to log 1 while log lambda goes from log 0.01 to log 1: slope -1, so L0 10 is at 0.1.
+    assert interpolate_coefficient([1.0, 0.01], [1.0, 100.0], 10.0) == pytest.approx(0.1)
+    assert interpolate_coefficient([0.1, 1.0, 10.0], [80.0, 20.0, 5.0], 10.0) == pytest.approx(10**0.5)
+
+
+def test_outside_the_range_the_nearest_value_is_taken():
+    assert interpolate_coefficient([1.0, 2.0, 4.0], [90.0, 60.0, 50.0], 40.0) == pytest.approx(4.0)
+    assert interpolate_coefficient([1.0, 2.0, 4.0], [90.0, 60.0, 400.0], 40.0) == pytest.approx(2.0), "a collapse"
