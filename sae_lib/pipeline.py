@@ -175,7 +175,7 @@ def plan_command(profile: Profile, notebooks: Path) -> int:
     used = _size_on_disk(paths.root)
     lines = {
         "time": f"at most about {duration(left)} to go, of {duration(sum(cost.seconds.values()))} in all "
-        f"(measured on {profile.estimates.hardware})",
+        f"(rates of: {profile.estimates.hardware})",
         "SAEs": f"{sum(cost.saes.values())}: {groups}",
         "activations": f"{cost.rows:,} tokens x {cost.d_in} values",
         "disk": f"{cost.disk_bytes / GB:.2f} GB under {shown(paths.root)} ({used / GB:.2f} GB there now)",

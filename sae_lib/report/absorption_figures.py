@@ -128,6 +128,8 @@ def absorption_against_l0(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFram
 
 
 def _log_ticks(ax: Axes) -> None:
+    """Ticks at 1, 2 and 5 of each power of ten, as plain numbers."""
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(ticker.NullFormatter())
 
