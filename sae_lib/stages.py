@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -193,7 +196,7 @@ class Experiment:
                     work(self.source, spec)
                     bar.update()
                 return
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
                 futures = [pool.submit(work, self.source, spec) for spec in specs]
                 try:
                     for future in as_completed(futures):
@@ -266,8 +269,16 @@ def describe(spec: RunSpec, run: dict[str, Any]) -> dict[str, Any]:
 _WORKER: dict[str, Any] = {}  # what a worker process keeps between jobs
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
+    """One core for each worker; and a worker ends when its parent is gone, killed without a chance to say so."""
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _train_one(profile: str, spec: RunSpec) -> None:
