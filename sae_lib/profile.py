@@ -228,7 +228,9 @@ def nearest_hint(word: str, known: Any) -> str:
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """One line for the first problem of a validation error: the field, what is wrong, and the nearest known key."""
-    first = error.errors()[0]
+    errors = error.errors()
+    # A misspelt key also leaves the right one missing: the misspelling is what to tell.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     path = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
     begin = f"{path}: " if path else ""
     if first["type"] == "extra_forbidden":

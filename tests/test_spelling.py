@@ -7,8 +7,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from sae_lib.errors import ArtifactError
+from sae_lib.metrics.absorption import vocabulary
 from sae_lib.model_files import POCKET_FOLDER
-from sae_lib.spelling import ALPHABETIC, IGNORED, SpellingLines, single_token, with_lessons
+from sae_lib.spelling import ALPHABETIC, ASK, IGNORED, LETTERS, SpellingLines, single_token, with_lessons
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +20,10 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def lines(tokenizer):
     return SpellingLines(tokenizer)
+
+
+def test_lessons_ask_as_the_metric_does():
+    assert ASK == vocabulary.QUESTION and LETTERS.lower() == vocabulary.LETTERS
 
 
 def test_words_are_all_alphabetic_entries_and_answers_their_first_letters(tokenizer, lines):
