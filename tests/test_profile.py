@@ -113,15 +113,6 @@ def test_an_unknown_key_is_named_with_the_nearest(tmp_path, changes, says):
         ({"model": {"layer": -1}}, "model.layer: "),
     ],
 )
-def test_a_misspelt_key_that_is_required_is_told_as_misspelt(tmp_path):
-    changed = content()
-    changed["training"]["d_sea"] = changed["training"].pop("d_sae")
-    file = tmp_path / "tiny.yaml"
-    file.write_text(yaml.safe_dump(changed))
-    with pytest.raises(ArtifactError, match=r"^training\.d_sea: unknown key; did you mean 'd_sae'\?$"):
-        load_profile(file)
-
-
 def test_a_value_out_of_range_is_named_and_shown(tmp_path, changes, says):
     line = refusal(tmp_path, changes)
     assert line.startswith(says) and ", got " in line
@@ -211,3 +202,12 @@ def test_published_recipes():
     assert topk.optimizer.learning_rate == pytest.approx(1e-4) and topk.subtract_b_dec
     jumprelu = SAEConfig.model_validate(method_recipe("jumprelu", 64, {"target_l0": 5}, 1.0))
     assert (jumprelu.optimizer.beta1, jumprelu.bandwidth, jumprelu.initial_threshold) == (0.0, 1e-3, 1e-3)
+
+
+def test_a_misspelt_key_that_is_required_is_told_as_misspelt(tmp_path):
+    changed = content()
+    changed["training"]["d_sea"] = changed["training"].pop("d_sae")
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(changed))
+    with pytest.raises(ArtifactError, match=r"^training\.d_sea: unknown key; did you mean 'd_sae'\?$"):
+        load_profile(file)
