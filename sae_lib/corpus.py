@@ -59,7 +59,8 @@ def load_documents(config: CorpusConfig, cache: Path | None = None) -> Iterable[
         missing = [file for file in files if not Path(file).is_file()]
         if missing or not files:
             raise ArtifactError(f"corpus.files: no such file: {', '.join(missing) or '(the list is empty)'}")
-        suffixes = {Path(file).suffix for file in files}
+        # data.jsonl.zst is a .jsonl file; datasets opens what is compressed by itself.
+        suffixes = {Path(file.removesuffix(".zst").removesuffix(".gz")).suffix for file in files}
         if len(suffixes) != 1 or not suffixes <= set(LOADERS):
             raise ArtifactError(
                 f"corpus.files: need files of one type out of {', '.join(LOADERS)}, got {sorted(suffixes)}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -234,3 +236,13 @@ def test_too_little_text_for_the_profile(tmp_path):
     with pytest.raises(ArtifactError, match=r"contexts of 16, needed: 70"):
         build_tokens(tiny_profile(str(tmp_path / "few.jsonl")), TOKENIZER, tmp_path / "tokens", tmp_path / "cache")
     assert not (tmp_path / "tokens" / "manifest.json").exists()
+
+
+def test_compressed_files_are_read_as_what_they_hold(tmp_path):
+    """The Pile's files are .jsonl.zst."""
+    lines = "".join(f'{{"text": "w{i} w{i}"}}\n' for i in range(5))
+    (tmp_path / "pile.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
+    (tmp_path / "more.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    for name in ("pile.jsonl.zst", "more.jsonl.gz"):
+        config = CorpusConfig(source="files", files=(str(tmp_path / name),))
+        assert [row["text"] for row in load_documents(config)] == [f"w{i} w{i}" for i in range(5)]
