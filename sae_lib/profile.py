@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from sae_lib.errors import ArtifactError
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.sae_config import METHODS, SAEConfig, Strict, method_recipe
+from sae_lib.sae_config import METHODS, SAEConfig, Strict, merged, method_recipe
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -209,8 +209,6 @@ class Profile(Strict):
 
         Raises ArtifactError for values that do not fit together, naming `section` as their place.
         """
-        from sae_lib.sae_config import merged
-
         training = self.training
         values = merged(self.methods.get(method, {}), overrides or {})
         recipe = method_recipe(method, training.d_sae, values, training.schedule_scale)

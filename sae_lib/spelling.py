@@ -9,17 +9,17 @@ Three forms, all ending a line with the upper-case first letter after a space:
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sae_lib.errors import ArtifactError
+from sae_lib.metrics.absorption import vocabulary
+from sae_lib.metrics.absorption.vocabulary import ALPHABETIC
+from sae_lib.metrics.absorption.vocabulary import QUESTION as ASK
 
-ASK = " has the first letter:"
-ALPHABETIC = re.compile(r" ?[a-zA-Z]+")
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+LETTERS = vocabulary.LETTERS.upper()
 IGNORED = -100  # label of a position that the loss leaves out
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -145,11 +146,12 @@ class Experiment:
     def calibration_l0(self, specs: Sequence[RunSpec]) -> list[float]:
         """L0 of trained SAEs on the calibration documents, which no metric uses."""
         store_key = self.open_store().key
-        rows = self._calibration_rows()
+        rows = self._calibration_rows
         saes = [load_autoencoder(self.run_folder(spec, store_key)) for spec in specs]
         with torch.no_grad():
             return [float((sae.encode(rows) != 0).float().sum(dim=1).mean()) for sae in saes]
 
+    @cached_property
     def _calibration_rows(self) -> Float[Tensor, "row d_in"]:
         folder = self.paths.reference / "calibration"
         tokens = load_tokens(self.paths.tokens, "calibration")
@@ -163,10 +165,11 @@ class Experiment:
     def evaluate(self, specs: Sequence[RunSpec], description: str = "evaluate") -> Evaluation:
         """Evaluate what is not evaluated yet; one tidy row per SAE, letters and firing rates beside it."""
         store_key = self.open_store().key
-        self.prepare_references()
         key = self.evaluation_key()
         files = {self.run_folder(spec, store_key): spec for spec in specs}
         waiting = [spec for folder, spec in files.items() if _evaluation(folder, key) is None]
+        if waiting:
+            self.prepare_references()
         self._parallel(_evaluate_one, waiting, description)
         rows, letters, densities = [], [], []
         for spec in specs:
@@ -310,6 +313,7 @@ def _evaluate_one(profile: str, spec: RunSpec) -> None:
     if "references" not in _WORKER:
         _WORKER["references"] = build_references(experiment)
         _WORKER["store_key"] = experiment.open_store().key
+        _WORKER["evaluation_key"] = experiment.evaluation_key()
     lm, core, absorption = _WORKER["references"]
     folder = experiment.run_folder(spec, _WORKER["store_key"])
     sae = load_autoencoder(folder, experiment.device)
@@ -319,7 +323,7 @@ def _evaluate_one(profile: str, spec: RunSpec) -> None:
     rates = np.log10(density.double().cpu().numpy().clip(min=1e-12)).clip(DENSITY_BINS[0], DENSITY_BINS[-1])
     counts, _ = np.histogram(rates, bins=DENSITY_BINS)
     result = {
-        "key": experiment.evaluation_key(),
+        "key": _WORKER["evaluation_key"],
         "summary": _no_nan(summary | found.summary),
         "letters": [_no_nan(row) for row in found.letters.to_dict(orient="records")],
         "density": counts.tolist(),

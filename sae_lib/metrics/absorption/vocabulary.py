@@ -21,7 +21,7 @@ from sae_lib.errors import ArtifactError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 QUESTION = " has the first letter:"
-_ALPHABETIC = re.compile(r" ?[A-Za-z]+")
+ALPHABETIC = re.compile(r" ?[A-Za-z]+")
 
 
 class Word(NamedTuple):
@@ -59,7 +59,7 @@ def alphabetic_words(tokenizer: Any, special_ids: frozenset[int]) -> list[Word]:
     words: dict[str, Word] = {}
     for entry, token in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         text = _text(tokenizer, entry)
-        if token not in special_ids and text not in words and _ALPHABETIC.fullmatch(text):
+        if token not in special_ids and text not in words and ALPHABETIC.fullmatch(text):
             words[text] = Word(text, token, LETTERS.index(text.strip()[0].lower()))
     return [words[text] for text in sorted(words)]
 
