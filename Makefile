@@ -27,7 +27,8 @@ export PYTHONNOUSERSITE := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval lab pocket-lm lock-check clean
+.PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval test-oracles bench-evaluation lab \
+    pocket-lm lock-check clean
 
 help:  ## list the commands
 	@echo "make <command> [PROFILE=$(PROFILE)] [PYTHON=$(PYTHON)]"; echo
@@ -87,6 +88,24 @@ nbval: $(READY)  ## run the committed notebooks and compare their checked cells
 	rm -rf build/nbval
 	SAE_LIB_OUTPUT="$(CURDIR)/build/nbval" $(RUN) pytest -q -p no:cacheprovider --durations=5 \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks/0[1-5]_*.ipynb
+
+# The peers need other versions of what we pin, so they have an environment of their own.
+ORACLES := .venv-oracles/installed-$(shell { sha256sum tests/oracles/requirements.lock || shasum -a 256 tests/oracles/requirements.lock; } 2>/dev/null | cut -c1-16)
+ORACLE_RUN := HF_HUB_OFFLINE=1 .venv-oracles/bin/python -m
+
+$(ORACLES):
+	"$(PYTHON)" -m venv --clear .venv-oracles
+	@echo "Installing SAEBench, SAELens and dictionary_learning into .venv-oracles; the first time this takes minutes."
+	.venv-oracles/bin/python -m pip install --quiet --constraint tests/oracles/requirements.lock \
+	    "$$(grep '^torch==' tests/oracles/requirements.lock)"
+	.venv-oracles/bin/python -m pip install --quiet --no-deps --requirement tests/oracles/requirements.lock
+	@touch $@
+
+test-oracles: $(ORACLES)  ## agreement with SAEBench, SAELens and dictionary_learning, in an environment of their own
+	OMP_NUM_THREADS=1 $(ORACLE_RUN) pytest -q tests/oracles tests/test_interop_libraries.py
+
+bench-evaluation: $(ORACLES)  ## seconds per SAE of our evaluation beside SAEBench's, on the same model and SAEs
+	$(ORACLE_RUN) benchmarks.evaluation
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(RUN) jupyterlab --notebook-dir=notebooks

@@ -1,7 +1,8 @@
 """Which SAEs a profile trains: every row of every table and figure, as a list. No torch.
 
-Sparsity is made comparable first (`Calibration`), so the configurations of the L1 methods are known only after that;
-before, the plan uses the middle of the calibrated range, which is enough to count.
+Sparsity is made comparable first: every method is trained over a range of L0 (group `sweep`), and the L1 methods' part
+of it decides the coefficients of all other groups (`Calibration`). Before that is known, the plan uses the middle of
+the range, which is enough to count.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from sae_lib.profile import Profile
-from sae_lib.sae_config import SAEConfig, Strict, merged
+from sae_lib.recipes import merged
+from sae_lib.sae_config import SAEConfig, Strict
 
 Group = Literal[
-    "calibration",
+    "sweep",
     "main",
     "untrained",
     "as_written",
@@ -26,9 +28,20 @@ Group = Literal[
     "atm_importance",
     "atm_grid",
 ]
-MAIN_GROUPS: tuple[Group, ...] = ("main", "untrained", "as_written", "calibration")
+MAIN_GROUPS: tuple[Group, ...] = ("main", "untrained", "as_written", "sweep")
 ABLATION_GROUPS: tuple[Group, ...] = ("factorial", "sequence", "sensitivity", "atm_importance", "atm_grid")
-MAIN_METHODS = ("standard", "topk", "batchtopk", "jumprelu", "temporal_sae", "atm", "dropout")
+MAIN_METHODS = (
+    "standard",
+    "gated",
+    "topk",
+    "batchtopk",
+    "matryoshka_2",
+    "matryoshka_4",
+    "jumprelu",
+    "temporal_sae",
+    "atm",
+    "dropout",
+)
 COMPONENTS = ("magnitude", "frequency", "contribution")
 # Run 1 of the paper is before "reducing gradient norm to 0.1 and temporal coefficient to 0.0001"; it does not say from
 # what. Ten times both is our reading.
@@ -36,7 +49,7 @@ RUN_1 = {"optimizer": {"clip_norm": 1.0}, "temporal": {"coefficient": 1e-3}}
 
 
 class Calibration(Strict):
-    """What the calibration runs decided."""
+    """What the sweep decided."""
 
     coefficients: dict[str, float]
     """Method -> l1_coefficient at which L0 on the calibration documents meets the target."""
@@ -59,21 +72,27 @@ class RunSpec:
 
 
 def expected_calibration(profile: Profile) -> Calibration:
-    """A stand-in before the calibration runs: the middle of each method's range."""
-    middle = {m: sorted(values)[len(values) // 2] for m, values in profile.calibration.coefficients.items()}
+    """A stand-in before the sweep: the middle of each method's range."""
+    middle = {m: sorted(values)[len(values) // 2] for m, values in profile.sweep.coefficients.items()}
     return Calibration(coefficients=middle, dropout_probability=0.3)
 
 
-def calibration_runs(profile: Profile, method: str, dropout_probability: float = 0.3) -> list[RunSpec]:
-    """The runs that calibrate one method."""
-    settings = profile.calibration
+def sweep_runs(profile: Profile, method: str, dropout_probability: float = 0.3) -> list[RunSpec]:
+    """One method over a range of L0: by its L1 coefficient where it has one, else by the L0 that it is told."""
+    settings = profile.sweep
+    if method in settings.coefficients:
+        knob, values = "l1_coefficient", settings.coefficients[method]
+    else:
+        knob = "target_l0" if profile.sae_config(method).architecture == "jumprelu" else "k"
+        values = settings.levels
     dropout = {"dropout": {"probability": dropout_probability}} if method == "dropout" else {}
     return [
         RunSpec(
-            "calibration", method, f"l1={value:g}", settings.seed,
-            profile.sae_config(method, {"l1_coefficient": value} | dropout),
+            "sweep", method, f"{knob.replace('l1_coefficient', 'l1')}={value:g}", seed,
+            profile.sae_config(method, {knob: value} | dropout),
         )
-        for value in settings.coefficients[method]
+        for value in values
+        for seed in settings.seeds
     ]  # fmt: skip
 
 
@@ -82,7 +101,7 @@ def plan_runs(profile: Profile, calibration: Calibration | None = None, groups: 
     known = calibration or expected_calibration(profile)
     wanted = TypeAdapter(tuple[Group, ...]).validate_python(tuple(groups or (*MAIN_GROUPS, *ABLATION_GROUPS)))
     makers = {
-        "calibration": _calibration,
+        "sweep": _sweep,
         "main": _main,
         "untrained": _untrained,
         "as_written": _as_written,
@@ -105,9 +124,8 @@ def calibrated(profile: Profile, known: Calibration, method: str, overrides: dic
     return profile.sae_config(method, merged(values, overrides or {}))
 
 
-def _calibration(profile: Profile, known: Calibration) -> list[RunSpec]:
-    methods = profile.calibration.coefficients
-    return [spec for method in methods for spec in calibration_runs(profile, method, known.dropout_probability)]
+def _sweep(profile: Profile, known: Calibration) -> list[RunSpec]:
+    return [spec for method in MAIN_METHODS for spec in sweep_runs(profile, method, known.dropout_probability)]
 
 
 def _main(profile: Profile, known: Calibration) -> list[RunSpec]:

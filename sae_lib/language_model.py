@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,7 +71,10 @@ class LanguageModel:
             *tokenizer.all_special_ids,
         }
         self.special_ids = frozenset(int(token) for token in declared if token is not None)
-        self._block = _blocks(model, name)[layer]
+        self._blocks = _blocks(model, name)
+        self._block = self._blocks[layer]
+        self._returns_tuple = False
+        self._resumes: bool | None = None
 
     @classmethod
     def load(cls, config: ModelConfig, *, whole: bool) -> LanguageModel:
@@ -94,6 +97,7 @@ class LanguageModel:
         """The residual stream after block `layer`, in the model's dtype. Nothing later is computed."""
 
         def stop(block: nn.Module, inputs: Any, output: Any) -> None:
+            self._returns_tuple = isinstance(output, tuple)
             raise _Reached(output[0] if isinstance(output, tuple) else output)
 
         with self._hook(stop):
@@ -114,10 +118,7 @@ class LanguageModel:
             ArtifactError: the model was cut.
             ValueError: `splice` changed the shape.
         """
-        if not self.whole:
-            raise ArtifactError(
-                f"{self.name} was cut after layer {self.layer}: load it with whole=True to compute logits"
-            )
+        self._require_whole()
         if splice is None:
             return self.model(input_ids=self._ids(tokens), use_cache=False).logits
 
@@ -132,6 +133,63 @@ class LanguageModel:
         with self._hook(replace):
             return self.model(input_ids=self._ids(tokens), use_cache=False).logits
 
+    def can_resume(self, tokens: Int[Tensor, "context position"]) -> bool:
+        """Whether `resume` and `head` give what a whole forward pass gives. Tried once, on the first context.
+
+        They do in every family whose blocks hand nothing but the residual stream from one to the next.
+        """
+        if self._resumes is None:
+            try:
+                resumed = self.head(self.resume(self.residual_stream(tokens[:1])))
+            except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError):
+                self._resumes = False  # the family's code asks for something else
+            else:
+                expected = self.logits(tokens[:1])
+                rounding = 16 * torch.finfo(self.dtype).eps * float(expected.abs().max())
+                self._resumes = bool((resumed - expected).abs().max() <= rounding)
+        return self._resumes
+
+    @torch.no_grad()
+    def resume(self, residual: Float[Tensor, "context position d_in"]) -> Float[Tensor, "context position d_out"]:
+        """What the head reads, from the residual stream after block `layer`: only the later blocks are computed.
+
+        Raises:
+            ArtifactError: the model was cut.
+        """
+        self._require_whole()
+        residual = residual.to(self.device, self.dtype)
+        with ExitStack() as stack:
+            for block in self._blocks[: self.layer + 1]:
+                stack.enter_context(_instead(block, lambda *_, **__: self._as_output(residual)))
+            return self.model.base_model(inputs_embeds=residual, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def head(self, hidden: Float[Tensor, "*position d_out"]) -> Float[Tensor, "*position vocab"]:
+        """Next-token logits of what `resume` gives, by the model's own code, in the model's dtype.
+
+        Raises:
+            ArtifactError: the model was cut.
+        """
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+        self._require_whole()
+        states = hidden.to(self.device, self.dtype).reshape(1, -1, hidden.shape[-1])
+        given = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
+        ids = torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
+        with _instead(self.model.base_model, lambda *_, **__: given):
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return logits.reshape(*hidden.shape[:-1], -1)
+
+    def _as_output(self, residual: Tensor) -> Any:
+        """The residual stream as this family's blocks return it."""
+        return (residual,) if self._returns_tuple else residual
+
+    def _require_whole(self) -> None:
+        if not self.whole:
+            raise ArtifactError(
+                f"{self.name} was cut after layer {self.layer}: load it with whole=True to compute logits"
+            )
+
     def _ids(self, tokens: Tensor) -> Tensor:
         return tokens.to(self.device, torch.long)
 
@@ -142,6 +200,16 @@ class LanguageModel:
             yield
         finally:
             handle.remove()
+
+
+@contextmanager
+def _instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Have a module answer with `forward`, an attribute of its own that hides its class's method."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
 
 
 class _Reached(Exception):

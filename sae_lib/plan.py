@@ -58,15 +58,17 @@ def estimate(profile: Profile) -> Estimate:
         distinct.setdefault((run.config.model_dump_json(), run.seed, run.trained), run.group)
     saes = Counter(distinct.values())
     trained = {group: count for group, count in saes.items() if group != "untrained"}
-    in_02 = sum(count for group, count in trained.items() if group in MAIN_GROUPS)
+    in_02, in_04 = (sum(count for group, count in of.items() if group in MAIN_GROUPS) for of in (trained, saes))
+    ablations = sum(saes.values()) - in_04
     workers = 1 if rates.needs_gpu else training.workers
-    sae_seconds = training.steps * rates.sae_step_ms / 1000 / workers
+    training_s = training.steps * rates.sae_step_ms / 1000 / workers
+    evaluation_s = rates.evaluate_sae_s / workers
     overhead = rates.overhead_s / 5
     seconds = {
         "01": overhead + rates.extract_s + data.train_tokens / rates.harvest_tokens_per_s,
-        "02": overhead + in_02 * sae_seconds,
-        "03": overhead + (sum(trained.values()) - in_02) * sae_seconds,
-        "04": overhead + sum(saes.values()) * rates.evaluate_sae_s / workers,
+        "02": overhead + in_02 * training_s,
+        "03": overhead + rates.ground_truth_s + ablations * (training_s + evaluation_s),
+        "04": overhead + in_04 * evaluation_s,
         "05": overhead,
     }
     contexts = data.train_tokens / (data.context_length - 1) + data.held_out_contexts + data.calibration_contexts

@@ -15,7 +15,12 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from sae_lib.errors import ArtifactError
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.sae_config import METHODS, SAEConfig, Strict, merged, method_recipe
+from sae_lib.metrics.probing.config import ProbingConfig
+from sae_lib.metrics.stability.config import StabilityConfig
+from sae_lib.metrics.toy.config import ToyConfig
+from sae_lib.recipes import METHODS, merged, method_recipe
+from sae_lib.run_config import DataConfig, TrainingConfig, distinct_seeds
+from sae_lib.sae_config import SAEConfig, Strict
 
 PROFILES = Path(__file__).parent / "profiles"
 
@@ -59,66 +64,28 @@ class CorpusConfig(Strict):
         return self
 
 
-class DataConfig(Strict):
-    """Sizes of the activation store and of its batches."""
+class SweepConfig(Strict):
+    """How sparsity is made comparable: every method is trained over a range of L0, with seeds of its own.
 
-    context_length: int = Field(128, ge=8)
-    train_tokens: int = Field(ge=1)
-    """Rows of the activation store (BOS and EOS not counted)."""
-    held_out_contexts: int = Field(ge=1)
-    calibration_contexts: int = Field(ge=1)
-    window: int = Field(ge=1)
-    """Consecutive tokens that stay together in a batch; 1 is the ordinary shuffle of single tokens."""
-    batch_tokens: int = Field(ge=1)
-    shard_rows: int = Field(ge=1)
-    stream_seed: int = 0
-    """Order of the windows: the same for every method and seed."""
-
-    @model_validator(mode="after")
-    def _whole_windows(self) -> DataConfig:
-        if self.batch_tokens % self.window:
-            nearest = max(1, round(self.batch_tokens / self.window)) * self.window
-            raise ValueError(f"batch_tokens {self.batch_tokens} is no multiple of window {self.window}; try {nearest}")
-        if self.batch_tokens > self.train_tokens:
-            raise ValueError(f"batch_tokens {self.batch_tokens} is above train_tokens {self.train_tokens}")
-        return self
-
-
-def _distinct_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(seeds)) != len(seeds):
-        raise ValueError(f"seeds are repeated: {list(seeds)}; a mean over copies has no spread")
-    return seeds
-
-
-class TrainingConfig(Strict):
-    """What every SAE of the profile shares."""
-
-    d_sae: int = Field(ge=1)
-    steps: int = Field(ge=1)
-    schedule_scale: float = Field(1.0, gt=0.0)
-    """Factor on every count of steps in the recipes (warm-ups, resampling intervals), for runs shorter than theirs."""
-    seeds: tuple[int, ...] = Field(min_length=1)
-    ablation_seeds: tuple[int, ...] = Field(min_length=1)
-    workers: int = Field(1, ge=1)
-    """SAEs trained or evaluated side by side, each on one core (CPU only)."""
-    log_every: int = Field(ge=1)
-    checkpoint_every: int = Field(ge=1)
-    autocast: Literal["none", "bfloat16"] = "none"
-
-    _seeds = field_validator("seeds", "ablation_seeds")(_distinct_seeds)
-
-
-class CalibrationConfig(Strict):
-    """How sparsity is made comparable: each L1 method is trained at a few coefficients, with a seed of its own, and the
-    coefficient at which log L0 crosses log target_l0 is interpolated. L0 is measured on the calibration documents."""
+    The L1 methods vary their coefficient; the one at which log L0 crosses log target_l0, with L0 measured on the
+    calibration documents, is theirs in every other comparison. The others are told their L0.
+    """
 
     target_l0: float = Field(gt=0.0)
-    seed: int = 7
+    seeds: tuple[int, ...] = Field((7, 8), min_length=1)
+    levels: tuple[int, ...] = Field(min_length=2)
+    """L0 of the methods that are told theirs; that of the main comparison is one more level."""
+    compare_at: tuple[float, ...] = Field(min_length=1)
+    """L0 at which the methods' curves are read off and compared."""
     coefficients: dict[str, tuple[float, ...]]
-    """Method -> values of l1_coefficient that bracket the target."""
+    """Method -> values of l1_coefficient, the target's L0 inside their range."""
+
+    _seeds = field_validator("seeds")(distinct_seeds)
 
     @model_validator(mode="after")
-    def _brackets(self) -> CalibrationConfig:
+    def _brackets(self) -> SweepConfig:
+        if min(self.levels) < 1 or len(set(self.levels)) != len(self.levels):
+            raise ValueError(f"levels needs distinct positive values, got {list(self.levels)}")
         for method, values in self.coefficients.items():
             if len(values) < 2 or min(values) <= 0 or len(set(values)) != len(values):
                 raise ValueError(
@@ -137,8 +104,9 @@ class AblationConfig(Strict):
     """Values of lambda_2 beside the paper's."""
     resampling_thresholds: tuple[float, ...] = (1e-5, 5e-4)
     """Values of theta beside the paper's."""
+    toy: ToyConfig = ToyConfig()
 
-    _seeds = field_validator("atm_grid_seeds")(_distinct_seeds)
+    _seeds = field_validator("atm_grid_seeds")(distinct_seeds)
 
 
 class EvaluationConfig(Strict):
@@ -146,6 +114,8 @@ class EvaluationConfig(Strict):
 
     batch_contexts: int = Field(16, ge=1)
     absorption: AbsorptionConfig = AbsorptionConfig()
+    probing: ProbingConfig = ProbingConfig()
+    stability: StabilityConfig = StabilityConfig()
 
 
 class Estimates(Strict):
@@ -155,6 +125,7 @@ class Estimates(Strict):
     extract_s: float = Field(ge=0.0)
     harvest_tokens_per_s: float = Field(gt=0.0)
     sae_step_ms: float = Field(gt=0.0)
+    ground_truth_s: float = Field(0.0, ge=0.0)
     evaluate_sae_s: float = Field(ge=0.0)
     overhead_s: float = Field(ge=0.0)
     memory_gb: float = Field(gt=0.0)
@@ -171,10 +142,10 @@ class Profile(Strict):
     data: DataConfig
     training: TrainingConfig
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Method -> values laid over its recipe in `sae_config.METHODS`."""
+    """Method -> values laid over its recipe in `recipes.METHODS`."""
     as_written: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Method -> values of the papers' own coefficients, shown as they are."""
-    calibration: CalibrationConfig
+    sweep: SweepConfig
     ablations: AblationConfig = AblationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     estimates: Estimates
@@ -185,21 +156,23 @@ class Profile(Strict):
             for method in getattr(self, field):
                 if method not in METHODS:
                     raise ValueError(f"{field}.{method} is no method{nearest_hint(method, METHODS)}")
-        for method in self.calibration.coefficients:
+        for method in self.sweep.coefficients:
             if method not in METHODS:
-                raise ValueError(f"calibration.coefficients.{method} is no method{nearest_hint(method, METHODS)}")
+                raise ValueError(f"sweep.coefficients.{method} is no method{nearest_hint(method, METHODS)}")
         for method in METHODS:
             config = self.sae_config(method)
-            uncalibrated = method not in self.calibration.coefficients and config.l1_coefficient == 0
-            if config.architecture == "standard" and uncalibrated:
-                raise ValueError(f"calibration.coefficients.{method} is missing and its l1_coefficient is 0")
-            if config.architecture == "batchtopk" and config.threshold_start_step >= self.training.steps:
+            unknown = method not in self.sweep.coefficients and config.l1_coefficient == 0
+            if config.architecture in ("standard", "gated") and unknown:
+                raise ValueError(f"sweep.coefficients.{method} is missing and its l1_coefficient is 0")
+            tracks = config.architecture in ("batchtopk", "matryoshka")
+            if tracks and config.threshold_start_step >= self.training.steps:
                 raise ValueError(
                     f"methods.{method}.threshold_start_step {config.threshold_start_step} is not before the last of "
                     f"training.steps {self.training.steps}; lower it or training.schedule_scale"
                 )
-        if self.calibration.seed in self.training.seeds:
-            raise ValueError(f"calibration.seed {self.calibration.seed} is one of training.seeds; choose another")
+        shared = sorted({*self.sweep.seeds} & {*self.training.seeds})
+        if shared:
+            raise ValueError(f"sweep.seeds {shared} are among training.seeds; choose others")
         for method, overrides in self.as_written.items():
             self.sae_config(method, overrides, "as_written")
         return self

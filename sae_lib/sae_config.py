@@ -1,18 +1,14 @@
 """What defines one SAE: architecture, the papers' mechanisms, the optimiser. Typed, validated, no torch.
 
 The defaults of each mechanism are the papers' equations as written; every other reading is a named switch beside it.
-`METHODS` holds the recipe of each method as its authors give it; profiles override single values.
+The recipe of each method is in `recipes.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-Fraction = Field(ge=0.0, le=1.0)
-Positive = Field(gt=0.0)
-NonNegative = Field(ge=0.0)
 
 
 class Strict(BaseModel):
@@ -136,26 +132,32 @@ class OptimizerConfig(Strict):
     """Share of the steps, at the end, over which the learning rate falls to zero."""
 
 
+TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
+"""The architectures whose sparsity is set by k."""
+
+
 class SAEConfig(Strict):
     """One SAE: everything but the data and the seed."""
 
-    architecture: Literal["standard", "topk", "batchtopk", "jumprelu"] = "standard"
+    architecture: Literal["standard", "gated", "topk", "batchtopk", "matryoshka", "jumprelu"] = "standard"
     d_sae: int = Field(ge=1)
     l1_coefficient: float = Field(0.0, ge=0.0)
-    """lambda_1 of Eq. 8 (standard)."""
+    """lambda_1 of Eq. 8 (standard); of the gate's activations (gated)."""
     k: int | None = Field(None, ge=1)
-    """Active latents per row (topk) or on average over the batch (batchtopk)."""
+    """Active latents per row (topk) or on average over the batch (batchtopk, matryoshka)."""
+    prefixes: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = ()
+    """Increasing fractions of d_sae, the last one 1: latents that reconstruct on their own (matryoshka)."""
     target_l0: float | None = Field(None, gt=0.0)
     l0_coefficient: float = Field(1.0, ge=0.0)
     """Weight of (L0 / target - 1)^2 (jumprelu)."""
     bandwidth: float = Field(1e-3, gt=0.0)
     initial_threshold: float = Field(1e-3, gt=0.0)
     auxk_coefficient: float = Field(1 / 32, ge=0.0)
-    """Weight of the AuxK loss (topk, batchtopk)."""
+    """Weight of the AuxK loss (topk, batchtopk, matryoshka)."""
     dead_after_tokens: int = Field(10_000_000, ge=1)
     """A latent is dead for AuxK when it has not fired for so many tokens."""
     threshold_momentum: float = Field(0.999, ge=0.0, lt=1.0)
-    """Of the EMA that becomes the evaluation threshold (batchtopk)."""
+    """Of the EMA that becomes the evaluation threshold (batchtopk, matryoshka)."""
     threshold_start_step: int = Field(1000, ge=0)
     """Step at which that EMA begins."""
     subtract_b_dec: bool = False
@@ -179,11 +181,13 @@ class SAEConfig(Strict):
 
     @model_validator(mode="after")
     def _complete(self) -> SAEConfig:
-        if self.architecture in ("topk", "batchtopk"):
+        if self.architecture in TOPK_FAMILY:
             if self.k is None:
                 raise ValueError(f"{self.architecture} needs k, the number of active latents")
             if self.k > self.d_sae:
                 raise ValueError(f"k = {self.k} is above d_sae = {self.d_sae}; lower k or widen the SAE")
+        if self.architecture == "matryoshka":
+            self._check_prefixes()
         if self.architecture == "jumprelu":
             if self.target_l0 is None:
                 raise ValueError("jumprelu needs target_l0, the number of active latents to reach")
@@ -191,96 +195,21 @@ class SAEConfig(Strict):
                 raise ValueError(f"target_l0 = {self.target_l0} is above d_sae = {self.d_sae}")
         if self.masking and self.dropout:
             raise ValueError("masking and dropout are both set; dropout is the control for masking, choose one")
-        if self.masking and self.masking.inference == "scale" and self.architecture in ("topk", "batchtopk"):
+        if self.masking and self.masking.inference == "scale" and self.architecture in TOPK_FAMILY:
             raise ValueError(f"masking.inference 'scale' would change what {self.architecture} selects; take 'off'")
         return self
 
+    def _check_prefixes(self) -> None:
+        given = ", ".join(f"{p:g}" for p in self.prefixes)
+        if not self.prefixes or self.prefixes[-1] != 1.0 or list(self.prefixes) != sorted(set(self.prefixes)):
+            raise ValueError(f"matryoshka needs prefixes, increasing fractions of d_sae that end in 1, not ({given})")
+        sizes = self.prefix_sizes()
+        if len({0, *sizes}) <= len(sizes):
+            raise ValueError(
+                f"prefixes ({given}) of d_sae = {self.d_sae} are {sizes} latents, but each must hold more latents "
+                "than the one before it; leave one out or widen the SAE"
+            )
 
-# The papers' own training recipe (TemporalSAE section 5): raw activations, AdamW, clip 0.1.
-PAPER: dict[str, Any] = {
-    "architecture": "standard",
-    "l1_coefficient": 0.04,
-    "normalize_inputs": False,
-    "optimizer": {"name": "adamw", "learning_rate": 3e-4, "weight_decay": 0.01, "clip_norm": 0.1},
-}
-_TOPK: dict[str, Any] = {"subtract_b_dec": True, "optimizer": {"clip_norm": 1.0}}
-_STANDARD: dict[str, Any] = {
-    "architecture": "standard",
-    "subtract_b_dec": True,
-    "encoder_init_norm": 0.1,
-    "sparsity_warmup_steps": 2000,
-    "optimizer": {"learning_rate": 1e-3},
-}
-
-# Each method's recipe: SAEBench's trainers for the baselines (dictionary_learning), the papers for their own.
-METHODS: dict[str, dict[str, Any]] = {
-    "standard": _STANDARD,
-    "topk": _TOPK | {"architecture": "topk"},
-    "batchtopk": _TOPK | {"architecture": "batchtopk"},
-    "jumprelu": {
-        "architecture": "jumprelu",
-        "sparsity_warmup_steps": 2000,
-        "optimizer": {"learning_rate": 7e-5, "beta1": 0.0, "clip_norm": 1.0},
-    },
-    "temporal_sae": PAPER | {"temporal": {}, "resampling": {}, "gradient_scaling": {}},
-    "atm": _STANDARD | {"masking": {}},
-    "dropout": _STANDARD | {"dropout": {"probability": 0.3}},
-    # The papers' recipe without mechanisms: what TemporalSAE is compared with when its parts are switched.
-    "paper_standard": PAPER,
-    "paper_atm": PAPER | {"masking": {}},
-}
-
-
-def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `overrides` laid over it, nested mappings merged; a null removes a mechanism."""
-    result = dict(base)
-    for key, value in overrides.items():
-        nested = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = merged(result[key], value) if nested else value
-    return result
-
-
-def method_recipe(method: str, d_sae: int, overrides: dict[str, Any], schedule_scale: float) -> dict[str, Any]:
-    """The recipe of `method` for a dictionary of `d_sae` latents, with every count of steps times `schedule_scale`.
-
-    The published schedules count steps of runs of 5,000 and more; a shorter run keeps their proportions. Moving
-    averages keep theirs too: a momentum m per step becomes m^(1 / schedule_scale).
-    """
-    recipe = merged(METHODS[method], {"d_sae": d_sae})
-    if recipe["architecture"] in ("topk", "batchtopk"):
-        # Gao et al. 2024: the learning rate falls with the square root of the width.
-        recipe = merged(recipe, {"optimizer": {"learning_rate": 2e-4 / (d_sae / 2**14) ** 0.5}})
-    scaled = SAEConfig.model_validate(recipe | {"k": 1, "target_l0": 1}).model_dump(mode="json")
-    for section, key in SCHEDULE_STEPS:
-        where = scaled if section is None else scaled[section]
-        if where is not None:
-            least = 1 if key.endswith("interval") else 0
-            where[key] = max(least, round(where[key] * schedule_scale))
-    for section, key in SCHEDULE_MOMENTA:
-        where = scaled if section is None else scaled[section]
-        if where is not None:
-            where[key] = where[key] ** (1.0 / schedule_scale)
-    scaled |= {"k": recipe.get("k"), "target_l0": recipe.get("target_l0")}
-    return merged(scaled, overrides)
-
-
-# (section, key) of every count of optimiser steps in an SAEConfig.
-SCHEDULE_STEPS: tuple[tuple[str | None, str], ...] = (
-    (None, "sparsity_warmup_steps"),
-    (None, "threshold_start_step"),
-    ("resampling", "warmup_steps"),
-    ("resampling", "warmup_interval"),
-    ("resampling", "interval"),
-    ("masking", "warmup_steps"),
-    ("dropout", "warmup_steps"),
-    ("optimizer", "warmup_steps"),
-)
-
-# (section, key) of every momentum per optimiser step.
-SCHEDULE_MOMENTA: tuple[tuple[str | None, str], ...] = (
-    (None, "threshold_momentum"),
-    ("temporal", "momentum"),
-    ("resampling", "momentum"),
-    ("gradient_scaling", "momentum"),
-    ("masking", "decay"),
-)
+    def prefix_sizes(self) -> tuple[int, ...]:
+        """The number of latents in each of `prefixes`."""
+        return tuple(round(fraction * self.d_sae) for fraction in self.prefixes)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sae_lib.activations import ActivationStore, WindowStream
 from sae_lib.corpus import load_documents, split_of
-from sae_lib.experiments import Calibration, calibration_runs
+from sae_lib.experiments import Calibration, sweep_runs
 from sae_lib.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference
@@ -146,21 +146,22 @@ def recipe_table(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
 
 
 def _sparsity(config: SAEConfig) -> str:
-    if config.architecture in ("topk", "batchtopk"):
+    if config.k is not None:
         return f"k = {config.k}"
     return f"target L0 = {config.target_l0:g}" if config.target_l0 else "λ₁, calibrated"
 
 
 def calibration_table(experiment: Experiment, calibration: Calibration) -> pd.DataFrame:
-    """L0 on the calibration documents at each coefficient that was tried, and the one that was chosen."""
-    specs = [
-        spec
-        for method in experiment.profile.calibration.coefficients
-        for spec in calibration_runs(experiment.profile, method, calibration.dropout_probability)
-    ]
+    """L0 on the calibration documents at each coefficient, mean over seeds, and the coefficient that was chosen."""
     rows: dict[str, dict[str, str]] = {}
-    for spec, l0 in zip(specs, experiment.calibration_l0(specs), strict=True):
-        tried = rows.setdefault(method_name(spec.method), {"tried: λ₁ → L0": ""})
-        tried["tried: λ₁ → L0"] += f"{spec.config.l1_coefficient:g} → {l0:.1f}   "
-        tried["chosen λ₁"] = f"{calibration.coefficients[spec.method]:.4g}"
+    for method in experiment.profile.sweep.coefficients:
+        specs = sweep_runs(experiment.profile, method, calibration.dropout_probability)
+        tried = pd.DataFrame(
+            {"value": [s.config.l1_coefficient for s in specs], "l0": experiment.calibration_l0(specs)}
+        )
+        means = tried.groupby("value")["l0"].mean()
+        rows[method_name(method)] = {
+            "tried: λ₁ → L0": "   ".join(f"{value:g} → {l0:.1f}" for value, l0 in means.items()),
+            "chosen λ₁": f"{calibration.coefficients[method]:.4g}",
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")

@@ -1,15 +1,10 @@
-"""The work of the notebooks: harvest, calibrate, train, evaluate. Each call does only what is not done yet."""
+"""The work of the notebooks: harvest, train, calibrate. Each call does only what is not done yet."""
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +19,15 @@ from sae_lib.activations import ActivationStore
 from sae_lib.autoencoders import WEIGHTS_FILE, Autoencoder, build_autoencoder, load_autoencoder
 from sae_lib.checkpoint import save_checkpoint
 from sae_lib.corpus import build_tokens, load_tokens
-from sae_lib.experiments import Calibration, RunSpec, calibration_runs
-from sae_lib.files import FolderLock, atomic_write, json_key, read_json, write_json
+from sae_lib.experiments import Calibration, RunSpec, sweep_runs
+from sae_lib.files import FolderLock, atomic_write, json_key, write_json
 from sae_lib.harvest import harvest, tokens_sha256
 from sae_lib.language_model import LanguageModel
-from sae_lib.metrics.absorption.reference import build_absorption_reference
-from sae_lib.metrics.absorption.score import LETTER_COLUMNS, evaluate_absorption
-from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
 from sae_lib.model_loading import model_identity
 from sae_lib.paths import Paths, output_root
 from sae_lib.profile import Profile, load_profile
-from sae_lib.source_key import source_key
 from sae_lib.training import is_finished, run_key, train_sae
-
-DENSITY_BINS = np.linspace(-6.0, 0.0, 31)  # log10 of the firing rate
+from sae_lib.workers import for_each, kept
 
 
 @dataclass(frozen=True)
@@ -64,9 +54,19 @@ class Experiment:
         """The profile's language model, cut after its layer unless `whole`."""
         return LanguageModel.load(self.profile.model, whole=whole)
 
+    @property
+    def workers(self) -> int:
+        """SAEs worked on side by side: one at a time on a GPU."""
+        return self.profile.training.workers if self.device == "cpu" else 1
+
+    @property
+    def corpus_cache(self) -> Path:
+        """Where the packaged corpus is kept, for all profiles."""
+        return output_root() / "corpus"
+
     def build_tokens(self, tokenizer: Any) -> dict[str, Any]:
-        """Text to contexts (`corpus.build_tokens`); the packaged corpus is cached across profiles."""
-        return build_tokens(self.profile, tokenizer, self.paths.tokens, output_root() / "corpus")
+        """Text to contexts (`corpus.build_tokens`)."""
+        return build_tokens(self.profile, tokenizer, self.paths.tokens, self.corpus_cache)
 
     def harvest(self, lm: LanguageModel) -> ActivationStore:
         """The activation store of the training contexts, made or completed."""
@@ -118,29 +118,32 @@ class Experiment:
         todo = {self.run_key(spec, store_key): spec for spec in specs}
         waiting = [s for key, s in todo.items() if not is_finished(self.run_folder(s, store_key), key)]
         with FolderLock(self.paths.runs):
-            self._parallel(_train_one, waiting, description)
+            for_each(_train_one, self.source, [[spec] for spec in waiting], self.workers, description)
         frames = []
         for spec in (spec for spec in specs if spec.trained):
             folder = self.run_folder(spec, store_key)
-            frames.append(_tag(pd.read_parquet(folder / "history.parquet"), spec, folder.name))
-        return _concat(frames)
+            frames.append(tag(pd.read_parquet(folder / "history.parquet"), spec, folder.name))
+        return concat(frames)
 
     def calibrate(self) -> Calibration:
-        """Choose each L1 method's coefficient so that L0 meets the target on the calibration documents."""
+        """The L1 methods' part of the sweep: the coefficient of each at which L0 meets the target on the calibration
+        documents, and ATM's mask rate there, which uniform dropout takes over."""
         coefficients: dict[str, float] = {}
         probability = 0.3
-        methods = sorted(self.profile.calibration.coefficients, key=lambda name: name == "dropout")
-        first = [s for method in methods if method != "dropout" for s in calibration_runs(self.profile, method)]
-        self.train(first, "calibrate")
+        methods = sorted(self.profile.sweep.coefficients, key=lambda name: name == "dropout")
+        first = [s for method in methods if method != "dropout" for s in sweep_runs(self.profile, method)]
+        self.train(first, "sweep")
         for method in methods:
-            specs = calibration_runs(self.profile, method, probability)
-            history = self.train(specs, f"calibrate {method}")
-            values = [spec.config.l1_coefficient for spec in specs]
-            coefficients[method] = interpolate_coefficient(
-                values, self.calibration_l0(specs), self.profile.calibration.target_l0
+            specs = sweep_runs(self.profile, method, probability)
+            history = self.train(specs, f"sweep {method}")
+            tried = pd.DataFrame(
+                {"value": [spec.config.l1_coefficient for spec in specs], "l0": self.calibration_l0(specs)}
             )
+            l0 = tried.groupby("value")["l0"].mean()
+            target = self.profile.sweep.target_l0
+            coefficients[method] = interpolate_coefficient([*l0.index], [*l0], target)
             if method == "atm":
-                probability = round(_mask_rate(history, values, coefficients[method]), 4)
+                probability = round(_mask_rate(history, [*l0.index], coefficients[method]), 4)
         return Calibration(coefficients=coefficients, dropout_probability=probability)
 
     def calibration_l0(self, specs: Sequence[RunSpec]) -> list[float]:
@@ -157,66 +160,6 @@ class Experiment:
         tokens = load_tokens(self.paths.tokens, "calibration")
         store = harvest(self.language_model(whole=False), tokens, folder, check="full")
         return store.rows(np.arange(store.n_rows))
-
-    def prepare_references(self) -> None:
-        """What metrics compute once for the language model, so that the workers only read it."""
-        build_references(self)
-
-    def evaluate(self, specs: Sequence[RunSpec], description: str = "evaluate") -> Evaluation:
-        """Evaluate what is not evaluated yet; one tidy row per SAE, letters and firing rates beside it."""
-        store_key = self.open_store().key
-        key = self.evaluation_key()
-        files = {self.run_folder(spec, store_key): spec for spec in specs}
-        waiting = [spec for folder, spec in files.items() if _evaluation(folder, key) is None]
-        if waiting:
-            self.prepare_references()
-        self._parallel(_evaluate_one, waiting, description)
-        rows, letters, densities = [], [], []
-        for spec in specs:
-            folder = self.run_folder(spec, store_key)
-            result = _evaluation(folder, key)
-            assert result is not None
-            run = read_json(folder / "run.json")
-            rows.append({"run": folder.name, **describe(spec, run), **result["summary"]})
-            letters.append(_tag(pd.DataFrame(result["letters"], columns=LETTER_COLUMNS), spec, folder.name))
-            density = pd.DataFrame({"log10_rate_left": DENSITY_BINS[:-1], "count": result["density"]})
-            densities.append(_tag(density, spec, folder.name))
-        return Evaluation(pd.DataFrame(rows), _concat(letters), _concat(densities))
-
-    def evaluation_key(self) -> str:
-        """Content key of an evaluation: model, held-out text, settings, code."""
-        tokens = read_json(self.paths.tokens / "manifest.json")["splits"]["held_out"]
-        settings = self.profile.evaluation.model_dump(mode="json")
-        store = self.open_store()
-        return json_key([tokens, settings, store.manifest["identity"], source_key("sae_lib.metrics", "sae_lib.stages")])
-
-    def _parallel(self, work: Callable[[str, RunSpec], None], specs: Sequence[RunSpec], description: str) -> None:
-        """Do the work for each spec, on several cores where the profile says so; the first failure ends it."""
-        workers = 1 if self.device != "cpu" else min(self.profile.training.workers, len(specs))
-        with tqdm(total=len(specs), desc=description, unit="SAE", mininterval=1, disable=not specs) as bar:
-            if workers <= 1:
-                for spec in specs:
-                    work(self.source, spec)
-                    bar.update()
-                return
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
-                futures = [pool.submit(work, self.source, spec) for spec in specs]
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                        bar.update()
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Tidy results: `rows` one row per SAE, `letters` one per SAE and letter, `density` one per SAE and bin."""
-
-    rows: pd.DataFrame
-    letters: pd.DataFrame
-    density: pd.DataFrame
 
 
 def interpolate_coefficient(values: Sequence[float], l0: Sequence[float], target: float) -> float:
@@ -241,62 +184,18 @@ def _mask_rate(history: pd.DataFrame, values: Sequence[float], coefficient: floa
     return float(rates.mean()) if len(rates) else 0.3
 
 
-def build_references(experiment: Experiment) -> tuple[LanguageModel, Any, Any]:
-    """The whole language model, the core reference and the absorption reference."""
-    profile = experiment.profile
-    lm = experiment.language_model(whole=True)
-    tokens = torch.from_numpy(np.array(load_tokens(experiment.paths.tokens, "held_out"), dtype=np.int64))
-    core = build_core_reference(lm, tokens, profile.evaluation.batch_contexts)
-    settings = profile.evaluation.absorption
-    return lm, core, build_absorption_reference(lm, settings, experiment.paths.reference)
-
-
-def describe(spec: RunSpec, run: dict[str, Any]) -> dict[str, Any]:
-    """The columns of a result row that say what the SAE is."""
-    config = spec.config
-    masking, temporal = config.masking, config.temporal
-    return {
-        "group": spec.group, "method": spec.method, "label": spec.label, "seed": spec.seed,
-        "architecture": config.architecture, "temporal": temporal is not None,
-        "resampling": config.resampling is not None, "gradient_scaling": config.gradient_scaling is not None,
-        "masking": masking is not None, "c": masking.c if masking else np.nan, "r": masking.r if masking else np.nan,
-        "importance": spec.fields.get("importance"), "l1_coefficient": config.l1_coefficient,
-        "temporal_coefficient": temporal.coefficient if temporal else np.nan,
-        "resampling_threshold": config.resampling.threshold if config.resampling else np.nan,
-        "k": config.k or np.nan, "target_l0": config.target_l0 or np.nan, "d_sae": config.d_sae,
-        "steps": run["steps"], "trained_tokens": run["tokens"], "train_seconds": run["seconds"],
-        "final_loss": run["final"].get("loss", np.nan),
-    }  # fmt: skip
-
-
-_WORKER: dict[str, Any] = {}  # what a worker process keeps between jobs
-
-
-def _begin_worker() -> None:
-    """One core for each worker; and a worker ends when its parent is gone, killed without a chance to say so."""
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-def _train_one(profile: str, spec: RunSpec) -> None:
-    experiment = _opened(profile)
-    if "store" not in _WORKER:
-        _WORKER["store"] = experiment.store()
-    store = _WORKER["store"]
-    folder = experiment.run_folder(spec, store.key)
-    if spec.trained:
-        train_sae(
-            spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
-            device=experiment.device,
-        )  # fmt: skip
-    else:
-        _leave_untrained(spec, store, folder, experiment.run_key(spec, store.key))
+def _train_one(source: str, job: list[RunSpec]) -> None:
+    experiment = opened(source)
+    store = kept(source, "store", experiment.store)
+    for spec in job:
+        folder = experiment.run_folder(spec, store.key)
+        if spec.trained:
+            train_sae(
+                spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
+                device=experiment.device,
+            )  # fmt: skip
+        else:
+            _leave_untrained(spec, store, folder, experiment.run_key(spec, store.key))
 
 
 def _leave_untrained(spec: RunSpec, store: ActivationStore, folder: Path, key: str) -> None:
@@ -308,53 +207,17 @@ def _leave_untrained(spec: RunSpec, store: ActivationStore, folder: Path, key: s
                                      "seconds": 0.0, "final": {}})  # fmt: skip
 
 
-def _evaluate_one(profile: str, spec: RunSpec) -> None:
-    experiment = _opened(profile)
-    if "references" not in _WORKER:
-        _WORKER["references"] = build_references(experiment)
-        _WORKER["store_key"] = experiment.open_store().key
-        _WORKER["evaluation_key"] = experiment.evaluation_key()
-    lm, core, absorption = _WORKER["references"]
-    folder = experiment.run_folder(spec, _WORKER["store_key"])
-    sae = load_autoencoder(folder, experiment.device)
-    summary, density = evaluate_reconstruction(sae, lm, core, experiment.profile.evaluation.batch_contexts)
-    found = evaluate_absorption(sae, absorption, experiment.profile.evaluation.absorption)
-    # Clipped after the logarithm: a rate of 1e-6 in single precision lies just outside the first bin.
-    rates = np.log10(density.double().cpu().numpy().clip(min=1e-12)).clip(DENSITY_BINS[0], DENSITY_BINS[-1])
-    counts, _ = np.histogram(rates, bins=DENSITY_BINS)
-    result = {
-        "key": _WORKER["evaluation_key"],
-        "summary": _no_nan(summary | found.summary),
-        "letters": [_no_nan(row) for row in found.letters.to_dict(orient="records")],
-        "density": counts.tolist(),
-    }
-    write_json(folder / "evaluation.json", result)
-
-
-def _opened(profile: str) -> Experiment:
+def opened(source: str) -> Experiment:
     """The experiment of this process; a pool's workers are asked for one profile only."""
-    if _WORKER.get("profile") != profile:
-        _WORKER.clear()
-        _WORKER.update(profile=profile, experiment=Experiment.open(profile))
-    experiment: Experiment = _WORKER["experiment"]
+    experiment: Experiment = kept(source, "experiment", lambda: Experiment.open(source))
     return experiment
 
 
-def _evaluation(folder: Path, key: str) -> dict[str, Any] | None:
-    """The finished evaluation in a run folder, if it is the one with this key."""
-    file = folder / "evaluation.json"
-    result: dict[str, Any] | None = read_json(file) if file.is_file() else None
-    return result if result is not None and result["key"] == key else None
-
-
-def _no_nan(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: a value that is not there is null."""
-    return {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
-
-
-def _tag(frame: pd.DataFrame, spec: RunSpec, run: str) -> pd.DataFrame:
+def tag(frame: pd.DataFrame, spec: RunSpec, run: str) -> pd.DataFrame:
+    """`frame` with the columns that say which SAE it belongs to."""
     return frame.assign(run=run, group=spec.group, method=spec.method, label=spec.label, seed=spec.seed)
 
 
-def _concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
+def concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """The frames below each other; an empty one for none."""
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

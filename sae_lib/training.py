@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +22,12 @@ from torch import Tensor, nn
 
 from sae_lib.activations import ActivationStore, WindowStream
 from sae_lib.autoencoders import WEIGHTS_FILE, Autoencoder, build_autoencoder
-from sae_lib.autoencoders.base import Step
+from sae_lib.autoencoders.base import Step, squared_error
 from sae_lib.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from sae_lib.errors import ArtifactError
 from sae_lib.files import atomic_write, json_key, read_json, write_json
 from sae_lib.mechanisms import Mechanism, build_mechanisms
-from sae_lib.profile import DataConfig, TrainingConfig
+from sae_lib.run_config import DataConfig, TrainingConfig
 from sae_lib.sae_config import OptimizerConfig, SAEConfig
 from sae_lib.source_key import source_key
 
@@ -188,32 +189,31 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.autocast == "bfloat16"):
             step.pre = self.sae.pre_activations(step.x)
             step.latents = step.f = self.sae.activate_training(step)
-            with torch.no_grad():
-                step.firing_rate = (step.latents > 0).to(torch.float32).mean(dim=0)
+            if self.mechanisms:
+                step.firing_rate = step.latents.detach().sign().mean(dim=0, dtype=torch.float32)  # latents are >= 0
             for mechanism in self.mechanisms:
                 mask = mechanism.mask(step)
                 if mask is not None:
                     step.f = step.f * mask
-            step.x_hat = self.sae.decode(step.f)
+            step.x_hat = self.sae.decode_training(step)
         step.x_hat = step.x_hat.float()
-        step.reconstruction = (step.x - step.x_hat).square().sum(dim=1).mean()
+        step.reconstruction = squared_error(step.x, step.x_hat)
         return step
 
     def _losses(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its parts, each with its coefficient."""
-        assert step.reconstruction is not None
-        parts = {"reconstruction": step.reconstruction}
+        parts = {"reconstruction": self.sae.reconstruction_loss(step)}
         named = [("sparsity", self.sae.sparsity_loss(step)), ("auxiliary", self.sae.auxiliary_loss(step))]
         named += [("temporal", mechanism.loss(step)) for mechanism in self.mechanisms]
         for name, term in named:
             if term is not None:
                 parts[name] = parts[name] + term if name in parts else term
-        return torch.stack(list(parts.values())).sum(), parts
+        return sum(parts.values(), torch.zeros((), device=self.device)), parts
 
     @torch.no_grad()
     def _watch(self, loss: Tensor, step: Step) -> None:
         """Note the first step whose loss is NaN or infinite, and its worst row, without waiting for a GPU."""
-        if self.device.type == "cpu" and bool(loss.isfinite()):
+        if self.device.type == "cpu" and math.isfinite(loss.item()):
             return
         assert step.x_hat is not None and step.f is not None
         error = (step.x - step.x_hat).square().sum(dim=1) + step.f.sum(dim=1)
@@ -234,11 +234,12 @@ class Trainer:
 
     @torch.no_grad()
     def _count_firing(self, step: Step) -> None:
-        assert step.firing_rate is not None
-        self.since_fired = torch.where(step.firing_rate > 0, 0, self.since_fired + len(step.x))
+        assert step.latents is not None
+        fired = step.latents.sum(dim=0) > 0
+        self.since_fired.add_(len(step.x)).masked_fill_(fired, 0)
         # Reading a device's value waits for the device: often enough on a GPU is every 16 steps.
         if self.device.type == "cpu" or self.index % 16 == 0:
-            self.any_dead = bool((self.since_fired >= self.cfg.dead_after_tokens).any())
+            self.any_dead = int(self.since_fired.max()) >= self.cfg.dead_after_tokens
 
     @torch.no_grad()
     def _log(self, step: Step, loss: Tensor, parts: dict[str, Tensor]) -> None:

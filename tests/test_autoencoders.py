@@ -7,16 +7,19 @@ import pytest
 import torch
 
 from sae_lib.autoencoders import ARCHITECTURES, Autoencoder, build_autoencoder, load_autoencoder
-from sae_lib.autoencoders.topk import geometric_median
+from sae_lib.autoencoders.topk import geometric_median, strongest
 from sae_lib.errors import ArtifactError
+from sae_lib.recipes import method_recipe
 from sae_lib.sae_config import SAEConfig
 from tests.tiny_training import make_step
 
 X = torch.tensor([[2.0, 1.0]])
 NEEDS: dict[str, dict[str, Any]] = {
     "standard": {},
+    "gated": {},
     "topk": {"k": 1},
     "batchtopk": {"k": 1},
+    "matryoshka": {"k": 1, "prefixes": (1 / 3, 1)},
     "jumprelu": {"target_l0": 1},
 }
 
@@ -37,16 +40,16 @@ def by_hand(architecture: str, **config: Any) -> Autoencoder:
 
 def random_sae(architecture: str, **config: Any) -> Autoencoder:
     """Six inputs, twelve latents, every parameter away from its start."""
-    needs = {"topk": {"k": 4}, "batchtopk": {"k": 4}, "jumprelu": {"target_l0": 4}}.get(architecture, {})
-    settings = {"architecture": architecture, "d_sae": 12} | needs | config
+    needs = {name: value * 4 for name, value in NEEDS[architecture].items() if name != "prefixes"}
+    settings = {"architecture": architecture, "d_sae": 12} | NEEDS[architecture] | needs | config
     sae = build_autoencoder(SAEConfig.model_validate(settings), d_in=6, seed=3)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
-        sae.b_enc.copy_(torch.randn(12, generator=generator) * 0.3)
-        sae.b_dec.copy_(torch.randn(6, generator=generator) * 0.3)
-        if architecture in ("jumprelu", "batchtopk"):
-            threshold = sae.get_parameter("threshold") if architecture == "jumprelu" else sae.get_buffer("threshold")
-            threshold.copy_(torch.rand(threshold.shape, generator=generator) * 0.5 + 0.1)
+        for name, tensor in sae.state_dict().items():
+            if name == "threshold":
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.5 + 0.1)
+            elif not name.startswith("W_"):
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
     return sae
 
 
@@ -88,6 +91,33 @@ def test_batchtopk_by_hand():
     # In training k x batch = 2 are kept of the whole batch, here both in the first row.
     pre = torch.tensor([[5.0, 4.0, 1.0], [3.0, -2.0, 0.5]])
     assert sae.activate_training(make_step(pre, pre=pre)).tolist() == [[5, 4, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_gradients_through_the_encoder(architecture):
+    """Those of (x - b_dec) W_enc + b_enc written out, though b_dec's is taken from one row."""
+    sae = random_sae(architecture, subtract_b_dec=True)
+    weight = torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
+    found = sae.pre_activations(rows())
+    expected = (rows() - sae.b_dec) @ sae.W_enc + (0.0 if architecture == "gated" else sae.b_enc)
+    torch.testing.assert_close(found, expected)
+    parameters = [sae.W_enc, sae.b_dec] if architecture == "gated" else [sae.W_enc, sae.b_dec, sae.b_enc]
+    for pre in (found, expected):
+        pre.mul(weight).sum().backward()
+        for parameter in parameters:
+            assert parameter.grad is not None and parameter.grad.any()
+        gradients = [parameter.grad for parameter in parameters]
+        sae.zero_grad()
+        if pre is found:
+            first = gradients
+    torch.testing.assert_close(first, gradients)
+
+
+def test_equal_values_are_not_kept_beyond_k():
+    pre = torch.tensor([[3.0, 1.0, 1.0, 1.0, -2.0], [2.0, 4.0, 1.0, 0.5, 0.0]])
+    assert strongest(pre, 2).count_nonzero(dim=1).tolist() == [2, 2]
+    assert strongest(pre[1], 2).tolist() == [2.0, 4.0, 0.0, 0.0, 0.0]
+    assert strongest(pre[:, 3:], 2).tolist() == [[1.0, 0.0], [0.5, 0.0]], "zero and less do not count"
 
 
 @pytest.mark.parametrize("k", [1, 4, 12])
@@ -206,6 +236,21 @@ def test_auxk_by_hand():
     assert sae.b_dec.grad is None
 
 
+def test_auxk_takes_the_strongest_of_many_dead_latents():
+    sae = random_sae("topk")
+    x, pre = rows(), torch.randn(40, 12, generator=torch.Generator().manual_seed(9), requires_grad=True)
+    dead = torch.arange(12) != 5
+    loss = sae.auxiliary_loss(make_step(torch.zeros(40, 12), pre=pre, x=x, x_hat=x * 0, dead=dead, any_dead=True))
+    assert loss is not None
+    loss.backward()
+    error, directions = 0.0, sae.W_dec.detach()
+    for row, values in zip(x, pre.detach(), strict=True):
+        first = sorted((i for i in range(12) if i != 5), key=lambda i: -values[i])[:3]  # d_in / 2
+        error += float((row - sum(max(values[i], 0) * directions[i] for i in first)).square().sum()) / 40
+    assert float(loss.detach()) == pytest.approx(error / float(x.var(dim=0, unbiased=False).sum()) / 32, rel=1e-4)
+    assert pre.grad is not None and (pre.grad != 0).sum(dim=1).max() == 3 and not pre.grad[:, 5].any()
+
+
 def test_geometric_median_ignores_an_outlier():
     cloud = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1000.0, 1000.0]])
     median = geometric_median(cloud)
@@ -252,7 +297,7 @@ def test_initial_weights(architecture):
     sae = build_autoencoder(random_sae(architecture, encoder_init_norm=0.1).cfg, d_in=6, seed=1)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(12))
     torch.testing.assert_close(sae.W_enc, 0.1 * sae.W_dec.T)
-    assert not sae.b_enc.any() and not sae.b_dec.any()
+    assert not any(p.any() for name, p in sae.named_parameters() if not name.startswith(("W_", "threshold")))
     again, other = (build_autoencoder(sae.cfg, d_in=6, seed=seed) for seed in (1, 2))
     assert torch.equal(sae.W_dec, again.W_dec) and not torch.equal(sae.W_dec, other.W_dec)
     untied = build_autoencoder(random_sae(architecture, tied_init=False).cfg, d_in=6, seed=1)
@@ -342,3 +387,10 @@ def test_topk_loss_and_gradients_match_dictionary_learning():
     ]:
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(geometric_median(x), trainers.geometric_median(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["standard", "gated", "topk", "batchtopk", "matryoshka_2", "jumprelu"])
+def test_no_rows_give_no_latents(method):
+    sae = build_autoencoder(SAEConfig.model_validate(method_recipe(method, 16, {"k": 2, "target_l0": 2}, 1.0)), 8)
+    assert sae.encode(torch.empty(0, 8)).shape == (0, 16)
+    assert sae(torch.empty(0, 8)).shape == (0, 8)

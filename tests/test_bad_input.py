@@ -24,7 +24,7 @@ from sae_lib.errors import ArtifactError
 from sae_lib.files import FolderLock
 from sae_lib.language_model import LanguageModel
 from sae_lib.profile import ModelConfig, load_profile
-from sae_lib.sae_config import merged
+from sae_lib.recipes import merged
 from sae_lib.stages import Experiment
 from sae_lib.training import CHECKPOINT_FILE, train_sae
 from tests.test_corpus import TOKENIZER, tiny_profile

@@ -10,16 +10,17 @@ from sae_lib.experiments import (
     MAIN_GROUPS,
     MAIN_METHODS,
     Calibration,
-    calibration_runs,
     expected_calibration,
     plan_runs,
+    sweep_runs,
 )
 from sae_lib.profile import load_profile
 from sae_lib.training import run_key
 
 PROFILE = load_profile("pocket")
 KNOWN = Calibration(
-    coefficients={"standard": 0.011, "temporal_sae": 0.022, "atm": 0.033, "dropout": 0.044}, dropout_probability=0.27
+    coefficients={"standard": 0.011, "gated": 0.012, "temporal_sae": 0.022, "atm": 0.033, "dropout": 0.044},
+    dropout_probability=0.27,
 )
 SEEDS, ABLATION_SEEDS = len(PROFILE.training.seeds), len(PROFILE.training.ablation_seeds)
 
@@ -34,9 +35,13 @@ def key(spec):
 
 def test_counts():
     counts = Counter(spec.group for spec in plan_runs(PROFILE, KNOWN))
-    ablations = PROFILE.ablations
+    ablations, sweep = PROFILE.ablations, PROFILE.sweep
     assert counts == {
-        "calibration": sum(len(values) for values in PROFILE.calibration.coefficients.values()),
+        "sweep": len(sweep.seeds)
+        * (
+            sum(len(values) for values in sweep.coefficients.values())
+            + len(sweep.levels) * (len(MAIN_METHODS) - len(sweep.coefficients))
+        ),
         "main": len(MAIN_METHODS) * SEEDS,
         "untrained": SEEDS,
         "as_written": len(PROFILE.as_written) * SEEDS,
@@ -124,8 +129,8 @@ def test_main_table_is_at_the_calibrated_sparsity():
     configs = {s.method: s.config for s in runs("main")}
     assert {m: configs[m].l1_coefficient for m in KNOWN.coefficients} == KNOWN.coefficients
     assert configs["dropout"].dropout and configs["dropout"].dropout.probability == 0.27
-    assert configs["topk"].k == configs["batchtopk"].k == PROFILE.calibration.target_l0
-    assert configs["jumprelu"].target_l0 == PROFILE.calibration.target_l0
+    assert configs["topk"].k == configs["batchtopk"].k == PROFILE.sweep.target_l0
+    assert configs["jumprelu"].target_l0 == PROFILE.sweep.target_l0
     assert Counter(s.seed for s in runs("main")) == Counter(
         {seed: len(MAIN_METHODS) for seed in PROFILE.training.seeds}
     )
@@ -139,22 +144,35 @@ def test_as_written_is_not_calibrated():
 
 
 def test_untrained_saes_have_the_sparsity_of_the_others():
-    assert all(not s.trained and s.config.k == PROFILE.calibration.target_l0 for s in runs("untrained"))
+    assert all(not s.trained and s.config.k == PROFILE.sweep.target_l0 for s in runs("untrained"))
     assert all(s.trained for group in (*MAIN_GROUPS, *ABLATION_GROUPS) if group != "untrained" for s in runs(group))
 
 
-def test_calibration_has_a_seed_of_its_own():
-    for method, values in PROFILE.calibration.coefficients.items():
-        specs = calibration_runs(PROFILE, method, 0.4)
-        assert [s.config.l1_coefficient for s in specs] == list(values)
-        assert {s.seed for s in specs} == {PROFILE.calibration.seed}
-        assert PROFILE.calibration.seed not in PROFILE.training.seeds
-    dropout = calibration_runs(PROFILE, "dropout", 0.4)[0].config.dropout
+def test_the_sweep_has_seeds_of_its_own_and_one_knob_for_each_method():
+    assert not {*PROFILE.sweep.seeds} & {*PROFILE.training.seeds}
+    knobs = {"topk": "k", "batchtopk": "k", "matryoshka_2": "k", "matryoshka_4": "k", "jumprelu": "target_l0"}
+    for method in MAIN_METHODS:
+        specs = sweep_runs(PROFILE, method, 0.4)
+        knob = knobs.get(method, "l1_coefficient")
+        values = PROFILE.sweep.coefficients.get(method, PROFILE.sweep.levels)
+        assert Counter((getattr(s.config, knob), s.seed) for s in specs) == Counter(
+            itertools.product(values, PROFILE.sweep.seeds)
+        )
+        assert len({s.config.model_dump_json(exclude={knob}) for s in specs}) == 1
+    dropout = sweep_runs(PROFILE, "dropout", 0.4)[0].config.dropout
     assert dropout and dropout.probability == 0.4
 
 
+def test_every_method_has_five_levels_with_the_main_comparison():
+    swept = {
+        method: {s.config.model_dump_json() for s in (*runs("main"), *runs("sweep")) if s.method == method}
+        for method in MAIN_METHODS
+    }
+    assert min(len(configs) for configs in swept.values()) >= 5
+
+
 def test_plan_before_calibration_counts_the_same():
-    assert expected_calibration(PROFILE).coefficients.keys() == PROFILE.calibration.coefficients.keys()
+    assert expected_calibration(PROFILE).coefficients.keys() == PROFILE.sweep.coefficients.keys()
     before, after = plan_runs(PROFILE), plan_runs(PROFILE, KNOWN)
     assert [(s.group, s.method, s.label, s.seed) for s in before] == [
         (s.group, s.method, s.label, s.seed) for s in after

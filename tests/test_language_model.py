@@ -175,6 +175,78 @@ def test_splice_in_float32_into_a_bfloat16_model(config):
     assert torch.equal(lm.logits(TOKENS, splice=lambda residual: residual.float()), lm.logits(TOKENS))
 
 
+# -- the later blocks alone
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_later_blocks_and_head_give_what_a_whole_pass_gives(family, layer):
+    """After the last block as well, where only the final norm and the head are left."""
+    config, _, _ = family
+    lm = LanguageModel.load(config.model_copy(update={"layer": layer}), whole=True)
+    assert lm.can_resume(TOKENS)
+    changed = lm.residual_stream(TOKENS) * torch.linspace(-1, 2, 12)[:, None]
+    expected = lm.logits(TOKENS, splice=lambda _: changed)
+    torch.testing.assert_close(lm.head(lm.resume(changed)), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(expected, lm.logits(TOKENS), atol=1e-2)
+    # Nothing of it stays in the model.
+    torch.testing.assert_close(lm.head(lm.resume(lm.residual_stream(TOKENS))), lm.logits(TOKENS))
+    rows = lm.resume(changed).flatten(0, 1)[[3, 17]]
+    torch.testing.assert_close(lm.head(rows), expected.flatten(0, 1)[[3, 17]], rtol=1e-5, atol=1e-5)
+
+
+def test_earlier_blocks_are_not_computed(family):
+    _, _, whole = family
+    residual = whole.residual_stream(TOKENS)
+    computed = []
+    norms = [
+        next(m for m in block.modules() if "Norm" in type(m).__name__)
+        for block in next(m for m in whole.model.base_model.modules() if isinstance(m, torch.nn.ModuleList))
+    ]
+    handles = [norm.register_forward_hook(lambda *_, i=i: computed.append(i)) for i, norm in enumerate(norms)]
+    try:
+        whole.head(whole.resume(residual))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert computed == [2]
+
+
+def test_logits_capped_by_the_family_are_capped_by_the_head(tmp_path):
+    lm = LanguageModel.load(save_tiny_model(tmp_path, "gemma2"), whole=True)
+    assert lm.model.config.final_logit_softcapping == 30
+    hidden = 1000 * lm.resume(lm.residual_stream(TOKENS))
+    assert 29 < float(lm.head(hidden).abs().max()) <= 30
+
+
+def test_blocks_that_share_more_than_the_residual_stream_cannot_run_alone(config):
+    lm = LanguageModel.load(config, whole=True)
+    first, last = lm.model.model.layers[0], lm.model.model.layers[2]
+    aside: list[torch.Tensor] = []
+    first.register_forward_hook(lambda module, inputs, output: aside.append(output.clone()))
+    last.register_forward_hook(lambda module, inputs, output: output + aside[-1])
+    assert not lm.can_resume(TOKENS)
+
+
+def test_a_family_that_refuses_embeddings_cannot_resume(config, monkeypatch):
+    lm = LanguageModel.load(config, whole=True)
+    original = type(lm.model.model).forward
+
+    def forward(self, input_ids, **rest):
+        return original(self, input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(type(lm.model.model), "forward", forward)
+    assert not lm.can_resume(TOKENS)
+    assert lm.logits(TOKENS).shape == (3, 12, VOCABULARY)
+
+
+def test_a_cut_model_has_nothing_to_resume(family):
+    _, cut, _ = family
+    with pytest.raises(ArtifactError, match="whole=True"):
+        cut.resume(cut.residual_stream(TOKENS))
+    with pytest.raises(ArtifactError, match="whole=True"):
+        cut.head(cut.residual_stream(TOKENS))
+
+
 # -- tokenizer
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_lib.activations import WindowStream
-from sae_lib.autoencoders import Autoencoder, build_autoencoder
+from sae_lib.autoencoders import ARCHITECTURES, Autoencoder, build_autoencoder
 from sae_lib.autoencoders.base import Step
 from sae_lib.mechanisms import (
     AdaptiveTemporalMasking,
@@ -21,8 +21,8 @@ from sae_lib.mechanisms import (
     UniformDropout,
     build_mechanisms,
 )
+from sae_lib.recipes import METHODS
 from sae_lib.sae_config import (
-    METHODS,
     DropoutConfig,
     GradientScalingConfig,
     MaskingConfig,
@@ -39,13 +39,13 @@ def sigmoid(value: float) -> float:
 
 def make_sae(architecture: str = "standard", **config: Any) -> Autoencoder:
     """Four inputs, six latents, every parameter away from its start."""
-    needs = {"topk": {"k": 3}, "batchtopk": {"k": 3}, "jumprelu": {"target_l0": 3}}.get(architecture, {})
-    settings = {"architecture": architecture, "d_sae": 6} | needs | config
+    settings = {"architecture": architecture, "d_sae": 6, "k": 3, "target_l0": 3, "prefixes": (0.5, 1)} | config
     sae = build_autoencoder(SAEConfig.model_validate(settings), d_in=4, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        sae.b_enc.copy_(torch.randn(6, generator=generator) * 0.2)
-        sae.b_dec.copy_(torch.randn(4, generator=generator) * 0.2)
+        for name, parameter in sae.named_parameters():
+            if name not in ("W_enc", "W_dec", "threshold"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
     return sae
 
 
@@ -169,6 +169,19 @@ def test_gradient_through_the_predecessor(gradient):
     assert found is not None
     found.backward()
     assert f.grad is not None and f.grad.tolist() == [[-6.0 if gradient == "both" else 0.0], [6.0]]
+
+
+@pytest.mark.parametrize("gradient", ["detached", "both"])
+def test_gradient_of_the_penalty_written_out(gradient):
+    generator = torch.Generator().manual_seed(4)
+    f = torch.rand(9, 5, generator=generator).requires_grad_()
+    linked = torch.rand(9, generator=generator) > 0.4
+    found = penalty(gradient=gradient).loss(make_step(f, has_predecessor=linked))
+    before = f[:-1] if gradient == "both" else f[:-1].detach()
+    expected = ((f[1:] - before).square().sum(dim=1) * linked[1:]).sum() / linked[1:].sum()
+    assert found is not None
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, f), torch.autograd.grad(expected, f))
 
 
 def test_previous_batch():
@@ -339,11 +352,12 @@ def test_statistics_before_or_after_the_mask():
     [
         ("standard", "off"), ("standard", "prune"), ("standard", "scale"), ("jumprelu", "off"),
         ("jumprelu", "prune"), ("jumprelu", "scale"), ("topk", "off"), ("batchtopk", "off"), ("batchtopk", "prune"),
+        ("gated", "prune"), ("gated", "scale"), ("matryoshka", "prune"),
     ],
 )  # fmt: skip
 def test_inference_rules_are_folded_into_the_weights(architecture, inference, subtract_b_dec):
     sae = make_sae(architecture, subtract_b_dec=subtract_b_dec, initial_threshold=0.5)
-    if architecture == "batchtopk":
+    if architecture in ("batchtopk", "matryoshka"):
         sae.get_buffer("threshold").fill_(0.5)
     probability = torch.tensor([0.0, 0.3, 0.9, 0.0, 0.05, 0.6])
     mechanism = masking(6, inference=inference)
@@ -359,10 +373,10 @@ def test_inference_rules_are_folded_into_the_weights(architecture, inference, su
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(6))
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka"])
 def test_scaled_latents_would_be_selected_otherwise(architecture):
     with pytest.raises(ValueError, match="inference 'scale'"):
-        SAEConfig.model_validate({"architecture": architecture, "d_sae": 6, "k": 2, "masking": {"inference": "scale"}})
+        make_sae(architecture, masking={"inference": "scale"})
 
 
 # ----------------------------------------------------------------------------------------------- resampling, Eq. 5, 6
@@ -404,9 +418,11 @@ def with_optimizer(sae: Autoencoder) -> torch.optim.Optimizer:
     return optimizer
 
 
-@pytest.mark.parametrize("architecture", ["standard", "jumprelu"])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_dead_latents_are_started_again_and_no_others(architecture):
-    sae = make_sae(architecture)
+    sae = make_sae(architecture, initial_threshold=0.3)
+    if architecture == "jumprelu":
+        sae.get_parameter("threshold").data.add_(0.5)
     optimizer, x = with_optimizer(sae), rows(12, seed=8)
     before = deepcopy(sae.state_dict())
     moments = {name: deepcopy(optimizer.state[p]) for name, p in sae.named_parameters() if p in optimizer.state}
@@ -420,11 +436,14 @@ def test_dead_latents_are_started_again_and_no_others(architecture):
     for i in dead:
         torch.testing.assert_close(sae.W_enc[:, i], sae.W_dec[i])
         assert torch.isclose(directions @ sae.W_dec[i], torch.ones(())).sum() == 1, "one of the inputs, of norm 1"
-        assert sae.b_enc[i] == 0
     assert not torch.equal(sae.W_dec[1], sae.W_dec[3])
-    torch.testing.assert_close(sae.W_enc[:, alive], before["W_enc"][:, alive], rtol=0, atol=0)
-    torch.testing.assert_close(sae.W_dec[alive], before["W_dec"][alive], rtol=0, atol=0)
-    torch.testing.assert_close(sae.b_enc[alive], before["b_enc"][alive], rtol=0, atol=0)
+    assert torch.equal(sae.W_enc[:, alive], before["W_enc"][:, alive])
+    for name, parameter in sae.named_parameters():
+        if name not in ("W_enc", "b_dec"):
+            assert torch.equal(parameter[alive], before[name][alive]), name
+        if name not in ("W_enc", "W_dec", "b_dec"):
+            start = sae.cfg.initial_threshold if name == "threshold" else 0.0
+            assert parameter[dead].tolist() == pytest.approx([start] * 2), f"{name} starts again"
     assert torch.equal(sae.b_dec, before["b_dec"])
     for name, old in moments.items():
         state = optimizer.state[tensors[name]]
@@ -517,7 +536,7 @@ RATES = torch.tensor([0.0, 1.0, 0.5, 0.2, 0.1, 0.25])
 SCALES = torch.tensor([10.0, 1.0, 2.0, 5.0, 10.0, 4.0])
 
 
-@pytest.mark.parametrize("architecture", ["standard", "jumprelu"])
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu"])
 def test_gradients_of_each_latent_are_scaled(architecture):
     sae = make_sae(architecture)
     mechanism = scaling([0.0] * 6)
@@ -586,5 +605,5 @@ def test_mechanisms_of_each_method():
     assert built["temporal_sae"] == ["TemporalPenalty", "GradientScaling", "Resampling"]
     assert built["atm"] == built["paper_atm"] == ["AdaptiveTemporalMasking"]
     assert built["dropout"] == ["UniformDropout"]
-    for method in ("standard", "topk", "batchtopk", "jumprelu", "paper_standard"):
+    for method in ("standard", "gated", "topk", "batchtopk", "matryoshka_4", "jumprelu", "paper_standard"):
         assert built[method] == []

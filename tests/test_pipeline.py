@@ -404,7 +404,7 @@ def test_estimate_follows_from_sizes_and_rates(profile: Profile, monkeypatch: py
         monkeypatch,
         profile,
         main=[1, 2, 3, 4, 5, 6],
-        calibration=[7, 8],
+        sweep=[7, 8],
         factorial=[1, *range(9, 13)],
         untrained=[1],
     )
@@ -412,12 +412,18 @@ def test_estimate_follows_from_sizes_and_rates(profile: Profile, monkeypatch: py
     data = profile.data.model_copy(
         update={"train_tokens": 1_270_000, "held_out_contexts": 0, "calibration_contexts": 0}
     )
-    rates = {"extract_s": 30, "harvest_tokens_per_s": 12_700, "sae_step_ms": 20, "evaluate_sae_s": 4}
+    rates = {
+        "extract_s": 30,
+        "harvest_tokens_per_s": 12_700,
+        "sae_step_ms": 20,
+        "ground_truth_s": 100,
+        "evaluate_sae_s": 4,
+    }
     estimates = profile.estimates.model_copy(update={**rates, "overhead_s": 50})
     cost = plan.estimate(profile.model_copy(update={"training": training, "data": data, "estimates": estimates}))
-    # 20 s for an SAE of 1,000 steps, two at a time; 13 SAEs are evaluated, 12 are trained: the first of the
-    # factorial is one of the main group, made once.
-    assert cost.seconds == {"01": 140.0, "02": 90.0, "03": 50.0, "04": 36.0, "05": 10.0}
+    # 20 s for an SAE of 1,000 steps and 4 s to evaluate it, two at a time; 13 SAEs are evaluated, 12 are trained: the
+    # first of the factorial is one of the main group, made once.
+    assert cost.seconds == {"01": 140.0, "02": 90.0, "03": 158.0, "04": 28.0, "05": 10.0}
     # 1.27 M rows of 128 bf16 values, and 10,000 contexts of 128 int32 token ids.
     assert cost.store_bytes == 1_270_000 * 256 + 10_000 * 512
     # 13 SAEs, and four copies of two that are being trained, of 2 x 128 x 1024 float32 weights.

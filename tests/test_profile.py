@@ -8,7 +8,8 @@ import yaml
 
 from sae_lib.errors import ArtifactError
 from sae_lib.profile import PROFILES, Profile, load_profile
-from sae_lib.sae_config import METHODS, SAEConfig, merged, method_recipe
+from sae_lib.recipes import METHODS, merged, method_recipe
+from sae_lib.sae_config import SAEConfig
 
 SHIPPED = sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
@@ -28,10 +29,15 @@ def content() -> dict[str, Any]:
             "d_sae": 32, "steps": 10, "schedule_scale": 0.005, "seeds": [1, 2], "ablation_seeds": [1], "log_every": 5,
             "checkpoint_every": 5,
         },
-        "methods": {"topk": {"k": 4}, "batchtopk": {"k": 4}, "jumprelu": {"target_l0": 4}},
-        "calibration": {
+        "methods": {
+            "topk": {"k": 4}, "batchtopk": {"k": 4}, "matryoshka_2": {"k": 4}, "matryoshka_4": {"k": 4},
+            "jumprelu": {"target_l0": 4},
+        },
+        "sweep": {
             "target_l0": 4,
-            "coefficients": {"standard": [0.1, 0.2], "atm": [0.1, 0.2], "dropout": [0.1, 0.2]},
+            "levels": [2, 8],
+            "compare_at": [4],
+            "coefficients": {method: [0.1, 0.2] for method in ("standard", "gated", "atm", "dropout")},
         },
         "estimates": {
             "hardware": "a CPU", "extract_s": 1, "harvest_tokens_per_s": 1000, "sae_step_ms": 1, "evaluate_sae_s": 1,
@@ -128,9 +134,12 @@ def test_a_value_out_of_range_is_named_and_shown(tmp_path, changes, says):
         ({"methods": {"topp": {"k": 3}}}, ["methods.topp is no method", "did you mean 'topk'?"]),
         ({"as_written": {"temporal_sea": {}}}, ["as_written.temporal_sea is no method", "'temporal_sae'?"]),
         ({"as_written": {"topk": {"k": 99}}}, ["as_written.topk", "k = 99 is above d_sae = 32"]),
-        ({"calibration": {"coefficients": {"atmo": [1, 2]}}}, ["calibration.coefficients.atmo", "'atm'?"]),
-        ({"calibration": {"coefficients": {"atm": [0.1]}}}, ["coefficients.atm", "two or more"]),
-        ({"calibration": {"coefficients": {"atm": [0.1, -0.1]}}}, ["coefficients.atm", "positive"]),
+        ({"sweep": {"coefficients": {"atmo": [1, 2]}}}, ["sweep.coefficients.atmo", "'atm'?"]),
+        ({"sweep": {"coefficients": {"atm": [0.1]}}}, ["coefficients.atm", "two or more"]),
+        ({"sweep": {"coefficients": {"atm": [0.1, -0.1]}}}, ["coefficients.atm", "positive"]),
+        ({"sweep": {"coefficients": {"gated": None}}}, ["sweep.coefficients.gated"]),
+        ({"sweep": {"levels": [4, 4]}}, ["sweep", "levels", "distinct"]),
+        ({"sweep": {"seeds": [2, 7]}}, ["sweep.seeds [2] are among training.seeds"]),
         ({"training": {"seeds": [1, 2, 1]}}, ["training.seeds", "repeated", "[1, 2, 1]"]),
         ({"training": {"ablation_seeds": [3, 3]}}, ["training.ablation_seeds", "repeated"]),
         ({"ablations": {"atm_grid_seeds": [3, 3]}}, ["ablations.atm_grid_seeds", "repeated"]),

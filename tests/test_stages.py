@@ -15,6 +15,7 @@ from sae_lib.activations import ActivationStore
 from sae_lib.errors import ArtifactError
 from sae_lib.experiments import RunSpec, plan_runs
 from sae_lib.profile import PROFILES
+from sae_lib.scoring import evaluate
 from sae_lib.stages import Experiment, interpolate_coefficient
 
 SMALL = {
@@ -23,7 +24,15 @@ SMALL = {
         "context_length": 128, "train_tokens": 4096, "held_out_contexts": 2, "calibration_contexts": 2, "window": 16,
         "batch_tokens": 256, "shard_rows": 2048,
     },
-    "evaluation": {"batch_contexts": 2, "absorption": {"max_words": 600, "probe_epochs": 3, "sparse_min_steps": 2}},
+    "evaluation": {
+        "batch_contexts": 2,
+        "absorption": {"max_words": 600, "probe_epochs": 3, "sparse_min_steps": 2},
+        "stability": {"words_per_letter": 2, "contexts": 2},
+        "probing": {
+            "source": "documentation", "context": 32, "train_per_task": 8, "test_per_task": 4, "min_per_class": 2,
+            "datasets": ["markup"],
+        },
+    },
 }  # fmt: skip
 
 
@@ -38,8 +47,9 @@ def write_profile(folder: Path, name: str, workers: int) -> Path:
         "seeds": [42],
         "ablation_seeds": [42],
     }
-    for section in ("methods", "as_written"):
-        content[section]["topk"] |= {"k": 8}
+    for method in ("topk", "batchtopk", "matryoshka_2", "matryoshka_4"):
+        content["methods"][method] |= {"k": 8}
+    content["as_written"]["topk"] = {"k": 8}
     content["as_written"]["jumprelu"] = {"target_l0": 32}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -88,20 +98,24 @@ def test_evaluation_gives_a_tidy_row_for_each_sae_and_is_not_repeated(opened, mo
     experiment = opened(1)
     specs = main_runs(experiment)
     experiment.train(specs)
-    first = experiment.evaluate(specs)
+    first = evaluate(experiment, specs)
     assert list(first.rows["method"]) == [spec.method for spec in specs]
     assert (first.rows["l0"] > 0).all() and first.rows["explained_variance"].notna().all()
     assert first.rows.loc[first.rows["method"] == "topk", "l0"].item() == pytest.approx(8, abs=0.5)
     assert set(first.letters["letter"]) <= set("abcdefghijklmnopqrstuvwxyz")
     assert (first.density.groupby("run")["count"].sum() == 64).all()
-    monkeypatch.setattr("sae_lib.stages._evaluate_one", lambda *job: pytest.fail("evaluated again"))
-    assert experiment.evaluate(specs).rows.equals(first.rows)
+    assert first.tasks.groupby("run")["task"].nunique().min() > 1
+    by_run = first.tasks.groupby("run")["k1"].mean()
+    assert first.rows.set_index("run")["probing_k1"].to_dict() == pytest.approx(by_run.to_dict())
+    assert first.rows["context_words"].notna().all() and first.rows["token_change"].between(0, 2).all()
+    monkeypatch.setattr("sae_lib.scoring._evaluate_job", lambda *job: pytest.fail("evaluated again"))
+    assert evaluate(experiment, specs).rows.equals(first.rows)
 
 
 def test_calibration_reads_its_own_documents_and_meets_the_range(opened):
     experiment = opened(1)
     chosen = experiment.calibrate()
-    for method, values in experiment.profile.calibration.coefficients.items():
+    for method, values in experiment.profile.sweep.coefficients.items():
         assert min(values) * 0.999 <= chosen.coefficients[method] <= max(values) * 1.001
     assert 0 < chosen.dropout_probability < 1
 
@@ -111,10 +125,10 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 import os
-from sae_lib.stages import _begin_worker
+from sae_lib.workers import begin_worker
 
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin_worker)
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=begin_worker)
     print(pool.submit(os.getpid).result(), flush=True)
     time.sleep(120)
 """

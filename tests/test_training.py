@@ -15,7 +15,8 @@ from sae_lib.autoencoders import load_autoencoder
 from sae_lib.errors import ArtifactError
 from sae_lib.files import read_json
 from sae_lib.metrics.statistics import reconstruction_statistics
-from sae_lib.sae_config import METHODS, OptimizerConfig
+from sae_lib.recipes import METHODS
+from sae_lib.sae_config import OptimizerConfig
 from sae_lib.training import CHECKPOINT_FILE, Trainer, is_finished, learning_rate, run_key, train_sae
 from tests.tiny_training import DATA, tiny_config, tiny_store, tiny_training
 
@@ -94,6 +95,14 @@ def test_an_interrupted_run_ends_with_the_same_weights(store, tmp_path, method, 
     assert same(weights(whole), weights(broken))
     assert not (broken / CHECKPOINT_FILE).exists()
     pd.testing.assert_frame_equal(*(pd.read_parquet(f / "history.parquet") for f in (whole, broken)))
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_learns_in_bfloat16(store, tmp_path, method):
+    train(store, tmp_path, method, {"l1_coefficient": 0.02}, autocast="bfloat16")
+    history = pd.read_parquet(tmp_path / "history.parquet")
+    assert history["reconstruction"].iloc[-1] < 0.9 * history["reconstruction"].iloc[0]
+    assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
 
 
 def test_the_mechanisms_were_at_work(store, tmp_path):

@@ -12,8 +12,9 @@ from sae_lib.activations import ActivationStore
 from sae_lib.autoencoders.base import Step
 from sae_lib.harvest import harvest
 from sae_lib.language_model import LanguageModel
-from sae_lib.profile import DataConfig, TrainingConfig
-from sae_lib.sae_config import SAEConfig, merged, method_recipe
+from sae_lib.recipes import merged, method_recipe
+from sae_lib.run_config import DataConfig, TrainingConfig
+from sae_lib.sae_config import SAEConfig
 from tests.tiny_models import VOCABULARY, random_tokens
 
 D_IN, D_SAE = 8, 16

@@ -7,7 +7,9 @@ from pathlib import Path
 import torch
 
 from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.gated import Gated
 from sae_lib.autoencoders.jumprelu import JumpReLU
+from sae_lib.autoencoders.matryoshka import Matryoshka
 from sae_lib.autoencoders.standard import Standard
 from sae_lib.autoencoders.topk import BatchTopK, TopK
 from sae_lib.checkpoint import load_checkpoint
@@ -16,8 +18,10 @@ from sae_lib.sae_config import SAEConfig
 
 ARCHITECTURES: dict[str, type[Autoencoder]] = {
     "standard": Standard,
+    "gated": Gated,
     "topk": TopK,
     "batchtopk": BatchTopK,
+    "matryoshka": Matryoshka,
     "jumprelu": JumpReLU,
 }
 WEIGHTS_FILE = "sae.safetensors"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sae_lib.sae_config import SAEConfig
 
@@ -37,7 +39,22 @@ class Step:
     reconstruction: Float[Tensor, ""] | None = None
     """||x - x_hat||^2, summed over d_in, mean over the batch."""
     firing_rate: Float[Tensor, " d_sae"] | None = None
-    """Share of the batch on which each latent is above zero (Eq. 5's indicator), before any mask."""
+    """Share of the batch on which each latent is above zero (Eq. 5's indicator), before any mask; for mechanisms."""
+
+
+def squared_error(x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
+    """||x - x_hat||^2, summed over d_in, mean over the batch."""
+    return functional.mse_loss(x_hat, x, reduction="sum") / len(x)
+
+
+def indicator(
+    compare: Callable[..., Tensor], values: Float[Tensor, "*batch d_sae"], bound: Float[Tensor, "..."]
+) -> Float[Tensor, "*batch d_sae"]:
+    """1.0 where `compare(values, bound)`, else 0.0; `compare` is torch.gt, torch.ge or torch.lt. Without gradient.
+
+    Multiplying by it is several times faster on a CPU than `torch.where`, which branches at each element.
+    """
+    return compare(values.detach(), bound.detach().to(values.device), out=torch.empty_like(values))
 
 
 class Autoencoder(nn.Module):
@@ -69,10 +86,19 @@ class Autoencoder(nn.Module):
         return self.W_dec.dtype
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        if self.cfg.subtract_b_dec:
-            # (x - b_dec) W_enc + b_enc, with the bias product on one row instead of on the batch.
-            return x @ self.W_enc + (self.b_enc - self.b_dec @ self.W_enc)
-        return x @ self.W_enc + self.b_enc
+        """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc."""
+        return self.encoder_product(x, self.b_enc)
+
+    def encoder_product(
+        self, x: Float[Tensor, "*batch d_in"], bias: Float[Tensor, " d_sae"]
+    ) -> Float[Tensor, "*batch d_sae"]:
+        """x W_enc + bias; with `config.subtract_b_dec`, (x - b_dec) W_enc + bias."""
+        if not self.cfg.subtract_b_dec:
+            return functional.linear(x, self.W_enc.T, bias)
+        # b_dec's gradient, -W_enc times the sum over rows, is that of a product of one row whose value is zero: the
+        # gradient of x - b_dec would cost a product over the batch.
+        zero = self.b_dec - self.b_dec.detach()
+        return functional.linear(x - self.b_dec.detach(), self.W_enc.T, bias - zero @ self.W_enc.detach())
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """The activation function, as evaluation uses it."""
@@ -98,6 +124,21 @@ class Autoencoder(nn.Module):
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
         """Set what depends on data, from the first batch. Nothing by default."""
 
+    def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
+        """The reconstruction from `step.f`, as training uses it."""
+        assert step.f is not None
+        return self.decode(step.f)
+
+    def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:
+        """The reconstruction term of the loss; by default that of the whole dictionary."""
+        assert step.reconstruction is not None
+        return step.reconstruction
+
+    def sparsity_ramp(self, step: Step) -> float:
+        """Factor on the sparsity coefficient: rises linearly from 0 to 1 over the warm-up."""
+        warmup = self.cfg.sparsity_warmup_steps
+        return min(1.0, step.index / warmup) if warmup else 1.0
+
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""] | None:
         """The family's own sparsity term, coefficient included."""
         return None
@@ -113,7 +154,34 @@ class Autoencoder(nn.Module):
             tensor.div_(scale)
 
     def in_units_of_x(self) -> list[Tensor]:
-        return [self.b_enc, self.b_dec]
+        """Everything that scales with the inputs."""
+        return [*self.encoder_offsets(), self.b_dec]
+
+    def encoder_offsets(self) -> list[Tensor]:
+        """What is added to or compared with x W_enc, one entry per latent."""
+        return [self.b_enc]
+
+    def per_latent(self) -> list[tuple[Tensor, int]]:
+        """The parameters that belong to single latents, each with the dimension that counts them."""
+        return [(self.W_enc, 1), (self.W_dec, 0), *((offset, 0) for offset in self.encoder_offsets())]
+
+    @torch.no_grad()
+    def scale_latents(self, gain: Float[Tensor, " d_sae"]) -> None:
+        """Make the activation of latent i `gain[i]` times as large (0: silent)."""
+        for tensor in (self.W_enc, *self.encoder_offsets()):
+            tensor.mul_(gain)
+
+    @torch.no_grad()
+    def restart_latents(
+        self, latents: Int[Tensor, " n"], encoder: Float[Tensor, "n d_in"], decoder: Float[Tensor, "n d_in"]
+    ) -> None:
+        """Give `latents` these weights; their other parameters go back to where they started."""
+        # index_copy_ and index_fill_ write through: `W[:, latents] *= 0` chains would change a copy.
+        self.W_enc.index_copy_(1, latents, encoder.T.to(self.dtype))
+        self.W_dec.index_copy_(0, latents, decoder.to(self.dtype))
+        for tensor, _ in self.per_latent():
+            if tensor.ndim == 1:
+                tensor.index_fill_(0, latents, 0.0)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
@@ -122,9 +190,8 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
-        """Take out of each decoder row's gradient the part along the row, which normalising would undo."""
+        """Take out of each decoder row's gradient the part along the row (of norm 1), which normalising would undo."""
         gradient = self.W_dec.grad
         if gradient is not None:
             along = (gradient * self.W_dec).sum(dim=1, keepdim=True)
-            norms = self.W_dec.square().sum(dim=1, keepdim=True).clamp_min(1e-8)
-            gradient.addcmul_(along / norms, self.W_dec, value=-1)
+            gradient.addcmul_(along, self.W_dec, value=-1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_lib.autoencoders.base import Autoencoder, Step
+from sae_lib.autoencoders.base import Autoencoder, Step, indicator
 from sae_lib.sae_config import SAEConfig
 
 
@@ -25,19 +25,19 @@ class _Jump(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
-        f = torch.where(z > theta, z, 0.0)
-        ctx.save_for_backward(z, theta)
+        above = indicator(torch.gt, z, theta)
+        ctx.save_for_backward(z, theta, above)
         ctx.bandwidth = bandwidth
-        return f, (f > 0).to(z.dtype).sum() / len(z)
+        return z * above, above.sum(dtype=torch.float32) / len(z)
 
     @staticmethod
     def backward(ctx: Any, grad_f: Tensor, grad_l0: Tensor) -> tuple[Tensor, Tensor, None]:
-        z, theta = ctx.saved_tensors
-        distance = z - theta
-        inside = (distance.abs() < ctx.bandwidth / 2).to(z.dtype)
-        through_f = theta * (inside * grad_f).sum(dim=0)
+        z, theta, above = ctx.saved_tensors
+        distance = (z - theta).abs_()
+        inside = torch.lt(distance, ctx.bandwidth / 2, out=distance)
         through_l0 = grad_l0 / len(z) * inside.sum(dim=0)
-        return torch.where(distance > 0, grad_f, 0.0), -(through_f + through_l0) / ctx.bandwidth, None
+        through_f = theta * inside.mul_(grad_f).sum(dim=0)
+        return grad_f * above, -(through_f + through_l0) / ctx.bandwidth, None
 
 
 class JumpReLU(Autoencoder):
@@ -53,7 +53,7 @@ class JumpReLU(Autoencoder):
         self._l0: Tensor | None = None  # of the current training step
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        return torch.where(pre > self.threshold.clamp_min(0.0), pre, 0.0)
+        return pre * indicator(torch.gt, pre, self.threshold.clamp_min(0.0))
 
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
         # Projected rather than clamped in the graph: a clamp has no gradient below 0, so the latent could never return.
@@ -63,10 +63,15 @@ class JumpReLU(Autoencoder):
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
         assert self._l0 is not None and self.cfg.target_l0 is not None
-        warmup = self.cfg.sparsity_warmup_steps
-        ramp = min(1.0, step.index / warmup) if warmup else 1.0
         l0, self._l0 = self._l0, None
-        return self.cfg.l0_coefficient * ramp * (l0 / self.cfg.target_l0 - 1.0).square()
+        return self.cfg.l0_coefficient * self.sparsity_ramp(step) * (l0 / self.cfg.target_l0 - 1.0).square()
 
-    def in_units_of_x(self) -> list[Tensor]:
-        return [*super().in_units_of_x(), self.threshold]
+    def encoder_offsets(self) -> list[Tensor]:
+        return [*super().encoder_offsets(), self.threshold]
+
+    @torch.no_grad()
+    def restart_latents(
+        self, latents: Int[Tensor, " n"], encoder: Float[Tensor, "n d_in"], decoder: Float[Tensor, "n d_in"]
+    ) -> None:
+        super().restart_latents(latents, encoder, decoder)
+        self.threshold.index_fill_(0, latents, self.cfg.initial_threshold)

@@ -18,8 +18,11 @@ class Standard(Autoencoder):
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return torch.relu(pre)
 
+    def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
+        assert step.pre is not None
+        return step.pre.relu_()  # nothing else needs the pre-activations
+
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
         assert step.f is not None
-        warmup = self.cfg.sparsity_warmup_steps
-        ramp = min(1.0, step.index / warmup) if warmup else 1.0
-        return self.cfg.l1_coefficient * ramp * step.f.sum(dim=1).mean()  # f >= 0: the sum is the L1 norm
+        l1 = step.f.sum(dtype=torch.float32) / len(step.f)  # f >= 0: the sum is the L1 norm
+        return self.cfg.l1_coefficient * self.sparsity_ramp(step) * l1

@@ -36,10 +36,10 @@ class GradientScaling(Mechanism):
         assert step.firing_rate is not None
         moving_average(self.rate, step.firing_rate, self.cfg.momentum)
         if self.cfg.placement == "post_adam":
-            self._before = [tensor.detach().clone() for tensor, _ in per_latent(sae)]
+            self._before = [tensor.detach().clone() for tensor, _ in sae.per_latent()]
             return
         scale = self.scale()
-        for tensor, dim in per_latent(sae):
+        for tensor, dim in sae.per_latent():
             if tensor.grad is not None:
                 tensor.grad.mul_(scale if dim == tensor.ndim - 1 else scale[:, None])
 
@@ -47,14 +47,7 @@ class GradientScaling(Mechanism):
     def after_update(self, sae: Autoencoder, optimizer: torch.optim.Optimizer, step: Step) -> None:
         if self.cfg.placement == "post_adam":
             scale = self.scale()
-            for (tensor, dim), before in zip(per_latent(sae), self._before, strict=True):
+            for (tensor, dim), before in zip(sae.per_latent(), self._before, strict=True):
                 factor = scale if dim == tensor.ndim - 1 else scale[:, None]
                 tensor.copy_(before + factor * (tensor - before))
             self._before = []
-
-
-def per_latent(sae: Autoencoder) -> list[tuple[Tensor, int]]:
-    """The parameters that belong to single latents, each with the dimension that counts them."""
-    found: list[tuple[Tensor, int]] = [(sae.W_enc, 1), (sae.b_enc, 0), (sae.W_dec, 0)]
-    threshold = dict(sae.named_parameters()).get("threshold")
-    return found if threshold is None else [*found, (threshold, 0)]

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.mechanisms.base import Mechanism, moving_average
-from sae_lib.mechanisms.gradient_scaling import per_latent
 from sae_lib.sae_config import DropoutConfig, MaskingConfig
 
 
@@ -74,14 +73,15 @@ class AdaptiveTemporalMasking(Mechanism):
     @torch.no_grad()
     def before_update(self, sae: Autoencoder, step: Step) -> None:
         assert step.latents is not None and step.f is not None and step.firing_rate is not None
-        f = step.latents.detach() if self.cfg.fed_by == "pre_mask" else step.f.detach()
-        rate = step.firing_rate if self.cfg.fed_by == "pre_mask" else (f > 0).to(f.dtype).mean(dim=0)
+        latents = step.latents.detach().to(sae.dtype)
+        f = latents if self.cfg.fed_by == "pre_mask" else step.f.detach().to(sae.dtype)
+        rate = step.firing_rate if self.cfg.fed_by == "pre_mask" else f.sign().mean(dim=0)
         moving_average(self.magnitude, f.mean(dim=0), self.cfg.decay)
         moving_average(self.frequency, rate, self.cfg.decay)
         gain = f.square().mean(dim=0) * sae.W_dec.square().sum(dim=1)
         if self.needs_unmasked_reconstruction:
             masked = step.index >= self.cfg.warmup_steps
-            x_hat = sae.decode(step.latents.detach()) if masked else step.x_hat
+            x_hat = sae.decode(latents) if masked else step.x_hat
             assert x_hat is not None
             # E[f_i d_i.e] = d_i.(f^T e)_i / batch: one product for all latents.
             error = step.x - x_hat.detach()
@@ -91,13 +91,11 @@ class AdaptiveTemporalMasking(Mechanism):
 
     @torch.no_grad()
     def finish(self, sae: Autoencoder) -> None:
-        """Fold the inference rule into the encoder: a latent scaled by g is the latent of g * W_enc, g * b_enc."""
+        """Fold the inference rule into the encoder."""
         if self.cfg.inference == "off":
             return
         gain = 1.0 - self.probability if self.cfg.inference == "scale" else (self.probability == 0).to(sae.dtype)
-        for tensor, _ in per_latent(sae):
-            if tensor is not sae.W_dec:  # a threshold of the latent's own is scaled with it
-                tensor.mul_(gain)
+        sae.scale_latents(gain)
 
     def log(self) -> dict[str, float]:
         return {"mask_rate": 1.0 - float(self.keep_rate)}

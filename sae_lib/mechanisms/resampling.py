@@ -7,7 +7,6 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.mechanisms.base import Mechanism, moving_average
-from sae_lib.mechanisms.gradient_scaling import per_latent
 from sae_lib.sae_config import ResamplingConfig
 
 ALIVE_FRACTION = 0.2  # of the mean norm of the alive encoder rows, for `encoder_norm: alive_fraction`
@@ -60,11 +59,8 @@ class Resampling(Mechanism):
         if self.cfg.encoder_norm == "alive_fraction":
             alive = sae.W_enc.norm(dim=0)[self.rate >= self.cfg.threshold]
             norm = ALIVE_FRACTION * (alive.mean() if len(alive) else 1.0)
-        # index_copy_ and index_fill_ write through: `W[:, dead] *= 0` chains would change a copy.
-        sae.W_enc.index_copy_(1, dead, (direction * norm).T.to(sae.dtype))
-        sae.W_dec.index_copy_(0, dead, direction.to(sae.dtype))
-        sae.b_enc.index_fill_(0, dead, 0.0)
-        for tensor, dim in per_latent(sae):
+        sae.restart_latents(dead, direction * norm, direction)
+        for tensor, dim in sae.per_latent():
             for moment in optimizer.state.get(tensor, {}).values():
                 if isinstance(moment, Tensor) and moment.shape == tensor.shape:
                     moment.index_fill_(dim, dead, 0.0)

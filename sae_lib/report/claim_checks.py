@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lib.report.groups import drop_effect
-from sae_lib.report.intervals import Interval, difference, main_effects, t_interval
+from sae_lib.report.groups import drop_effect, l0_is_matched
+from sae_lib.report.intervals import difference, main_effects, t_interval
 from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METRICS, method_name
 from sae_lib.report.results import Results, seeds_of, select
 from sae_lib.report.training_checks import alpha_follows_loss, dominance, fluctuation
@@ -26,8 +26,6 @@ from sae_lib.report.verdicts import (
     decide,
 )
 
-# Methods whose L0 differs by more than this factor are not compared in what L0 decides.
-MATCHED_L0 = 1.5
 # Absorption is never told without these.
 _BESIDE = ("l0", "explained_variance", "ce_score")
 _DECIDED_BY_L0 = (
@@ -36,6 +34,11 @@ _DECIDED_BY_L0 = (
     "explained_variance",
     "ce_score",
     "num_split_features",
+    "probing_k1",
+    "probing_k5",
+    "matched_cosine",
+    "context_firing",
+    "token_change",
 )
 
 
@@ -44,25 +47,39 @@ def contrast(results: Results, options: Mapping[str, Any]) -> Outcome:
     group, first = options.get("group", "main"), options["first"]
     comparisons, state = [], {}
     for method in (first, *options["second"]):
-        rows = results.rows(group, method)
-        state[method] = {metric: t_interval(seeds_of(rows, metric)).mean for metric in _BESIDE}
+        state[method] = {metric: t_interval(results.seeds(group, method, metric)).mean for metric in _BESIDE}
     for want in options["wants"]:
         metric = want["metric"]
-        ours = seeds_of(results.rows(group, first), metric)
+        ours = results.seeds(group, first, metric)
         for method in options["second"]:
-            theirs = seeds_of(results.rows(group, method), metric)
-            name = f"{_metric(metric)}, {method_name(first)} − {method_name(method)}:"
+            theirs = results.seeds(group, method, metric)
+            name = f"{metric_label(metric)}, {method_name(first)} − {method_name(method)}:"
             comparisons.append(Comparison(name, difference(ours, theirs), want["want"], want.get("margin", 0.0)))
     note = "".join(
-        f"; {method_name(method)} at " + ", ".join(f"{_metric(m)} {value:.3g}" for m, value in values.items())
+        f"; {method_name(method)} at " + ", ".join(f"{metric_label(m)} {value:.3g}" for m, value in values.items())
         for method, values in state.items()
     )
     outcome = decide(comparisons, note)
-    known = [values["l0"] for values in state.values() if values["l0"] > 0]
     bound_to_l0 = group == "main" and any(want["metric"] in _DECIDED_BY_L0 for want in options["wants"])
-    if outcome.verdict != NOT_RUN and bound_to_l0 and (not known or max(known) > MATCHED_L0 * min(known)):
+    if outcome.verdict != NOT_RUN and bound_to_l0 and not l0_is_matched(values["l0"] for values in state.values()):
         return Outcome(NOT_RUN, f"L0 is not matched, so nothing follows from: {outcome.reason}")
     return outcome
+
+
+def level(results: Results, options: Mapping[str, Any]) -> Outcome:
+    """Metrics of one method, each against its `bound`, or `against` another metric of the same SAEs."""
+    group, method = options.get("group", "main"), options["method"]
+    comparisons = []
+    for want in options["wants"]:
+        values = results.seeds(group, method, want["metric"])
+        told = f"{metric_label(want['metric'])} of {method_name(method)} {t_interval(values)}, minus "
+        if "against" in want:
+            gap = difference(values, results.seeds(group, method, want["against"]))
+            comparisons.append(Comparison(f"{told}{metric_label(want['against'])}:", gap, want["want"]))
+        else:
+            gap = t_interval(values - want["bound"])
+            comparisons.append(Comparison(f"{told}{want['bound']:g}:", gap, want["want"]))
+    return decide(comparisons)
 
 
 def factorial_effects(results: Results, options: Mapping[str, Any]) -> Outcome:
@@ -74,7 +91,7 @@ def factorial_effects(results: Results, options: Mapping[str, Any]) -> Outcome:
     effects = {metric: main_effects(rows, metric, MECHANISMS) for metric in metrics}
     comparisons = [
         Comparison(
-            f"effect of {MECHANISMS[factor]} on {_metric(want['metric'])}:",
+            f"effect of {MECHANISMS[factor]} on {metric_label(want['metric'])}:",
             effects[want["metric"]][factor],
             want["want"],
             want.get("margin", 0.0),
@@ -120,29 +137,6 @@ def seeds(results: Results, options: Mapping[str, Any]) -> Outcome:
     return Outcome(REPRODUCED, f"every method of the main table has {spread}; the paper gives no spread, we do")
 
 
-def toy_absorption(results: Results, options: Mapping[str, Any]) -> Outcome:
-    """How often the parent's latent is silent although parent and child are on, where the features are known."""
-
-    def rate(method: str, column: str) -> Interval:
-        rows = results.toy_summary
-        return t_interval(seeds_of(rows[rows["method"] == method], column))
-
-    method = options["method"]
-    silent = rate(method, "parent_silent_rate")
-    parts = [
-        f"{method_name(each)} {rate(each, 'parent_silent_rate')}, cos(child, parent) "
-        f"{rate(each, 'cos_child_parent').mean:.2f}"
-        for each in (method, *options["beside"])
-        if rate(each, "parent_silent_rate").n
-    ]
-    if silent.n < 2:
-        return Outcome(NOT_RUN, "no toy SAEs of two seeds")
-    reason = "parent silent while parent and child are on: " + "; ".join(parts)
-    if silent.low > options["floor"]:
-        return Outcome(REPRODUCED, reason)
-    return Outcome(CONTRADICTED if silent.high < options["floor"] else NOT_REPRODUCED, reason)
-
-
 def drop_one(results: Results, options: Mapping[str, Any]) -> Outcome:
     """Each part of ATM's importance dropped, against all parts."""
     rows = results.evaluation[results.evaluation["group"] == "atm_importance"]
@@ -150,7 +144,7 @@ def drop_one(results: Results, options: Mapping[str, Any]) -> Outcome:
         return Outcome(NOT_RUN, "no results for ATM's importance")
     comparisons = [
         Comparison(
-            f"{_metric(want['metric'])} without {part}:",
+            f"{metric_label(want['metric'])} without {part}:",
             drop_effect(rows, want["metric"], part),
             want["want"],
             want.get("margin", 0.0),
@@ -183,26 +177,27 @@ def sensitivity(results: Results, options: Mapping[str, Any]) -> Outcome:
         matters[parameter] = any(c.low > margin or c.high < -margin for c in changes.values())
         indifferent &= all(-margin < c.low and c.high < margin for c in changes.values())
         (value, metric), largest = max(changes.items(), key=lambda item: abs(item[1].mean))
-        told.append(f"{name} {value:g} for {default[parameter]:g}: {_metric(metric)} {largest.range}")
+        told.append(f"{name} {value:g} for {default[parameter]:g}: {metric_label(metric)} {largest.range}")
     reason = f"largest changes, {margin:g} counted as none: " + "; ".join(told)
     if all(matters.values()):
         return Outcome(REPRODUCED, reason)
     return Outcome(CONTRADICTED if indifferent else NOT_REPRODUCED, reason)
 
 
-def _metric(name: str) -> str:
+def metric_label(name: str) -> str:
+    """What a reason calls a metric."""
     return METRICS[name].label if name in METRICS else name.replace("_", " ").replace("l1 per l0", "L1 / L0")
 
 
 DATA_CHECKS: dict[str, Callable[[Results, Mapping[str, Any]], Outcome]] = {
     "contrast": contrast,
     "main_effects": factorial_effects,
+    "level": level,
     "rare_letters": rare_letters,
     "alpha_follows_loss": alpha_follows_loss,
     "dominance": dominance,
     "fluctuation": fluctuation,
     "seeds": seeds,
-    "toy_absorption": toy_absorption,
     "drop_one": drop_one,
     "sensitivity": sensitivity,
 }

@@ -18,6 +18,7 @@ from sae_lib.profile import explain
 from sae_lib.report.claim_checks import DATA_CHECKS
 from sae_lib.report.names import Direction
 from sae_lib.report.paper_checks import PAPER_CHECKS
+from sae_lib.report.toy_checks import TOY_CHECKS
 from sae_lib.sae_config import Strict
 
 CLAIMS_FILE = Path(__file__).parent / "claims.yaml"
@@ -55,6 +56,7 @@ class Claim(Strict):
     tolerance: float | None = Field(None, gt=0.0)
     paper_check: str | None = None
     data_check: dict[str, Any] | None = None
+    toy_check: dict[str, Any] | None = None
     needs: str | None = None
 
     @model_validator(mode="after")
@@ -63,10 +65,14 @@ class Claim(Strict):
             raise ValueError(f"paper_check '{self.paper_check}' is none of {', '.join(PAPER_CHECKS)}")
         if self.data_check is not None and self.data_check.get("kind") not in DATA_CHECKS:
             raise ValueError(f"data_check.kind '{self.data_check.get('kind')}' is none of {', '.join(DATA_CHECKS)}")
+        if self.toy_check is not None and self.toy_check.get("kind") not in TOY_CHECKS:
+            raise ValueError(f"toy_check.kind '{self.toy_check.get('kind')}' is none of {', '.join(TOY_CHECKS)}")
+        if self.toy_check is not None and not self.toy_check.get("evidence"):
+            raise ValueError("toy_check.evidence is missing: say in one line what is counted on the toy data")
         if self.about == "paper" and self.paper_check is None:
             raise ValueError("a claim about the paper needs a paper_check")
-        if not (self.paper_check or self.data_check or self.tolerance or self.needs):
-            raise ValueError("nothing decides: give a tolerance, a paper_check, a data_check or needs")
+        if not (self.paper_check or self.data_check or self.toy_check or self.tolerance or self.needs):
+            raise ValueError("nothing decides: give a tolerance, a paper_check, a data_check, a toy_check or needs")
         return self
 
 

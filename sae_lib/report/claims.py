@@ -16,6 +16,7 @@ from sae_lib.report.names import ARROWS
 from sae_lib.report.paper_checks import PAPER_CHECKS, PaperOutcome
 from sae_lib.report.results import Results, seeds_of, select
 from sae_lib.report.table_files import Table
+from sae_lib.report.toy_checks import TOY_CHECKS
 from sae_lib.report.verdicts import (
     CONTRADICTED,
     INCONSISTENT,
@@ -27,22 +28,28 @@ from sae_lib.report.verdicts import (
 )
 
 PAPERS = {"T": "TemporalSAE", "M": "ATM"}
+# What `verify` compares.
+VERDICT_COLUMNS = ("verdict", "at_this_scale", "ground_truth")
 # The language model that the papers' numbers are about.
 PAPERS_MODEL = "google/gemma-2-2b"
 
 
 def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | None = None) -> pd.DataFrame:
     """One row per claim: id, paper, claim, where, metric, direction, published, measured, verdict,
-    at_this_scale, reason.
+    at_this_scale, ground_truth, reason, toy_evidence.
 
     `verdict` answers the sentence as it stands: claims about Gemma-2-2b are answered only where the profile runs it.
     `at_this_scale` is what the claim's data check says of the results at hand, whatever the model ("" without one).
+    `ground_truth` is what its toy check says of SAEs on data with known features ("" without one); `toy_evidence`, what
+    is counted there and how it came out.
     """
     rows = []
     for claim in load_claims() if claims is None else claims:
         paper = _paper_outcome(claim)
         scale = DATA_CHECKS[claim.data_check["kind"]](results, claim.data_check) if claim.data_check else None
-        outcome = _verdict(claim, profile, results, paper, scale)
+        toy = TOY_CHECKS[claim.toy_check["kind"]](results, claim.toy_check) if claim.toy_check else None
+        # A claim about toy data alone is answered by it.
+        outcome = _verdict(claim, profile, results, paper, scale or (toy if claim.about == "method" else None))
         needs = f"this needs {claim.needs}" if claim.needs else ""
         reasons = [outcome.reason, paper.reason if paper else "", scale.reason if scale else "", needs]
         rows.append(
@@ -57,7 +64,9 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
                 "measured": _measured(claim, results),
                 "verdict": outcome.verdict,
                 "at_this_scale": scale.verdict if scale else "",
+                "ground_truth": toy.verdict if toy else "",
                 "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)),
+                "toy_evidence": f"{claim.toy_check['evidence']}: {toy.reason}" if claim.toy_check and toy else "",
             }
         )
     return pd.DataFrame(rows)
@@ -122,11 +131,13 @@ def claims_table(evaluated: pd.DataFrame, profile: Profile) -> Table:
     """The ledger as a table to write: an arrow beside each metric, our numbers named as this profile's."""
     shown = evaluated.assign(metric=evaluated["metric"] + " " + evaluated["direction"].map(ARROWS))
     shown = shown.drop(columns="direction").replace("", "–")
-    shown = shown.rename(columns={"measured": f"measured here ({profile.name})", "at_this_scale": "at this scale"})
+    names = {"at_this_scale": "at this scale", "ground_truth": "ground truth", "toy_evidence": "toy evidence"}
+    shown = shown.rename(columns={"measured": f"measured here ({profile.name})", **names})
     caption = (
         f"Claims of the two papers and what profile {profile.name} says of them. ↑ higher is better, "
         "↓ lower is better, – neither. Published numbers are about Gemma-2-2b; numbers measured here are "
-        "mean ± sd over n seeds."
+        "mean ± sd over n seeds. Verdict: of the sentence as it stands; at this scale: of the same check on this "
+        "profile's model; ground truth: on toy data whose features are known."
     )
     return Table(shown, evaluated, caption)
 
@@ -135,21 +146,21 @@ def claims_text(evaluated: pd.DataFrame) -> str:
     """The ledger for a terminal: a block of lines for each claim."""
     blocks = []
     for row in evaluated.to_dict("records"):
-        scale = f" (at this scale: {row['at_this_scale']})" if row["at_this_scale"] else ""
-        lines = [f"{row['id']}  {row['verdict']}{scale}", f"      {row['claim']} [{row['where']}]"]
-        lines += [
-            f"      {name:<10} {row[key]}"
-            for name, key in (("published:", "published"), ("here:", "measured"), ("why:", "reason"))
-            if row[key]
-        ]
+        known = (("at this scale", row["at_this_scale"]), ("on ground truth", row["ground_truth"]))
+        also = "; ".join(f"{where}: {verdict}" for where, verdict in known if verdict)
+        head = f"{row['id']}  {row['verdict']}" + (f" ({also})" if also else "")
+        parts = (("published", "published"), ("here", "measured"), ("why", "reason"), ("toy", "toy_evidence"))
+        lines = [head, f"      {row['claim']} [{row['where']}]"]
+        lines += [f"      {name + ':':<10} {row[key]}" for name, key in parts if row[key]]
         blocks.append("\n".join(lines))
     return "\n".join(blocks)
 
 
 def write_verdicts(evaluated: pd.DataFrame, profile: Profile, path: Path | str) -> None:
-    """Write the verdicts that `verify` compares with: {"profile", "verdicts": {id: {"verdict", "at_this_scale"}}}."""
+    """Write the verdicts that `verify` compares with: {"profile", "verdicts": {id: {column: verdict}}} for the columns
+    verdict, at_this_scale and ground_truth."""
     require_claim_ids(set(evaluated["id"]), "the evaluated claims")
-    verdicts = evaluated.set_index("id")[["verdict", "at_this_scale"]].to_dict("index")
+    verdicts = evaluated.set_index("id")[list(VERDICT_COLUMNS)].to_dict("index")
     write_json(path, {"profile": profile.name, "verdicts": verdicts})
 
 
@@ -170,7 +181,7 @@ def verify(profile: Profile, results_folder: Path | str, expected_file: Path | s
     print("; ".join(f"{verdict}: {(evaluated['verdict'] == verdict).sum()}" for verdict in VERDICTS))
     differing = 0
     for row in evaluated.itertuples():
-        for column in ("verdict", "at_this_scale"):
+        for column in VERDICT_COLUMNS:
             got, wanted = getattr(row, column), expected[str(row.id)][column]
             if got != wanted:
                 differing += 1
@@ -189,6 +200,7 @@ def _expected(profile: Profile, path: Path) -> dict[str, dict[str, str]]:
     verdicts = content.get("verdicts", {})
     require_claim_ids(set(verdicts), path.name)
     for name, entry in verdicts.items():
-        if entry.get("verdict") not in VERDICTS or entry.get("at_this_scale") not in (*VERDICTS, ""):
+        also = [entry.get(column) in (*VERDICTS, "") for column in VERDICT_COLUMNS[1:]]
+        if entry.get("verdict") not in VERDICTS or not all(also):
             raise ArtifactError(f"verdicts: {path.name}, {name}: {entry} is not made of {', '.join(VERDICTS)}")
     return verdicts

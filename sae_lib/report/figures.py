@@ -60,7 +60,8 @@ def key_metrics(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     small dots, mean with its interval."""
     rows = rows_of(evaluation, "main")
     methods = [method for method in in_order([*rows["method"]]) if method in MAIN_METHODS]
-    fig, axes = plt.subplots(1, 3, figsize=(FULL_WIDTH, 2.5), gridspec_kw={"width_ratios": [1, 1.15, 1]})
+    size = (FULL_WIDTH, max(2.5, 0.9 + 0.24 * len(methods)))
+    fig, axes = plt.subplots(1, 3, figsize=size, gridspec_kw={"width_ratios": [1, 1.15, 1]})
     data = []
     for place, method in enumerate(methods):
         part = rows[rows["method"] == method]

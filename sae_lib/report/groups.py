@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,15 @@ import pandas as pd
 from sae_lib.errors import ArtifactError
 from sae_lib.report.intervals import Interval, by_seed, difference
 from sae_lib.report.names import IMPORTANCE_PARTS
+
+# SAEs within this factor of a common L0 stand at matched L0.
+MATCHED_L0 = 1.25
+
+
+def l0_is_matched(values: Iterable[float]) -> bool:
+    """Whether there is an L0 from which none of `values` is off by more than `MATCHED_L0`."""
+    known = [float(value) for value in values if value > 0]
+    return bool(known) and max(known) <= MATCHED_L0**2 * min(known)
 
 
 def rows_of(evaluation: pd.DataFrame, *groups: str) -> pd.DataFrame:
@@ -20,6 +30,15 @@ def rows_of(evaluation: pd.DataFrame, *groups: str) -> pd.DataFrame:
             f"evaluation: no rows of group {' or '.join(groups)}; run notebooks 02 to 04 at this profile"
         )
     return rows
+
+
+def toy_rows(
+    toy_summary: pd.DataFrame, experiment: str, toy: str | None = None, method: str | None = None
+) -> pd.DataFrame:
+    """The rows of one experiment on toy data, of one toy and one method where they are named."""
+    rows = toy_summary[toy_summary["experiment"] == experiment]
+    rows = rows if toy is None else rows[rows["toy"] == toy]
+    return rows if method is None else rows[rows["method"] == method]
 
 
 def sequence_numbers(rows: pd.DataFrame) -> pd.Series:

@@ -10,8 +10,11 @@ ARROWS: dict[str, str] = {"lower": "↓", "higher": "↑", "none": "–"}
 # In the order of every table and figure.
 METHODS: dict[str, str] = {
     "standard": "Standard",
+    "gated": "Gated",
     "topk": "TopK",
     "batchtopk": "BatchTopK",
+    "matryoshka_2": "Matryoshka (2 levels)",
+    "matryoshka_4": "Matryoshka (4 levels)",
     "jumprelu": "JumpReLU",
     "temporal_sae": "TemporalSAE",
     "atm": "ATM",
@@ -20,7 +23,14 @@ METHODS: dict[str, str] = {
     "paper_atm": "ATM (paper's recipe)",
     "untrained": "Untrained",
 }
-MAIN_METHODS = tuple(METHODS)[:7]
+MAIN_METHODS = tuple(METHODS)[:10]
+# Methods of toy data alone.
+TOY_METHODS: dict[str, str] = {
+    "matryoshka": "Matryoshka",
+    "temporal_strong": "Adjacent-token penalty",
+    "temporal_previous": "Previous-batch penalty",
+    "variance": "Variance penalty",
+}
 
 # The three mechanisms of TemporalSAE: column of evaluation.parquet -> name.
 MECHANISMS: dict[str, str] = {
@@ -28,6 +38,8 @@ MECHANISMS: dict[str, str] = {
     "resampling": "resampling",
     "gradient_scaling": "gradient scaling",
 }
+# Letters with few words in any text: their scores are shown with the counts they rest on.
+RARE_LETTERS = ("j", "q", "x", "z")
 # The three parts of ATM's importance score.
 IMPORTANCE_PARTS = ("magnitude", "frequency", "contribution")
 
@@ -64,13 +76,34 @@ METRICS: dict[str, Metric] = {
     "num_split_features": Metric("splits", "none", 2),
     "dead_fraction": Metric("dead share", "lower", 3),
     "letters": Metric("letters", "none", 0),
+    "words": Metric("words", "none", 0),
     "final_loss": Metric("loss", "lower", 2),
+    "probing_k1": Metric("probing, k = 1", "higher", 3),
+    "probing_k2": Metric("probing, k = 2", "higher", 3),
+    "probing_k5": Metric("probing, k = 5", "higher", 3),
+    "probing_all": Metric("probing, residual stream", "higher", 3),
+    "probing_chance": Metric("chance", "none", 2),
+    "matched_cosine": Metric("seeds, matched cosine", "higher", 3),
+    "max_cosine": Metric("seeds, max cosine", "higher", 3),
+    "share_matched": Metric("seeds, share > 0.7", "higher", 3),
+    "context_firing": Metric("contexts, firing", "higher", 3),
+    "context_probe": Metric("contexts, probe", "none", 3),
+    "context_words": Metric("context words", "none", 0),
+    "token_change": Metric("tokens, change", "none", 3),
+    "token_change_shuffled": Metric("change, shuffled", "none", 3),
+    "token_autocorrelation": Metric("tokens, autocorrelation", "none", 3),
+    "token_autocorrelation_shuffled": Metric("autocorrelation, shuffled", "none", 3),
+    "parent_silent_rate": Metric("parent silent", "lower", 3),
+    "miss_rate": Metric("parent missed alone", "lower", 3),
+    "cos_child_parent": Metric("cos(child, parent)", "lower", 3),
+    "cos_parent_parent": Metric("cos(parent, parent)", "higher", 3),
+    "top_share": Metric("share of the top latents", "lower", 3),
 }
 
 
 def method_name(method: str) -> str:
     """The display name of a method; an unknown one is shown as it is."""
-    return METHODS.get(method, method.replace("_", " "))
+    return (METHODS | TOY_METHODS).get(method, method.replace("_", " "))
 
 
 def in_order(methods: list[str]) -> list[str]:
@@ -79,5 +112,5 @@ def in_order(methods: list[str]) -> list[str]:
     >>> in_order(["atm", "zeta", "topk"])
     ['topk', 'atm', 'zeta']
     """
-    known = list(METHODS)
+    known = [*METHODS, *TOY_METHODS]
     return sorted(set(methods), key=lambda method: (known.index(method) if method in known else len(known), method))

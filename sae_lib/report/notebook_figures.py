@@ -71,13 +71,22 @@ def density_figure(density: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     rows = rows_of(density, "main")
     data = rows.groupby(["method", "log10_rate_left"], sort=True)["count"].mean().reset_index()
     methods = [method for method in in_order([*data["method"]]) if method in MAIN_METHODS]
-    fig, axes = plt.subplots(1, len(methods), figsize=(FULL_WIDTH, 1.9), sharex=True, sharey=True, squeeze=False)
-    for ax, method in zip(axes[0], methods, strict=True):
+    columns = min(len(methods), 5)
+    lines = -(-len(methods) // columns)
+    fig, axes = plt.subplots(
+        lines, columns, figsize=(FULL_WIDTH, 0.5 + 1.4 * lines), sharex=True, sharey=True, squeeze=False
+    )
+    for ax in axes.flat[len(methods) :]:
+        ax.set_axis_off()
+    for ax in axes.flat[max(len(methods) - columns, 0) : len(methods)]:
+        ax.tick_params(labelbottom=True)
+    for ax, method in zip(axes.flat, methods, strict=False):
         part = data[data["method"] == method]
         width = np.diff(part["log10_rate_left"]).min()
         ax.bar(part["log10_rate_left"], part["count"], width=width, align="edge", color=look(method).color)
         ax.set_title(method_name(method), loc="center", fontsize=7)
-    axes[0, 0].set_ylabel("latents")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("latents")
     fig.supxlabel("log10 of the firing rate (share of tokens on which a latent is on)", fontsize=8)
     sns.despine(fig)
     return fig, data

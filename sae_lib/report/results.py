@@ -9,7 +9,7 @@ import pandas as pd
 
 from sae_lib.errors import ArtifactError
 from sae_lib.report.groups import sequence_numbers
-from sae_lib.report.intervals import by_seed
+from sae_lib.report.intervals import by_seed, pair_values
 
 # What every check may rely on; a table that was not made is empty, a column that was not made is NaN.
 KEYS: dict[str, tuple[str, ...]] = {
@@ -17,9 +17,13 @@ KEYS: dict[str, tuple[str, ...]] = {
     "letters": ("run", "group", "method", "label", "seed", "letter", "test_words"),
     "density": ("run", "method", "seed", "log10_rate_left", "count"),
     "history": ("run", "group", "method", "seed", "step"),
+    "probing_tasks": ("run", "group", "method", "label", "seed", "dataset", "task", "k1"),
+    "seed_stability": ("group", "method", "seed_a", "seed_b"),
     "toy": ("method", "seed", "kind", "row", "latent", "value"),
-    "toy_summary": ("method", "seed"),
+    "toy_summary": ("experiment", "toy", "method", "label", "seed"),
 }
+# Columns of seed_stability.
+PAIR_METRICS = ("matched_cosine", "max_cosine", "share_matched")
 # A table is one file, or one file of each notebook that trains SAEs.
 PARTS = ("", "_main", "_ablations")
 
@@ -31,12 +35,15 @@ def _empty(name: str) -> pd.DataFrame:
 @dataclass
 class Results:
     """`evaluation`: one row per SAE; `letters`: per SAE and letter; `density`: firing-rate histograms; `history`:
-    training logs; `toy` and `toy_summary`: SAEs on data with known features (columns in `absorption_figures`)."""
+    training logs; `probing_tasks`: per SAE and sparse-probing task; `seed_stability`: per method and pair of seeds;
+    `toy` and `toy_summary`: SAEs on data with known features (columns in `absorption_figures` and `toy_checks`)."""
 
     evaluation: pd.DataFrame = field(default_factory=lambda: _empty("evaluation"))
     letters: pd.DataFrame = field(default_factory=lambda: _empty("letters"))
     density: pd.DataFrame = field(default_factory=lambda: _empty("density"))
     history: pd.DataFrame = field(default_factory=lambda: _empty("history"))
+    probing_tasks: pd.DataFrame = field(default_factory=lambda: _empty("probing_tasks"))
+    seed_stability: pd.DataFrame = field(default_factory=lambda: _empty("seed_stability"))
     toy: pd.DataFrame = field(default_factory=lambda: _empty("toy"))
     toy_summary: pd.DataFrame = field(default_factory=lambda: _empty("toy_summary"))
 
@@ -61,6 +68,13 @@ class Results:
     def rows(self, group: str, method: str) -> pd.DataFrame:
         """The evaluation rows of one method in one group; in group `sequence`, method is 'run_1' to 'run_4'."""
         return select(self.evaluation, group, method)
+
+    def seeds(self, group: str, method: str, metric: str) -> pd.Series:
+        """`metric` of one method by seed: from `evaluation`, or `seed_stability` if it belongs to pairs of seeds."""
+        if metric in PAIR_METRICS:
+            pairs = select(self.seed_stability, group, method)
+            return pair_values(pairs, metric) if metric in pairs else pd.Series(dtype=float)
+        return seeds_of(self.rows(group, method), metric)
 
 
 def _read(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:

@@ -16,6 +16,7 @@ COLUMN_WIDTH = 3.4
 FULL_WIDTH = 7.0
 _PALETTE = sns.color_palette("colorblind").as_hex()
 GREY = _PALETTE[7]
+DARK = "#404040"
 
 
 class Look(NamedTuple):
@@ -28,12 +29,19 @@ class Look(NamedTuple):
 
 LOOKS: dict[str, Look] = {
     "standard": Look(_PALETTE[0], "o", "-"),
+    "gated": Look("#000000", "h", (0, (8, 1))),
     "topk": Look(_PALETTE[1], "s", "--"),
     "batchtopk": Look(_PALETTE[5], "D", (0, (4, 1, 1, 1))),
+    "matryoshka_2": Look("#4b0092", "<", (0, (5, 1, 1, 1, 1, 1))),
+    "matryoshka_4": Look("#882255", ">", (0, (2, 1))),
     "jumprelu": Look(_PALETTE[9], "^", ":"),
     "temporal_sae": Look(_PALETTE[2], "P", (0, (6, 2))),
     "atm": Look(_PALETTE[3], "X", "-."),
     "dropout": Look(_PALETTE[4], "v", (0, (1, 2))),
+    "matryoshka": Look("#882255", ">", (0, (2, 1))),
+    "temporal_strong": Look("#00441b", "*", (0, (7, 2, 2, 2))),
+    "temporal_previous": Look(_PALETTE[8], "p", (0, (3, 3))),
+    "variance": Look(_PALETTE[6], "d", (0, (1, 1))),
     "paper_standard": Look(_PALETTE[0], "o", "-"),
     "paper_atm": Look(_PALETTE[3], "X", "-."),
     "untrained": Look(GREY, "*", "-"),

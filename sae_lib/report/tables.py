@@ -1,36 +1,57 @@
-"""Tables of the paper.
+"""Tables of the methods.
 
-Each builder takes the rows of results/evaluation.parquet (or letters.parquet) and returns a `Table`.
-Absorption never stands alone: L0, explained variance and CE score are columns of every table that shows it.
+Each builder takes the rows of results/evaluation.parquet (or another table that it names) and returns a `Table`.
+Absorption never stands alone: L0, explained variance and CE score are columns of every table that shows it, and the
+letters and words it rests on. Rows are ranked only at matched L0: a row that is off carries a dagger.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sae_lib.profile import Profile
-from sae_lib.report.groups import DROPPED, drop_effect, dropped_part, rows_of, sequence_numbers
-from sae_lib.report.intervals import Interval, by_seed, main_effects, t_interval
-from sae_lib.report.names import MAIN_METHODS, MECHANISMS, METRICS, in_order, method_name
+from sae_lib.report.groups import rows_of
+from sae_lib.report.intervals import CONFIDENCE, by_seed, difference, holm, p_value, pair_values, t_interval
+from sae_lib.report.names import MAIN_METHODS, METRICS, RARE_LETTERS, in_order, method_name
 from sae_lib.report.table_files import Table
+from sae_lib.report.table_rows import (
+    ARROW_NOTE,
+    MATCHED_NOTE,
+    UNRANKED_NOTE,
+    cell,
+    effect_cell,
+    marked,
+    pair_cell,
+    record,
+    split,
+    table_of,
+)
 
 MAIN_COLUMNS = (
-    "l0", "explained_variance", "cosine", "mse", "ce_score", "kl_score",
-    "absorption_fraction", "absorption_full", "num_split_features", "dead_fraction", "letters",
+    "l0", "explained_variance", "cosine", "ce_score", "absorption_fraction", "absorption_full", "letters", "words",
+    "probing_k1", "context_firing",
 )  # fmt: skip
-SHORT_COLUMNS = (
-    "l0",
-    "explained_variance",
-    "ce_score",
-    "absorption_fraction",
-    "absorption_full",
-    "dead_fraction",
-)
-ARROW_NOTE = "↑ higher is better, ↓ lower is better, – neither"
+QUALITY_COLUMNS = (
+    "l0", "l1", "explained_variance", "cosine", "mse", "ce_score", "kl_score", "dead_fraction", "num_split_features",
+)  # fmt: skip
+PROBING_COLUMNS = (
+    "l0", "explained_variance", "probing_k1", "probing_k2", "probing_k5", "probing_all", "probing_chance",
+)  # fmt: skip
+STABILITY_COLUMNS = (
+    "l0", "explained_variance", "context_firing", "context_words", "token_change", "token_change_shuffled",
+    "token_autocorrelation", "token_autocorrelation_shuffled",
+)  # fmt: skip
+PAIR_COLUMNS = ("matched_cosine", "share_matched")
+WRITTEN_COLUMNS = (
+    "l0", "explained_variance", "cosine", "mse", "ce_score", "absorption_fraction", "absorption_full", "letters",
+    "words", "final_loss",
+)  # fmt: skip
+# What the differences against Standard are taken of.
+DIFFERENCE_COLUMNS = (
+    "l0", "explained_variance", "ce_score", "absorption_fraction", "probing_k1", "probing_k5", "context_firing",
+    "token_change",
+)  # fmt: skip
 
 
 def profile_note(profile: Profile) -> str:
@@ -45,164 +66,128 @@ def profile_note(profile: Profile) -> str:
 
 def main_table(evaluation: pd.DataFrame) -> Table:
     """Every method at matched L0, and the untrained SAE as a floor."""
-    rows = rows_of(evaluation, "main", "untrained")
-    main = rows[rows["group"] == "main"]
-    named = {method_name(m): main[main["method"] == m] for m in in_order([*main["method"]]) if m in MAIN_METHODS}
-    floor = rows[rows["group"] == "untrained"]
-    for method in in_order([*floor["method"]]):
-        label = "Untrained" if method == "untrained" else f"Untrained ({method_name(method)})"
-        named[label] = floor[floor["method"] == method]
-    return _table("method", named, MAIN_COLUMNS, f"Methods at matched L0; mean ± sd over seeds. {ARROW_NOTE}.")
+    caption = f"Methods at matched L0; mean ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
+    return marked(table_of("method", _methods(evaluation), MAIN_COLUMNS, caption))
+
+
+def quality_table(evaluation: pd.DataFrame) -> Table:
+    """Reconstruction, behaviour and use of the dictionary, of the SAEs of the main table."""
+    caption = f"Reconstruction and behaviour at matched L0; mean ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
+    return marked(table_of("method", _methods(evaluation), QUALITY_COLUMNS, caption))
+
+
+def probing_table(evaluation: pd.DataFrame) -> Table:
+    """Sparse probing of the SAEs of the main table, beside the probe of the whole residual stream and chance."""
+    caption = (
+        "Sparse probing at matched L0: test accuracy with the k best latents, mean over tasks within each dataset, "
+        f"then over datasets; mean ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
+    )
+    return marked(table_of("method", _methods(evaluation), PROBING_COLUMNS, caption))
+
+
+def stability_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Table:
+    """Stability of the SAEs of the main table: across seeds (pairs), across contexts and along tokens."""
+    caption = (
+        "Stability at matched L0. Seeds: cosine of decoder rows matched one to one between two seeds, share of them "
+        "above 0.7, mean [95 % jackknife interval over seeds]. Contexts: share of a word's contexts in which its "
+        "letter's latent fires. Tokens: change per active latent from token to token and autocorrelation of a latent, "
+        f"each with shuffled tokens as control. Mean ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
+    )
+    parts = _methods(evaluation)
+    table = marked(table_of("method", parts, STABILITY_COLUMNS, caption))
+    of_main = seed_stability[seed_stability["group"] == "main"]
+    shown, data = table.shown, [table.data]
+    for column in (c for c in PAIR_COLUMNS if c in of_main):
+        intervals = [t_interval(pair_values(of_main[of_main["method"] == _method(p)], column)) for p in parts.values()]
+        cells = [pair_cell(interval, METRICS[column].decimals) for interval in intervals]
+        shown = shown.assign(**{METRICS[column].header: cells})
+        data.append(pd.DataFrame([record(n, column, i) for n, i in zip(parts, intervals, strict=True)]))
+    return Table(shown, pd.concat(data, ignore_index=True), caption)
+
+
+def difference_table(evaluation: pd.DataFrame, baseline: str = "standard") -> Table:
+    """Every method of the main table minus `baseline`, seed by seed, with paired t tests and Holm's correction."""
+    parts = _methods(evaluation, floor=False)
+    others = {name: part for name, part in parts.items() if _method(part) != baseline}
+    ours = parts.get(method_name(baseline))
+    shown: dict[str, dict[str, str]] = {name: {} for name in others}
+    data = []
+    for column in (c for c in DIFFERENCE_COLUMNS if c in evaluation and ours is not None):
+        gaps = {name: difference(by_seed(part, column), by_seed(ours, column)) for name, part in others.items()}
+        adjusted = holm(p_value(gap) for gap in gaps.values())
+        for (name, gap), p in zip(gaps.items(), adjusted, strict=True):
+            star = " *" if p < 1 - CONFIDENCE and column != "l0" else ""
+            shown[name][METRICS[column].header] = effect_cell(gap, METRICS[column].decimals) + star
+            data.append(record(name, column, gap) | {"p": p_value(gap), "p_holm": p})
+    caption = (
+        f"Each method minus {method_name(baseline)} at matched L0, seed by seed: mean [95 % t interval over seeds]. * "
+        f"p < 0.05, paired t test, after Holm's correction over the column. {ARROW_NOTE}. Where L0 differs too, part "
+        "of a difference may be sparsity's."
+    )
+    frame = pd.DataFrame([{"method": name, **line} for name, line in shown.items()]).fillna("–")
+    return Table(frame, pd.DataFrame(data), caption)
 
 
 def as_written_table(evaluation: pd.DataFrame) -> Table:
     """The papers' own coefficients, whatever they lead to."""
     rows = rows_of(evaluation, "as_written")
-    named = {_written_name(part): part for _, part in _split(rows, "method")}
-    caption = f"The papers' coefficients as written; mean ± sd over seeds. {ARROW_NOTE}."
-    return _table("method", named, (*MAIN_COLUMNS, "final_loss"), caption)
+    named = {_written_name(part): part for _, part in split(rows, "method")}
+    caption = f"The papers' coefficients as written; mean ± sd over seeds. {ARROW_NOTE}. {UNRANKED_NOTE}."
+    return table_of("method", named, WRITTEN_COLUMNS, caption)
 
 
-def factorial_table(evaluation: pd.DataFrame) -> Table:
-    """The 2x2x2 factorial of TemporalSAE's mechanisms, then the main effect of each with its 95 % t interval."""
-    rows = rows_of(evaluation, "factorial")
-    factors = list(MECHANISMS)
-    named = {}
-    for cell, part in rows.groupby(factors, sort=True):
-        present = [MECHANISMS[factor] for factor, on in zip(factors, cell, strict=True) if on]
-        named[" + ".join(present) or "none"] = part
-    caption = (
-        "TemporalSAE's mechanisms, every combination: mean ± sd over seeds; below, the main effect of each "
-        f"mechanism [95 % t interval over seeds]. {ARROW_NOTE}."
-    )
-    cells = _table("mechanisms", named, SHORT_COLUMNS, caption)
-    columns = [column for column in SHORT_COLUMNS if column in rows]
-    effects = {column: main_effects(rows, column, factors) for column in columns}
-    return _with_effects(
-        cells,
-        {f"effect of {MECHANISMS[f]}": {column: effects[column][f] for column in columns} for f in factors},
-    )
-
-
-def sequence_table(evaluation: pd.DataFrame) -> Table:
-    """The paper's own sequence of runs, each adding a part to the one before."""
-    rows = rows_of(evaluation, "sequence")
-    titles = {
-        1: "Run 1: temporal penalty",
-        2: "Run 2: lower clip norm and coefficient",
-        3: "Run 3: + resampling",
-        4: "Run 4: + gradient scaling",
-    }
-    numbers = sequence_numbers(rows)
-    named = {title: rows[numbers == number] for number, title in titles.items() if (numbers == number).any()}
-    caption = f"TemporalSAE's four runs, section 6.2; mean ± sd over seeds. {ARROW_NOTE}."
-    return _table("run", named, (*SHORT_COLUMNS, "num_split_features", "final_loss"), caption)
-
-
-def sensitivity_table(evaluation: pd.DataFrame) -> Table:
-    """TemporalSAE at other values of the two numbers that the paper calls sensitive."""
-    rows = rows_of(evaluation, "sensitivity")
-    values = ["temporal_coefficient", "resampling_threshold"]
-    order = rows.groupby("label")[values].first().reset_index()
-    order["varied"] = order["label"].str.startswith("resampling")
-    named = {label: rows[rows["label"] == label] for label in order.sort_values(["varied", *values])["label"]}
-    caption = f"TemporalSAE with one value changed; mean ± sd over seeds. {ARROW_NOTE}."
-    return _table("changed", named, SHORT_COLUMNS, caption)
-
-
-def atm_table(evaluation: pd.DataFrame) -> Table:
-    """ATM with one part of the importance dropped, and over the grid of c and r."""
-    rows = rows_of(evaluation, "atm_importance", "atm_grid")
-    parts = rows[rows["group"] == "atm_importance"]
-    dropped = parts["importance"].map(dropped_part)
-    named = {label: parts[dropped == part] for part, label in DROPPED.items() if (dropped == part).any()}
-    if (parts["importance"] == "product").any():
-        named["product of the parts"] = parts[parts["importance"] == "product"]
-    for (c, r), part in rows[rows["group"] == "atm_grid"].groupby(["c", "r"], sort=True):
-        named[f"c = {c:g}, r = {r:g}"] = part
-    caption = f"ATM's importance score and its c and r; mean ± sd over seeds. {ARROW_NOTE}."
-    table = _table("ATM", named, SHORT_COLUMNS, caption)
-    columns = [column for column in SHORT_COLUMNS if column in rows]
-    effects = {
-        f"{label} − all parts": {column: drop_effect(parts, column, part) for column in columns}
-        for part, label in DROPPED.items()
-        if part and (dropped == part).any() and (dropped == "").any()
-    }
-    return _with_effects(table, effects)
-
-
-def letters_table(letters: pd.DataFrame) -> Table:
+def letters_table(letters: pd.DataFrame, probe: pd.DataFrame | None = None) -> Table:
     """Absorption (fraction) of each letter and method at matched L0, with the number of evaluated words.
 
-    Empty where no letter passed the gate of the ground-truth probe: the language model does not spell.
+    Below the letters stand the rare ones together and all together, each letter counting once. A rare letter that is
+    not scored, since the ground-truth probe does not find it, has a row too. Empty where no letter passed the probe's
+    gate: the language model does not spell.
+
+    Args:
+        probe: `show.probe_letters`, for the test words and F1 of rare letters that are not scored.
     """
     main = letters[letters["group"] == "main"]
-    words = main.groupby("letter")["true_positives"].mean()
-    data, shown = [], {}
-    for letter in sorted(words.index):
-        of_letter = main[main["letter"] == letter]
-        line = {"words": f"{words[letter]:.0f}", "probe F1": f"{of_letter['probe_f1'].mean():.2f}"}
-        for method, part in _split(of_letter, "method"):
-            interval = t_interval(by_seed(part, "absorption_fraction"))
+    scored = sorted({*main["letter"]})
+    tested = probe.set_index("letter") if probe is not None else pd.DataFrame(columns=["test_words", "probe_f1"])
+    sets = {letter: main[main["letter"] == letter] for letter in sorted({*scored, *(RARE_LETTERS if scored else ())})}
+    if scored:
+        sets[f"{', '.join(RARE_LETTERS)} together"] = main[main["letter"].isin(RARE_LETTERS)]
+        sets["all"] = main
+    data, shown = [], []
+    for name, part in sets.items():
+        counts = part.groupby("letter")[["true_positives", "probe_f1"]].mean()
+        words, f1 = counts["true_positives"].sum(), counts["probe_f1"].mean()
+        if part.empty and name in tested.index:
+            words, f1 = tested.loc[name, ["test_words", "probe_f1"]]
+        note = f" ({f1:.2f})" if np.isfinite(f1) else ""
+        line = {"letter": name, "words (probe F1)": f"{words:.0f}{note}"}
+        for method, of_method in split(part, "method"):
+            interval = t_interval(by_seed(of_method, "absorption_fraction"))
             line[method_name(method)] = cell(interval, 3)
-            data.append(_record(f"{letter}: {method_name(method)}", "absorption_fraction", interval))
-        shown[letter] = line
-    frame = pd.DataFrame([{"letter": letter, **line} for letter, line in shown.items()]).fillna("–")
-    caption = "Absorption (fraction, ↓ lower is better) per letter at matched L0; mean ± sd over seeds."
-    return Table(frame, pd.DataFrame(data), caption)
-
-
-def cell(interval: Interval, decimals: int) -> str:
-    """'0.123 ± 0.004', the mean alone for one seed, '–' for none."""
-    if interval.n == 0:
-        return "–"
-    text = f"{interval.mean:.{decimals}f}"
-    return text if interval.n == 1 else f"{text} ± {interval.sd:.{decimals}f}"
-
-
-def _table(first: str, named: dict[str, pd.DataFrame], columns: Iterable[str], caption: str) -> Table:
-    """One row for each named set of SAEs, one column for each metric."""
-    shown, data = [], []
-    for name, part in named.items():
-        seeds = part["seed"].nunique()
-        line: dict[str, Any] = {first: name, "seeds": str(seeds)}
-        for column in columns:
-            values = by_seed(part, column) if column in part else []
-            interval = t_interval(values)
-            line[METRICS[column].header] = cell(interval, METRICS[column].decimals)
-            data.append(_record(name, column, interval))
+            data.append(record(f"{name}: {method_name(method)}", "absorption_fraction", interval) | {"words": words})
         shown.append(line)
-    return Table(pd.DataFrame(shown), pd.DataFrame(data), caption)
+    caption = (
+        "Absorption (fraction, ↓ lower is better) per letter at matched L0; mean ± sd over seeds; with the words that "
+        "a score rests on and the F1 of the letter's probe. – not scored: the probe does not find the letter."
+    )
+    columns = ["letter", "words (probe F1)", *(method_name(m) for m in in_order([*main["method"]]))]
+    return Table(pd.DataFrame(shown, columns=columns).fillna("–"), pd.DataFrame(data), caption)
 
 
-def _with_effects(table: Table, effects: dict[str, dict[str, Interval]]) -> Table:
-    """`table` with rows of differences below."""
-    lines, data = [], []
-    for name, of_column in effects.items():
-        line = {table.shown.columns[0]: name, "seeds": str(max((i.n for i in of_column.values()), default=0))}
-        for column, interval in of_column.items():
-            line[METRICS[column].header] = _effect_cell(interval, METRICS[column].decimals)
-            data.append(_record(name, column, interval))
-        lines.append(line)
-    shown = pd.concat([table.shown, pd.DataFrame(lines)], ignore_index=True).fillna("–") if lines else table.shown
-    return Table(shown, pd.concat([table.data, pd.DataFrame(data)], ignore_index=True), table.caption)
+def _methods(evaluation: pd.DataFrame, floor: bool = True) -> dict[str, pd.DataFrame]:
+    """Name -> rows of each method at matched L0, then of the untrained SAEs."""
+    rows = rows_of(evaluation, "main", "untrained")
+    main = rows[rows["group"] == "main"]
+    named = {method_name(m): main[main["method"] == m] for m in in_order([*main["method"]]) if m in MAIN_METHODS}
+    bottom = rows[(rows["group"] == "untrained") & floor]
+    for method in in_order([*bottom["method"]]):
+        label = "Untrained" if method == "untrained" else f"Untrained ({method_name(method)})"
+        named[label] = bottom[bottom["method"] == method]
+    return named
 
 
-def _effect_cell(interval: Interval, decimals: int) -> str:
-    if interval.n == 0:
-        return "–"
-    text = f"{interval.mean:+.{decimals}f}"
-    return text if interval.n == 1 else f"{text} [{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]"
-
-
-def _record(row: str, column: str, interval: Interval) -> dict[str, Any]:
-    direction = METRICS[column].direction
-    return {"row": row, "n": interval.n, "metric": column, "better": direction, "mean": interval.mean,
-            "sd": interval.sd, "low": interval.low, "high": interval.high}  # fmt: skip
-
-
-def _split(rows: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
-    return [(value, rows[rows[column] == value]) for value in in_order([*rows[column]])]
+def _method(part: pd.DataFrame) -> str:
+    return str(part["method"].iloc[0])
 
 
 def _written_name(part: pd.DataFrame) -> str:

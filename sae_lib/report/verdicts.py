@@ -1,14 +1,14 @@
 """The words a claim can be answered with, and the rule that chooses one from comparisons over seeds.
 
-All comparisons hold: reproduced. One is reversed: contradicted. Otherwise: not reproduced. Without two seeds
-there is no interval, and so no verdict.
+All comparisons hold: reproduced. One is reversed, after Holm's correction over the claim's comparisons: contradicted.
+Otherwise: not reproduced. Without two seeds there is no interval, and so no verdict.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from sae_lib.report.intervals import Interval
+from sae_lib.report.intervals import CONFIDENCE, Interval, holm, p_value
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
@@ -51,6 +51,11 @@ class Comparison(NamedTuple):
         i = self.interval
         return i.high < -self.margin if self.want == "higher" else i.low > self.margin
 
+    @property
+    def p(self) -> float:
+        """Of the t test against the margin."""
+        return p_value(self.interval, -self.margin if self.want == "higher" else self.margin)
+
 
 def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
     """The verdict of several comparisons, and what they are."""
@@ -59,10 +64,13 @@ def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
     if short or not comparisons:
         missing = ", ".join(c.name for c in short if c.interval.n == 0)
         return Outcome(NOT_RUN, f"no results for {missing}" if missing else f"one seed gives no interval: {reason}")
+    # One of many intervals misses by chance; all of them holding needs no correction.
+    adjusted = holm(c.p for c in comparisons)
+    reversed_ = [c for c, p in zip(comparisons, adjusted, strict=True) if c.reversed and p < 1 - CONFIDENCE]
     if len(comparisons) > _MANY:
-        told = [c for c in comparisons if c.reversed] or [c for c in comparisons if not c.holds]
+        told = reversed_ or [c for c in comparisons if not c.holds]
         held = sum(c.holds for c in comparisons)
         reason = f"{held} of {len(comparisons)} comparisons hold" + "".join(f"; not: {c}" for c in told) + note
     if all(c.holds for c in comparisons):
         return Outcome(REPRODUCED, reason)
-    return Outcome(CONTRADICTED if any(c.reversed for c in comparisons) else NOT_REPRODUCED, reason)
+    return Outcome(CONTRADICTED if reversed_ else NOT_REPRODUCED, reason)

@@ -1,9 +1,13 @@
 """The probe trainer and the choice of a letter's latents."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn import metrics
+from sklearn.linear_model import LogisticRegression
 
 from sae_lib.metrics.absorption.main_latents import accepted_f1, sparse_f1, steps_batch, top_latents
 from sae_lib.metrics.absorption.probes import (
@@ -12,7 +16,13 @@ from sae_lib.metrics.absorption.probes import (
     initial_probes,
     letter_labels,
     train_probes,
+    train_probes_together,
 )
+
+TRAINING: dict[str, Any] = {
+    "epochs": 6, "batch": 16, "learning_rate": 0.05, "final_learning_rate": 0.001, "weight_decay": 1e-3, "l1": 0.02,
+    "seed": 3,
+}  # fmt: skip
 
 
 def adam_by_hand(x, y, weight, bias, *, epochs, batch, lr, final_lr, decay, l1, seed):
@@ -143,6 +153,35 @@ def test_silent_latents_do_not_change_the_training_of_the_others():
     torch.testing.assert_close(restricted.bias, everything.bias)
 
 
+def some_latents(width: int, share: float) -> torch.Tensor:
+    """Sixty words, of which a share turns each latent on."""
+    generator = torch.Generator().manual_seed(width)
+    values = torch.rand(60, width, generator=generator)
+    return values * (torch.rand(60, width, generator=generator) < share)
+
+
+def test_trained_together_each_input_gets_the_probes_it_gets_alone():
+    labels = torch.arange(60) % 5
+    inputs = [some_latents(width, 0.5) for width in (12, 7, 20)]
+    rows = [lambda index, x=x: x[index] for x in inputs]
+    initial = [initial_probes(x.shape[1], 5, seed=1) for x in inputs]
+    together = train_probes_together(rows, labels, initial, **TRAINING)
+    for own_rows, start, probes in zip(rows, initial, together, strict=True):
+        alone = train_probes(own_rows, labels, start, **TRAINING)
+        torch.testing.assert_close(probes.weight, alone.weight, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(probes.bias, alone.bias, rtol=1e-6, atol=1e-7)
+        assert not torch.allclose(probes.weight, start.weight, atol=1e-2)
+
+
+def test_sparse_rows_train_the_probes_of_dense_rows():
+    labels, x = torch.arange(60) % 5, some_latents(30, 0.1)
+    sparse, initial = csr_array(x.numpy()), initial_probes(30, 5, seed=1)
+    one = train_probes(lambda index: x[index], labels, initial, **TRAINING)
+    other = train_probes(lambda index: sparse[index.numpy()], labels, initial, **TRAINING)
+    torch.testing.assert_close(other.weight, one.weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(other.bias, one.bias, rtol=1e-5, atol=1e-6)
+
+
 def test_f1_agrees_with_scikit_learn():
     generator = torch.Generator().manual_seed(0)
     for share in (0.0, 0.1, 0.5, 1.0):
@@ -190,6 +229,32 @@ def test_no_probe_is_fitted_beyond_the_first_failure():
 
     assert accepted_f1(fit(), jump=0.03) == [0.5, 0.6]
     assert fitted == [1, 2, 3]
+
+
+def test_no_probe_is_fitted_where_an_f1_of_one_would_be_no_split():
+    fitted = []
+
+    def fit():
+        for k, f1 in enumerate([0.5, 0.98, 1.0], start=1):
+            fitted.append(k)
+            yield f1
+
+    assert accepted_f1(fit(), jump=0.03) == [0.5, 0.98]
+    assert fitted == [1, 2]
+
+
+def test_sparse_f1_is_that_of_the_balanced_regression():
+    generator = np.random.default_rng(0)
+    truth = generator.random(300) < 0.1
+    active = generator.random((300, 3)) < np.where(truth, 0.7, 0.05)[:, None]
+    activations = (active * generator.random((300, 3))).astype(np.float32)
+    test, test_truth = activations[::2] + np.float32(0.01), truth[::2]
+    expected = []
+    for k in (1, 2, 3):
+        regression = LogisticRegression(max_iter=500, class_weight="balanced").fit(activations[:, :k], truth)
+        expected.append(metrics.f1_score(test_truth, regression.predict(test[:, :k])))
+    assert list(sparse_f1(activations, test, truth, torch.from_numpy(test_truth), max_iter=500)) == expected
+    assert len(set(expected)) == 3
 
 
 def test_sparse_f1_of_one_and_two_latents():

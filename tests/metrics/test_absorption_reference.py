@@ -7,10 +7,11 @@ import torch
 
 from sae_lib.errors import ArtifactError
 from sae_lib.language_model import LanguageModel
+from sae_lib.metrics.absorption import reference as reference_module
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.absorption.score import evaluate_absorption
-from sae_lib.metrics.absorption.vocabulary import Word, build_prompts, prompt_pieces
+from sae_lib.metrics.absorption.vocabulary import Word, alphabetic_words, build_prompts, prompt_pieces
 from tests.metrics.tiny_saes import make_sae
 
 CONFIG = AbsorptionConfig(max_words=600, icl_examples=2, probe_epochs=15, probe_batch=16)
@@ -105,6 +106,18 @@ def test_an_altered_file_is_made_again(lm, built, counted, suffix):
     assert same(build_absorption_reference(lm, CONFIG, folder), reference)
     assert counted
     assert file.read_bytes() == content
+
+
+def test_words_that_are_not_one_token_are_left_out_and_shown(lm, tmp_path, monkeypatch):
+    small = CONFIG.model_copy(update={"probe_epochs": 1, "max_words": 100})
+    original = reference_module.single_token_words
+    monkeypatch.setattr(reference_module, "single_token_words", lambda *arguments: original(*arguments)[7:])
+    words = alphabetic_words(lm.tokenizer, lm.special_ids)
+    made = build_absorption_reference(lm, small, tmp_path)
+    assert made.left_out >= 7
+    assert len(made.left_out_examples) == 5
+    assert set(made.left_out_examples) <= {word.text for word in words} - set(made.train_words + made.test_words)
+    assert same(build_absorption_reference(lm, small, tmp_path), made)
 
 
 def test_another_prompt_seed_or_model_has_a_reference_of_its_own(lm, built, counted, tmp_path):

@@ -9,10 +9,13 @@ from torch.nn import functional as F
 
 from sae_lib.autoencoders import Autoencoder
 from sae_lib.errors import ArtifactError
+from sae_lib.metrics.absorption import latents, score
 from sae_lib.metrics.absorption.config import AbsorptionConfig
+from sae_lib.metrics.absorption.latents import WordLatents, unit_latents
 from sae_lib.metrics.absorption.probes import LinearProbes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
-from sae_lib.metrics.absorption.score import evaluate_absorption, score_words
+from sae_lib.metrics.absorption.score import evaluate_absorption, evaluate_absorption_many, score_words
+from sae_lib.metrics.absorption.word_scores import Letters, score_words_of_letters
 from tests.metrics.tiny_saes import make_sae
 
 CONFIG = AbsorptionConfig()
@@ -124,6 +127,25 @@ def test_word_scores_agree_with_a_slow_loop(main):
     # The comparison covers every branch.
     assert 0 < sum(full) < 400
     assert {0.0, 1.0} < set(fraction) and any(0 < value < 1 for value in fraction)
+
+
+def test_words_of_all_letters_score_as_they_do_letter_by_letter():
+    generator = torch.Generator().manual_seed(0)
+    directions = F.normalize(torch.randn(4, 6, generator=generator), dim=1)
+    decoder = F.normalize(torch.randn(24, 6, generator=generator), dim=1)
+    is_main = torch.rand(4, 24, generator=generator) < 0.1
+    words = (torch.randn(300, 24, generator=generator) - 0.8).relu()
+    letter = torch.randint(0, 4, (300,), generator=generator)
+    residual = words @ decoder
+    cosines = directions @ decoder.T
+    together = score_words_of_letters(residual, words, letter, Letters(directions, cosines, is_main), CONFIG)
+    for i in range(4):
+        own, main = letter == i, is_main[i].nonzero().flatten()
+        alone = score_words(residual[own], words[own], directions[i], cosines[i], main, CONFIG)
+        torch.testing.assert_close(together.fraction[own], alone.fraction, atol=1e-6, rtol=1e-5)
+        assert torch.equal(together.full[own], alone.full)
+        torch.testing.assert_close(together.unthresholded[own], alone.unthresholded, atol=1e-6, rtol=1e-5)
+    assert together.full.any() and (together.fraction > 0).any()
 
 
 CHILDREN = 5
@@ -304,6 +326,56 @@ def test_the_same_again_and_without_keeping_latents_in_memory():
     assert first.letters["num_split_features"].max() > 1
 
 
+def several_saes() -> list[Autoencoder]:
+    """Of different width, density and family."""
+    return [
+        make_sae(architecture="topk", d_sae=64, k=2, d_in=16, seed=1),
+        make_sae(architecture="standard", d_sae=48, d_in=16, seed=2),
+        make_sae(architecture="topk", d_sae=96, k=9, d_in=16, seed=3),
+    ]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_several_saes_at_once_have_the_results_of_one_by_one(at_once, monkeypatch):
+    reference = random_reference(0)
+    trained = []
+    original = score.main_latents_of_many
+
+    def watched(saes, *arguments):
+        trained.append(len(saes))
+        return original(saes, *arguments)
+
+    monkeypatch.setattr(score, "main_latents_of_many", watched)
+    saes = several_saes()
+    most = {1: 1, 2: (64 + 48) * 4 * 450, 3: 2**31}[at_once]
+    settings = CONFIG.model_copy(update={"probe_epochs": 10})
+    together = evaluate_absorption_many(saes, reference, settings.model_copy(update={"latent_bytes": most}))
+    assert trained == {1: [1, 1, 1], 2: [2, 1], 3: [3]}[at_once]
+    for sae, result in zip(saes, together, strict=True):
+        alone = evaluate_absorption(sae, reference, settings)
+        assert result.summary == pytest.approx(alone.summary, abs=1e-6)
+        assert (result.letters["num_split_features"] == alone.letters["num_split_features"]).all()
+    assert len({result.summary["absorption_unthresholded"] for result in together}) == 3
+    assert evaluate_absorption_many([], reference, CONFIG) == []
+
+
+@pytest.mark.parametrize("form", ["sparse", "dense", "encoded again"])
+def test_latents_are_the_same_in_every_form(form, monkeypatch):
+    monkeypatch.setattr(latents, "_SPARSE_BELOW", 1.0 if form == "sparse" else 0.0)
+    sae, x = several_saes()[0], random_reference(0).train_activations
+    with torch.no_grad():
+        sae.b_enc[:5] = -100  # never on
+    words, expected = WordLatents(sae, x, keep=form != "encoded again"), unit_latents(sae, x)
+    assert words.live.tolist() == (expected != 0).any(dim=0).tolist()
+    index = torch.tensor([7, 0, 449])
+    rows = words.rows(index)
+    assert isinstance(rows, torch.Tensor) == (form != "sparse")
+    rows = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(rows.toarray())
+    torch.testing.assert_close(rows, expected[index][:, words.live])
+    some = torch.tensor([3, 60, 2, 9])  # two of them never on
+    torch.testing.assert_close(torch.from_numpy(words.columns(some)), expected[:, some])
+
+
 def test_a_dead_sae_absorbs_nothing():
     sae = random_sae()
     with torch.no_grad():
@@ -322,10 +394,32 @@ def test_no_letter_gives_a_note_and_no_number():
     assert "0 letters" in result.note
 
 
+def test_the_note_names_the_missing_letters_and_why():
+    reference = hand_made_reference()
+    result = evaluate_absorption(absorbing_sae(True), reference, CONFIG)
+    (note,) = result.notes
+    assert result.note == note
+    assert "2 letters (F1 > 0.6); SAEBench gives no result below 20" in note
+    assert "c (no training and no test words), d (no training and no test words)" in note
+    assert " a (" not in note and " b (" not in note
+    low = replace(reference, probe_f1=[1.0, 0.55] + [0.0] * 24)
+    assert "b (F1 0.55 on 60 test words)" in evaluate_absorption(absorbing_sae(True), low, CONFIG).note
+    enough = evaluate_absorption(absorbing_sae(True), reference, AbsorptionConfig(min_letters=2))
+    assert enough.note == "" and enough.notes == ()
+
+
+def test_words_that_are_not_one_token_are_counted_and_shown():
+    reference = replace(random_reference(0), left_out=12, left_out_examples=(" zoo", "Xy"))
+    (note,) = evaluate_absorption(random_sae(), reference, CONFIG).notes
+    assert note.startswith("left out: 12 words") and "' zoo', 'Xy'" in note
+
+
 def test_an_sae_of_another_model_or_with_nan_is_refused():
     wrong = make_sae(architecture="standard", d_sae=8, d_in=4)
-    with pytest.raises(ArtifactError, match="d_in is 4"):
+    with pytest.raises(ArtifactError, match="d_in is 4, the reference's residual stream has 16"):
         evaluate_absorption(wrong, random_reference(0), CONFIG)
+    with pytest.raises(ArtifactError, match="sae 2: d_in is 4"):
+        evaluate_absorption_many([random_sae(), wrong], random_reference(0), CONFIG)
     sae = make_sae(architecture="standard", d_sae=8, d_in=16)
     with torch.no_grad():
         sae.W_enc[0, 0] = math.nan

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from sae_lib.autoencoders import Autoencoder
 from sae_lib.errors import ArtifactError
-from sae_lib.metrics import reconstruction
+from sae_lib.language_model import LanguageModel
+from sae_lib.metrics import core_reference
+from sae_lib.metrics.losses import LossSums, distribution
 from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
 from sae_lib.metrics.statistics import ReconstructionSums, reconstruction_statistics
 from tests.metrics.tiny_saes import make_sae
@@ -170,7 +172,7 @@ def test_special_positions_are_neither_replaced_nor_counted(lm, tokens, referenc
 def test_batches_and_chunks_do_not_matter(lm, tokens, reference, monkeypatch):
     sae = make_sae(architecture="topk", d_sae=64, k=8, d_in=D_IN, seed=1)
     whole, _ = evaluate_reconstruction(sae, lm, reference, batch=7)
-    monkeypatch.setitem(reconstruction._CHUNK_ELEMENTS, "cpu", 5 * lm.vocab_size)
+    monkeypatch.setitem(core_reference._CHUNK_ELEMENTS, "cpu", 5 * lm.vocab_size)
     parts, _ = evaluate_reconstruction(sae, lm, reference, batch=2)
     assert parts == pytest.approx(whole, rel=1e-5)
     assert build_core_reference(lm, tokens, batch=2).ce_zero == pytest.approx(reference.ce_zero, rel=1e-5)
@@ -180,6 +182,103 @@ def test_batches_and_chunks_do_not_matter(lm, tokens, reference, monkeypatch):
     alone, density = reconstruction_statistics(sae, rows)
     assert alone == pytest.approx({name: whole[name] for name in alone}, rel=1e-4)
     assert density.shape == (64,)
+
+
+def spliced_by_whole_passes(sae, lm, tokens) -> tuple[float, float]:
+    """CE and KL of an SAE from two whole forward passes, in float64."""
+    kept = tokens > 2
+    with torch.no_grad():
+
+        def splice(residual):
+            return torch.where(kept[..., None], sae(residual), residual)
+
+        log_p, log_q = (lm.logits(tokens, how).double().log_softmax(-1) for how in (None, splice))
+    ce = -log_q[:, :-1].gather(2, tokens[:, 1:, None])[..., 0][kept[:, :-1]].mean()
+    return ce.item(), (log_p.exp() * (log_p - log_q)).sum(-1)[kept].mean().item()
+
+
+@pytest.mark.parametrize("path", ["in memory", "head again", "whole passes"])
+def test_every_path_gives_the_loss_of_whole_passes(lm, tokens, reference, monkeypatch, path):
+    sae = make_sae(architecture="topk", d_sae=64, k=8, d_in=D_IN, seed=1)
+    assert reference.residual is not None
+    if path == "head again":
+        monkeypatch.setattr(core_reference, "_DISTRIBUTION_BYTES", 0)
+    if path == "whole passes":
+        monkeypatch.setattr(core_reference, "_STATE_BYTES", 0)
+        reference = build_core_reference(lm, tokens, batch=3)
+        assert reference.residual is None
+    calls = count_calls(monkeypatch, "head", "logits")
+    metrics, _ = evaluate_reconstruction(sae, lm, replace(reference), batch=2)
+    ce, kl = spliced_by_whole_passes(sae, lm, tokens)
+    assert metrics["ce_sae"] == pytest.approx(ce, abs=1e-6)
+    assert metrics["kl_sae"] == pytest.approx(kl, abs=1e-6)
+    assert kl > 1e-3
+    assert ("head" in calls) == (path != "whole passes")
+
+
+def count_calls(monkeypatch, *names) -> list[str]:
+    """The names of these methods of a language model, one for each call."""
+    calls: list[str] = []
+    for name in names:
+        original = getattr(LanguageModel, name)
+
+        def counting(self, *arguments, original=original, name=name):
+            calls.append(name)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(LanguageModel, name, counting)
+    return calls
+
+
+def test_the_clean_distributions_are_computed_for_the_first_sae_only(lm, reference, monkeypatch):
+    fresh = replace(reference)
+    calls = count_calls(monkeypatch, "head", "residual_stream")
+    evaluate_reconstruction(zero_sae(), lm, fresh, batch=7)
+    first = len(calls)
+    evaluate_reconstruction(zero_sae(), lm, fresh, batch=7)
+    assert len(calls) - first < first
+    assert "residual_stream" not in calls
+
+
+def test_the_reference_is_read_from_disk_the_second_time(lm, tokens, reference, monkeypatch, tmp_path):
+    written = build_core_reference(lm, tokens, batch=3, folder=tmp_path)
+    calls = count_calls(monkeypatch, "residual_stream", "logits", "resume", "head")
+    read = build_core_reference(lm, tokens, batch=3, folder=tmp_path)
+    assert calls == []
+    for name in ("tokens", "kept", "mean", "residual", "hidden"):
+        assert torch.equal(getattr(read, name), getattr(written, name))
+        assert torch.equal(getattr(read, name), getattr(reference, name))
+    for name in ("variance", "ce_clean", "ce_zero", "kl_zero"):
+        assert getattr(read, name) == getattr(written, name)
+    sae = make_sae(architecture="topk", d_sae=64, k=8, d_in=D_IN, seed=1)
+    assert evaluate_reconstruction(sae, lm, read)[0] == evaluate_reconstruction(sae, lm, written)[0]
+
+
+def test_other_tokens_models_and_damaged_files_are_computed(lm, tokens, monkeypatch, tmp_path):
+    first = build_core_reference(lm, tokens, batch=7, folder=tmp_path)
+    other = tokens.clone()
+    other[0, 1] = 3 + (int(other[0, 1]) - 2) % 5
+    assert build_core_reference(lm, other, batch=7, folder=tmp_path).ce_clean != first.ce_clean
+    renamed = LanguageModel(lm.model, lm.tokenizer, name="tiny", layer=1, whole=True, identity="tiny-2")
+    build_core_reference(renamed, tokens, batch=7, folder=tmp_path)
+    assert len(list(tmp_path.glob("core-*.json"))) == 3
+    for file in tmp_path.glob("core-*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-4])
+    calls = count_calls(monkeypatch, "residual_stream")
+    assert build_core_reference(lm, tokens, batch=7, folder=tmp_path).ce_clean == first.ce_clean
+    assert calls
+
+
+def test_losses_by_hand():
+    # Clean p = (1/2, 1/4, 1/4), changed q = (1/4, 1/4, 1/2) plus a shift of the logits, which changes nothing.
+    # CE of token 2: log 2. KL = 1/2 log 2 + 0 + 1/4 log 1/2 = 1/4 log 2. The second position has no next token.
+    p = torch.tensor([[0.5, 0.25, 0.25]]).repeat(2, 1)
+    q = torch.tensor([[0.25, 0.25, 0.5]]).repeat(2, 1)
+    sums = LossSums(torch.device("cpu"))
+    sums.add(q.log() + 3, torch.tensor([2, -1]), distribution(p.log() - 5))
+    assert sums.ce == pytest.approx(math.log(2), rel=1e-6)
+    assert sums.kl == pytest.approx(math.log(2) / 4, rel=1e-6)
+    assert (sums.predictions, sums.positions) == (1, 2)
 
 
 def test_a_model_that_zeros_do_not_change_has_no_score(lm, reference):

@@ -3,190 +3,214 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from pydantic import ValidationError
 
-from sae_lib.autoencoders import Autoencoder
-from sae_lib.metrics import toy as toy_module
-from sae_lib.metrics.toy import (
-    NORM_SPREAD,
-    PAIR,
-    TREE,
-    Toy,
-    absorption_picture,
-    match_latents,
-    toy_config,
-    toy_metrics,
-    train_toy,
-)
+from sae_lib.metrics.toy import experiments, pool
+from sae_lib.metrics.toy.config import ToyConfig
+from sae_lib.metrics.toy.data import PAIR, TREE, chain
+from sae_lib.metrics.toy.matching import Cell, crossing, match_l0
+from sae_lib.metrics.toy.methods import TOY_METHODS, at_level, sparsity_knob, toy_config
+from sae_lib.metrics.toy.pool import ToyPool
+from sae_lib.metrics.toy.score import toy_metrics
+from sae_lib.metrics.toy.training import ToyRun, alpha_loss_correlation, mean_mask_rate, train_and_score, train_toy
 from sae_lib.report.results import Results
-from tests.metrics.tiny_saes import make_sae
 
-# Expected shares of the features: parents, all children, singles.
-MARGINALS = {"pair": [0.25, 0.05, 0.05, 0.05], "tree": [0.15] * 3 + [0.03] * 9 + [0.05] * 8}
-
-
-@pytest.mark.parametrize("toy", [PAIR, TREE], ids=lambda toy: toy.name)
-def test_samples_follow_the_definition(toy: Toy):
-    directions = toy.directions()
-    torch.testing.assert_close(directions @ directions.T, torch.eye(toy.n_features), atol=1e-5, rtol=0)
-    x, activations = toy.sample(100_000, 1, directions)
-    assert x.shape == (100_000, toy.d_in)
-    torch.testing.assert_close(x @ directions.T, activations, atol=1e-4, rtol=0)
-    on = activations > 0
-    torch.testing.assert_close(on.float().mean(dim=0), torch.tensor(MARGINALS[toy.name]), atol=0.004, rtol=0)
-    for parent, children in toy.children.items():
-        assert not (on[:, children] & ~on[:, parent, None]).any(), "a child without its parent"
-        assert on[:, children].sum(dim=1).max() == 1
-    # Families and singles are independent of one another.
-    roots = [i for i, parent in enumerate(toy.parent) if parent is None]
-    correlation = np.corrcoef(on[:, roots].T.numpy())
-    assert np.abs(correlation - np.eye(len(roots))).max() < 0.02
-    for feature in activations.T:
-        assert len(feature.unique()) == 2, "off, or on with the feature's own norm"
-    assert (activations[on] - 1).abs().max() < 4 * NORM_SPREAD and activations[on].std() > 0.2 * NORM_SPREAD
+SMALL = ToyConfig(
+    seeds=(1, 2), sweep_seeds=(7,), steps=20, l1_levels=(0.01, 0.1), k_levels=(1, 2), refinements=1, rhos=(0.0, 0.9)
+)
 
 
-def test_true_l0():
-    assert pytest.approx(1.12) == TREE.true_l0 and pytest.approx(0.4) == PAIR.true_l0
-    for toy in (TREE, PAIR):
-        _, activations = toy.sample(50_000, 2, toy.directions())
-        assert float((activations > 0).sum(dim=1).double().mean()) == pytest.approx(toy.true_l0, abs=0.02)
-    assert (PAIR.d_in, PAIR.n_features, TREE.d_in, TREE.n_features) == (50, 4, 20, 20)
-    assert TREE.children == {0: [3, 4, 5], 1: [6, 7, 8], 2: [9, 10, 11]}
+def test_configurations():
+    standard, topk = toy_config("standard", TREE), toy_config("topk", TREE)
+    assert standard.d_sae == topk.d_sae == 20 and topk.k == 1 and standard.masking is None
+    assert toy_config("jumprelu", TREE).target_l0 == pytest.approx(1.12)
+    assert toy_config("matryoshka", TREE).prefix_sizes() == (3, 8, 20)
+    atm = toy_config("atm", TREE, ToyConfig(steps=4882), {"masking": {"c": 0.5}})
+    assert atm.masking and (atm.masking.c, atm.masking.warmup_steps, atm.masking.decay) == (0.5, 1000, 0.99)
+    short = toy_config("atm", TREE, ToyConfig(steps=488)).masking
+    assert short and short.warmup_steps == 100 and short.decay == pytest.approx(0.99**10, abs=1e-3)
+    published, strong, variance = (
+        toy_config(method, TREE).temporal for method in ("temporal_sae", "temporal_strong", "variance")
+    )
+    assert published and strong and variance
+    assert published.coefficient == 1e-4 and strong.coefficient == 2 * variance.coefficient == 0.05
+    knobs = {method: sparsity_knob(toy_config(method, TREE)) for method in TOY_METHODS}
+    assert (knobs["gated"], knobs["matryoshka"], knobs["jumprelu"]) == ("l1_coefficient", "k", "target_l0")
+    assert at_level(topk, 2).k == 2 and at_level(standard, 0.3).l1_coefficient == 0.3
 
 
-def test_seeds_of_samples():
-    directions = TREE.directions()
-    one, again, other = (TREE.sample(50, seed, directions)[0] for seed in (1, 1, 2))
-    assert torch.equal(one, again) and not torch.equal(one, other)
-
-
-def perfect(toy: Toy) -> Autoencoder:
-    """Latent i is feature n - 1 - i, with a threshold that noise does not pass."""
-    sae = make_sae(d_in=toy.d_in, d_sae=toy.n_features)
-    with torch.no_grad():
-        sae.W_dec.copy_(toy.directions().flip(0))
-        sae.W_enc.copy_(sae.W_dec.T)
-        sae.b_enc.fill_(-0.01)
-    return sae
-
-
-def absorbing(toy: Toy) -> Autoencoder:
-    """Children carry their parent's direction, and their presence silences the parent's latent."""
-    sae = perfect(toy)
-    n = toy.n_features - 1
-    with torch.no_grad():
-        for parent, children in toy.children.items():
-            for child in children:
-                sae.W_dec[n - child] = sae.W_dec[n - child] + sae.W_dec[n - parent]
-                sae.W_enc[:, n - parent] -= 3.0 * toy.directions()[child]
-        sae.W_dec[n - 1] = perfect(toy).W_dec[n - 1]
-    return sae
-
-
-@pytest.mark.parametrize("toy", [PAIR, TREE], ids=lambda toy: toy.name)
-def test_metrics_of_the_true_dictionary(toy: Toy):
-    found = toy_metrics(perfect(toy), toy)
-    assert found["parent_silent_rate"] == found["miss_rate"] == 0.0
-    assert found["cos_child_parent"] == pytest.approx(0.0, abs=1e-5)
-    assert found["cos_parent_parent"] == pytest.approx(1.0, abs=1e-5)
-    assert found["explained_variance"] > 0.999
-    assert found["l0"] == pytest.approx(found["true_l0"], rel=1e-3) == pytest.approx(toy.true_l0, abs=0.03)
-
-
-def test_metrics_of_an_absorbing_dictionary():
-    found = toy_metrics(absorbing(TREE), TREE)
-    assert found["parent_silent_rate"] == 1.0 and found["miss_rate"] == 0.0
-    assert found["cos_child_parent"] == pytest.approx(1 / math.sqrt(2), abs=0.01)
-    assert found["cos_parent_parent"] == pytest.approx(2 / 3 + 1 / 3, abs=0.35)
-    assert found["explained_variance"] > 0.95, "absorption costs no reconstruction"
-    assert found["l0"] < found["true_l0"], "that is why sparsity rewards it"
-
-
-def test_silent_and_missed_are_told_apart():
-    sae = perfect(PAIR)
-    with torch.no_grad():
-        sae.b_enc[3] = -100.0  # the parent's latent never fires
-    found = toy_metrics(sae, PAIR)
-    assert found["parent_silent_rate"] == found["miss_rate"] == 1.0
-    assert found["explained_variance"] < 0.5
-
-
-def test_latents_are_matched_one_to_one():
-    generator = torch.Generator().manual_seed(0)
-    activations = (torch.rand(500, 5, generator=generator) < 0.3) * 1.0
-    order = torch.tensor([3, 0, 4, 1, 2, 6])
-    spare = torch.rand(500, 2, generator=generator)
-    f = torch.cat([activations * 7.0, spare], dim=1)[:, torch.tensor([1, 3, 4, 0, 2, 5, 6])]
-    assert match_latents(f, activations).tolist() == [3, 0, 4, 1, 2]
-    assert len(order) == 6
-    silent = f.clone()
-    silent[:, 0] = 0.0  # a dead latent has no correlation, and no NaN
-    matched = match_latents(silent, activations)
-    assert len(set(matched.tolist())) == 5 and matched.tolist()[2:] == [4, 1, 2]
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"seeds": (7, 42)}, "sweep_seeds \\[7\\] are also in seeds"),
+        ({"seeds": (1, 1)}, "values are repeated: \\[1, 1\\]"),
+        ({"rhos": (0.5, 1.0)}, "each rho must be in \\[0, 1\\)"),
+        ({"l1_levels": (0.0, 0.1)}, "levels must be positive"),
+        ({"batch": 100}, "multiple of 8"),
+    ],
+)
+def test_wrong_settings_are_told(values, message):
+    with pytest.raises(ValidationError, match=message):
+        ToyConfig(**values)
 
 
 def test_training_uses_the_seed_and_learns():
-    config = toy_config("standard", PAIR)
-    one, history = train_toy(config, PAIR, seed=1, steps=150, batch=128)
-    again, _ = train_toy(config, PAIR, seed=1, steps=150, batch=128)
-    other, _ = train_toy(config, PAIR, seed=2, steps=150, batch=128)
+    def run(seed: int) -> ToyRun:
+        return ToyRun(PAIR, toy_config("standard", PAIR, ToyConfig(steps=80)), seed, steps=80, batch=128)
+
+    one, history = train_toy(run(1))
+    again, _ = train_toy(run(1))
+    other, _ = train_toy(run(2))
     assert torch.equal(one.W_enc, again.W_enc) and not torch.equal(one.W_enc, other.W_enc)
-    assert history["reconstruction"].iloc[-1] < 0.7 * history["reconstruction"].iloc[0]
+    assert history["reconstruction"].iloc[-1] < 0.5 * history["reconstruction"].iloc[0]
     # What is returned takes raw inputs.
     assert toy_metrics(one, PAIR)["explained_variance"] == pytest.approx(
         history["explained_variance"].iloc[-1], abs=0.1
     )
 
 
-def test_configurations():
-    standard, topk = toy_config("standard", TREE), toy_config("topk", TREE)
-    assert standard.d_sae == topk.d_sae == 20 and topk.k == 2 and standard.masking is None
-    assert toy_config("jumprelu", TREE).target_l0 == pytest.approx(1.12)
-    atm = toy_config("atm", TREE, {"masking": {"c": 0.5}})
-    assert atm.masking and (atm.masking.c, atm.masking.warmup_steps) == (0.5, 200)
-    assert atm.l1_coefficient == standard.l1_coefficient, "the methods are compared at one coefficient"
+def test_penalties_are_one_without_order_and_two_with_it():
+    """On tokens without order the adjacent-token penalty is, in expectation, the variance penalty at half its
+    coefficient; where features persist it has less to punish."""
+
+    def penalty(method: str, rho: float) -> float:
+        settings = ToyConfig(steps=60, temporal_coefficient=0.3)
+        config = toy_config(method, TREE, settings)
+        _, history = train_toy(ToyRun(chain(rho), config, 1, settings.steps, settings.batch))
+        return float(history["temporal"].iloc[3:].mean())
+
+    adjacent, variance = penalty("temporal_strong", 0.0), penalty("variance", 0.0)
+    assert adjacent == pytest.approx(2 * variance, rel=0.1)
+    assert penalty("temporal_strong", 0.99) < 0.5 * adjacent
+    assert penalty("variance", 0.99) == pytest.approx(variance, rel=0.25)
 
 
-def test_picture(monkeypatch, tmp_path):
-    asked = []
+def test_of_training():
+    history = pd.DataFrame(
+        {"alpha": [0.1, 0.2, 0.4, 0.3], "reconstruction": [9.0, 4.0, 1.0, 2.0], "mask_rate": [0, 0, 0.2, 0.4]}
+    )
+    assert alpha_loss_correlation(history) == pytest.approx(-1.0), "by rank"
+    assert math.isnan(alpha_loss_correlation(history.assign(alpha=0.5)))
+    assert math.isnan(alpha_loss_correlation(history.drop(columns="alpha")))
+    assert mean_mask_rate(history) == pytest.approx(0.3) and math.isnan(mean_mask_rate(history.iloc[:1]))
 
-    def instead(config, toy, seed):
-        asked.append((config, seed))
-        _, history = train_toy(config, toy, seed, steps=3, batch=32)
-        return absorbing(toy), history.assign(mask_rate=0.25 + seed / 100)
 
-    monkeypatch.setattr(toy_module, "train_toy", instead)
-    frame, summary = absorption_picture(("dropout", "standard", "atm"), (1, 2))
-    assert [config.dropout.probability for config, _ in asked if config.dropout] == [0.26, 0.27], "as often as ATM"
+def test_crossing():
+    # log L0 falls from log 4 to log 1 over a decade: 2 is half-way, whatever the order of the levels.
+    assert crossing([0.1, 0.01], [1.0, 4.0], 2.0) == pytest.approx(10**-1.5, abs=1e-6)
+    assert crossing([0.01, 0.1, 1.0], [4.0, 1.0, 4.0], 2.0) < 0.1, "the smallest of two"
+    assert crossing([0.01, 0.1], [4.0, 3.0], 2.0) == 0.1 and crossing([0.01, 0.1], [1.0, 0.5], 2.0) == 0.01
+
+
+class Recorded(ToyPool):
+    """A pool whose SAEs have L0 = 0.02 / l1_coefficient, or their k."""
+
+    def __init__(self) -> None:
+        super().__init__("nowhere")
+        self.asked: list[ToyRun] = []
+
+    def run(self, runs, description="", work=train_and_score):
+        runs = list(runs)
+        self.asked += runs
+        made = []
+        for run in runs:
+            l0 = run.config.k or run.config.target_l0 or 0.02 / run.config.l1_coefficient
+            names = ("parent_silent_rate", "miss_rate", "cos_child_parent", "explained_variance", "dead_fraction")
+            made.append(dict.fromkeys(names, 0.5) | {"l0": l0, "true_l0": 1.12, "mask_rate": 0.25})
+        return made
+
+
+def test_matching_finds_the_true_l0():
+    settings = ToyConfig(l1_levels=(0.001, 0.1), refinements=1, sweep_seeds=(7, 8))
+    recorded = Recorded()
+    cells = [Cell(TREE, toy_config(method, TREE, settings)) for method in ("standard", "topk", "jumprelu")]
+    l1, k, target = match_l0(recorded, cells, settings)
+    assert l1 == pytest.approx(0.02 / 1.12, rel=1e-3) and k == 1 and target == pytest.approx(1.12)
+    assert {run.seed for run in recorded.asked} == {7, 8}, "the reported seeds decide nothing"
+    tried = [run.config.l1_coefficient for run in recorded.asked]
+    assert sorted(set(tried)) == pytest.approx([0.001, l1, 0.1]), "the interpolated coefficient was trained too"
+
+
+def test_experiments_ask_for_what_they_say():
+    study = Recorded()
+    matched = experiments.matched(study, SMALL)
+    tree = matched[(matched["toy"] == "tree") & (matched["experiment"] == "matched")]
+    assert set(tree["method"]) == set(TOY_METHODS) and (tree.groupby("method")["seed"].nunique() == 2).all()
+    assert set(matched.loc[matched["experiment"] == "next_k", "method"]) == {"topk", "batchtopk", "matryoshka"}
+    assert tree.set_index("method").loc["standard", "l0_ratio"].to_numpy() == pytest.approx(1.0, rel=1e-3)
+    dropout = {run.config.dropout.probability for run in study.asked if run.config.dropout}
+    assert dropout == {0.25}, "as often as ATM"
+
+    sweep = experiments.sweep(Recorded(), SMALL)
+    assert "variance" not in set(sweep["method"])
+    assert (sweep.groupby("method")["label"].nunique() == 2).all() and set(sweep["seed"]) == {7}
+    assert sweep.loc[sweep["method"] == "gated", "sparsity"].min() == pytest.approx(0.1)
+
+    study = Recorded()
+    rho = experiments.rho_sweep(study, SMALL)
+    strong = rho[rho["label"] == "strong"]
+    assert strong.groupby(["method", "rho"]).size().to_list() == [2] * 6 and set(rho["toy"]) == {"chain"}
+    pairings = {run.config.temporal.pairing for run in study.asked if run.config.temporal}
+    assert pairings == {"adjacent_token", "previous_batch", "variance"}
+    assert set(rho.loc[rho["label"] == "published", "temporal_coefficient"]) == {1e-4}
+
+    factorial = experiments.factorial(Recorded(), SMALL)
+    cells = factorial.groupby(["temporal", "resampling", "gradient_scaling"])["seed"].nunique()
+    assert len(cells) == 8 and (cells == 2).all() and factorial["sparsity"].nunique() == 1
+
+    importance = experiments.importance(Recorded(), SMALL)
+    assert importance["importance"].nunique() == 6 and set(importance["method"]) == {"atm", "dropout"}
+    rare = experiments.rare(Recorded(), SMALL)
+    assert set(rare["toy"]) == {"rare"} and set(rare["method"]) == {"standard"}
+    assert set(rare["label"]) >= {"none", "threshold=1e-05", "threshold=0.005"}
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    config = toy_config("topk", PAIR, SMALL)
+    runs = [ToyRun(PAIR, config, seed, 10, 64) for seed in (1, 2, 1)]
+    with ToyPool(tmp_path) as first:
+        found = first.run(runs)
+    assert found[0] == found[2] != found[1] and len(list(tmp_path.iterdir())) == 2
+    assert math.isnan(found[0]["mask_rate"]), "no mask, no rate"
+
+    def forbidden(run: ToyRun) -> dict[str, float]:
+        raise AssertionError("trained again")
+
+    forbidden.__module__ = train_and_score.__module__
+    monkeypatch.setattr(pool, "train_and_score", forbidden)
+    again = ToyPool(tmp_path).run(runs, work=forbidden)
+    assert [{k: v for k, v in row.items() if v == v} for row in again] == [
+        {k: v for k, v in row.items() if v == v} for row in found
+    ]
+    # A damaged file is made again.
+    file = next(iter(tmp_path.iterdir()))
+    file.write_text('{"l0":')
+    with pytest.raises(AssertionError, match="trained again"):
+        ToyPool(tmp_path).run(runs, work=forbidden)
+
+
+def test_picture_is_of_the_matched_saes(tmp_path):
+    settings = SMALL.model_copy(update={"seeds": (1,), "refinements": 0, "steps": 10})
+    frame = experiments.absorption_picture(tmp_path, settings, methods=("standard", "dropout"))
     assert list(frame) == ["method", "seed", "kind", "row", "latent", "value"]
-    assert set(summary) >= {"method", "seed", "parent_silent_rate", "miss_rate", "cos_child_parent", "true_l0"}
-    assert len(summary) == 6 and len(frame) == 6 * (5 * 4 + 4 * 4)
-    one = frame[(frame["method"] == "atm") & (frame["seed"] == 1)]
-    activation = one[one["kind"] == "activation"].pivot(index="row", columns="latent", values="value")
-    assert list(dict.fromkeys(one["latent"])) == ["parent", "child 1", "child 2", "child 3"]
-    assert activation.loc["parent only", "parent"] == pytest.approx(1.0, abs=0.12)
-    assert activation.loc["parent + child 2", "parent"] == 0.0
-    assert activation.loc["parent + child 2", "child 2"] == pytest.approx(1.0, abs=0.12)
-    assert activation.loc["none"].max() < 1e-3
-    cosine = one[one["kind"] == "cosine"].pivot(index="row", columns="latent", values="value")
-    assert cosine.loc["parent", "child 1"] == pytest.approx(2**-0.5, abs=1e-3)
-    assert cosine.loc["child 1", "parent"] == pytest.approx(0.0, abs=1e-3)
-    from sae_lib.report.absorption_figures import absorption_picture as draw
-
-    figure, _ = draw(frame, summary)
-    figure.savefig(tmp_path / "picture.png")
+    assert len(frame) == 2 * (5 * 4 + 4 * 4) and np.isfinite(frame["value"]).all()
+    rows = [*dict.fromkeys(frame["row"])]
+    assert rows[:2] == ["parent only", "parent + child 1"] and "none" in rows
+    summary = pd.DataFrame({"experiment": "matched", "toy": "tree", "method": "standard", "label": "", "seed": [1]})
     assert Results(toy=frame, toy_summary=summary).toy is frame
 
 
 def test_masking_and_dropout_do_not_do_the_same():
     """Why uniform dropout is a control: after ATM the child's decoder row is its own, after dropout it still points
     along the parent, whether or not the parent's latent is silent."""
+    settings = ToyConfig()
     found = {}
-    for method in ("standard", "atm", "dropout"):
-        sae, _ = train_toy(toy_config(method, PAIR), PAIR, seed=42, steps=1000)
-        found[method] = toy_metrics(sae, PAIR)
+    for method, change in (("standard", {}), ("atm", {}), ("dropout", {"dropout": {"probability": 0.45}})):
+        config = at_level(toy_config(method, PAIR, settings, change), 0.03)
+        found[method] = train_and_score(ToyRun(PAIR, config, 7, settings.steps, settings.batch))
     standard, atm, dropout = found["standard"], found["atm"], found["dropout"]
     assert standard["parent_silent_rate"] > 0.9 and standard["explained_variance"] > 0.95
     assert standard["cos_child_parent"] > 0.6 and standard["l0"] < standard["true_l0"]

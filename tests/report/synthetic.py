@@ -11,12 +11,16 @@ import pandas as pd
 from sae_lib.report.results import Results
 
 SEEDS = (42, 43, 44, 45, 46)
+SWEEP_SEEDS = (7, 8)
 LETTERS = "abcdefghijklmnopqrstuvw"
 # method -> (absorption fraction, explained variance, L0) of the main table
 MAIN = {
     "standard": (0.12, 0.90, 16.0),
+    "gated": (0.13, 0.91, 16.3),
     "topk": (0.20, 0.92, 16.0),
     "batchtopk": (0.19, 0.93, 16.4),
+    "matryoshka_2": (0.05, 0.90, 16.1),
+    "matryoshka_4": (0.03, 0.88, 15.9),
     "jumprelu": (0.17, 0.91, 15.6),
     "temporal_sae": (0.10, 0.84, 17.0),
     "atm": (0.06, 0.87, 15.8),
@@ -29,6 +33,18 @@ WRITTEN = {
     "temporal_sae": (0.05, 0.60, 120.0),
     "paper_atm": (0.02, 0.95, 250.0),
 }
+
+
+def measured(rng: np.random.Generator, method: str, variance: float) -> dict[str, float]:
+    """Sparse probing and stability of one SAE; ATM's are the best."""
+    gain = 0.04 * (method == "atm")
+    k1 = 0.60 + 0.15 * variance + gain + 0.003 * rng.standard_normal()
+    return {
+        "probing_k1": k1, "probing_k2": k1 + 0.03, "probing_k5": k1 + 0.07, "probing_all": 0.95, "probing_chance": 0.5,
+        "context_firing": 0.6 + 4 * gain + 0.01 * rng.standard_normal(), "context_probe": 0.93, "context_words": 300,
+        "token_change": 0.8 - 4 * gain + 0.01 * rng.standard_normal(), "token_change_shuffled": 1.2,
+        "token_autocorrelation": 0.2 + 0.01 * rng.standard_normal(), "token_autocorrelation_shuffled": 0.0,
+    }  # fmt: skip
 
 
 def sae_row(rng: np.random.Generator, group: str, method: str, seed: int, centre: Any, **more: Any) -> dict[str, Any]:
@@ -50,6 +66,7 @@ def sae_row(rng: np.random.Generator, group: str, method: str, seed: int, centre
         "absorption_fraction": absorption, "absorption_full": absorption / 4,
         "absorption_unthresholded": absorption * 2, "num_split_features": 1.3 + 0.05 * rng.standard_normal(),
         "probe_f1": 0.9, "letters": len(LETTERS), "words": 700,
+        **measured(rng, method, variance),
     } | more  # fmt: skip
 
 
@@ -57,11 +74,10 @@ def evaluation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     rows = [sae_row(rng, "main", m, s, centre) for m, centre in MAIN.items() for s in seeds]
     rows += [sae_row(rng, "as_written", m, s, centre) for m, centre in WRITTEN.items() for s in seeds]
-    for method in ("standard", "temporal_sae", "atm", "dropout"):
-        for factor, coefficient in ((0.5, 0.16), (1.1, 0.04), (4.0, 0.01)):
-            absorption, variance, l0 = MAIN[method]
-            centre = (absorption / factor**0.3, 1 - (1 - variance) / factor**0.4, l0 * factor)
-            rows.append(sae_row(rng, "calibration", method, 7, centre, l1_coefficient=coefficient))
+    for method, (absorption, variance, _) in MAIN.items():
+        for l0 in (8.0, 12.0, 30.0, 64.0, 160.0):
+            centre = (absorption * (16 / l0) ** 0.3, 1 - (1 - variance) * (16 / l0) ** 0.4, l0)
+            rows += [sae_row(rng, "sweep", method, s, centre, label=f"k={l0:g}") for s in SWEEP_SEEDS]
     rows += [sae_row(rng, "untrained", "untrained", s, (0.03, 0.25, 500.0)) for s in seeds[:1]]
     for on in itertools.product((False, True), repeat=3):
         temporal, resampling, scaling = on
@@ -155,38 +171,96 @@ def density(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+# method -> how often its parent is silent, how far its child points along the parent
+TOYS = {
+    "standard": (0.92, 0.6), "gated": (0.90, 0.6), "topk": (0.85, 0.6), "batchtopk": (0.84, 0.6),
+    "matryoshka": (0.02, 0.1), "jumprelu": (0.88, 0.6), "temporal_sae": (0.90, 0.6), "temporal_previous": (0.7, 0.5),
+    "variance": (0.7, 0.5), "atm": (0.01, 0.1), "dropout": (0.1, 0.5),
+}  # fmt: skip
+
+
 def toys(seeds: tuple[int, ...] = SEEDS) -> tuple[pd.DataFrame, pd.DataFrame]:
     rng = np.random.default_rng(3)
     features = ["parent", "child 1", "child 2", "child 3"]
-    rows, summary = [], []
-    for method, (silent, along) in {
-        "standard": (0.92, 0.6),
-        "atm": (0.01, 0.1),
-        "dropout": (0.1, 0.5),
-    }.items():
-        for seed in seeds:
-            for place, name in enumerate(["parent only", *(f"parent + {child}" for child in features[1:]), "none"]):
-                for at, latent in enumerate(features):
-                    on = (latent == "parent" and name != "none") or (at > 0 and at == place)
-                    value = float(on) * (1 - silent if latent == "parent" and 0 < place < 4 else 1)
-                    value = abs(value + 0.01 * rng.standard_normal())
-                    rows.append((method, seed, "activation", name, latent, value))
-            for feature, latent in itertools.product(features, features):
-                value = 1.0 if feature == latent else along if feature == "parent" else 0.0
-                rows.append((method, seed, "cosine", feature, latent, value + 0.02 * rng.standard_normal()))
-            summary.append(
-                {
-                    "method": method, "seed": seed,
-                    "parent_silent_rate": silent + 0.005 * rng.standard_normal(), "miss_rate": 0.01,
-                    "cos_child_parent": along, "cos_parent_parent": 0.98,
-                    "explained_variance": 0.99, "l0": 1.1, "true_l0": 1.12,
-                }
-            )  # fmt: skip
+    rows = []
+    for method, seed in itertools.product(("standard", "atm", "dropout"), seeds):
+        silent, along = TOYS[method]
+        for place, name in enumerate(["parent only", *(f"parent + {child}" for child in features[1:]), "none"]):
+            for at, latent in enumerate(features):
+                on = (latent == "parent" and name != "none") or (at > 0 and at == place)
+                value = float(on) * (1 - silent if latent == "parent" and 0 < place < 4 else 1)
+                value = abs(value + 0.01 * rng.standard_normal())
+                rows.append((method, seed, "activation", name, latent, value))
+        for feature, latent in itertools.product(features, features):
+            value = 1.0 if feature == latent else along if feature == "parent" else 0.0
+            rows.append((method, seed, "cosine", feature, latent, value + 0.02 * rng.standard_normal()))
     columns = ["method", "seed", "kind", "row", "latent", "value"]
-    return pd.DataFrame(rows, columns=columns), pd.DataFrame(summary)
+    return pd.DataFrame(rows, columns=columns), toy_summary(seeds)
+
+
+def toy_summary(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
+    rng = np.random.default_rng(4)
+
+    def row(experiment: str, toy: str, method: str, seed: int, silent: float, **more: Any) -> dict[str, Any]:
+        return {
+            "experiment": experiment, "toy": toy, "method": method, "label": "", "seed": seed, "rho": 0.0,
+            "parent_silent_rate": silent + 0.005 * rng.standard_normal(), "miss_rate": 0.01,
+            "cos_child_parent": TOYS[method][1] + 0.01 * rng.standard_normal(),
+            "cos_parent_parent": 0.98 - 0.05 * (silent > 0.5) + 0.001 * rng.standard_normal(),
+            "explained_variance": 0.98 + 0.001 * rng.standard_normal(), "l0": 1.1, "true_l0": 1.12,
+            "dead_fraction": 0.2, "top_share": 0.3, "alpha_loss_correlation": np.nan,
+        } | more  # fmt: skip
+
+    rows = []
+    toys = [("pair", method) for method in ("standard", "atm", "dropout")] + [("tree", method) for method in TOYS]
+    for (toy, method), seed in itertools.product(toys, seeds):
+        silent = TOYS[method][0]
+        temporal = {"alpha_loss_correlation": -0.5 + 0.01 * seed / 46} if method == "temporal_sae" else {}
+        rows.append(row("matched", toy, method, seed, silent, **temporal))
+    for on, seed in itertools.product(itertools.product((False, True), repeat=3), seeds):
+        parts = dict(zip(("temporal", "resampling", "gradient_scaling"), on, strict=True))
+        values = {
+            "dead_fraction": 0.2 - 0.1 * on[1] + 0.001 * rng.standard_normal(),
+            "top_share": 0.3 - 0.05 * on[2] + 0.001 * rng.standard_normal(),
+        }
+        rows.append(row("factorial", "tree", "temporal_sae", seed, 0.9 - 0.2 * on[0], **parts, **values))
+    for importance, silent in IMPORTANCE.items():
+        rows += [row("importance", "tree", "atm", seed, silent, importance=importance) for seed in seeds]
+    return pd.DataFrame(rows)
+
+
+# parts of the importance -> how often the parent is silent
+IMPORTANCE = {
+    "magnitude+frequency+contribution": 0.01, "frequency+contribution": 0.1, "magnitude+contribution": 0.2,
+    "magnitude+frequency": 0.3,
+}  # fmt: skip
+
+
+def seed_stability(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
+    rng = np.random.default_rng(5)
+    rows = []
+    for method, (a, b) in itertools.product(MAIN, itertools.combinations(seeds, 2)):
+        cosine = 0.5 + 0.2 * (method == "atm") + 0.01 * rng.standard_normal()
+        rows.append(
+            {
+                "group": "main", "method": method, "seed_a": a, "seed_b": b, "matched_cosine": cosine,
+                "max_cosine": cosine + 0.05, "share_matched": cosine - 0.2,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows, columns=["group", "method", "seed_a", "seed_b", "matched_cosine", "max_cosine",
+                                       "share_matched"])  # fmt: skip
+
+
+def probing_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    keys = ["run", "group", "method", "label", "seed", "probing_k1", "probing_k2", "probing_k5", "probing_all"]
+    rows = table.loc[table["group"] == "main", keys].rename(columns=lambda name: name.removeprefix("probing_"))
+    tasks = [rows.assign(dataset=f"set {n % 2}", task=f"task {n}", train=400, test=100) for n in range(3)]
+    return pd.concat(tasks, ignore_index=True)
 
 
 def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     table = evaluation(seeds)
     toy, summary = toys(seeds)
-    return Results(table, letters(seeds), density(table), history(seeds), toy, summary)
+    return Results(
+        table, letters(seeds), density(table), history(seeds), probing_tasks(table), seed_stability(seeds), toy, summary
+    )

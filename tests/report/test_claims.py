@@ -30,6 +30,7 @@ CLAIMS = load_claims()
 POCKET = load_profile("pocket")
 GEMMA = POCKET.model_copy(update={"model": POCKET.model.model_copy(update={"name": "google/gemma-2-2b"})})
 INCONSISTENT = {"T-02", "T-05", "T-06", "T-07", "T-10", "T-12", "T-21", "T-25"}
+ON_GROUND_TRUTH = {"T-13", "T-14", "T-15", "T-16", "T-17", "T-18", "T-19", "M-05", "M-06", "M-07", "M-08"}
 METHOD_CLAIMS = {"T-17", "T-18", "T-19", "M-05", "M-07", "M-08"}
 
 
@@ -72,7 +73,9 @@ def test_every_claim_of_the_papers_is_there_once() -> None:
             lambda entries: [entries[0] | {"published": [{"name": "a", "value": 0.5}]}, *entries[1:]],
             "in quotes",
         ),
-        (lambda entries: [entries[15] | {"id": "T-01", "needs": None}, *entries[1:]], "nothing decides"),
+        (lambda entries: [entries[27] | {"id": "T-01", "needs": None}, *entries[1:]], "nothing decides"),
+        (lambda entries: [entries[0] | {"toy_check": {"kind": "guess"}}, *entries[1:]], "toy_check.kind 'guess'"),
+        (lambda entries: [entries[0] | {"toy_check": {"kind": "level"}}, *entries[1:]], "evidence is missing"),
     ],
 )
 def test_a_wrong_claims_file_is_refused_by_name(tmp_path: Path, change, message: str) -> None:
@@ -135,7 +138,7 @@ def test_gemma_claims_are_not_answered_by_another_model(results: Results) -> Non
     assert "google/gemma-2-2b" in table["T-03"]["reason"] and "pocket" in table["T-03"]["reason"]
     assert "(n = 5)" in table["T-03"]["measured"]
     assert table["T-08"]["at_this_scale"] == "reproduced"
-    assert table["M-04"]["reason"].endswith("this needs sparse probing on the 35 tasks")
+    assert table["T-28"]["reason"].endswith("this needs runs without the warm-up")
 
 
 def test_gemma_numbers_are_compared_within_tolerance(results: Results) -> None:
@@ -208,11 +211,135 @@ def test_alpha_against_the_loss(results: Results) -> None:
 def test_toy_and_importance(results: Results) -> None:
     table = verdicts(results)
     assert (table["M-07"]["verdict"], table["M-08"]["verdict"]) == ("reproduced", "reproduced")
+    assert (table["M-07"]["ground_truth"], table["M-07"]["at_this_scale"]) == ("reproduced", "")
     toys = results.toy_summary.assign(parent_silent_rate=0.001 * results.toy_summary["seed"] / 46)
     assert answer(replace(results, toy_summary=toys), "M-07")["verdict"] == "contradicted"
     rows = results.evaluation.copy()
     rows.loc[rows["importance"] == "magnitude+frequency", "absorption_fraction"] = 0.0
     assert answer(replace(results, evaluation=rows), "M-08")["verdict"] == "contradicted"
+
+
+def moved(results: Results, by: float, column: str, **where: object) -> Results:
+    """`by` added to a column of the toy data's summary, in the rows with the given values."""
+    rows = results.toy_summary.copy()
+    chosen = pd.Series(True, index=rows.index)
+    for name, value in where.items():
+        chosen &= rows[name] == value
+    assert chosen.any()
+    rows.loc[chosen, column] += by
+    return replace(results, toy_summary=rows)
+
+
+def test_ground_truth_has_a_verdict_and_says_what_it_is(results: Results) -> None:
+    table = evaluate_claims(POCKET, results).set_index("id")
+    assert set(table.index[table["ground_truth"] != ""]) == ON_GROUND_TRUTH
+    assert table.loc[sorted(ON_GROUND_TRUTH), "ground_truth"].to_dict() == {
+        "M-05": "reproduced", "M-06": "reproduced", "M-07": "reproduced", "M-08": "reproduced",
+        "T-13": "not reproduced", "T-14": "contradicted", "T-15": "not run at this profile", "T-16": "reproduced",
+        "T-17": "reproduced", "T-18": "reproduced", "T-19": "reproduced",
+    }  # fmt: skip
+    evidence = table.loc["M-05", "toy_evidence"]
+    assert evidence.startswith("matched L0: how often") and "(n = 5)" in evidence and "tree: L0 ATM 1.1" in evidence
+    shown = claims_table(table.reset_index(), POCKET).shown
+    assert {"ground truth", "toy evidence"} <= set(shown.columns)
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "column", "where"),
+    [
+        ("M-05", 0.5, "parent_silent_rate", {"experiment": "matched", "toy": "tree", "method": "atm"}),
+        ("M-06", -0.2, "cos_parent_parent", {"experiment": "matched", "toy": "tree", "method": "atm"}),
+        ("M-08", -0.3, "parent_silent_rate", {"experiment": "importance", "importance": "magnitude+frequency"}),
+        ("T-13", 0.3, "parent_silent_rate", {"experiment": "factorial", "resampling": True}),
+        ("T-16", -0.92, "parent_silent_rate", {"experiment": "matched", "toy": "tree", "method": "standard"}),
+        ("T-17", 1.0, "alpha_loss_correlation", {"experiment": "matched", "method": "temporal_sae"}),
+        ("T-18", -0.1, "explained_variance", {"experiment": "factorial", "resampling": True}),
+        ("T-19", 0.2, "top_share", {"experiment": "factorial", "gradient_scaling": True}),
+    ],
+)
+def test_ground_truth_follows_the_toys(
+    results: Results, name: str, by: float, column: str, where: dict[str, object]
+) -> None:
+    before, after = answer(results, name), answer(moved(results, by, column, **where), name)
+    assert before["ground_truth"] != "contradicted" and after["ground_truth"] == "contradicted"
+    assert before["at_this_scale"] == after["at_this_scale"]
+
+
+def test_the_best_on_toys_is_best_in_everything(results: Results) -> None:
+    """T-14: below every baseline in absorption is not enough, explained variance has to be above them too."""
+    assert answer(results, "T-14")["ground_truth"] == "contradicted"
+    lower = moved(results, -0.95, "parent_silent_rate", experiment="matched", method="temporal_sae")
+    assert answer(lower, "T-14")["ground_truth"] == "not reproduced"
+    both = moved(lower, 0.015, "explained_variance", experiment="matched", method="temporal_sae")
+    assert answer(both, "T-14")["ground_truth"] == "reproduced"
+
+
+def test_toys_are_compared_only_at_matched_l0(results: Results) -> None:
+    denser = moved(results, 1.0, "l0", experiment="matched", toy="tree", method="atm")
+    row = answer(denser, "M-05")
+    assert row["ground_truth"] == "not run at this profile" and "L0 is not matched" in row["toy_evidence"]
+    assert row["verdict"] == "reproduced"  # what the language model's SAEs say is not touched
+
+
+def test_rare_parents_on_toys(results: Results) -> None:
+    """T-15: silent next to nowhere, or often, where the parent itself is rare."""
+    rows = results.toy_summary.query("experiment == 'matched' and toy == 'pair' and method == 'standard'")
+    rare = rows.assign(experiment="rare", toy="rare tree")
+    for silent, verdict in ((0.0, "reproduced"), (0.5, "contradicted")):
+        jitter = 1e-4 * (rare["seed"] - 44)
+        summary = pd.concat([results.toy_summary, rare.assign(parent_silent_rate=silent + jitter)], ignore_index=True)
+        assert answer(replace(results, toy_summary=summary), "T-15")["ground_truth"] == verdict
+
+
+def test_strong_probing_is_not_below_any_baseline(results: Results) -> None:
+    """M-04: ATM is .03 above the baselines; a hundredth below the best is still as good, more is not."""
+    assert answer(results, "M-04")["at_this_scale"] == "reproduced"
+    assert answer(shifted(results, "main", "atm", "probing_k5", -0.06), "M-04")["at_this_scale"] == "contradicted"
+    row = answer(shifted(results, "main", "atm", "l0", 30.0), "M-04")
+    assert row["at_this_scale"] == "not run at this profile" and "L0 is not matched" in row["reason"]
+    rows = results.evaluation.copy()
+    written = (rows["group"] == "as_written") & (rows["method"] == "paper_atm")
+    rows.loc[written, "probing_k1"] = 0.72
+    assert answer(replace(results, evaluation=rows), "M-04", GEMMA)["verdict"] == "reproduced"
+    rows.loc[written, "probing_k1"] = 0.60
+    assert answer(replace(results, evaluation=rows), "M-04", GEMMA)["verdict"] == "not reproduced"
+
+
+def test_stability_is_across_seeds_contexts_and_tokens(results: Results) -> None:
+    assert answer(results, "M-06")["at_this_scale"] == "reproduced"
+    pairs = results.seed_stability.copy()
+    pairs.loc[pairs["method"] == "atm", "matched_cosine"] -= 0.4
+    assert answer(replace(results, seed_stability=pairs), "M-06")["at_this_scale"] == "contradicted"
+    assert answer(shifted(results, "main", "atm", "token_change", 0.5), "M-06")["at_this_scale"] == "contradicted"
+    level = shifted(results, "main", "atm", "context_firing", -0.16)
+    assert answer(level, "M-06")["at_this_scale"] == "not reproduced"
+    row = answer(replace(results, seed_stability=pairs.iloc[:0]), "M-06")
+    assert row["at_this_scale"] == "not run at this profile" and "matched cosine" in row["reason"]
+
+
+def test_firing_across_contexts_is_below_one_and_below_the_probe(results: Results) -> None:
+    assert answer(results, "T-16")["at_this_scale"] == "reproduced"
+    assert (
+        answer(shifted(results, "main", "standard", "context_firing", 0.38), "T-16")["at_this_scale"] == "contradicted"
+    )
+    # Where the language model itself does not show the letter, nothing can be asked of a latent.
+    assert (
+        answer(shifted(results, "main", "standard", "context_probe", -0.8), "T-16")["at_this_scale"] == "contradicted"
+    )
+    poor = shifted(results, "main", "standard", "explained_variance", -0.5)
+    assert answer(poor, "T-16")["at_this_scale"] == "contradicted"
+
+
+def test_a_reversal_among_many_comparisons_survives_holm() -> None:
+    """p of the reversed one is .03: a contradiction alone, not among three."""
+    wanted = stats.t.isf(0.015, 2) / math.sqrt(3)  # mean over sd of three values with a two-sided p of .03
+    down = t_interval([-wanted - 1, -wanted, -wanted + 1])
+    up = t_interval([1.0, 1.1, 0.9])
+    reversed_ = Comparison("x", down, "higher")
+    assert reversed_.p == pytest.approx(0.03) and reversed_.reversed
+    assert decide([reversed_]).verdict == "contradicted"
+    others = [Comparison("y", t_interval([-9.0, 0.0, 10.0]), "higher"), Comparison("z", up, "higher", margin=-1.0)]
+    assert decide([reversed_, *others]).verdict == "not reproduced"
 
 
 def test_rare_letters_and_seeds(results: Results) -> None:
@@ -254,6 +381,10 @@ def test_poor_results_give_reasons_and_no_verdicts(results: Results) -> None:
         for name in ("M-05", "M-08", "T-18"):
             assert table.loc[name, "verdict"] == "not run at this profile"
             assert table.loc[name, "reason"] not in ("", "the claim is about")
+        for name in ("M-04", "M-06", "T-16"):
+            assert table.loc[name, "at_this_scale"] == "not run at this profile"
+    nothing = evaluate_claims(POCKET, Results()).set_index("id")
+    assert set(nothing.loc[sorted(ON_GROUND_TRUTH), "ground_truth"]) == {"not run at this profile"}
     assert "one seed" in answer(synthetic.results(seeds=(42,)), "M-05")["reason"]
 
 
@@ -268,6 +399,10 @@ def test_verify_notices_a_changed_result(results: Results, tmp_path: Path, capsy
     shifted(results, "main", "atm", "absorption_fraction", 0.3).evaluation.to_parquet(folder / "evaluation.parquet")
     assert verify(POCKET, folder, expected) == 1
     assert "DIFFERS M-05 verdict: 'contradicted', committed 'reproduced'" in capsys.readouterr().out
+
+    folder = save(moved(results, 0.5, "parent_silent_rate", experiment="matched", method="atm"), tmp_path / "toys")
+    assert verify(POCKET, folder, expected) == 1
+    assert "DIFFERS M-05 ground_truth: 'contradicted', committed 'reproduced'" in capsys.readouterr().out
 
 
 def test_verify_on_a_clean_clone_reads_the_committed_results(results: Results, tmp_path: Path, capsys) -> None:
@@ -290,7 +425,8 @@ def test_expected_verdicts_are_checked(results: Results, tmp_path: Path) -> None
         (good | {"profile": "other"}, "not of profile pocket"),
         (good | {"verdicts": {k: v for k, v in good["verdicts"].items() if k != "T-07"}}, "missing T-07"),
         (good | {"verdicts": good["verdicts"] | {"T-31": good["verdicts"]["T-01"]}}, "unknown T-31"),
-        (good | {"verdicts": good["verdicts"] | {"T-01": {"verdict": "fine", "at_this_scale": ""}}}, "T-01"),
+        (good | {"verdicts": good["verdicts"] | {"T-01": good["verdicts"]["T-01"] | {"verdict": "fine"}}}, "T-01"),
+        (good | {"verdicts": good["verdicts"] | {"T-01": {"verdict": "reproduced", "at_this_scale": ""}}}, "T-01"),
     ):
         write_json(path, broken)
         with pytest.raises(ArtifactError, match=message):

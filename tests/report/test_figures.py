@@ -9,14 +9,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from sae_lib.errors import ArtifactError
-from sae_lib.report.absorption_figures import absorption_against_l0, absorption_picture, letters_figure
+from sae_lib.report.absorption_figures import absorption_picture, letters_figure
 from sae_lib.report.figures import ablation_effects, key_metrics, training_curves
-from sae_lib.report.names import MAIN_METHODS
+from sae_lib.report.names import MAIN_METHODS, METHODS, TOY_METHODS
 from sae_lib.report.results import Results
 from sae_lib.report.style import LOOKS, save_figure, set_style
+from sae_lib.report.sweep_figures import pareto_figure
 from tests.report import synthetic
 
 Drawn = tuple[Figure, pd.DataFrame]
@@ -25,7 +27,7 @@ FIGURES: dict[str, Callable[[Results], Drawn]] = {
     "key_metrics": lambda r: key_metrics(r.evaluation),
     "ablation_effects": lambda r: ablation_effects(r.evaluation),
     "letters": lambda r: letters_figure(r.letters),
-    "absorption_against_l0": lambda r: absorption_against_l0(r.evaluation),
+    "pareto": lambda r: pareto_figure(r.evaluation),
     "absorption_picture": lambda r: absorption_picture(r.toy, r.toy_summary),
 }
 
@@ -70,7 +72,7 @@ def test_curves_are_means_and_bands_over_seeds(results: Results) -> None:
         pytest.approx(unexplained.mean()), unexplained.min(), unexplained.max(), 5,
     )  # fmt: skip
     drawn = {text.get_text() for text in fig.legends[0].get_texts()}
-    assert drawn == {"Standard", "TopK", "BatchTopK", "JumpReLU", "TemporalSAE", "ATM", "Uniform dropout"}
+    assert drawn == {METHODS[method] for method in MAIN_METHODS}
     assert set(data["method"]) == set(MAIN_METHODS)  # the as-written runs are not among them
 
 
@@ -80,21 +82,75 @@ def test_methods_differ_without_colour() -> None:
     assert len({look.line for look in main}) == len(main)
 
 
+def test_methods_differ_in_colour_for_the_colour_blind() -> None:
+    """Distance in CIELAB as seen with deuteranopia and protanopia (Machado et al. 2009, severity 1)."""
+    seen = {
+        "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+        "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    }
+    rgb = np.array([to_rgb(LOOKS[method].color) for method in MAIN_METHODS])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz_of = np.array([[0.4125, 0.3576, 0.1804], [0.2127, 0.7152, 0.0722], [0.0193, 0.1192, 0.9503]])
+    for kind, matrix in seen.items():
+        xyz = np.clip(linear @ np.array(matrix).T, 0, 1) @ xyz_of.T / np.array([0.9505, 1.0, 1.0888])
+        f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+        distance = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 999 * np.eye(len(lab))
+        assert distance.min() > 12, kind
+
+
+def test_every_method_has_a_look() -> None:
+    assert set(METHODS) | set(TOY_METHODS) == set(LOOKS)
+
+
 def test_key_metrics_draws_each_seed(results: Results) -> None:
     fig, data = key_metrics(results.evaluation)
     dots = [line for line in fig.axes[0].lines if line.get_marker() == "."]
-    assert sorted(len(np.atleast_1d(line.get_xdata())) for line in dots) == [5] * 7
+    assert sorted(len(np.atleast_1d(line.get_xdata())) for line in dots) == [5] * 10
     row = data.query("method == 'topk' and metric == 'absorption_fraction'").iloc[0]
     assert row["low"] < row["mean"] < row["high"] and row["n"] == 5
+
+
+def test_pareto_joins_levels_and_marks_the_papers_own(results: Results) -> None:
+    fig, data = pareto_figure(results.evaluation)
+    assert [ax.get_title("left")[:3] for ax in fig.axes] == ["(a)", "(b)", "(c)", "(d)"]
+    assert fig.axes[0].get_xscale() == "log"
+    levels = data.query("metric == 'absorption_fraction' and method == 'atm'")
+    assert sorted(levels["level"]) == ["k=12", "k=160", "k=30", "k=64", "k=8", "main"]
+    lines = [
+        line for line in fig.axes[0].lines if line.get_marker() == "None" and len(np.atleast_1d(line.get_xdata())) == 6
+    ]
+    assert len(lines) == len(MAIN_METHODS)
+    main = levels[levels["level"] == "main"].iloc[0]
+    own = results.evaluation.query("group == 'main' and method == 'atm'")["absorption_fraction"]
+    assert main["mean"] == pytest.approx(own.mean()) and main["n"] == 5
+    written = data.query("metric == 'absorption_fraction' and level == 'as written'")
+    assert set(written["method"]) == {"paper_standard", "topk", "jumprelu", "temporal_sae", "paper_atm"}
+    assert {text.get_text() for text in fig.legends[0].get_texts()} >= {METHODS[method] for method in MAIN_METHODS}
 
 
 def test_collapsed_saes_do_not_stretch_the_axis(results: Results) -> None:
     rows = results.evaluation.copy()
     collapsed = (rows["group"] == "as_written") & (rows["method"] == "temporal_sae")
     rows.loc[collapsed, "explained_variance"] = -40.0
-    fig, data = absorption_against_l0(rows)
-    assert fig.axes[1].get_xlim()[0] > -1 and "-0.2" in fig.axes[1].get_xlabel()
-    assert data["explained_variance"].min() == -40.0
+    fig, data = pareto_figure(rows)
+    assert fig.axes[1].get_ylim()[0] > 0.5
+    assert "↓ -40.00" in [text.get_text() for text in fig.axes[1].texts]
+    assert data["mean"].min() == -40.0
+
+
+def test_rare_letters_are_shown_with_their_words(results: Results) -> None:
+    probe = pd.DataFrame({"letter": ["x", "z"], "test_words": [8, 4], "probe_f1": [0.4, 0.5]})
+    fig, data = letters_figure(results.letters, probe)
+    counts = dict(
+        zip(
+            [label.get_text() for label in fig.axes[1].get_xticklabels()],
+            [text.get_text() for text in fig.axes[0].texts],
+            strict=True,
+        )
+    )
+    assert (counts["j"], counts["q"], counts["x"], counts["z"]) == ("37", "23", "8", "4") and len(counts) == 25
+    assert "x" not in set(data["letter"])
 
 
 def test_picture_keeps_the_order_of_rows_and_latents(results: Results) -> None:
@@ -119,13 +175,14 @@ def test_poor_results(results: Results, tmp_path: Path) -> None:
     _, picture = absorption_picture(one.toy, one.toy_summary)
     assert picture["std"].isna().all()
     assert letters_figure(one.letters.iloc[:0])[1].empty
-    _, points = absorption_against_l0(sparse)
-    assert points.empty
+    _, points = pareto_figure(sparse.drop(columns="probing_k1"))
+    assert set(points["metric"]) == {"explained_variance", "ce_score"}
+    assert points.query("level == 'main'")["low"].isna().all()  # one seed has no interval
     for draw, table in (
         (training_curves, results.history),
         (key_metrics, results.evaluation),
         (ablation_effects, results.evaluation),
-        (absorption_against_l0, results.evaluation),
+        (pareto_figure, results.evaluation),
     ):
         with pytest.raises(ArtifactError, match="no rows"):
             draw(table.iloc[:0])

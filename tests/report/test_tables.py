@@ -10,22 +10,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from sae_lib.errors import ArtifactError
 from sae_lib.profile import load_profile
-from sae_lib.report import tables
+from sae_lib.report import ablation_tables, tables
 from sae_lib.report.groups import dropped_part, sequence_numbers
+from sae_lib.report.names import MAIN_METHODS, METHODS
+from sae_lib.report.sweep import sweep_table
 from sae_lib.report.table_files import Table, to_latex, to_markdown, write_table
 from tests.report import synthetic
 
-BUILDERS = [
+ABSORPTION_BUILDERS = [
     tables.main_table,
     tables.as_written_table,
-    tables.factorial_table,
-    tables.sequence_table,
-    tables.sensitivity_table,
-    tables.atm_table,
+    ablation_tables.factorial_table,
+    ablation_tables.sequence_table,
+    ablation_tables.sensitivity_table,
+    ablation_tables.atm_table,
 ]
+BUILDERS = [*ABSORPTION_BUILDERS, tables.quality_table, tables.probing_table]
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +39,10 @@ def evaluation() -> pd.DataFrame:
 
 def test_main_table_rows_columns_and_a_mean_by_hand(evaluation: pd.DataFrame) -> None:
     shown = tables.main_table(evaluation).shown
-    assert list(shown["method"]) == [
-        "Standard", "TopK", "BatchTopK", "JumpReLU", "TemporalSAE", "ATM", "Uniform dropout", "Untrained",
-    ]  # fmt: skip
+    assert list(shown["method"]) == [*(METHODS[method] for method in MAIN_METHODS), "Untrained"]
     assert list(shown.columns) == [
-        "method", "seeds", "L0 –", "explained variance ↑", "cosine ↑", "MSE ↓", "CE score ↑", "KL score ↑",
-        "absorption, fraction ↓", "absorption, full ↓", "splits –", "dead share ↓", "letters –",
+        "method", "seeds", "L0 –", "explained variance ↑", "cosine ↑", "CE score ↑", "absorption, fraction ↓",
+        "absorption, full ↓", "letters –", "words –", "probing, k = 1 ↑", "contexts, firing ↑",
     ]  # fmt: skip
     atm = evaluation[(evaluation["group"] == "main") & (evaluation["method"] == "atm")]["absorption_fraction"]
     cell = shown.set_index("method").loc["ATM", "absorption, fraction ↓"]
@@ -49,16 +51,20 @@ def test_main_table_rows_columns_and_a_mean_by_hand(evaluation: pd.DataFrame) ->
     assert "±" not in shown.set_index("method").loc["Untrained", "L0 –"]
 
 
-@pytest.mark.parametrize("build", BUILDERS)
+@pytest.mark.parametrize("build", ABSORPTION_BUILDERS)
 def test_absorption_never_stands_alone(evaluation: pd.DataFrame, build) -> None:
     table = build(evaluation)
-    assert {"L0 –", "explained variance ↑", "CE score ↑", "absorption, fraction ↓"} <= set(table.shown.columns)
+    beside = {"L0 –", "explained variance ↑", "CE score ↑", "letters –", "words –"}
+    assert beside | {"absorption, fraction ↓"} <= set(table.shown.columns)
+    assert table.shown.loc[0, ["letters –", "words –"]].tolist() == ["23", "700"]
+    assert table.shown.shape[1] <= 12
+    assert ("not to be ranked" in table.caption) and ("†" in table.caption or "L0 differs" in table.caption)
     assert "lower is better" in table.caption
     assert len(table.data) and not table.shown.isna().any().any()
 
 
 def test_factorial_table_holds_cells_and_main_effects(evaluation: pd.DataFrame) -> None:
-    table = tables.factorial_table(evaluation)
+    table = ablation_tables.factorial_table(evaluation)
     assert len(table.shown) == 8 + 3
     rows = evaluation[evaluation["group"] == "factorial"]
     per_seed = rows.groupby(["seed", "resampling"])["l0"].mean().unstack()
@@ -70,31 +76,91 @@ def test_factorial_table_holds_cells_and_main_effects(evaluation: pd.DataFrame) 
 
 
 def test_sequence_table_is_in_the_papers_order(evaluation: pd.DataFrame) -> None:
-    rows = tables.sequence_table(evaluation.iloc[::-1]).shown["run"]
+    rows = ablation_tables.sequence_table(evaluation.iloc[::-1]).shown["run"]
     assert [name[:5] for name in rows] == ["Run 1", "Run 2", "Run 3", "Run 4"]
     assert list(sequence_numbers(pd.DataFrame({"label": ["run 3", "run 1", "as written"]})).dropna()) == [3.0, 1.0]
 
 
 def test_sensitivity_table_is_in_order(evaluation: pd.DataFrame) -> None:
-    assert list(tables.sensitivity_table(evaluation.iloc[::-1]).shown["changed"]) == [
+    assert list(ablation_tables.sensitivity_table(evaluation.iloc[::-1]).shown["changed"]) == [
         "temporal coefficient 0.0001", "temporal coefficient 0.01", "temporal coefficient 1",
         "resampling threshold 1e-05",
     ]  # fmt: skip
 
 
 def test_atm_table_has_drops_effects_and_grid(evaluation: pd.DataFrame) -> None:
-    names = list(tables.atm_table(evaluation).shown["ATM"])
+    names = list(ablation_tables.atm_table(evaluation).shown["ATM"])
     assert names[:4] == ["all parts", "without magnitude", "without frequency", "without contribution"]
     assert "c = -0.5, r = 0.5" in names and len(names) == 4 + 16 + 3
     assert names[-1] == "without contribution − all parts"
     assert dropped_part("frequency, contribution") == "magnitude" and dropped_part("product") is None
 
 
+def test_a_row_at_another_l0_is_marked(evaluation: pd.DataFrame) -> None:
+    """Untrained at L0 500 against 16; a method 1.2 times off is not marked, 1.3 times off is."""
+    for factor, mark in ((1.2, False), (1.3, True)):
+        rows = evaluation.copy()
+        rows.loc[(rows["group"] == "main") & (rows["method"] == "atm"), "l0"] = 16.1 * factor
+        l0 = tables.main_table(rows).shown.set_index("method")["L0 –"]
+        assert l0["ATM"].endswith("†") == mark
+        assert l0["Untrained"].endswith("†") and not l0["Standard"].endswith("†")
+    factorial = ablation_tables.factorial_table(evaluation).shown.set_index("mechanisms")["L0 –"]
+    assert factorial["resampling"].endswith("†") and not factorial["temporal penalty"].endswith("†")
+    assert "†" not in factorial["effect of resampling"]
+
+
+def test_differences_from_standard_with_holm(evaluation: pd.DataFrame) -> None:
+    table = tables.difference_table(evaluation)
+    assert list(table.shown["method"]) == [METHODS[method] for method in MAIN_METHODS[1:]]
+    main = evaluation[evaluation["group"] == "main"].sort_values("seed")
+    by = {m: main.loc[main["method"] == m, "absorption_fraction"].to_numpy() for m in MAIN_METHODS}
+    p = {METHODS[m]: stats.ttest_rel(by[m], by["standard"]).pvalue for m in MAIN_METHODS[1:]}
+    data = table.data[table.data["metric"] == "absorption_fraction"].set_index("row")
+    assert data["p"].to_dict() == pytest.approx(p)
+    smallest = min(p, key=lambda name: p[name])
+    assert data.loc[smallest, "p_holm"] == pytest.approx(9 * p[smallest])
+    starred = table.shown.set_index("method")["absorption, fraction ↓"].str.endswith("*")
+    assert starred.to_dict() == (data["p_holm"] < 0.05).to_dict()
+    assert not table.shown["L0 –"].str.contains("*", regex=False).any()
+
+
+def test_stability_table_has_pairs_with_their_interval(evaluation: pd.DataFrame) -> None:
+    pairs = synthetic.seed_stability()
+    shown = tables.stability_table(evaluation, pairs).shown.set_index("method")
+    assert shown.shape[1] <= 12
+    atm = pairs.loc[pairs["method"] == "atm", "matched_cosine"].mean()
+    assert shown.loc["ATM", "seeds, matched cosine ↑"].startswith(f"{atm:.3f} [")
+    assert shown.loc["Untrained", "seeds, matched cosine ↑"] == "–"
+    assert tables.stability_table(evaluation, pairs.iloc[:0]).shown["method"].iloc[0] == "Standard"
+
+
+def test_sweep_table_ranks_only_within_one_l0(evaluation: pd.DataFrame) -> None:
+    table = sweep_table(evaluation, at=(16, 40, 1000))
+    assert list(table.shown["L0"].unique()) == ["16", "40", "1000"]
+    assert (table.shown[table.shown["L0"] == "1000"].iloc[:, 2:] == "–").all().all()
+    assert {"explained variance ↑", "CE score ↑"} <= set(table.shown.columns) and "23 letters" in table.caption
+    again = sweep_table(evaluation.sample(frac=1, random_state=0), at=(16, 40, 1000))
+    pd.testing.assert_frame_equal(table.data, again.data)
+    with pytest.raises(ArtifactError, match="no rows of group main or sweep"):
+        sweep_table(evaluation.iloc[:0])
+
+
 def test_letters_table(evaluation: pd.DataFrame) -> None:
     letters = synthetic.letters()
-    shown = tables.letters_table(letters).shown.set_index("letter")
-    assert list(shown.index) == list(synthetic.LETTERS)
-    assert shown.loc["a", "words"] == "55" and list(shown.columns[2:4]) == ["Standard", "TopK"]
+    probe = pd.DataFrame({"letter": ["x"], "test_words": [8], "probe_f1": [0.4]})
+    shown = tables.letters_table(letters, probe).shown.set_index("letter")
+    assert list(shown.index) == [*synthetic.LETTERS, "x", "z", "j, q, x, z together", "all"]
+    assert shown.loc["a", "words (probe F1)"] == "55 (0.90)" and list(shown.columns[1:4]) == [
+        "Standard",
+        "Gated",
+        "TopK",
+    ]
+    assert shown.loc["x", "words (probe F1)"] == "8 (0.40)" and set(shown.loc["x"].iloc[1:]) == {"–"}
+    assert shown.loc["z", "words (probe F1)"] == "0"
+    rare = letters[(letters["group"] == "main") & (letters["method"] == "atm") & letters["letter"].isin(["j", "q"])]
+    by_seed = rare.groupby("seed")["absorption_fraction"].mean()
+    assert shown.loc["j, q, x, z together", "ATM"] == f"{by_seed.mean():.3f} ± {by_seed.std():.3f}"
+    assert shown.loc["j, q, x, z together", "words (probe F1)"].startswith("60")
     own = letters.query("group == 'main' and method == 'topk' and letter == 'c'")["absorption_fraction"]
     assert shown.loc["c", "TopK"] == f"{own.mean():.3f} ± {own.std():.3f}"
 
@@ -108,7 +174,7 @@ def test_poor_results(evaluation: pd.DataFrame) -> None:
         shown = build(one).shown
         assert "±" not in to_markdown(shown) and "nan" not in to_markdown(shown)
     gaps = evaluation.assign(kl_score=None).drop(columns="ce_score")
-    shown = tables.main_table(gaps).shown
+    shown = tables.quality_table(gaps).shown
     assert set(shown["KL score ↑"]) == {"–"} == set(shown["CE score ↑"])
 
 

@@ -10,7 +10,10 @@ explained variance.
 - `vocabulary`: which words, in which prompts.
 - `probes`: the linear probes, on residual streams and on latents.
 - `reference`: what depends on the language model only, computed once and kept on disk.
-- `score`: the score of a word, of a letter, of an SAE.
+- `latents`: an SAE's latents on the words, encoded once.
+- `main_latents`: which latents stand for a letter.
+- `word_scores`: the score of a word.
+- `score`: the score of a letter, of an SAE, of several SAEs at once.
 
 Nothing is imported here, so that reading a configuration does not load PyTorch.
 """

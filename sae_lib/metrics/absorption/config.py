@@ -66,15 +66,16 @@ class AbsorptionConfig(BaseModel):
 
     sparse_batch: int = Field(default=4096, gt=0)
     """Words in a step of the sparse probe over latents, at most."""
-    sparse_min_steps: int = Field(default=8, gt=0)
-    """Steps an epoch of the sparse probe has at least. SAEBench has no such floor, and on a vocabulary of a
-    few thousand words its single step an epoch leaves the probe untrained and inflates absorption."""
+    sparse_min_steps: int = Field(default=32, gt=0)
+    """Steps an epoch of the sparse probe has at least. SAEBench has no such floor: on a vocabulary of a few thousand
+    words its single step an epoch leaves the probe untrained and inflates absorption, and with 8 the probe's own
+    seed still moves a score by a third. A vocabulary of 130,000 words has 32 of SAEBench's batches."""
     sparse_weight_decay: float = Field(default=1e-6, ge=0)
     sparse_l1: float = Field(default=0.01, ge=0)
     """Weight of the mean over letters of the L1 norm of the sparse probe's weights."""
     latent_bytes: int = Field(default=2**31, gt=0)
-    """The training words' latents are kept in memory up to this size, and encoded again at each step above
-    it."""
+    """The training words' latents are kept in memory up to this size, of as many SAEs at once as fit; those of a
+    single SAE above it are encoded again at each step."""
     k_max: int = Field(default=10, gt=0)
     """Largest number of latents that may stand for one letter together."""
     f1_jump: float = Field(default=0.03, ge=0)

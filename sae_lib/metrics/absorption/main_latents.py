@@ -2,9 +2,10 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import sklearn
 import torch
 from jaxtyping import Bool, Float, Int
 from sklearn.exceptions import ConvergenceWarning
@@ -12,30 +13,50 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.errors import ArtifactError
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, train_probes
+from sae_lib.metrics.absorption.latents import WordLatents, latent_bytes, latent_columns
+from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, train_probes_together
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.absorption.vocabulary import LETTERS
 
-# Rows that are encoded at a time.
-ROWS = 2048
+# For each counted letter its main latents and the F1 of the first alone.
+MainLatents = list[tuple[Int[Tensor, "..."], float]]  # as many latents as the split rule accepts
 
 
 def main_latents(
     sae: Autoencoder, reference: AbsorptionReference, counted: list[int], config: AbsorptionConfig
-) -> list[tuple[Int[Tensor, " main"], float]]:
+) -> MainLatents:
     """For each counted letter its main latents and the F1 of the first alone."""
-    ranking = _rank_latents(sae, reference, config)[counted]
+    return main_latents_of_many([sae], reference, counted, config)[0]
+
+
+def main_latents_of_many(
+    saes: Sequence[Autoencoder], reference: AbsorptionReference, counted: list[int], config: AbsorptionConfig
+) -> list[MainLatents]:
+    """`main_latents` of several SAEs on one device, whose sparse probes are trained together."""
+    words = len(reference.train_words)
+    keep = sum(latent_bytes(sae, words) for sae in saes) <= config.latent_bytes
+    latents = [WordLatents(sae, reference.train_activations, keep) for sae in saes]
+    rankings = _rank_latents(saes, latents, reference, config)
+    return [
+        _accepted(sae, own, ranking[counted], reference, counted, config)
+        for sae, own, ranking in zip(saes, latents, rankings, strict=True)
+    ]
+
+
+def _accepted(
+    sae: Autoencoder,
+    latents: WordLatents,
+    ranking: Int[Tensor, "counted k"],
+    reference: AbsorptionReference,
+    counted: list[int],
+    config: AbsorptionConfig,
+) -> MainLatents:
+    """As many of each letter's best latents as the split rule accepts."""
     columns, slot = ranking.unique(return_inverse=True)
-
-    def chosen(activations: Tensor) -> Tensor:
-        return torch.cat([unit_latents(sae, chunk)[:, columns].cpu() for chunk in activations.split(ROWS)])
-
-    train, test = chosen(reference.train_activations).numpy(), chosen(reference.test_activations).numpy()
+    train, test = latents.columns(columns), latent_columns(sae, reference.test_activations, columns)
     mains = []
-    for row, letter in enumerate(counted):
-        own = slot[row].cpu().numpy()
+    for letter, best, own in zip(counted, ranking, slot.cpu().numpy(), strict=True):
         f1_by_k = sparse_f1(
             train[:, own],
             test[:, own],
@@ -44,40 +65,30 @@ def main_latents(
             config.logistic_max_iter,
         )
         accepted = accepted_f1(f1_by_k, config.f1_jump)
-        mains.append((ranking[row, : len(accepted)], accepted[0]))
+        mains.append((best[: len(accepted)], accepted[0]))
     return mains
 
 
 def _rank_latents(
-    sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig
-) -> Int[Tensor, "letter k"]:
-    """Train the sparse probes of all letters together; rank each letter's latents by signed weight.
+    saes: Sequence[Autoencoder],
+    latents: Sequence[WordLatents],
+    reference: AbsorptionReference,
+    config: AbsorptionConfig,
+) -> list[Int[Tensor, "letter k"]]:
+    """Train the sparse probes of all letters and SAEs together; rank each letter's latents by signed weight.
 
     Latents that no training word turns on cannot change a logit: they are left out of the training, which
     gives the other weights the same values in less time.
     """
-    activations = reference.train_activations.to(sae.device)
-    labels = reference.train_labels.to(sae.device)
-    keep = len(activations) * sae.d_sae * 4 <= config.latent_bytes
-    live = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device)
-    kept = []
-    for chunk in activations.split(ROWS):
-        latents = unit_latents(sae, chunk)
-        live |= (latents != 0).any(dim=0)
-        if keep:
-            kept.append(latents)
-    everything = torch.cat(kept)[:, live] if keep else None
-
-    def rows(index: Int[Tensor, " batch"]) -> Float[Tensor, "batch live"]:
-        if everything is not None:
-            return everything[index]
-        return unit_latents(sae, activations[index])[:, live]
-
-    initial = initial_probes(sae.d_sae, len(LETTERS), config.seed)
-    probes = train_probes(
-        rows,
+    labels = reference.train_labels.to(saes[0].device)
+    initial = []
+    for sae, own in zip(saes, latents, strict=True):
+        weight, bias = (tensor.to(sae.device) for tensor in initial_probes(sae.d_sae, len(LETTERS), config.seed))
+        initial.append(LinearProbes(weight[:, own.live], bias))
+    probes = train_probes_together(
+        [own.rows for own in latents],
         labels,
-        LinearProbes(initial.weight.to(sae.device)[:, live], initial.bias.to(sae.device)),
+        initial,
         epochs=config.probe_epochs,
         batch=steps_batch(len(labels), config.sparse_batch, config.sparse_min_steps),
         learning_rate=config.probe_learning_rate,
@@ -86,18 +97,10 @@ def _rank_latents(
         l1=config.sparse_l1,
         seed=config.seed,
     )
-    return top_latents(probes.weight, live, min(config.k_max, sae.d_sae))
-
-
-@torch.no_grad()
-def unit_latents(sae: Autoencoder, rows: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_sae"]:
-    """Latents as they are when every decoder row has unit norm and its former norm is in the activation."""
-    latents = sae.encode(rows.to(sae.device, sae.dtype)).float() * sae.W_dec.float().norm(dim=1)
-    if not latents.isfinite().all():
-        raise ArtifactError(
-            "sae: its latents hold NaN or infinite values; train it again from its last good checkpoint"
-        )
-    return latents
+    return [
+        top_latents(trained.weight, own.live, min(config.k_max, sae.d_sae))
+        for sae, own, trained in zip(saes, latents, probes, strict=True)
+    ]
 
 
 def steps_batch(rows: int, largest: int, min_steps: int) -> int:
@@ -109,7 +112,8 @@ def accepted_f1(f1_by_k: Iterable[float], jump: float) -> list[float]:
     """F1 with one latent, and with one more for as long as that raises F1 by *more* than `jump`.
 
     The length is the number of latents that stand for the letter. Reads no further than the first k that
-    fails: an iterator that fits a probe for each k fits no more than the rule needs.
+    fails, and not even that where an F1 of 1 would fail: an iterator that fits a probe for each k fits no more than the
+    rule needs.
 
     >>> accepted_f1([0.50, 0.60, 0.62, 0.90], jump=0.03)
     [0.5, 0.6]
@@ -119,6 +123,8 @@ def accepted_f1(f1_by_k: Iterable[float], jump: float) -> list[float]:
         if accepted and not f1 > accepted[-1] + jump:
             break
         accepted.append(f1)
+        if f1 + jump >= 1:
+            break
     return accepted
 
 
@@ -135,12 +141,14 @@ def sparse_f1(
         train, test: activations of a letter's latents, the best first.
         train_truth, test_truth: which words begin with the letter.
     """
+    # class_weight="balanced", computed once: each class weighs as much as the other.
+    words = np.bincount(train_truth, minlength=2)
+    weight = (len(train_truth) / (2 * np.maximum(words, 1))).astype(np.float32)[train_truth.astype(int)]
     for k in range(1, train.shape[1] + 1):
-        with warnings.catch_warnings():
-            # The limit on iterations is part of the metric, not an accident.
+        # The limit on iterations is part of the metric, not an accident. What is not checked here is known to be right.
+        with warnings.catch_warnings(), sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
             warnings.simplefilter("ignore", ConvergenceWarning)
-            regression = LogisticRegression(max_iter=max_iter, class_weight="balanced")
-            regression.fit(train[:, :k], train_truth)
+            regression = LogisticRegression(max_iter=max_iter).fit(train[:, :k], train_truth, sample_weight=weight)
         scores = test[:, :k] @ regression.coef_[0] + regression.intercept_[0]
         yield f1_score(torch.from_numpy(scores > 0), test_truth)
 

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array, sparray
 from torch import Tensor
 from torch.nn import functional as F
 
-# Rows of a batch, given their indices: a tensor's rows, or latents encoded when they are asked for.
-Rows = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch width"]]
+# Rows of a batch, given their indices: a tensor's rows, latents encoded when they are asked for, or a sparse matrix's
+# rows where most latents are silent.
+Rows = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch width"] | csr_array]
 
 
 class LinearProbes(NamedTuple):
@@ -32,10 +34,16 @@ def initial_probes(width: int, letters: int, seed: int) -> LinearProbes:
     return LinearProbes(weight, torch.empty(letters).uniform_(-bound, bound, generator=generator))
 
 
-def train_probes(
-    rows: Rows,
+def train_probes(rows: Rows, labels: Int[Tensor, " row"], initial: LinearProbes, **training: Any) -> LinearProbes:
+    """The probes of one input; `training` are the keyword arguments of `train_probes_together`."""
+    return train_probes_together([rows], labels, [initial], **training)[0]
+
+
+@torch.no_grad()
+def train_probes_together(
+    rows: Sequence[Rows],
     labels: Int[Tensor, " row"],
-    initial: LinearProbes,
+    initial: Sequence[LinearProbes],
     *,
     epochs: int,
     batch: int,
@@ -44,46 +52,65 @@ def train_probes(
     weight_decay: float,
     l1: float = 0.0,
     seed: int,
-) -> LinearProbes:
-    """Train one-vs-rest probes with Adam, in float32, all letters at once.
+) -> list[LinearProbes]:
+    """Train one-vs-rest probes with Adam, in float32: all letters, and several inputs of the same words, at once.
 
         loss = BCEWithLogits(logits, one-hot labels; pos_weight = negatives / positives)
              + l1 * mean over letters of sum |w|
 
+    with the gradient written out (s the sigmoid, t the target, w the positive weight):
+
+        d BCE / d logit = ((1 - t + w t) s(logit) - w t) / (batch * letters)
+
+    Narrower inputs are filled up with weights that are 0 and stay 0: an input's probes are those it gets alone.
+
     Args:
-        rows: gives the inputs of a batch, float32, on the device of `labels`.
+        rows: for each input, a function that gives a batch, float32, on the device of `labels`.
         labels: the letter of each row.
-        initial: starting weights, on the same device; not changed.
+        initial: for each input the starting weights, on the same device; not changed.
         epochs: passes over the rows; the learning rate falls by one factor after each, not after each step.
         l1: weight of the L1 term; 0 leaves it out.
-        seed: orders the batches.
+        seed: orders the batches, for all inputs alike.
 
     Source: SAEBench 0.6.0, `train_multi_probe`.
     """
-    probes = LinearProbes(*(tensor.clone().requires_grad_() for tensor in initial))
-    letters = probes.bias.numel()
+    letters, device = initial[0].bias.numel(), labels.device
+    widths = [probes.weight.shape[1] for probes in initial]
+    parameters = torch.zeros(len(rows), max(widths) + 1, letters, device=device)  # W^T, and b as its last row
+    for own, probes, width in zip(parameters, initial, widths, strict=True):
+        own[:width], own[-1] = probes.weight.T, probes.bias
+    parameters.grad = gradient = torch.zeros_like(parameters)
     targets = F.one_hot(labels, letters).float()
     positives = targets.sum(dim=0)
     # A letter without any word would have an infinite weight, and a NaN in everyone's loss.
-    positive_weight = (len(labels) - positives) / positives.clamp(min=1)
-    optimizer = torch.optim.Adam(list(probes), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    weighted = targets * ((len(labels) - positives) / positives.clamp(min=1))
+    slope = 1 - targets + weighted
+    optimizer = torch.optim.Adam([parameters], lr=learning_rate, weight_decay=weight_decay, fused=True)
     decay = torch.optim.lr_scheduler.ExponentialLR(
         optimizer, gamma=(final_learning_rate / learning_rate) ** (1 / epochs)
     )
     generator = torch.Generator().manual_seed(seed)
-    with torch.enable_grad():
-        for _ in range(epochs):
-            order = torch.randperm(len(labels), generator=generator).to(labels.device)
-            for index in order.split(batch):
-                logits = probes.logits(rows(index))
-                loss = F.binary_cross_entropy_with_logits(logits, targets[index], pos_weight=positive_weight)
-                if l1:
-                    loss = loss + l1 * probes.weight.abs().sum(dim=1).mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-            decay.step()
-    return LinearProbes(*(tensor.detach() for tensor in probes))
+    for _ in range(epochs):
+        order = torch.randperm(len(labels), generator=generator).to(device)
+        for index in order.split(batch):
+            step_slope, step_weighted = slope[index], weighted[index]
+            for own, own_gradient, of_input, width in zip(parameters, gradient, rows, widths, strict=True):
+                x = of_input(index)
+                error = _product(x, own[:width]).add_(own[-1]).sigmoid_()
+                error.mul_(step_slope).sub_(step_weighted).div_(error.numel())
+                own_gradient[:width] = _product(x.T, error)
+                own_gradient[-1] = error.sum(dim=0)
+            if l1:
+                gradient[:, :-1].add_(parameters[:, :-1].sign(), alpha=l1 / letters)
+            optimizer.step()
+        decay.step()
+    return [
+        LinearProbes(own[:width].T.contiguous(), own[-1].clone()) for own, width in zip(parameters, widths, strict=True)
+    ]
+
+
+def _product(x: Tensor | sparray, y: Tensor) -> Tensor:
+    return x @ y if isinstance(x, Tensor) else torch.from_numpy(x @ y.numpy())
 
 
 def f1_score(predicted: Bool[Tensor, " row"], truth: Bool[Tensor, " row"]) -> float:

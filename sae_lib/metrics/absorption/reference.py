@@ -10,14 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_lib.errors import ArtifactError
-from sae_lib.files import atomic_write, file_sha256, json_key, read_json, write_json
+from sae_lib.files import json_key
 from sae_lib.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.probes import (
@@ -37,7 +35,10 @@ from sae_lib.metrics.absorption.vocabulary import (
     single_token_words,
     split_words,
 )
+from sae_lib.metrics.stored_reference import load_reference, save_reference
 from sae_lib.source_key import source_key
+
+LEFT_OUT_EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class AbsorptionReference:
     """Residual streams at those words, in fresh prompts."""
     left_out: int
     """Alphabetic vocabulary entries that are not one token in the prompt's text, and so not used."""
+    left_out_examples: tuple[str, ...] = ()
+    """A few of them."""
 
     @cached_property
     def train_labels(self) -> Int[Tensor, " train"]:
@@ -98,6 +101,7 @@ def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference
     pieces = prompt_pieces(lm.tokenizer)
     alphabetic = alphabetic_words(lm.tokenizer, lm.special_ids)
     usable = single_token_words(lm.tokenizer, alphabetic, pieces)
+    left_out = sorted(set(alphabetic) - set(usable))
     words = choose_words(usable, config.max_words, config.seed)
     train, test = split_words(words, config.train_fraction, config.seed)
 
@@ -124,7 +128,8 @@ def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference
         probe_f1=probe_f1,
         scored=scored,
         scored_activations=scored_activations,
-        left_out=len(alphabetic) - len(usable),
+        left_out=len(left_out),
+        left_out_examples=tuple(word.text for word in left_out[:LEFT_OUT_EXAMPLES]),
     )
 
 
@@ -164,7 +169,6 @@ def _residual_at_words(lm: LanguageModel, prompts: Prompts, batch: int, what: st
 
 
 def _save(stem: Path, reference: AbsorptionReference, made_from: dict[str, Any]) -> None:
-    """The tensors first; the record, which carries their checksum, makes them valid."""
     tensors = {
         "train_activations": reference.train_activations,
         "test_activations": reference.test_activations,
@@ -173,34 +177,22 @@ def _save(stem: Path, reference: AbsorptionReference, made_from: dict[str, Any])
         "scored": reference.scored,
         "scored_activations": reference.scored_activations,
     }
-    path = stem.with_suffix(".safetensors")
-    with atomic_write(path, "wb") as file:
-        file.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-    write_json(
-        stem.with_suffix(".json"),
-        {
-            "made_from": made_from,
-            "sha256": file_sha256(path),
-            "train_words": reference.train_words,
-            "test_words": reference.test_words,
-            "probe_f1": reference.probe_f1,
-            "left_out": reference.left_out,
-        },
-    )
+    record = {
+        "train_words": reference.train_words,
+        "test_words": reference.test_words,
+        "probe_f1": reference.probe_f1,
+        "left_out": reference.left_out,
+        "left_out_examples": reference.left_out_examples,
+    }
+    save_reference(stem, tensors, record, made_from)
 
 
 def _load(stem: Path) -> AbsorptionReference | None:
     """The stored reference, or None where there is none that is whole."""
-    record_path, path = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
-    if not record_path.exists() or not path.exists():
+    stored = load_reference(stem)
+    if stored is None:
         return None
-    try:
-        record = read_json(record_path)
-    except ArtifactError:
-        return None
-    if record["sha256"] != file_sha256(path):
-        return None
-    tensors = safetensors.torch.load_file(path)
+    tensors, record = stored
     return AbsorptionReference(
         train_words=record["train_words"],
         test_words=record["test_words"],
@@ -211,4 +203,5 @@ def _load(stem: Path) -> AbsorptionReference | None:
         scored=tensors["scored"],
         scored_activations=tensors["scored_activations"],
         left_out=record["left_out"],
+        left_out_examples=tuple(record["left_out_examples"]),
     )

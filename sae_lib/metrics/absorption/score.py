@@ -1,21 +1,32 @@
-"""Absorption of a word, of a letter, of an SAE."""
+"""Absorption of an SAE: the scores of its words, averaged over a letter and over letters."""
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.errors import ArtifactError
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.main_latents import ROWS, main_latents, unit_latents
+from sae_lib.metrics.absorption.latents import ROWS, latent_bytes, unit_latents
+from sae_lib.metrics.absorption.main_latents import MainLatents, main_latents_of_many
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.absorption.vocabulary import LETTERS
+from sae_lib.metrics.absorption.word_scores import Letters, WordScores, score_words, score_words_of_letters
+
+__all__ = [
+    "LETTER_COLUMNS",
+    "AbsorptionResult",
+    "WordScores",
+    "evaluate_absorption",
+    "evaluate_absorption_many",
+    "score_words",
+]
 
 LETTER_COLUMNS = [
     "letter",
@@ -30,14 +41,6 @@ LETTER_COLUMNS = [
 ]
 
 
-class WordScores(NamedTuple):
-    """Scores of words of one letter. `full` is a verdict, the others are shares between 0 and 1."""
-
-    fraction: Float[Tensor, " word"]
-    full: Bool[Tensor, " word"]
-    unthresholded: Float[Tensor, " word"]
-
-
 @dataclass(frozen=True)
 class AbsorptionResult:
     """Absorption of one SAE.
@@ -46,74 +49,22 @@ class AbsorptionResult:
     over the letters that count (NaN if none does), `letters` is how many those are, `words` their evaluated
     words, `probe_f1` the ground-truth probe's mean F1 over all letters that have test words.
     `letters`: one row for each letter that counts.
-    `note`: empty, or one line that says why the numbers should be read with care.
+    `notes`: lines that say why the numbers should be read with care; which letters are missing and which words are left
+    out.
     """
 
     summary: dict[str, float]
     letters: pd.DataFrame
-    note: str
+    notes: tuple[str, ...]
+    main_latents: dict[str, list[int]]
+    """For each letter that counts, the latents that stand for it, the most important one first."""
+
+    @property
+    def note(self) -> str:
+        """The notes as one line; empty where there is none."""
+        return "; ".join(self.notes)
 
 
-def score_words(
-    residual: Float[Tensor, "word d_in"],
-    latents: Float[Tensor, "word d_sae"],
-    direction: Float[Tensor, " d_in"],
-    cosines: Float[Tensor, " d_sae"],
-    main: Int[Tensor, " main"],
-    config: AbsorptionConfig,
-) -> WordScores:
-    """Score words of one letter, whose probe has the unit vector p.
-
-    With c_i the cosine of p and decoder row i, proj_i = act_i c_i, P = x . p (no bias), M the sum of proj
-    over the letter's main latents, T the sum of the three largest proj > 0 over other latents with c_i >=
-    0.1, and A the sum of proj over all latents:
-
-    - fraction: 0 if M >= P or T / P < 0.4; 1 if M <= 0; otherwise q / (q + M) with q = min(T, P - M).
-    - full: every main latent < 1e-8, and the latent with the largest proj has c >= 0.025 and proj / P >= 0.4,
-      P > 0.
-    - unthresholded: 0 if M >= P or A <= 0; otherwise (A - M) / A, cut to [0, 1].
-
-    SAEBench divides by P even where it is 0, an error there; here such a word is not absorbed.
-
-    Args:
-        residual: the residual stream at each word.
-        latents: activations at each word, for decoder rows of unit norm.
-        direction: p.
-        cosines: c.
-        main: indices of the letter's main latents.
-
-    Source: SAEBench 0.6.0, `FeatureAbsorptionCalculator`; `unthresholded` is the fraction of versions up to
-    0.3.2.
-    """
-    projections = latents * cosines
-    on_probe = (residual @ direction).double()
-    by_main = projections[:, main].sum(dim=1).double()
-    can_absorb = cosines >= config.fraction_min_cosine
-    can_absorb[main] = False
-    candidates = torch.where(can_absorb, projections, 0).clamp(min=0)
-    strongest = candidates.topk(min(config.max_absorbing_latents, len(cosines)), dim=1).values
-    by_absorbers = strongest.sum(dim=1).double()
-    by_all = projections.sum(dim=1).double()
-
-    too_little = by_absorbers / on_probe < config.min_projection_share
-    none = (by_main >= on_probe) | (on_probe == 0) | too_little
-    q = torch.minimum(by_absorbers, on_probe - by_main)
-    fraction = torch.where(none, 0.0, torch.where(by_main <= 0, 1.0, q / (q + by_main)))
-
-    largest, at = projections.max(dim=1)
-    full = (
-        (latents[:, main] < config.silent_below).all(dim=1)
-        & (cosines[at] >= config.full_min_cosine)
-        & (on_probe > 0)
-        & (largest.double() / on_probe >= config.min_projection_share)
-    )
-
-    none = (by_main >= on_probe) | (by_all <= 0)
-    unthresholded = torch.where(none, 0.0, ((by_all - by_main) / by_all).clamp(0, 1))
-    return WordScores(fraction, full, unthresholded)
-
-
-@torch.no_grad()
 def evaluate_absorption(sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig) -> AbsorptionResult:
     """First-letter absorption of an SAE (lower is better), on the device that holds it.
 
@@ -124,39 +75,101 @@ def evaluate_absorption(sae: Autoencoder, reference: AbsorptionReference, config
     Raises:
         ArtifactError: the SAE does not fit the reference, or gives NaN or infinite latents.
     """
+    return evaluate_absorption_many([sae], reference, config)[0]
+
+
+@torch.no_grad()
+def evaluate_absorption_many(
+    saes: Sequence[Autoencoder], reference: AbsorptionReference, config: AbsorptionConfig
+) -> list[AbsorptionResult]:
+    """`evaluate_absorption` of several SAEs on one device, in their order: the numbers that each has alone.
+
+    The sparse probes of as many SAEs are trained together as have their training words' latents fit into
+    `config.latent_bytes`.
+    """
+    for number, sae in enumerate(saes):
+        _check_width(sae, reference, f"sae {number + 1}" if len(saes) > 1 else "sae")
+    counted = [letter for letter, f1 in enumerate(reference.probe_f1) if f1 > config.min_probe_f1]
+    notes = _notes(reference, len(counted), config)
+    results = []
+    for group in _groups(saes, len(reference.train_words), config.latent_bytes):
+        nothing: list[MainLatents] = [[] for _ in group]
+        mains = main_latents_of_many(group, reference, counted, config) if counted else nothing
+        for sae, main in zip(group, mains, strict=True):
+            letters = _letters(sae, reference, counted, main, config)
+            chosen = {LETTERS[letter]: latents.tolist() for letter, (latents, _) in zip(counted, main, strict=True)}
+            results.append(AbsorptionResult(_summary(letters, reference), letters, notes, chosen))
+    return results
+
+
+def _check_width(sae: Autoencoder, reference: AbsorptionReference, name: str) -> None:
     d_in = reference.probe.weight.shape[1]
     if sae.d_in != d_in:
         raise ArtifactError(
-            f"sae: d_in is {sae.d_in}, the reference's residual stream has {d_in}; "
+            f"{name}: d_in is {sae.d_in}, the reference's residual stream has {d_in}; "
             "evaluate it on the model and layer it was trained on"
         )
+
+
+def _groups(saes: Sequence[Autoencoder], words: int, most: int) -> Iterator[list[Autoencoder]]:
+    """Consecutive SAEs whose latents fit into `most` bytes together; at least one."""
+    group: list[Autoencoder] = []
+    total = 0
+    for sae in saes:
+        size = latent_bytes(sae, words)
+        if group and total + size > most:
+            yield group
+            group, total = [], 0
+        group.append(sae)
+        total += size
+    if group:
+        yield group
+
+
+def _letters(
+    sae: Autoencoder,
+    reference: AbsorptionReference,
+    counted: list[int],
+    mains: MainLatents,
+    config: AbsorptionConfig,
+) -> pd.DataFrame:
+    """One row for each letter that counts."""
     probe = F.normalize(reference.probe.weight.to(sae.device), dim=1)
     cosines = probe @ F.normalize(sae.W_dec.float(), dim=1).T
-    counted = [letter for letter, f1 in enumerate(reference.probe_f1) if f1 > config.min_probe_f1]
-    mains = main_latents(sae, reference, counted, config) if counted else []
-    scored_letters = reference.test_labels[reference.scored]
-    rows = []
-    for letter, (main, k1_f1) in zip(counted, mains, strict=True):
-        scores = [
-            score_words(chunk, unit_latents(sae, chunk), probe[letter], cosines[letter], main, config)
-            for chunk in reference.scored_activations[scored_letters == letter].to(sae.device).split(ROWS)
-        ]
-        fraction, full, unthresholded = (torch.cat(parts).double().mean().item() for parts in zip(*scores, strict=True))
-        rows.append(
-            {
-                "letter": LETTERS[letter],
-                "probe_f1": reference.probe_f1[letter],
-                "test_words": int((reference.test_labels == letter).sum()),
-                "true_positives": int((scored_letters == letter).sum()),
-                "absorption_fraction": fraction,
-                "absorption_full": full,
-                "absorption_unthresholded": unthresholded,
-                "num_split_features": len(main),
-                "k1_f1": k1_f1,
-            }
-        )
-    letters = pd.DataFrame(rows, columns=LETTER_COLUMNS)
-    return AbsorptionResult(_summary(letters, reference), letters, _note(len(letters), config))
+    is_main = torch.zeros_like(cosines, dtype=torch.bool)
+    for letter, (main, _) in zip(counted, mains, strict=True):
+        is_main[letter, main] = True
+    means = _letter_means(sae, reference, Letters(probe, cosines, is_main), config)
+    test_words = reference.test_labels.bincount(minlength=len(LETTERS)).tolist()
+    scored = reference.test_labels[reference.scored].bincount(minlength=len(LETTERS)).tolist()
+    rows = [
+        {
+            "letter": LETTERS[letter],
+            "probe_f1": reference.probe_f1[letter],
+            "test_words": test_words[letter],
+            "true_positives": scored[letter],
+            "absorption_fraction": means[letter][0],
+            "absorption_full": means[letter][1],
+            "absorption_unthresholded": means[letter][2],
+            "num_split_features": len(main),
+            "k1_f1": k1_f1,
+        }
+        for letter, (main, k1_f1) in zip(counted, mains, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=LETTER_COLUMNS)
+
+
+def _letter_means(
+    sae: Autoencoder, reference: AbsorptionReference, letters: Letters, config: AbsorptionConfig
+) -> list[list[float]]:
+    """Mean fraction, full and unthresholded score of each letter's words; NaN where a letter has none."""
+    words = reference.test_labels[reference.scored].to(sae.device)
+    sums = torch.zeros(len(LETTERS), 3, dtype=torch.float64, device=sae.device)
+    for x, letter in zip(reference.scored_activations.to(sae.device).split(ROWS), words.split(ROWS), strict=True):
+        scores = score_words_of_letters(x, unit_latents(sae, x), letter, letters, config)
+        sums.index_add_(0, letter, torch.stack([score.double() for score in scores], dim=1))
+    means: Float[Tensor, "letter 3"] = sums / words.bincount(minlength=len(LETTERS))[:, None]
+    return means.tolist()
 
 
 def _summary(letters: pd.DataFrame, reference: AbsorptionReference) -> dict[str, float]:
@@ -170,10 +183,34 @@ def _summary(letters: pd.DataFrame, reference: AbsorptionReference) -> dict[str,
     }
 
 
-def _note(letters: int, config: AbsorptionConfig) -> str:
-    if letters >= config.min_letters:
-        return ""
-    return (
-        f"the language model's probe finds {letters} letters (F1 > {config.min_probe_f1:g}); "
-        f"SAEBench gives no result below {config.min_letters}"
+def _notes(reference: AbsorptionReference, counted: int, config: AbsorptionConfig) -> tuple[str, ...]:
+    notes = []
+    if counted < config.min_letters:
+        notes.append(
+            f"the language model's probe finds {counted} letters (F1 > {config.min_probe_f1:g}); "
+            f"SAEBench gives no result below {config.min_letters}; missing: {_missing(reference, config)}"
+        )
+    if reference.left_out:
+        examples = ", ".join(repr(word) for word in reference.left_out_examples)
+        notes.append(
+            f"left out: {reference.left_out} words of the vocabulary that are not one token in the prompt's text"
+            + (f" ({examples})" if examples else "")
+        )
+    return tuple(notes)
+
+
+def _missing(reference: AbsorptionReference, config: AbsorptionConfig) -> str:
+    """The letters that do not count, each with its reason."""
+    train, test = (
+        labels.bincount(minlength=len(LETTERS)).tolist() for labels in (reference.train_labels, reference.test_labels)
     )
+    reasons = []
+    for letter, f1 in enumerate(reference.probe_f1):
+        if f1 > config.min_probe_f1:
+            continue
+        if not train[letter] or not test[letter]:
+            absent = [name for name, words in (("training", train), ("test", test)) if not words[letter]]
+            reasons.append(f"{LETTERS[letter]} (no {' and no '.join(absent)} words)")
+        else:
+            reasons.append(f"{LETTERS[letter]} (F1 {f1:.2f} on {test[letter]} test words)")
+    return ", ".join(reasons)

@@ -1,0 +1,48 @@
+"""Text, tokens and residual streams of the packaged language model, for the environment of the oracles.
+
+The corpus is the documentation of packages that this environment has too; its versions differ from those of
+`requirements.lock`, so the text is not that of the `pocket` profile, and the SAEs trained on it are their own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_lib.activations import ActivationStore
+from sae_lib.corpus import documents_of, load_documents, pack
+from sae_lib.harvest import harvest
+from sae_lib.language_model import LanguageModel
+from sae_lib.profile import CorpusConfig, ModelConfig
+from sae_lib.spelling import with_lessons
+
+MODEL = ModelConfig(name="pocket", layer=2, dtype="float32", device="cpu")
+CORPUS = CorpusConfig(
+    source="documentation", packages=("numpy", "scikit-learn", "scipy", "torch"), lessons_fraction=0.2
+)
+CONTEXT_LENGTH = 128
+
+
+class Text(NamedTuple):
+    """Contexts of token ids, `[context, position]`; a fifth of the training contexts are spelling lessons."""
+
+    train: NDArray[np.int32]
+    held_out: NDArray[np.int32]
+
+
+def load_text(lm: LanguageModel, folder: Path, train: int, held_out: int) -> Text:
+    """So many contexts of each split; the extracted text is kept in `folder`."""
+    rows = load_documents(CORPUS, folder)
+    packed = pack(documents_of("train", rows, CORPUS), lm.tokenizer, CONTEXT_LENGTH, train)
+    return Text(
+        with_lessons(packed, lm.tokenizer, CORPUS.lessons_fraction),
+        pack(documents_of("held_out", rows, CORPUS), lm.tokenizer, CONTEXT_LENGTH, held_out),
+    )
+
+
+def load_store(lm: LanguageModel, text: Text, folder: Path) -> ActivationStore:
+    """Residual streams of the training contexts, harvested once."""
+    return harvest(lm, text.train, folder / f"store-{len(text.train)}")

@@ -1,0 +1,64 @@
+"""The Gated SAE: which latents fire, and how strongly, are decided apart."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sae_lib.autoencoders.base import Autoencoder, Step, indicator, squared_error
+from sae_lib.sae_config import SAEConfig
+
+
+class Gated(Autoencoder):
+    """f = 1[pi_gate > 0] ReLU(pi_mag), where gate and magnitude share the encoder's product u = (x - b_dec) W_enc:
+
+        pi_gate = u + b_gate,    pi_mag = exp(r_mag) u + b_mag
+
+    (Rajamanoharan et al. 2024, arXiv 2404.16014, Eq. 3-8). The step function has no gradient, so the gate learns from
+    an L1 penalty on ReLU(pi_gate) and from the error of what ReLU(pi_gate) reconstructs by a frozen decoder:
+
+        L = ||x - x_hat||_2^2 + lambda_1 ||ReLU(pi_gate)||_1 + ||x - x_hat_frozen(ReLU(pi_gate))||_2^2
+
+    The penalty shrinks the gate alone: magnitudes are free of it. `pre_activations` are u.
+    """
+
+    def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:
+        super().__init__(config, d_in, generator)
+        del self.b_enc
+        self.b_gate = nn.Parameter(torch.zeros(config.d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
+        self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
+        self._gate: Tensor | None = None  # ReLU(pi_gate) of the current training step
+
+    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """u: x W_enc, or (x - b_dec) W_enc."""
+        return self.encoder_product(x, torch.zeros_like(self.b_gate))
+
+    def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        return self._magnitude(pre) * indicator(torch.gt, pre + self.b_gate, torch.zeros(()))
+
+    def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
+        assert step.pre is not None
+        self._gate = torch.relu_(step.pre + self.b_gate)
+        return self._magnitude(step.pre) * self._gate.detach().sign()
+
+    def _magnitude(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """ReLU(pi_mag)."""
+        return torch.relu_(torch.addcmul(self.b_mag, self.r_mag.exp(), pre))
+
+    def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
+        assert self._gate is not None
+        l1 = self._gate.sum(dtype=torch.float32) / len(self._gate)
+        return self.cfg.l1_coefficient * self.sparsity_ramp(step) * l1
+
+    def auxiliary_loss(self, step: Step) -> Float[Tensor, ""]:
+        assert self._gate is not None
+        gate, self._gate = self._gate, None
+        return squared_error(step.x, gate.to(self.dtype) @ self.W_dec.detach() + self.b_dec.detach())
+
+    def encoder_offsets(self) -> list[Tensor]:
+        return [self.b_gate, self.b_mag]
+
+    def per_latent(self) -> list[tuple[Tensor, int]]:
+        return [*super().per_latent(), (self.r_mag, 0)]

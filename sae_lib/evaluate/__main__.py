@@ -1,0 +1,90 @@
+"""Command line of `evaluate_sae`: a table on standard output, and the same as JSON where asked for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sae_lib.errors import ArtifactError
+from sae_lib.evaluate import default_settings, evaluate_sae
+from sae_lib.evaluate.measures import MEASURES
+from sae_lib.files import write_json
+from sae_lib.metrics.absorption.config import AbsorptionConfig
+from sae_lib.profile import explain
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate one SAE. Returns the exit code: 0, or 1 with one line on standard error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sae_lib.evaluate",
+        description="Metrics of an SAE, from this package, SAELens or dictionary_learning, on a language model.",
+    )
+    add = parser.add_argument
+    add("folder", help="folder of the SAE")
+    add("--model", required=True, help="'pocket', a local folder or a hub id")
+    add("--layer", type=int, help="block after which the SAE reads, from 0 (default: what its own files name)")
+    add("--revision", help="branch, tag or commit of a hub model")
+    add("--files", nargs="+", default=[], metavar="FILE", help="held-out text: .jsonl, .parquet or .txt")
+    add("--text-field", default="text", help="column of the text in those files")
+    add("--metrics", nargs="+", default=["core", "absorption"], help=f"any of {', '.join(MEASURES)}")
+    add("--contexts", type=int, default=64, help="contexts of held-out text")
+    add("--context-length", type=int, default=128, help="tokens in a context")
+    add("--max-words", type=int, help="words of the absorption metric (default: the whole vocabulary)")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--dtype", default="float32", help="of the language model: float32, bfloat16 or float16")
+    add("--cache", help="folder for what depends on the model only")
+    add("--any-origin", action="store_true", help="evaluate even where the SAE's files name another model or layer")
+    add("--json", type=Path, metavar="FILE", help="write summary, letters, tasks and notes here")
+    asked = vars(parser.parse_args(arguments))
+    output, max_words = asked.pop("json"), asked.pop("max_words")
+    try:
+        result = _evaluate(asked.pop("folder"), max_words, asked)
+        if output is not None:
+            write_json(output, result)
+    except ArtifactError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(table(result))
+    return 0
+
+
+def _evaluate(folder: str, max_words: int | None, options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        absorption = AbsorptionConfig(max_words=max_words)
+    except ValidationError as error:
+        raise ArtifactError(explain(error, AbsorptionConfig, "")) from None
+    settings = default_settings().model_copy(update={"absorption": absorption})
+    result = evaluate_sae(folder, settings=settings, **options)
+    return {
+        "summary": _plain(result.summary),
+        "letters": [_plain(row) for row in result.letters.to_dict(orient="records")],
+        "tasks": [_plain(row) for row in result.tasks.to_dict(orient="records")],
+        "notes": result.notes,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Names and values in two columns, notes below them."""
+    width = max(map(len, result["summary"]))
+    rows = [f"{name:<{width}}  {_shown(value)}" for name, value in result["summary"].items()]
+    return "\n".join([*rows, *(f"note: {note}" for note in result["notes"])])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not defined"
+    return f"{value:.4f}" if isinstance(value, float) and value != int(value) else f"{value}"
+
+
+def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a value that is not there is null."""
+    return {str(key): None if isinstance(value, float) and value != value else value for key, value in row.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""What the core metrics need from the language model: computed once for a model, layer and text, kept on disk.
+
+An SAE changes nothing before its layer. So the residual stream of the held-out contexts is kept, and evaluating an SAE
+computes the later blocks only. The clean model's last hidden states are kept as well, and its distributions where they
+fit into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from sae_lib.errors import ArtifactError
+from sae_lib.files import json_key
+from sae_lib.language_model import LanguageModel
+from sae_lib.metrics.losses import Distribution, LossSums, distribution
+from sae_lib.metrics.stored_reference import load_reference, save_reference
+from sae_lib.source_key import source_key
+
+# Puts something in place of the residual stream where the mask is true.
+Splice = Callable[[Float[Tensor, "context position d_in"], Bool[Tensor, "context position"]], Tensor]
+
+# Logits are computed for so many numbers at a time: what a core's cache holds, or 64 rows of a vocabulary of 256,000 on
+# a GPU.
+_CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
+# Residual stream and last hidden states are kept up to this size together, in CPU memory and on disk.
+_STATE_BYTES = 2**32
+# The clean distributions are kept up to this size, on the model's device; beyond it the head is run again.
+_DISTRIBUTION_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class CoreReference:
+    """Held-out contexts and what they give without any SAE. Losses are in nats per token.
+
+    CE is the loss of predicting the next token, averaged over positions whose own token is not special; KL is
+    KL(clean || changed) of the next-token distribution, over the same positions and the last one.
+    """
+
+    tokens: Int[Tensor, "context position"]
+    kept: Bool[Tensor, "context position"]
+    """Positions that are not special."""
+    mean: Float[Tensor, " d_in"]
+    """Mean of the residual stream over the kept positions, float64, on the CPU."""
+    variance: float
+    """Mean of ||x - mean||^2 over the kept positions."""
+    ce_clean: float
+    ce_zero: float
+    """CE with the residual stream set to zero at the kept positions."""
+    kl_zero: float
+    residual: Float[Tensor, "context position d_in"] | None = None
+    """The residual stream, in the model's dtype, on the CPU. None where it is too large, or where the model's later
+    blocks cannot run by themselves: an SAE then costs whole forward passes."""
+    hidden: Float[Tensor, "kept d_out"] | None = None
+    """What the clean model's head reads at the kept positions. None where `residual` is."""
+
+    @cached_property
+    def in_memory(self) -> dict[str, Distribution]:
+        """The clean distributions of all kept positions, once an SAE has needed them in this process."""
+        return {}
+
+
+@torch.no_grad()
+def build_core_reference(
+    lm: LanguageModel, tokens: Int[Tensor, "context position"], batch: int = 16, folder: Path | str | None = None
+) -> CoreReference:
+    """Clean and zero-ablated losses, the residual stream and its moments on held-out contexts.
+
+    The zero-ablation replaces the same positions as an SAE's reconstruction does, so an SAE that outputs
+    zeros scores exactly 0. (SAEBench sets special positions to zero as well, in this run only.)
+
+    Args:
+        tokens: contexts with BOS in front; kept on the CPU.
+        batch: contexts in one forward pass.
+        folder: where the reference is kept, named by the model's identity, the tokens and the code, and read from when
+            it has been computed before; a damaged file is made again. None keeps nothing.
+
+    Raises:
+        ArtifactError: every position is special, or none is followed by another.
+    """
+    tokens = tokens.cpu().long()
+    kept = ~torch.isin(tokens, torch.tensor(sorted(lm.special_ids)))
+    if not kept[:, :-1].any():
+        raise ArtifactError("corpus: the held-out contexts hold special tokens only; give it more text")
+    if folder is None:
+        return _compute(lm, tokens, kept, batch)
+    made_from = {
+        "lm": lm.identity,
+        "tokens": [*tokens.shape, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()],
+        "code": source_key("sae_lib.metrics.core_reference"),
+    }
+    stem = Path(folder) / f"core-{json_key(made_from)[:16]}"
+    stored = load_reference(stem)
+    if stored is not None:
+        tensors, record = stored
+        states = (tensors.get("residual"), tensors.get("hidden"))
+        variance, ce_clean, ce_zero, kl_zero = record["numbers"]
+        return CoreReference(tokens, kept, tensors["mean"], variance, ce_clean, ce_zero, kl_zero, *states)
+    reference = _compute(lm, tokens, kept, batch)
+    named = {"mean": reference.mean, "residual": reference.residual, "hidden": reference.hidden}
+    numbers = [reference.variance, reference.ce_clean, reference.ce_zero, reference.kl_zero]
+    kept_tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
+    save_reference(stem, kept_tensors, {"numbers": numbers}, made_from)
+    return reference
+
+
+def _compute(lm: LanguageModel, tokens: Tensor, kept: Tensor, batch: int) -> CoreReference:
+    size = 2 * tokens.numel() * lm.d_in * lm.dtype.itemsize
+    keep = size <= _STATE_BYTES and lm.can_resume(tokens)
+    total, squares = torch.zeros(lm.d_in, dtype=torch.float64), 0.0
+    residuals, hidden = [], []
+    for part, mask in zip(tokens.split(batch), kept.split(batch), strict=True):
+        residual = lm.residual_stream(part)
+        rows = residual.cpu()[mask].double()
+        total += rows.sum(dim=0)
+        squares += rows.pow(2).sum().item()
+        if keep:
+            residuals.append(residual.cpu())
+            hidden.append(lm.resume(residual).cpu()[mask])
+    mean = total / kept.sum()
+    variance = squares / int(kept.sum()) - mean.pow(2).sum().item()
+    states = (torch.cat(residuals), torch.cat(hidden)) if keep else (None, None)
+    bare = CoreReference(tokens, kept, mean, variance, 0.0, 0.0, 0.0, *states)
+    clean = losses(lm, bare, None, batch)
+    zero = losses(lm, bare, lambda residual, mask: residual.masked_fill(mask[..., None], 0), batch)
+    reference = replace(bare, ce_clean=clean.ce, ce_zero=zero.ce, kl_zero=zero.kl)
+    reference.in_memory.update(bare.in_memory)
+    return reference
+
+
+@torch.no_grad()
+def losses(lm: LanguageModel, reference: CoreReference, splice: Splice | None, batch: int) -> LossSums:
+    """CE and KL at the kept positions with the residual stream replaced; CE alone of the clean model without `splice`.
+
+    Args:
+        splice: is called with each batch's residual stream and mask, both on the model's device, in order.
+        batch: contexts in one forward pass.
+    """
+    sums = LossSums(lm.device)
+    rows = max(1, _CHUNK_ELEMENTS[lm.device.type] // lm.vocab_size)
+    in_memory = _distributions_in_memory(lm, reference, rows) if splice is not None else None
+    before = 0
+    for start in range(0, len(reference.tokens), batch):
+        part = slice(start, start + batch)
+        tokens, kept = reference.tokens[part], reference.kept[part]
+        following = F.pad(tokens[:, 1:], (0, 1), value=-1)[kept]
+        logits = _logits(lm, reference, part, before, splice)
+        clean = _logits(lm, reference, part, before, None) if splice is not None and in_memory is None else None
+        for at in range(0, len(following), rows):
+            here, there = slice(at, at + rows), slice(before + at, before + min(at + rows, len(following)))
+            known = in_memory.at(there) if in_memory is not None else distribution(clean(here)) if clean else None
+            sums.add(logits(here), following[here], known)
+        before += len(following)
+    return sums
+
+
+def _logits(
+    lm: LanguageModel, reference: CoreReference, part: slice, before: int, splice: Splice | None
+) -> Callable[[slice], Tensor]:
+    """Logits at some of a batch's kept positions, which `before` others precede."""
+    tokens, kept = reference.tokens[part], reference.kept[part].to(lm.device)
+    if reference.residual is None or reference.hidden is None:
+        full = lm.logits(tokens, (lambda residual: splice(residual, kept)) if splice is not None else None)
+        at_kept = full[kept]
+        return lambda here: at_kept[here]
+    if splice is None:
+        hidden = reference.hidden[before : before + int(kept.sum())].to(lm.device)
+    else:
+        hidden = lm.resume(splice(reference.residual[part].to(lm.device), kept))[kept]
+    return lambda here: lm.head(hidden[here])
+
+
+def _distributions_in_memory(lm: LanguageModel, reference: CoreReference, rows: int) -> Distribution | None:
+    """The clean distributions of every kept position, or None where they are too large."""
+    if reference.hidden is None or len(reference.hidden) * lm.vocab_size * 4 > _DISTRIBUTION_BYTES:
+        return None
+    if "clean" not in reference.in_memory:
+        n, vocab = len(reference.hidden), lm.head(reference.hidden[:1]).shape[1]
+        known = Distribution(*(torch.empty(n, *width, device=lm.device) for width in ((vocab,), (), ())))
+        for start in range(0, n, rows):
+            chunk = distribution(lm.head(reference.hidden[start : start + rows]))
+            for stored, computed in zip(known, chunk, strict=True):
+                stored[start : start + rows] = computed
+        reference.in_memory["clean"] = known
+    return reference.in_memory["clean"]

@@ -1,0 +1,85 @@
+"""Every number of sparse probing, by name. The defaults are those of SAEBench 0.6.0 unless they say otherwise."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+# What only the scoring of an SAE reads: changing it does not make a language model's reference stale.
+_SCORING_FIELDS = {"lm_batch", "ks"}
+
+HUB_REVISIONS: dict[str, str | None] = {
+    "LabHC/bias_in_bios": None,
+    "canrager/amazon_reviews_mcauley_1and5": None,
+    "codeparrot/github-code": None,
+    "fancyzhx/ag_news": "eb185aade064a813bc0b7f42de02595523103ca4",
+    "Helsinki-NLP/europarl": None,
+}
+"""Commit of each hub dataset; None reads the newest one, as SAEBench does for all of them."""
+
+
+class LabelledFiles(BaseModel):
+    """A dataset of local files: one row per text, with a text column and a column of class labels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str
+    """A .jsonl or .parquet file; compressed .jsonl (.gz, .xz, .bz2, .zst) is read as well."""
+    test: str | None = None
+    """Texts to test on; None takes them from the training file, which is shuffled first."""
+    text: str = "text"
+    """Column that holds the text."""
+    label: str = "label"
+    """Column that holds the class: each class is one task, itself against all the others
+    (of two classes, the first against the second)."""
+
+
+class ProbingConfig(BaseModel):
+    """Configuration of sparse probing.
+
+    >>> ProbingConfig(ks=(1,)).ks
+    (1,)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: Literal["documentation", "hub", "files"] = "hub"
+    """`documentation`: the packaged corpus; `hub`: SAEBench's datasets; `files`: labelled local files."""
+    datasets: tuple[str, ...] = ()
+    """Names of the source's datasets that are used; empty takes all."""
+    revisions: dict[str, str | None] = HUB_REVISIONS
+    """For `hub`: the commit of each dataset."""
+    files: dict[str, LabelledFiles] = Field(default_factory=dict)
+    """For `files`: a name for each dataset, and where it lies."""
+
+    train_per_task: int = Field(default=4000, ge=4, multiple_of=2)
+    """Texts that a task's probe is trained on, half of them of each class."""
+    test_per_task: int = Field(default=1000, ge=4, multiple_of=2)
+    """Texts that it is tested on, half of them of each class."""
+    min_per_class: int = Field(default=10, ge=2)
+    """For `documentation`, where a class that is too small makes a smaller task: the fewest training and test
+    texts of a class. A package or kind with fewer makes no task; a pattern with fewer is an error."""
+    context: int = Field(default=128, ge=2)
+    """A text is cut to so many tokens, BOS included."""
+    seed: int = 42
+    """Draws the texts of each class, and the negatives of each task."""
+    lm_batch: int = Field(default=32, gt=0)
+    """Texts in one forward pass of the language model."""
+
+    ks: tuple[int, ...] = Field(default=(1, 2, 5), min_length=1)
+    """Numbers of latents that a probe reads."""
+    max_iter: int = Field(default=1000, gt=0)
+    """Limit on the iterations of a logistic regression."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ProbingConfig:
+        if self.source == "files" and not self.files:
+            raise ValueError("source 'files' needs probing.files: a name and a file for each dataset")
+        if min(self.ks) < 1 or len(set(self.ks)) != len(self.ks):
+            raise ValueError(f"ks must be distinct numbers of latents from 1 on, got {list(self.ks)}")
+        return self
+
+    def reference_fields(self) -> dict[str, Any]:
+        """The fields that a language model's reference depends on."""
+        return self.model_dump(exclude=_SCORING_FIELDS)

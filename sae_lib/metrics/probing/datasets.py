@@ -1,0 +1,214 @@
+"""SAEBench's eight datasets from the Hugging Face hub, their texts chosen as SAEBench 0.6.0 chooses them.
+
+They give 35 binary tasks: five professions three times (bias_in_bios, men and women evenly), five product
+categories (1 and 5 stars evenly), two ratings, five programming languages, four news topics, five languages.
+Rows are read through `datasets.load_dataset` alone, by one function for each schema:
+
+- two columns: `hard_text`, `profession`, `gender`, or `text`, `category`, `rating` (integers; rating 1.0 or 5.0);
+- sentiment: `text`, `rating`;
+- ag_news: `text`, `label` (0 to 3);
+- europarl: `translation`, a dictionary of language and sentence, from five language pairs;
+- github-code: `content`, `path`, from the repository's own parquet files. The path tells the language, as in
+  the loading script that SAEBench runs and that `datasets` no longer supports.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from sae_lib.errors import ArtifactError
+from sae_lib.metrics.probing.config import ProbingConfig
+from sae_lib.metrics.probing.tasks import require
+
+Classes = dict[str, list[str]]
+"""Texts by class."""
+Load = Callable[..., Any]
+"""`datasets.load_dataset`."""
+
+
+class HubDataset(NamedTuple):
+    """One of SAEBench's datasets: where it lies, and the classes that are a task each."""
+
+    repository: str
+    classes: tuple[str, ...]
+    read: Callable[[Load, "HubDataset", ProbingConfig], tuple[Classes, Classes]]
+
+
+def _two_columns(load: Load, dataset: HubDataset, config: ProbingConfig) -> tuple[Classes, Classes]:
+    text, label, other = (
+        ("hard_text", "profession", "gender")
+        if "bias_in_bios" in dataset.repository
+        else ("text", "category", "rating")
+    )
+    tables = load(dataset.repository, revision=config.revisions.get(dataset.repository))
+
+    def read(split: str, size: int) -> Classes:
+        table = tables[split].select_columns([text, label, other]).to_pandas()
+        where = f"{dataset.repository}, {split} texts"
+        return {
+            name: balanced_texts(table, text, label, other, name, size // 4, config.seed, where)
+            for name in dataset.classes
+        }
+
+    return read("train", config.train_per_task), read("test", config.test_per_task)
+
+
+def balanced_texts(
+    table: pd.DataFrame, text: str, label: str, other: str, name: str, each: int, seed: int, where: str
+) -> list[str]:
+    """`each` texts of class `name` for each value of the column `other`.
+
+    Source: SAEBench 0.6.0, `get_balanced_dataset`.
+
+    Raises:
+        ArtifactError: too few of one value.
+    """
+    of_class = table[table[label].astype(str) == name]
+    texts: list[str] = []
+    groups = list(of_class.groupby(other))
+    require(len(groups), 2, f"{where}, class {name}, values of {other}")
+    for value, group in groups:
+        require(len(group), each, f"{where}, class {name} with {other} {value}")
+        texts += group[text].sample(n=each, random_state=seed).tolist()
+    return texts
+
+
+def _one_column(label: str) -> Callable[[Load, HubDataset, ProbingConfig], tuple[Classes, Classes]]:
+    def read_both(load: Load, dataset: HubDataset, config: ProbingConfig) -> tuple[Classes, Classes]:
+        tables = load(dataset.repository, revision=config.revisions.get(dataset.repository))
+
+        def read(split: str, size: int) -> Classes:
+            table = tables[split].select_columns(["text", label]).to_pandas()
+            return {
+                name: sampled_texts(table, label, name, size // 2, config.seed, f"{dataset.repository}, {split} texts")
+                for name in dataset.classes
+            }
+
+        return read("train", config.train_per_task), read("test", config.test_per_task)
+
+    return read_both
+
+
+def sampled_texts(table: pd.DataFrame, label: str, name: str, size: int, seed: int, where: str) -> list[str]:
+    """`size` texts of class `name`.
+
+    Source: SAEBench 0.6.0, `gather_dataset_from_df` and `get_balanced_amazon_sentiment_dataset`.
+
+    Raises:
+        ArtifactError: there are fewer.
+    """
+    of_class = table[table[label].astype(str) == name]
+    require(len(of_class), size, f"{where}, class {name}")
+    texts: list[str] = of_class["text"].sample(n=size, random_state=seed).tolist()
+    return texts
+
+
+LANGUAGE_PAIRS = {"en": "en-fr", "fr": "fr-it", "de": "de-en", "es": "es-fr", "nl": "nl-pt"}
+
+
+def _europarl(load: Load, dataset: HubDataset, config: ProbingConfig) -> tuple[Classes, Classes]:
+    needed = (config.train_per_task + config.test_per_task) // 2
+    found: Classes = {}
+    for language in dataset.classes:
+        rows = load(
+            dataset.repository,
+            LANGUAGE_PAIRS[language],
+            split="train",
+            streaming=True,
+            revision=config.revisions.get(dataset.repository),
+        )
+        found[language] = []
+        for row in rows:
+            found[language].append(row["translation"][language])
+            if len(found[language]) > needed:
+                break
+    return shuffled_split(dataset.repository, found, config)
+
+
+# From the dataset's own loading script; SAEBench skips what is likely a licence: 50 tokens of three characters,
+# in files that hold a context of 128 such tokens beyond it.
+EXTENSIONS = {
+    "C": (".c", ".h"),
+    "Python": (".py",),
+    "HTML": (".html",),
+    "Java": (".java",),
+    "PHP": (".php", ".php3", ".php4", ".php5", ".phps", ".phpt"),
+}
+LICENCE_CHARACTERS = 150
+CONTEXT_CHARACTERS = 384
+
+
+def _github_code(load: Load, dataset: HubDataset, config: ProbingConfig) -> tuple[Classes, Classes]:
+    revision = config.revisions.get(dataset.repository) or "main"
+    files = f"hf://datasets/{dataset.repository}@{revision}/data/train-*.parquet"
+    rows = load("parquet", data_files=files, split="train", streaming=True)
+    needed = (config.train_per_task + config.test_per_task) // 2
+    found: Classes = {language: [] for language in dataset.classes}
+    for row in rows:
+        language = next((name for name in found if row["path"].endswith(EXTENSIONS[name])), None)
+        if language is None or len(row["content"]) <= LICENCE_CHARACTERS + CONTEXT_CHARACTERS:
+            continue
+        found[language].append(row["content"][LICENCE_CHARACTERS:])
+        if all(len(texts) > needed for texts in found.values()):
+            break
+    return shuffled_split(dataset.repository, found, config)
+
+
+def shuffled_split(where: str, classes: Classes, config: ProbingConfig) -> tuple[Classes, Classes]:
+    """Shuffle each class, in order, and take its training texts from the front and its test texts after them.
+
+    Source: SAEBench 0.6.0, `get_europarl_dataset` and `get_github_code_dataset`.
+
+    Raises:
+        ArtifactError: a class has too few texts.
+    """
+    train_size, test_size = config.train_per_task // 2, config.test_per_task // 2
+    rng = random.Random(config.seed)
+    train, test = {}, {}
+    for name, texts in classes.items():
+        require(len(texts), train_size + test_size, f"{where}, class {name}")
+        texts = texts.copy()
+        rng.shuffle(texts)
+        train[name], test[name] = texts[:train_size], texts[train_size : train_size + test_size]
+    return train, test
+
+
+HUB_DATASETS = {
+    "bias_in_bios_class_set1": HubDataset("LabHC/bias_in_bios", ("0", "1", "2", "6", "9"), _two_columns),
+    "bias_in_bios_class_set2": HubDataset("LabHC/bias_in_bios", ("11", "13", "14", "18", "19"), _two_columns),
+    "bias_in_bios_class_set3": HubDataset("LabHC/bias_in_bios", ("20", "21", "22", "25", "26"), _two_columns),
+    "amazon_reviews": HubDataset("canrager/amazon_reviews_mcauley_1and5", ("1", "2", "3", "5", "6"), _two_columns),
+    "amazon_reviews_sentiment": HubDataset(
+        "canrager/amazon_reviews_mcauley_1and5", ("1.0", "5.0"), _one_column("rating")
+    ),
+    "github-code": HubDataset("codeparrot/github-code", ("C", "Python", "HTML", "Java", "PHP"), _github_code),
+    "ag_news": HubDataset("fancyzhx/ag_news", ("0", "1", "2", "3"), _one_column("label")),
+    "europarl": HubDataset("Helsinki-NLP/europarl", ("en", "fr", "de", "es", "nl"), _europarl),
+}
+
+
+def hub_texts(name: str, config: ProbingConfig, load: Load | None = None) -> tuple[Classes, Classes]:
+    """Training and test texts by class of one of `HUB_DATASETS`; a class has half of `train_per_task` and of
+    `test_per_task`.
+
+    Args:
+        load: `datasets.load_dataset` unless something else is to be read in its place.
+
+    Raises:
+        ArtifactError: the dataset cannot be read, or a class has too few texts.
+    """
+    import datasets  # half a second to import, so only where text is read
+
+    dataset = HUB_DATASETS[name]
+    try:
+        return dataset.read(load or datasets.load_dataset, dataset, config)
+    except ArtifactError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ArtifactError(
+            f"probing.datasets: cannot read '{dataset.repository}' ({type(error).__name__}: {reason}); "
+            "check the network and probing.revisions, or set probing.source to documentation or files"
+        ) from error

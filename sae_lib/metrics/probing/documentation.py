@@ -1,0 +1,178 @@
+"""35 binary tasks on the packaged corpus, so that sparse probing needs no download.
+
+A text is a stretch of `context - 1` consecutive tokens of a held-out document, so every text has the same length and no
+label can be read from it. Training and test texts come from different documents. Every label is decided on the
+text as it is shown, except package and kind, which the document carries. Six datasets:
+
+- **package** (up to eleven tasks): which package a text documents, each of the eleven that have the most text
+  against the others, evenly;
+- **kind** (up to three): whether a text opens the documentation of a function, a class or a module;
+- **layout** (six): what a line of the text looks like;
+- **markup** (five): reStructuredText in the text;
+- **values** (five): literals of the programming language;
+- **wording** (five): words of the running text.
+
+A task of the last four is "the text has it" against "it has not" (`PATTERNS`).
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sae_lib.errors import ArtifactError
+from sae_lib.metrics.probing.config import ProbingConfig
+from sae_lib.metrics.probing.tasks import LabelledTexts, Tokens
+
+PATTERNS: dict[str, dict[str, str]] = {
+    "layout": {
+        "interactive example": r">>>",
+        "heading underline": r"(?m)^\s*(-{4,}|={4,})\s*$",
+        "numpydoc parameter": r"(?m)^\s*\*{0,2}\w+ : \S",
+        "Google-style parameter": r"(?m)^\s*`?\w+`? \([^)\n]+\):",
+        "bullet": r"(?m)^\s*[-*+] \S",
+        "indented line": r"(?m)^ {4,}\S",
+    },
+    "markup": {
+        "role": r":\w+:`",
+        "literal": r"``",
+        "single backticks": r"(?<![`:\w])`[^`\n]+`(?!`)",
+        "directive": r"(?m)^\s*\.\. \w+",
+        "LaTeX": r":math:|\\[a-zA-Z]+|\$",
+    },
+    "values": {
+        "decimal number": r"\d\.\d",
+        "quoted string": r"""(?<!\w)(['"])\w[^'"\n]*\1""",
+        "True, False or None": r"\b(True|False|None)\b",
+        "square bracket": r"\[",
+        "keyword argument": r"\w=\S",
+    },
+    "wording": {
+        "obligation": r"\b(should|must|cannot|required?)\b",
+        "condition": r"\b[Ii]f\b",
+        "negation": r"\b([Nn]ot|[Nn]o|without|never)\b",
+        "passive voice": r"\b(is|are|be|was|were) \w{2,}ed\b",
+        "option or default": r"(?i)\b(optional|defaults?)\b",
+    },
+}
+MOST_CLASSES = {"package": 11, "kind": 3}
+DATASETS = (*MOST_CLASSES, *PATTERNS)
+
+
+class _Piece(NamedTuple):
+    tokens: Tokens
+    text: str
+    package: str
+    kind: str | None
+    """None for a piece that does not open its document: nothing in it tells the kind."""
+
+
+def documentation_texts(
+    documents: Iterable[dict[str, Any]], tokenizer: Any, config: ProbingConfig, names: tuple[str, ...] = DATASETS
+) -> list[LabelledTexts]:
+    """The labelled texts of the datasets `names`, to be probed as one part: their tasks share texts.
+
+    Args:
+        documents: rows with text, package and kind that no SAE was trained on.
+
+    Raises:
+        ArtifactError: a pattern that fewer than `min_per_class` texts have or have not; no document is long
+        enough.
+    """
+    pieces = _Pieces(documents, tokenizer, config)
+    found: list[LabelledTexts] = []
+    for name in names:
+        if name in MOST_CLASSES:
+            found += pieces.by_class(name, MOST_CLASSES[name])
+        else:
+            found += [pieces.by_pattern(name, task, pattern) for task, pattern in PATTERNS[name].items()]
+    return found
+
+
+class _Pieces:
+    """Training and test pieces in shuffled order, and which of them some task already uses."""
+
+    def __init__(self, documents: Iterable[dict[str, Any]], tokenizer: Any, config: ProbingConfig) -> None:
+        self.sizes = (config.train_per_task // 2, config.test_per_task // 2)
+        self.smallest = config.min_per_class
+        self.used: set[Tokens] = set()
+        of_document = _cut(list(documents), tokenizer, config.context - 1)
+        if not of_document:
+            raise ArtifactError(
+                f"probing.context: no held-out document has {config.context - 1} tokens; lower it, or give more text"
+            )
+        rng = np.random.default_rng(config.seed)
+        tested = config.test_per_task / (config.train_per_task + config.test_per_task)
+        is_test = rng.permutation(len(of_document)) < round(tested * len(of_document))
+        self.splits: list[list[_Piece]] = []
+        for wanted in (False, True):
+            pieces = [p for these, test in zip(of_document, is_test, strict=True) if test == wanted for p in these]
+            distinct = {pieces[i].tokens: pieces[i] for i in rng.permutation(len(pieces))}
+            # Documents repeat each other: what is trained on is not tested on.
+            seen = {piece.tokens for piece in self.splits[0]} if wanted else set()
+            self.splits.append([piece for tokens, piece in distinct.items() if tokens not in seen])
+
+    def by_class(self, column: str, most: int) -> list[LabelledTexts]:
+        """The largest classes of a column, each a task; nothing where there are not two that are large enough."""
+        splits: list[dict[str, list[Tokens]]] = [{}, {}]
+        for classes, pieces in zip(splits, self.splits, strict=True):
+            for piece in pieces:
+                classes.setdefault(getattr(piece, column), []).append(piece.tokens)
+        train, test = splits
+        largest = sorted(filter(None, train), key=lambda label: (-len(train[label]), label))
+        enough = [label for label in largest if min(len(train[label]), len(test.get(label, ()))) >= self.smallest]
+        labels = enough[:most]
+        if len(labels) < 2:
+            return []
+        return [
+            LabelledTexts(
+                column,
+                {label: self._pick(train[label], self.sizes[0]) for label in labels},
+                {label: self._pick(test[label], self.sizes[1]) for label in labels},
+                tuple(labels),
+            )
+        ]
+
+    def by_pattern(self, dataset: str, task: str, pattern: str) -> LabelledTexts:
+        """Texts in which `pattern` is found, and as many in which it is not."""
+        found = re.compile(pattern).search
+        splits = []
+        for pieces, size, what in zip(self.splits, self.sizes, ("training", "test"), strict=True):
+            has: dict[bool, list[Tokens]] = {True: [], False: []}
+            for piece in pieces:
+                has[found(piece.text) is not None].append(piece.tokens)
+            size = min(size, len(has[True]), len(has[False]))
+            if size < self.smallest:
+                raise ArtifactError(
+                    f"probing: {dataset}, task {task}: its smaller class has {size} {what} texts, "
+                    f"needed: {self.smallest}; lower probing.min_per_class, leave {dataset} out of "
+                    "probing.datasets, or give more text"
+                )
+            splits.append({task: self._pick(has[True], size), f"no {task}": self._pick(has[False], size)})
+        return LabelledTexts(dataset, splits[0], splits[1], (task,))
+
+    def _pick(self, candidates: list[Tokens], size: int) -> list[Tokens]:
+        """The first `size` texts, those before the others that some task uses already: fewer to encode for each SAE."""
+        picked = sorted(candidates, key=lambda tokens: tokens not in self.used)[:size]
+        self.used.update(picked)
+        return picked
+
+
+def _cut(documents: list[dict[str, Any]], tokenizer: Any, length: int) -> list[list[_Piece]]:
+    """The whole pieces of each document that has any."""
+    if not documents:
+        return []
+    encoded = tokenizer([row["text"] for row in documents], add_special_tokens=False, verbose=False)["input_ids"]
+    cut = []
+    for row, ids in zip(documents, encoded, strict=True):
+        starts = range(0, len(ids) - length + 1, length)
+        pieces = [tuple(ids[start : start + length]) for start in starts]
+        kinds = [row["kind"], *[None] * len(pieces)]
+        cut.append(
+            [
+                _Piece(piece, tokenizer.decode(list(piece)), row["package"], kind)
+                for piece, kind in zip(pieces, kinds, strict=False)
+            ]
+        )
+    return [pieces for pieces in cut if pieces]

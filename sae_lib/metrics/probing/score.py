@@ -1,0 +1,89 @@
+"""Sparse probing of an SAE."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.errors import ArtifactError
+from sae_lib.metrics.probing.config import ProbingConfig
+from sae_lib.metrics.probing.probes import sparse_accuracies
+from sae_lib.metrics.probing.reference import ProbingReference
+
+CHANCE = 0.5  # every task has as many positives as negatives
+
+
+@dataclass(frozen=True)
+class ProbingResult:
+    """Sparse probing of one SAE; all numbers are test accuracies between 0 and 1.
+
+    `summary`: probing_k<k> for each k of the configuration, probing_all (all dimensions of the residual stream),
+    each the mean over a dataset's tasks and then over datasets, and probing_chance.
+    `tasks`: one row for each task: dataset, task, k<k> ..., all, and how many texts it was trained and tested on
+    (train, test).
+    """
+
+    summary: dict[str, float]
+    tasks: pd.DataFrame
+
+
+@torch.no_grad()
+def evaluate_probing(sae: Autoencoder, reference: ProbingReference, config: ProbingConfig) -> ProbingResult:
+    """k-sparse probing of an SAE (higher is better), encoded on the device that holds it.
+
+    Latents, scaled as for decoder rows of unit norm, are averaged over the tokens of a text that are not special.
+    For each task the k latents with the largest |mean over positives - mean over negatives| of the training
+    texts are read by a logistic regression. The means of one part are held in memory: 4 bytes for each of its texts
+    and latents.
+
+    Raises:
+        ArtifactError: the SAE has another width than the residual stream, or gives NaN or infinite latents.
+
+    Source: SAEBench 0.6.0, `sparse_probing`.
+    """
+    if sae.d_in != reference.d_in:
+        raise ArtifactError(
+            f"sae: d_in is {sae.d_in}, the reference's residual stream has {reference.d_in}; "
+            "evaluate it on the model and layer it was trained on"
+        )
+    norms = sae.W_dec.float().norm(dim=1).cpu()
+    rows = []
+    for part in reference.parts:
+        means = part.means(lambda residual: sae.encode(residual.to(sae.dtype)), sae.device) * norms
+        _require_finite(means)
+        for task, residual_accuracy in zip(part.tasks, part.residual_accuracy, strict=True):
+            accuracies = sparse_accuracies(
+                means[task.train],
+                task.train_labels,
+                means[task.test],
+                task.test_labels,
+                config.ks,
+                config.max_iter,
+            )
+            rows.append(
+                {
+                    "dataset": task.dataset,
+                    "task": task.name,
+                    **{f"k{k}": accuracy for k, accuracy in zip(config.ks, accuracies, strict=True)},
+                    "all": residual_accuracy,
+                    "train": len(task.train),
+                    "test": len(task.test),
+                }
+            )
+    tasks = pd.DataFrame(rows)
+    columns = [*(f"k{k}" for k in config.ks), "all"]
+    means_of = tasks.groupby("dataset")[columns].mean().mean()
+    summary = {f"probing_{column}": float(means_of[column]) for column in columns}
+    return ProbingResult({**summary, "probing_chance": CHANCE}, tasks)
+
+
+def _require_finite(means: Float[Tensor, "text d_sae"]) -> None:
+    if not means.isfinite().all():
+        raise ArtifactError(
+            "sae: its latents hold NaN or infinite values; train it again from its last good checkpoint"
+        )

@@ -1,0 +1,74 @@
+"""The texts that a configuration asks for, whichever source they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_lib import corpus as corpora
+from sae_lib import documentation
+from sae_lib.errors import ArtifactError
+from sae_lib.files import file_sha256
+from sae_lib.metrics.probing.config import ProbingConfig
+from sae_lib.metrics.probing.datasets import HUB_DATASETS, hub_texts
+from sae_lib.metrics.probing.documentation import DATASETS, documentation_texts
+from sae_lib.metrics.probing.labelled_files import file_texts
+from sae_lib.metrics.probing.tasks import LabelledTexts, tasks_of, tokenise
+
+if TYPE_CHECKING:
+    from sae_lib.profile import CorpusConfig
+
+
+def known_datasets(config: ProbingConfig) -> tuple[str, ...]:
+    """Names of the datasets that the configuration asks for.
+
+    Raises:
+        ArtifactError: a name that its source does not have.
+    """
+    known = {"documentation": DATASETS, "hub": tuple(HUB_DATASETS), "files": tuple(config.files)}[config.source]
+    for name in config.datasets:
+        if name not in known:
+            raise ArtifactError(
+                f"probing.datasets: source '{config.source}' has no dataset '{name}'; it has {', '.join(known)}"
+            )
+    return config.datasets or known
+
+
+def text_key(config: ProbingConfig, corpus: CorpusConfig | None) -> Any:
+    """What the texts depend on beside the configuration."""
+    if config.source == "documentation":
+        if corpus is None or corpus.source != "documentation":
+            raise ArtifactError(
+                "probing.source: 'documentation' needs corpus.source documentation; set it to hub or files"
+            )
+        return [corpus.model_dump(), documentation.versions(corpus.packages)]
+    paths = [Path(path) for files in config.files.values() for path in (files.train, files.test) if path]
+    return {str(path): file_sha256(path) for path in paths if path.is_file()}
+
+
+def load_parts(
+    config: ProbingConfig, tokenizer: Any, corpus: CorpusConfig | None, cache: Path | None
+) -> Iterator[list[LabelledTexts]]:
+    """The texts of each part, as they are read: the packaged corpus is one part, every other dataset another.
+
+    Raises:
+        ArtifactError: an unknown dataset, text that cannot be read, a class with too few texts.
+    """
+    names = known_datasets(config)
+    if config.source == "documentation":
+        assert corpus is not None
+        documents = (
+            row
+            for row in corpora.load_documents(corpus, cache)
+            if corpora.split_of(row[corpus.text_field], corpus) == "held_out"
+        )
+        yield documentation_texts(documents, tokenizer, config, names)
+        return
+    for name in names:
+        splits = hub_texts(name, config) if config.source == "hub" else file_texts(name, config.files[name], config)
+        train, test = (
+            {label: tokenise(texts, tokenizer, config.context) for label, texts in classes.items()}
+            for classes in splits
+        )
+        yield [LabelledTexts(name, train, test, tasks_of(tuple(train)))]

@@ -1,0 +1,130 @@
+"""From labelled texts to balanced binary tasks: one class against the others."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sae_lib.errors import ArtifactError
+
+Tokens = tuple[int, ...]
+
+
+class LabelledTexts(NamedTuple):
+    """The texts of a dataset by class, as token ids without BOS."""
+
+    dataset: str
+    train: dict[str, list[Tokens]]
+    test: dict[str, list[Tokens]]
+    tasks: tuple[str, ...]
+    """Classes that are a task: the class against all the others. A dataset may come in several of these, whose
+    tasks are averaged together."""
+
+
+class ProbingTask(NamedTuple):
+    """One binary task. `train` and `test` number the texts of the part that the task belongs to; half of each
+    have a positive label, in shuffled order."""
+
+    dataset: str
+    name: str
+    train: Int[Tensor, " train"]
+    train_labels: Bool[Tensor, " train"]
+    test: Int[Tensor, " test"]
+    test_labels: Bool[Tensor, " test"]
+
+
+def tokenise(texts: Sequence[str], tokenizer: Any, context: int) -> list[Tokens]:
+    """Token ids of each text without BOS, cut so that they fill a context of `context` tokens with it."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, truncation=True, max_length=context - 1, return_attention_mask=False
+    )
+    return [tuple(ids) for ids in encoded["input_ids"]]
+
+
+def tasks_of(classes: Sequence[str]) -> tuple[str, ...]:
+    """Each class against the others; of two classes, the first against the second. (SAEBench averages both
+    directions, which are the same probe with its sign turned.)"""
+    return tuple(classes[:1] if len(classes) == 2 else classes)
+
+
+def draw_tasks(datasets: Sequence[LabelledTexts], seed: int) -> tuple[list[Tokens], list[ProbingTask]]:
+    """The distinct texts of `datasets`, and the tasks on them.
+
+    A task's positives are all texts of its class; as many negatives are drawn evenly from the other classes. The
+    draws are SAEBench's own (`prepare_probe_data`), so `torch.manual_seed(seed)` in front of its
+    `train_probe_on_activations` selects the same texts.
+
+    Raises:
+        ArtifactError: the other classes hold too few texts; names the task.
+    """
+    number: dict[Tokens, int] = {}
+
+    def numbered(classes: dict[str, list[Tokens]]) -> dict[str, Int[Tensor, " text"]]:
+        return {
+            label: torch.tensor([number.setdefault(text, len(number)) for text in texts], dtype=torch.long)
+            for label, texts in classes.items()
+        }
+
+    tasks = []
+    for dataset in datasets:
+        generator = torch.Generator().manual_seed(seed)
+        train, test = numbered(dataset.train), numbered(dataset.test)
+        for label in dataset.tasks:
+            where = f"{dataset.dataset}, task {label}"
+            tasks.append(
+                ProbingTask(
+                    dataset.dataset,
+                    label,
+                    *_one_against_rest(train, label, generator, f"{where}, training texts"),
+                    *_one_against_rest(test, label, generator, f"{where}, test texts"),
+                )
+            )
+    return list(number), tasks
+
+
+def _one_against_rest(
+    classes: dict[str, Int[Tensor, " text"]], positive: str, generator: torch.Generator, where: str
+) -> tuple[Int[Tensor, " drawn"], Bool[Tensor, " drawn"]]:
+    positives = classes[positive]
+    others = [texts for label, texts in classes.items() if label != positive]
+    if not others:
+        raise ArtifactError(f"probing: {where}: there is one class only, and a task needs two")
+    each = _evenly(len(positives), [len(texts) for texts in others])
+    negatives = torch.cat([texts[torch.randperm(len(texts), generator=generator)[:each]] for texts in others])
+    negatives = negatives[torch.randperm(len(negatives), generator=generator)[: len(positives)]]
+    if len(negatives) < len(positives):
+        raise ArtifactError(
+            f"probing: {where}: the other classes have {len(negatives)} texts, needed: {len(positives)}; "
+            "lower probing.train_per_task and probing.test_per_task, or give more text"
+        )
+    texts = torch.cat([positives, negatives])
+    labels = torch.arange(len(texts)) < len(positives)
+    order = torch.randperm(len(texts), generator=generator)
+    return texts[order], labels[order]
+
+
+def _evenly(needed: int, sizes: list[int]) -> int:
+    """How many to take from each class, at most, for `needed` together: SAEBench's ceil(needed / classes), and more
+    of the large classes where a small one cannot give so many."""
+    each = math.ceil(needed / len(sizes))
+    while each < max(sizes) and sum(min(size, each) for size in sizes) < needed:
+        each += 1
+    return each
+
+
+def require(have: int, need: int, where: str) -> None:
+    """Stop where a class has too few texts.
+
+    Raises:
+        ArtifactError: names `where`, how many texts there are and how many are needed.
+    """
+    if have < need:
+        raise ArtifactError(
+            f"probing: {where}: {have} texts, needed: {need}; "
+            "lower probing.train_per_task or probing.test_per_task, or give more text"
+        )

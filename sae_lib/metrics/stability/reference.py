@@ -1,0 +1,181 @@
+"""What stability needs from the language model: computed once and kept on disk.
+
+Each word is read in several fresh prompts and wherever it stands in held-out text. The residual streams of the
+whole text are kept in token order, for stability along tokens.
+"""
+
+import random
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_lib.errors import ArtifactError
+from sae_lib.files import json_key
+from sae_lib.language_model import LanguageModel
+from sae_lib.metrics.absorption.config import AbsorptionConfig
+from sae_lib.metrics.absorption.reference import AbsorptionReference
+from sae_lib.metrics.absorption.vocabulary import LETTERS, Word, alphabetic_words, build_prompts, prompt_pieces
+from sae_lib.metrics.stability.config import StabilityConfig
+from sae_lib.metrics.stability.occurrences import find_occurrences, whole_words
+from sae_lib.metrics.stored_reference import load_reference, save_reference
+from sae_lib.source_key import source_key
+
+
+@dataclass(frozen=True)
+class StabilityReference:
+    """Words in many contexts, and running text. Activations are float32 on the CPU, letters are 0 to 25."""
+
+    prompt_words: list[str]
+    text_words: list[str]
+    prompt_letters: Int[Tensor, " word"]
+    prompt_activations: Float[Tensor, "word context d_in"]
+    """Residual streams at a word, in prompts that differ in their examples."""
+    prompt_probe: Bool[Tensor, "word context"]
+    """Whether the ground-truth probe finds the word's letter there: what an SAE could find at best."""
+
+    text_letters: Int[Tensor, " text_word"]
+    occurrence_rows: Int[Tensor, " occurrence"]
+    """Rows of `text_activations` at which a word stands."""
+    occurrence_words: Int[Tensor, " occurrence"]
+    """Which of `text_words` that is."""
+    text_probe: Bool[Tensor, " occurrence"]
+    text_activations: Float[Tensor, "row d_in"]
+    """Residual streams of held-out text at all positions but special ones, in token order."""
+    has_predecessor: Bool[Tensor, " row"]
+    """Whether the row before is the token before, in the same context."""
+
+
+def build_stability_reference(
+    lm: LanguageModel,
+    absorption: AbsorptionReference,
+    prompts: AbsorptionConfig,
+    config: StabilityConfig,
+    tokens: Int[Tensor, "context position"],
+    folder: Path | str,
+) -> StabilityReference:
+    """Compute the reference of a language model, or read it from `folder` where it has been computed before.
+
+    The words are those that absorption is measured on. The files are named by what they were made from; one
+    that is missing, cut short or altered is made again.
+
+    Args:
+        absorption: the words and the ground-truth probe.
+        prompts: how many examples a prompt has, and how many prompts a forward pass.
+        tokens: held-out contexts with BOS in front, on the CPU.
+
+    Raises:
+        ArtifactError: prompts without examples, which would all be the same.
+    """
+    if prompts.icl_examples == 0:
+        raise ArtifactError(
+            "evaluation.absorption.icl_examples: 0 makes every context of a word the same; "
+            "stability across contexts needs 1 or more"
+        )
+    tokens = tokens[: config.text_contexts].cpu().long()
+    made_from = {
+        "lm": lm.identity,
+        "absorption": json_key(
+            [absorption.train_words, absorption.test_words, absorption.scored.tolist(),
+             absorption.probe.weight.tolist(), absorption.probe.bias.tolist()]
+        ),
+        "icl_examples": prompts.icl_examples,
+        "config": config.model_dump(mode="json"),
+        "tokens": json_key(tokens.tolist()),
+        "code": source_key("sae_lib.metrics.stability.reference"),
+    }  # fmt: skip
+    stem = Path(folder) / f"stability-{json_key(made_from)[:16]}"
+    stored = load_reference(stem)
+    if stored is not None:
+        tensors, record = stored
+        return StabilityReference(record["prompt_words"], record["text_words"], **tensors)
+    reference = _compute(lm, absorption, prompts, config, tokens)
+    tensors = {field.name: getattr(reference, field.name) for field in fields(reference)}
+    words = {name: tensors.pop(name) for name in ("prompt_words", "text_words")}
+    save_reference(stem, tensors, words, made_from)
+    return reference
+
+
+@torch.no_grad()
+def _compute(
+    lm: LanguageModel,
+    absorption: AbsorptionReference,
+    prompts: AbsorptionConfig,
+    config: StabilityConfig,
+    tokens: Int[Tensor, "context position"],
+) -> StabilityReference:
+    vocabulary = {word.text: word for word in alphabetic_words(lm.tokenizer, lm.special_ids)}
+    pool = [vocabulary[text] for text in (*absorption.train_words, *absorption.test_words)]
+    evaluated = [vocabulary[absorption.test_words[index]] for index in absorption.scored.tolist()]
+    chosen = _choose(evaluated, config.words_per_letter, config.seed)
+    in_prompts = _read_in_prompts(lm, chosen, pool, prompts, config)
+
+    kept = ~torch.isin(tokens, torch.tensor(sorted(lm.special_ids)))
+    has_predecessor = kept.clone()
+    has_predecessor[:, 0] = False
+    has_predecessor[:, 1:] &= kept[:, :-1]
+    in_text = torch.cat(
+        [
+            lm.residual_stream(part)[mask.to(lm.device)].float().cpu()
+            for part, mask in zip(tokens.split(prompts.lm_batch), kept.split(prompts.lm_batch), strict=True)
+        ]
+    )
+    standing = torch.where(whole_words(lm.tokenizer, lm.special_ids, tokens), tokens, -1)[kept]
+    in_text_words, rows, words = find_occurrences(
+        evaluated, standing, at_least=config.min_occurrences, at_most=config.max_occurrences
+    )
+
+    def finds(activations: Float[Tensor, "row d_in"], letter: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
+        return (absorption.probe.logits(activations) > 0)[torch.arange(len(letter)), letter]
+
+    letters, text_letters = _letters(chosen), _letters(in_text_words)
+    probe = finds(in_prompts.flatten(0, 1), letters.repeat_interleave(config.contexts))
+    return StabilityReference(
+        prompt_words=[word.text for word in chosen],
+        prompt_letters=letters,
+        prompt_activations=in_prompts,
+        prompt_probe=probe.view(len(chosen), config.contexts),
+        text_words=[word.text for word in in_text_words],
+        text_letters=text_letters,
+        occurrence_rows=rows,
+        occurrence_words=words,
+        text_probe=finds(in_text[rows], text_letters[words]),
+        text_activations=in_text,
+        has_predecessor=has_predecessor[kept],
+    )
+
+
+def _choose(words: list[Word], per_letter: int, seed: int) -> list[Word]:
+    """At most `per_letter` words of each letter, seeded, letter by letter."""
+    generator = random.Random(seed)
+    chosen = []
+    for letter in range(len(LETTERS)):
+        of_letter = [word for word in words if word.letter == letter]
+        chosen += generator.sample(of_letter, min(per_letter, len(of_letter)))
+    return chosen
+
+
+def _read_in_prompts(
+    lm: LanguageModel, words: list[Word], pool: list[Word], prompts: AbsorptionConfig, config: StabilityConfig
+) -> Float[Tensor, "word context d_in"]:
+    """The residual stream at each word, in as many prompts as there are contexts: from one example in front of
+    the word to as many as absorption's prompts have."""
+    activations = torch.empty(len(words), config.contexts, lm.d_in)
+    if not words:
+        return activations
+    pieces = prompt_pieces(lm.tokenizer)
+    for context in tqdm(range(config.contexts), desc="words in contexts", unit="context", disable=None):
+        examples = 1 + context * (prompts.icl_examples - 1) // (config.contexts - 1)
+        tokens, position = build_prompts(words, pool, pieces, lm.bos_token_id, examples, config.seed + context)
+        for index in torch.arange(len(words)).split(prompts.lm_batch):
+            residual = lm.residual_stream(tokens[index])
+            at = torch.arange(len(index), device=residual.device)
+            activations[index, context] = residual[at, position[index].to(residual.device)].float().cpu()
+    return activations
+
+
+def _letters(words: list[Word]) -> Int[Tensor, " word"]:
+    return torch.tensor([word.letter for word in words], dtype=torch.long)

@@ -1,0 +1,206 @@
+"""The ground-truth study: what each method does where the true features are known. Each function gives tidy rows.
+
+The toys' tokens come in sequences, so the temporal penalty has adjacent tokens on TREE as well; there rho is 0.
+
+Columns of every row: experiment, toy, method, label, seed, rho, sparsity (the l1_coefficient, k or target_l0 it was
+trained with), l0_ratio (l0 / true_l0: how close the match came), and the metrics of `score.toy_metrics` and
+`training.train_and_score`; temporal_coefficient (NaN without a penalty). Of some: temporal, resampling and
+gradient_scaling (factorial); importance.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae_lib.metrics.toy.config import ToyConfig
+from sae_lib.metrics.toy.data import PAIR, RARE, TREE, Toy, chain
+from sae_lib.metrics.toy.matching import Cell, levels, match_l0, runs_of
+from sae_lib.metrics.toy.methods import TOY_METHODS, as_published, sparsity_knob, toy_config
+from sae_lib.metrics.toy.picture import train_and_picture
+from sae_lib.metrics.toy.pool import ToyPool
+from sae_lib.sae_config import TOPK_FAMILY
+
+PAIR_METHODS = ("standard", "atm", "dropout")
+MECHANISMS = ("temporal", "resampling", "gradient_scaling")
+COMPONENTS = ("magnitude", "frequency", "contribution")
+# On tokens without order these are the same penalty as that on adjacent tokens: one L1 coefficient serves all three.
+ORDERLESS = {"temporal_previous": "temporal_strong", "variance": "temporal_strong"}
+Group = tuple[dict[str, Any], Cell, float]  # columns of its rows, what is trained, at which sparsity
+
+
+def ground_truth(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataFrame:
+    """All experiments, one row per toy SAE. `folder` keeps what is finished: a second call trains nothing."""
+    with ToyPool(folder, workers) as pool:
+        experiments = (sweep, matched, rho_sweep, factorial, importance, rare)
+        parts = [experiment(pool, settings) for experiment in experiments]
+    return pd.concat(parts, ignore_index=True)
+
+
+def absorption_picture(
+    folder: Path | str,
+    settings: ToyConfig,
+    workers: int = 1,
+    methods: Sequence[str] = ("standard", "atm", "dropout"),
+) -> pd.DataFrame:
+    """What the latents and decoder rows of the SAEs of `matched` on TREE have become: method, seed and the columns of
+    `picture.family_picture`."""
+    with ToyPool(folder, workers) as pool:
+        cells = [_cell(pool, settings, TREE, method) for method in methods]
+        values = match_l0(pool, cells, settings)
+        runs = [runs_of(cell, value, settings.seeds, settings) for cell, value in zip(cells, values, strict=True)]
+        found = iter(pool.run([run for each in runs for run in each], "picture", train_and_picture))
+    rows = [
+        (method, seed, *place.split("/"), value)
+        for method in methods
+        for seed in settings.seeds
+        for place, value in next(found).items()
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "kind", "row", "latent", "value"])
+
+
+def matched(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
+    """Every method at the true L0 of the toy, as near as it can come: on TREE, and a few on PAIR.
+
+    The true L0 of TREE (1.12) lies between two whole numbers k: the rows of experiment 'matched' have k = 1, and those
+    of experiment 'next_k' k = 2.
+    """
+    groups: list[Group] = []
+    for toy, methods in ((TREE, TOY_METHODS), (PAIR, PAIR_METHODS)):
+        cells = {method: _cell(pool, settings, toy, method) for method in methods}
+        stands_for = [_cell(pool, settings, toy, ORDERLESS.get(method, method)) for method in methods]
+        for (method, cell), value in zip(cells.items(), match_l0(pool, stands_for, settings), strict=True):
+            groups.append(({"method": method, "label": _label(cell, value)}, cell, value))
+    above = [(c | {"label": "k=2"}, cell, 2.0) for c, cell, _ in groups if cell.config.architecture in TOPK_FAMILY]
+    frames = [
+        _rows(pool, settings, "matched", groups, settings.seeds),
+        _rows(pool, settings, "next_k", above, settings.seeds),
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
+    """Every method over a range of L0 on TREE, with the seeds of the sweep: does a denser SAE absorb less?"""
+    cells = {method: _cell(pool, settings, TREE, method) for method in TOY_METHODS if method not in ORDERLESS}
+    groups: list[Group] = [
+        ({"method": method, "label": _label(cell, value)}, cell, value)
+        for method, cell in cells.items()
+        for value in levels(cell, settings)
+    ]
+    return _rows(pool, settings, "sweep", groups, settings.sweep_seeds)
+
+
+def rho_sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
+    """The temporal penalty on tokens whose features persist with rho: adjacent tokens against the previous batch and
+    against the variance penalty that the latter amounts to, each at the true L0. A penalty that uses the order of the
+    tokens changes with rho on adjacent tokens, and not on the others.
+
+    Label 'strong' is `settings.temporal_coefficient`, 'published' the paper's 1e-4. The two that do not see the order
+    are matched at rho = 0, where they are the penalty on adjacent tokens; adjacent tokens are matched at each rho.
+    """
+    strong = toy_config("temporal_strong", TREE, settings)
+    published = toy_config("standard", TREE, settings, {"temporal": as_published("temporal", settings)})
+    groups: list[Group] = []
+    for rho in settings.rhos:
+        adjacent = Cell(chain(rho), strong), Cell(chain(rho), published), Cell(TREE, strong)
+        at_rho, published_at, at_zero = match_l0(pool, adjacent, settings)
+        groups.append(({"method": "temporal_strong", "label": "strong"}, adjacent[0], at_rho))
+        groups.append(({"method": "temporal_strong", "label": "published"}, adjacent[1], published_at))
+        for method in ORDERLESS:
+            cell = Cell(chain(rho), toy_config(method, TREE, settings))
+            groups.append(({"method": method, "label": "strong"}, cell, at_zero))
+    return _rows(pool, settings, "rho", groups, settings.seeds).assign(toy="chain")
+
+
+def factorial(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
+    """TemporalSAE's three mechanisms, each on or off, on TREE with the temporal coefficient at which it matters.
+
+    All cells have the L1 coefficient at which the full method meets the true L0: what a mechanism does to sparsity is
+    part of its effect, and L0 stands beside it.
+    """
+    full = toy_config("temporal_sae", TREE, settings, {"temporal": {"coefficient": settings.temporal_coefficient}})
+    (value,) = match_l0(pool, [Cell(TREE, full)], settings)
+    groups: list[Group] = []
+    for switches in itertools.product((False, True), repeat=len(MECHANISMS)):
+        on = dict(zip(MECHANISMS, switches, strict=True))
+        config = full.model_copy(update={name: None for name, used in on.items() if not used})
+        label = " + ".join(name.replace("_", " ") for name, used in on.items() if used) or "none"
+        groups.append(({"method": "temporal_sae", "label": label, **on}, Cell(TREE, config), value))
+    return _rows(pool, settings, "factorial", groups, settings.seeds)
+
+
+def importance(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
+    """ATM's importance score on TREE: its three parts, each part dropped, and their product instead of their mean; and,
+    as `dropout`, uniform masking as often as ATM's. Each at the true L0."""
+    variants: dict[str, dict[str, Any]] = {"+".join(COMPONENTS): {}}
+    for dropped in COMPONENTS:
+        kept = tuple(part for part in COMPONENTS if part != dropped)
+        variants["+".join(kept)] = {"components": kept}
+    variants["product"] = {"combine": "product"}
+    cells = {name: Cell(TREE, toy_config("atm", TREE, settings, {"masking": m})) for name, m in variants.items()}
+    cells["uniform"] = _cell(pool, settings, TREE, "dropout")
+    groups: list[Group] = [
+        ({"method": "dropout" if name == "uniform" else "atm", "label": name, "importance": name}, cell, value)
+        for (name, cell), value in zip(cells.items(), match_l0(pool, [*cells.values()], settings), strict=True)
+    ]
+    return _rows(pool, settings, "importance", groups, settings.seeds)
+
+
+def rare(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
+    """The Standard SAE at the true L0 where families are rare (RARE): is what is rare absorbed less? And, as experiment
+    'resampling', the same with TemporalSAE's resampling: 0.005 as published is above the 0.002 of RARE's children, so
+    that latents that do their work are restarted; 1e-5 restarts the dead alone."""
+    cell = _cell(pool, settings, RARE, "standard")
+    (value,) = match_l0(pool, [cell], settings)
+    alone: list[Group] = [({"method": "standard", "label": _label(cell, value)}, cell, value)]
+    restarted: list[Group] = []
+    published = as_published("resampling", settings)
+    for threshold in (None, 1e-5, 0.005):
+        change = {"resampling": published | {"threshold": threshold} if threshold else None}
+        changed = Cell(RARE, toy_config("standard", RARE, settings, change))
+        label = "none" if threshold is None else f"threshold={threshold:g}"
+        restarted.append(({"method": "standard", "label": label}, changed, value))
+    frames = [
+        _rows(pool, settings, "rare", alone, settings.seeds),
+        _rows(pool, settings, "resampling", restarted, settings.seeds),
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _label(cell: Cell, value: float) -> str:
+    return f"{sparsity_knob(cell.config).replace('l1_coefficient', 'l1')}={value:g}"
+
+
+def _cell(pool: ToyPool, settings: ToyConfig, toy: Toy, method: str) -> Cell:
+    """A method on a toy; uniform dropout masks as often as ATM does at its matched sparsity."""
+    if method != "dropout":
+        return Cell(toy, toy_config(method, toy, settings))
+    atm = Cell(toy, toy_config("atm", toy, settings))
+    (value,) = match_l0(pool, [atm], settings)
+    found = pool.run(runs_of(atm, value, settings.sweep_seeds, settings), "mask rate")
+    rate = float(np.mean([metrics["mask_rate"] for metrics in found]))
+    return Cell(toy, toy_config(method, toy, settings, {"dropout": {"probability": round(rate, 3)}}))
+
+
+def _rows(
+    pool: ToyPool, settings: ToyConfig, experiment: str, groups: list[Group], seeds: Iterable[int]
+) -> pd.DataFrame:
+    """Train every group with every seed; one row each."""
+    jobs = [(columns, run, value) for columns, cell, value in groups for run in runs_of(cell, value, seeds, settings)]
+    found = pool.run([run for _, run, _ in jobs], experiment)
+    rows = []
+    for (columns, run, value), metrics in zip(jobs, found, strict=True):
+        temporal = run.config.temporal
+        rows.append(
+            {"experiment": experiment, "toy": run.toy.name, "seed": run.seed, "rho": run.toy.rho, "sparsity": value}
+            | columns
+            | metrics
+            | {"l0_ratio": metrics["l0"] / metrics["true_l0"]}
+            | {"temporal_coefficient": temporal.coefficient if temporal else np.nan}
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,91 @@
+"""What the tables share: a row of cells for a set of SAEs, rows of differences, and the notes under them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae_lib.report.groups import MATCHED_L0
+from sae_lib.report.intervals import Interval, by_seed, t_interval
+from sae_lib.report.names import METRICS, in_order
+from sae_lib.report.table_files import Table
+
+ARROW_NOTE = "↑ higher is better, ↓ lower is better, – neither"
+MATCHED_NOTE = f"† L0 off the rows' median by more than a factor {MATCHED_L0:g}: not to be ranked with the others"
+FIRST_ROW_NOTE = f"† L0 off the first row's by more than a factor {MATCHED_L0:g}: not to be ranked with it"
+UNRANKED_NOTE = "L0 differs between rows: not to be ranked"
+
+
+def table_of(first: str, named: dict[str, pd.DataFrame], columns: Iterable[str], caption: str) -> Table:
+    """One row for each named set of SAEs, one column for each metric."""
+    shown, data = [], []
+    for name, part in named.items():
+        seeds = part["seed"].nunique()
+        line: dict[str, Any] = {first: name, "seeds": str(seeds)}
+        for column in columns:
+            values = by_seed(part, column) if column in part else []
+            interval = t_interval(values)
+            line[METRICS[column].header] = cell(interval, METRICS[column].decimals)
+            data.append(record(name, column, interval))
+        shown.append(line)
+    return Table(pd.DataFrame(shown), pd.DataFrame(data), caption)
+
+
+def marked(table: Table, against_first: bool = False) -> Table:
+    """`table` with a dagger at each L0 that is off by more than `MATCHED_L0`: off the median of the rows, or off the
+    first row, which others are variants of."""
+    l0 = table.data[table.data["metric"] == "l0"].set_index("row")["mean"]
+    off = np.abs(np.log(l0 / (l0.iloc[0] if against_first else l0.median()))) > np.log(MATCHED_L0)
+    header = METRICS["l0"].header
+    cells = [
+        text + (" †" if off[name] else "")
+        for name, text in zip(table.shown.iloc[:, 0], table.shown[header], strict=True)
+    ]
+    return table._replace(shown=table.shown.assign(**{header: cells}))
+
+
+def with_effects(table: Table, effects: dict[str, dict[str, Interval]]) -> Table:
+    """`table` with rows of differences below."""
+    lines, data = [], []
+    for name, of_column in effects.items():
+        line = {table.shown.columns[0]: name, "seeds": str(max((i.n for i in of_column.values()), default=0))}
+        for column, interval in of_column.items():
+            line[METRICS[column].header] = effect_cell(interval, METRICS[column].decimals)
+            data.append(record(name, column, interval))
+        lines.append(line)
+    shown = pd.concat([table.shown, pd.DataFrame(lines)], ignore_index=True).fillna("–") if lines else table.shown
+    return Table(shown, pd.concat([table.data, pd.DataFrame(data)], ignore_index=True), table.caption)
+
+
+def cell(interval: Interval, decimals: int) -> str:
+    """'0.123 ± 0.004', the mean alone for one seed or the same count at all, '–' for none."""
+    if interval.n == 0:
+        return "–"
+    text = f"{interval.mean:.{decimals}f}"
+    return text if interval.n == 1 or (decimals == 0 and interval.sd == 0) else f"{text} ± {interval.sd:.{decimals}f}"
+
+
+def effect_cell(interval: Interval, decimals: int) -> str:
+    if interval.n == 0:
+        return "–"
+    text = f"{interval.mean:+.{decimals}f}"
+    return text if interval.n == 1 else f"{text} [{interval.low:+.{decimals}f}, {interval.high:+.{decimals}f}]"
+
+
+def pair_cell(interval: Interval, decimals: int) -> str:
+    if interval.n == 0:
+        return "–"
+    return f"{interval.mean:.{decimals}f} [{interval.low:.{decimals}f}, {interval.high:.{decimals}f}]"
+
+
+def record(row: str, column: str, interval: Interval) -> dict[str, Any]:
+    direction = METRICS[column].direction
+    return {"row": row, "n": interval.n, "metric": column, "better": direction, "mean": interval.mean,
+            "sd": interval.sd, "low": interval.low, "high": interval.high}  # fmt: skip
+
+
+def split(rows: pd.DataFrame, column: str) -> list[tuple[str, pd.DataFrame]]:
+    return [(value, rows[rows[column] == value]) for value in in_order([*rows[column]])]
