@@ -49,8 +49,8 @@ from sae_lib.metrics.absorption.reference import AbsorptionReference, build_abso
 from sae_lib.metrics.absorption.score import evaluate_absorption_many
 from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
 from sae_lib.paths import ROOT, output_root
-from sae_lib.profile import DataConfig, TrainingConfig
 from sae_lib.recipes import method_recipe
+from sae_lib.run_config import DataConfig, TrainingConfig
 from sae_lib.sae_config import SAEConfig
 from sae_lib.training import train_sae
 from tests.oracles.same_draws import share_draws

@@ -23,6 +23,7 @@ from sae_lib.experiments import Calibration, RunSpec, sweep_runs
 from sae_lib.files import FolderLock, atomic_write, json_key, write_json
 from sae_lib.harvest import harvest, tokens_sha256
 from sae_lib.language_model import LanguageModel
+from sae_lib.matched_l0 import crossing
 from sae_lib.model_loading import model_identity
 from sae_lib.paths import Paths, output_root
 from sae_lib.profile import Profile, load_profile
@@ -141,7 +142,7 @@ class Experiment:
             )
             l0 = tried.groupby("value")["l0"].mean()
             target = self.profile.sweep.target_l0
-            coefficients[method] = interpolate_coefficient([*l0.index], [*l0], target)
+            coefficients[method] = crossing([*l0.index], [*l0], target)
             if method == "atm":
                 probability = round(_mask_rate(history, [*l0.index], coefficients[method]), 4)
         return Calibration(coefficients=coefficients, dropout_probability=probability)
@@ -160,21 +161,6 @@ class Experiment:
         tokens = load_tokens(self.paths.tokens, "calibration")
         store = harvest(self.language_model(whole=False), tokens, folder, check="full")
         return store.rows(np.arange(store.n_rows))
-
-
-def interpolate_coefficient(values: Sequence[float], l0: Sequence[float], target: float) -> float:
-    """The coefficient where log L0, linear in log coefficient between neighbours, meets log target.
-
-    Where no two neighbours bracket the target, the value that came nearest: beyond the range lies what was not seen,
-    and a method may collapse there.
-    """
-    order = np.argsort(values)
-    x, y = np.log(np.array(values)[order]), np.log(np.maximum(np.array(l0)[order], 1e-3))
-    goal = np.log(target)
-    for i in range(len(x) - 1):
-        if (y[i] - goal) * (y[i + 1] - goal) <= 0 and y[i] != y[i + 1]:
-            return float(np.exp(x[i] + (goal - y[i]) / (y[i + 1] - y[i]) * (x[i + 1] - x[i])))
-    return float(np.exp(x[np.abs(y - goal).argmin()]))
 
 
 def _mask_rate(history: pd.DataFrame, values: Sequence[float], coefficient: float) -> float:

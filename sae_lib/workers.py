@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from typing import Any, TypeVar
 
 import torch
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 Job = TypeVar("Job")
@@ -47,7 +48,14 @@ def for_each(
 
 
 def begin_worker() -> None:
-    """One core for each worker; and a worker ends when its parent is gone, killed without a chance to say so."""
+    """One core for each worker; and a worker ends when its parent is gone, killed without a chance to say so.
+
+    NumPy, SciPy and scikit-learn bring thread pools of their own: two workers that each use all cores wait for each
+    other most of the time.
+    """
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"  # for what is loaded later
+    threadpool_limits(1)  # and for what is loaded already
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 

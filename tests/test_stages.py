@@ -16,7 +16,7 @@ from sae_lib.errors import ArtifactError
 from sae_lib.experiments import RunSpec, plan_runs
 from sae_lib.profile import PROFILES
 from sae_lib.scoring import evaluate
-from sae_lib.stages import Experiment, interpolate_coefficient
+from sae_lib.stages import Experiment
 
 SMALL = {
     "corpus": {"source": "documentation", "packages": ["networkx"], "lessons_fraction": 0.2},
@@ -153,14 +153,3 @@ def test_a_store_that_is_not_there_is_named(folder, monkeypatch):
     experiment = Experiment.open(str(write_profile(folder, "small1", 1)))
     with pytest.raises(ArtifactError, match="notebook 01_data"):
         experiment.train(main_runs(experiment))
-
-
-def test_interpolation_is_log_linear_between_neighbours():
-    # log L0 falls from log 100 to log 1 while log lambda goes from log 0.01 to log 1: slope -1, so L0 10 is at 0.1.
-    assert interpolate_coefficient([1.0, 0.01], [1.0, 100.0], 10.0) == pytest.approx(0.1)
-    assert interpolate_coefficient([0.1, 1.0, 10.0], [80.0, 20.0, 5.0], 10.0) == pytest.approx(10**0.5)
-
-
-def test_outside_the_range_the_nearest_value_is_taken():
-    assert interpolate_coefficient([1.0, 2.0, 4.0], [90.0, 60.0, 50.0], 40.0) == pytest.approx(4.0)
-    assert interpolate_coefficient([1.0, 2.0, 4.0], [90.0, 60.0, 400.0], 40.0) == pytest.approx(2.0), "a collapse"

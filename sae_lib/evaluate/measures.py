@@ -12,9 +12,7 @@ from torch import Tensor
 
 from sae_lib.autoencoders import Autoencoder
 from sae_lib.evaluate.inputs import Inputs
-from sae_lib.metrics.absorption.main_latents import main_latents
 from sae_lib.metrics.absorption.score import evaluate_absorption
-from sae_lib.metrics.absorption.vocabulary import LETTERS
 from sae_lib.metrics.probing.score import evaluate_probing
 from sae_lib.metrics.reconstruction import evaluate_reconstruction
 from sae_lib.metrics.stability.contexts import context_stability
@@ -60,10 +58,7 @@ def probing(sae: Autoencoder, inputs: Inputs) -> Measured:
 
 def stability(sae: Autoencoder, inputs: Inputs) -> Measured:
     """`metrics.stability`: along the tokens of the held-out text, and across the contexts of absorption's words."""
-    reference, settings = inputs.absorption, inputs.settings.absorption
-    counted = [letter for letter, f1 in enumerate(reference.probe_f1) if f1 > settings.min_probe_f1]
-    mains = main_latents(sae, reference, counted, settings) if counted else []
-    of_letter = {LETTERS[letter]: main.tolist() for letter, (main, _) in zip(counted, mains, strict=True)}
+    of_letter = evaluate_absorption(sae, inputs.absorption, inputs.settings.absorption).main_latents
     words = inputs.stability
     along = token_stability(sae, words.text_activations.to(sae.device), words.has_predecessor.to(sae.device))
     return Measured(along | context_stability(sae, words, of_letter))

@@ -53,8 +53,7 @@ class ReconstructionSums:
         """l0, l1, mse, cosine, explained_variance and dead_fraction.
 
         explained_variance = 1 - sum ||x - x_hat||^2 / sum ||x - mean(x)||^2, centred: predicting the mean
-        gives 0. SAEBench 0.6.0 divides by S - ||m||^2 instead, with S = mean ||x||^2 and m_j = mean x_j^2,
-        which is no variance: m should be the mean of x_j.
+        gives 0. SAEBench 0.6.0 divides by S - (S / d)^2 instead, with S = mean ||x||^2, which is no variance.
 
         Args:
             variance: mean of ||x - mean(x)||^2 over the rows.

@@ -63,3 +63,17 @@ def lm(tokenizer: PreTrainedTokenizerFast) -> LanguageModel:
         for word in alphabetic_words(tokenizer, frozenset({0, 1, 2})):
             embedding[word.token, word.letter] += 3
     return LanguageModel(model, tokenizer, name="tiny", layer=1, whole=True, identity="tiny-1")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each time a language model ran, up to the residual stream: how many contexts it read."""
+    calls: list[int] = []
+    original = LanguageModel.residual_stream
+
+    def counting(self: LanguageModel, tokens: torch.Tensor) -> torch.Tensor:
+        calls.append(len(tokens))
+        return original(self, tokens)
+
+    monkeypatch.setattr(LanguageModel, "residual_stream", counting)
+    return calls

@@ -23,20 +23,6 @@ def built(lm, tmp_path_factory) -> tuple[AbsorptionReference, object]:
     return build_absorption_reference(lm, CONFIG, folder), folder
 
 
-@pytest.fixture
-def counted(lm, monkeypatch):
-    """How often the language model ran."""
-    calls = []
-    original = LanguageModel.residual_stream
-
-    def counting(self, tokens):
-        calls.append(len(tokens))
-        return original(self, tokens)
-
-    monkeypatch.setattr(LanguageModel, "residual_stream", counting)
-    return calls
-
-
 def same(one: AbsorptionReference, other: AbsorptionReference) -> bool:
     """Whether every word, number and tensor agrees."""
     for field in dataclasses.fields(AbsorptionReference):

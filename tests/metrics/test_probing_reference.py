@@ -47,20 +47,6 @@ def built(lm, config, tmp_path_factory) -> tuple[ProbingReference, Path]:
     return build_probing_reference(lm, config, None, folder), folder
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """How often a language model ran."""
-    calls = []
-    original = LanguageModel.residual_stream
-
-    def counting(self, tokens):
-        calls.append(len(tokens))
-        return original(self, tokens)
-
-    monkeypatch.setattr(LanguageModel, "residual_stream", counting)
-    return calls
-
-
 def same(one: ProbingReference, other: ProbingReference) -> bool:
     """Whether every number and tensor agrees."""
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sae_lib.metrics.toy import experiments, pool
 from sae_lib.metrics.toy.config import ToyConfig
 from sae_lib.metrics.toy.data import PAIR, TREE, chain
-from sae_lib.metrics.toy.matching import Cell, crossing, match_l0
+from sae_lib.metrics.toy.matching import Cell, match_l0
 from sae_lib.metrics.toy.methods import TOY_METHODS, at_level, sparsity_knob, toy_config
 from sae_lib.metrics.toy.pool import ToyPool
 from sae_lib.metrics.toy.score import toy_metrics
@@ -96,13 +96,6 @@ def test_of_training():
     assert math.isnan(alpha_loss_correlation(history.assign(alpha=0.5)))
     assert math.isnan(alpha_loss_correlation(history.drop(columns="alpha")))
     assert mean_mask_rate(history) == pytest.approx(0.3) and math.isnan(mean_mask_rate(history.iloc[:1]))
-
-
-def test_crossing():
-    # log L0 falls from log 4 to log 1 over a decade: 2 is half-way, whatever the order of the levels.
-    assert crossing([0.1, 0.01], [1.0, 4.0], 2.0) == pytest.approx(10**-1.5, abs=1e-6)
-    assert crossing([0.01, 0.1, 1.0], [4.0, 1.0, 4.0], 2.0) < 0.1, "the smallest of two"
-    assert crossing([0.01, 0.1], [4.0, 3.0], 2.0) == 0.1 and crossing([0.01, 0.1], [1.0, 0.5], 2.0) == 0.01
 
 
 class Recorded(ToyPool):

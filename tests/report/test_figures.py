@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +16,7 @@ from sae_lib.report.absorption_figures import absorption_picture, letters_figure
 from sae_lib.report.figures import ablation_effects, key_metrics, training_curves
 from sae_lib.report.names import MAIN_METHODS, METHODS, TOY_METHODS
 from sae_lib.report.results import Results
-from sae_lib.report.style import LOOKS, save_figure, set_style
+from sae_lib.report.style import LOOKS, save_figure
 from sae_lib.report.sweep_figures import pareto_figure
 from tests.report import synthetic
 
@@ -30,13 +29,6 @@ FIGURES: dict[str, Callable[[Results], Drawn]] = {
     "pareto": lambda r: pareto_figure(r.evaluation),
     "absorption_picture": lambda r: absorption_picture(r.toy, r.toy_summary),
 }
-
-
-@pytest.fixture(autouse=True)
-def style() -> Iterator[None]:
-    set_style()
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

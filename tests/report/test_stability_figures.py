@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,16 +13,9 @@ from scipy import stats
 from sae_lib.errors import ArtifactError
 from sae_lib.report.names import MAIN_METHODS, method_name
 from sae_lib.report.stability_figures import CONTEXT_METRICS, context_table, stability_figure
-from sae_lib.report.style import save_figure, set_style
+from sae_lib.report.style import save_figure
 from sae_lib.report.table_files import write_table
 from tests.report import synthetic
-
-
-@pytest.fixture(autouse=True)
-def style() -> Iterator[None]:
-    set_style()
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

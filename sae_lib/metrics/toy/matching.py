@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sae_lib.matched_l0 import crossing
 from sae_lib.metrics.toy.config import ToyConfig
 from sae_lib.metrics.toy.data import Toy
 from sae_lib.metrics.toy.methods import GATED_L1, at_level, sparsity_knob
@@ -51,25 +52,10 @@ def match_l0(pool: ToyPool, cells: Sequence[Cell], settings: ToyConfig) -> list[
         metrics = iter(pool.run([run for each in runs for run in each], "sweep"))
         l0 = {place: float(np.mean([next(metrics)["l0"] for _ in settings.sweep_seeds])) for place in asked}
         for cell, values in tried.items():
-            chosen[cell] = crossing(values, [l0[cell, value] for value in values], cell.toy.true_l0)
+            found = crossing(values, [l0[cell, value] for value in values], cell.toy.true_l0)
+            chosen[cell] = round(found, 6)
             tried[cell] = sorted({*values, chosen[cell]})
     return [chosen[cell] if cell in chosen else _told(cell) for cell in cells]
-
-
-def crossing(values: Sequence[float], l0: Sequence[float], target: float) -> float:
-    """The value where log L0, linear in log value between neighbours, meets log target; the smallest one, if several.
-
-    Where no two neighbours bracket the target, the value that came nearest: beyond the range lies what was not seen.
-
-    >>> round(crossing([0.01, 0.1], [4.0, 1.0], 2.0), 4)
-    0.0316
-    """
-    order = np.argsort(values)
-    x, y = np.log(np.array(values)[order]), np.log(np.maximum(np.array(l0)[order], 1e-3)) - np.log(target)
-    for i in range(len(x) - 1):
-        if y[i] * y[i + 1] <= 0 and y[i] != y[i + 1]:
-            return round(float(np.exp(x[i] - y[i] / (y[i + 1] - y[i]) * (x[i + 1] - x[i]))), 6)
-    return float(np.array(values)[order][np.abs(y).argmin()])
 
 
 def _has_l1(cell: Cell) -> bool:
