@@ -34,6 +34,7 @@ class Estimate:
     seconds: dict[str, float]
     store_bytes: float
     runs_bytes: float
+    reference_bytes: float
     saes: dict[str, int]
     """Number of different SAEs by the first group that has them."""
     rows: int
@@ -41,7 +42,7 @@ class Estimate:
 
     @property
     def disk_bytes(self) -> float:
-        return self.store_bytes + self.runs_bytes + SMALL_FILES_BYTES
+        return self.store_bytes + self.runs_bytes + self.reference_bytes + SMALL_FILES_BYTES
 
 
 def estimate(profile: Profile) -> Estimate:
@@ -78,6 +79,7 @@ def estimate(profile: Profile) -> Estimate:
         store_bytes=data.train_tokens * d_in * BYTES_PER_ACTIVATION
         + contexts * data.context_length * BYTES_PER_TOKEN_ID,
         runs_bytes=(sum(saes.values()) + CHECKPOINT_COPIES * workers) * sae_bytes,
+        reference_bytes=rates.reference_gb * GB,
         saes=dict(saes),
         rows=data.train_tokens,
         d_in=d_in,

@@ -129,6 +129,8 @@ class Estimates(Strict):
     evaluate_sae_s: float = Field(ge=0.0)
     overhead_s: float = Field(ge=0.0)
     memory_gb: float = Field(gt=0.0)
+    reference_gb: float = Field(0.0, ge=0.0)
+    """Disk for what the metrics keep of the language model; most of it is the texts of sparse probing."""
     needs_gpu: bool = False
 
 
