@@ -29,7 +29,7 @@ def test_a_worker_uses_one_core_whatever_library_it_calls():
 
 
 def test_what_is_kept_is_made_once_for_a_source():
-    made = []
+    made: list[int] = []
 
     def make() -> int:
         made.append(len(made))
