@@ -167,7 +167,7 @@ def test_interruption_leaves_no_half_written_copy_and_no_process(tmp_path: Path,
     script = f"""
         import pathlib, sys
         from sae_lib import pipeline, plan
-        plan.estimate = lambda profile: plan.Estimate({{"01": 60.0}}, 0.0, 0.0, {{}}, 0, 0)
+        plan.estimate = lambda profile: plan.Estimate({{"01": 60.0}}, 0.0, 0.0, 0.0, {{}}, 0, 0)
         sys.exit(pipeline.main(["run", "--profile", "pocket"], pathlib.Path({str(notebooks)!r})))
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
@@ -419,7 +419,7 @@ def test_estimate_follows_from_sizes_and_rates(profile: Profile, monkeypatch: py
         "ground_truth_s": 100,
         "evaluate_sae_s": 4,
     }
-    estimates = profile.estimates.model_copy(update={**rates, "overhead_s": 50})
+    estimates = profile.estimates.model_copy(update={**rates, "reference_gb": 2, "overhead_s": 50})
     cost = plan.estimate(profile.model_copy(update={"training": training, "data": data, "estimates": estimates}))
     # 20 s for an SAE of 1,000 steps and 4 s to evaluate it, two at a time; 13 SAEs are evaluated, 12 are trained: the
     # first of the factorial is one of the main group, made once.
@@ -428,6 +428,7 @@ def test_estimate_follows_from_sizes_and_rates(profile: Profile, monkeypatch: py
     assert cost.store_bytes == 1_270_000 * 256 + 10_000 * 512
     # 13 SAEs, and four copies of two that are being trained, of 2 x 128 x 1024 float32 weights.
     assert cost.runs_bytes == (13 + 8) * 2**20
+    assert cost.disk_bytes == cost.store_bytes + cost.runs_bytes + 2e9 + plan.SMALL_FILES_BYTES
 
 
 def test_run_is_refused_without_disk_or_gpu(profile: Profile, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
