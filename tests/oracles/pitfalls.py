@@ -72,8 +72,8 @@ def _range(values: list[float]) -> str:
 def unseeded(
     sae: Autoencoder, hooked: HookedTransformer, reference: AbsorptionReference, probes: Path, words: list[str]
 ) -> str:
-    """SAEBench run twice: on the same words and ground-truth probe, and in the words that it tests on."""
-    config = AbsorptionConfig()
+    """SAEBench run twice, with eight steps an epoch: on the same words and probe, and in the words that it tests on."""
+    config = AbsorptionConfig(sparse_min_steps=8)
     batch = steps_batch(len(reference.train_words), config.sparse_batch, config.sparse_min_steps)
     runs = [_seeded(seed, run_absorption, sae, hooked, MODEL.layer, probes, **_k_sparse(batch)) for seed in SEEDS]
     again = [evaluate_absorption(sae, reference, config).summary for _ in range(2)]
