@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_lib import documentation
-from sae_lib.errors import ArtifactError
+from sae_lib.errors import ArtifactError, first_line
 from sae_lib.files import atomic_write, file_sha256, json_key, read_json, write_json
 from sae_lib.source_key import source_key
 from sae_lib.spelling import with_lessons
@@ -75,7 +75,7 @@ def _load(load: Any, *arguments: Any, **options: Any) -> Any:
     try:
         return load(*arguments, **options)
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise ArtifactError(
             f"corpus.name: cannot read '{arguments[0]}' ({type(error).__name__}: {reason}); "
             "check the name, the revision and the network, or set corpus.source to documentation or files"
@@ -122,7 +122,7 @@ def _readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     try:
         yield from rows
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise ArtifactError(
             f"corpus: the text cannot be read to its end ({type(error).__name__}: {reason}); "
             "check the files or the network, then run again"

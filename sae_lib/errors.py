@@ -7,3 +7,8 @@ class ArtifactError(Exception):
     Everything the user can put right raises this; command lines print it without a traceback.
     Other exceptions are faults of the code and keep their traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says first, for a message of one line."""
+    return (str(error).splitlines() or [""])[0]

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae_lib.errors import ArtifactError
@@ -132,6 +132,10 @@ class LanguageModel:
 
         with self._hook(replace):
             return self.model(input_ids=self._ids(tokens), use_cache=False).logits
+
+    def not_special(self, tokens: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        """The positions that an SAE sees, for tokens on the CPU."""
+        return ~torch.isin(tokens, torch.tensor(sorted(self.special_ids)))
 
     def can_resume(self, tokens: Int[Tensor, "context position"]) -> bool:
         """Whether `resume` and `head` give what a whole forward pass gives. Tried once, on the first context.

@@ -41,7 +41,12 @@ TOGETHER = 4  # SAEs whose sparse probes are trained at once
 _CODE = {
     "reconstruction": ("sae_lib.metrics.reconstruction",),
     "absorption": ("sae_lib.metrics.absorption.score",),
-    "stability": ("sae_lib.metrics.stability.contexts", "sae_lib.metrics.stability.tokens"),
+    # Contexts are those of the latents that absorption finds for a letter.
+    "stability": (
+        "sae_lib.metrics.absorption.score",
+        "sae_lib.metrics.stability.contexts",
+        "sae_lib.metrics.stability.tokens",
+    ),
     "probing": ("sae_lib.metrics.probing.score",),
 }
 
@@ -204,7 +209,8 @@ def across_seeds(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFra
     """
     store_key = experiment.open_store().key
     file = experiment.paths.results / "seed_stability.json"
-    key = json_key([[experiment.run_key(s, store_key) for s in specs], source_key("sae_lib.metrics.stability.seeds")])
+    runs = [experiment.run_key(spec, store_key) for spec in specs]
+    key = json_key([runs, score_keys(experiment)["stability"], source_key("sae_lib.metrics.stability.seeds")])
     if not file.is_file() or read_json(file)["key"] != key:
         text = stability_reference(experiment).text_activations
         frames = []

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sae_lib.autoencoders import Autoencoder
 from sae_lib.corpus import documents_of, load_documents, pack
-from sae_lib.errors import ArtifactError
+from sae_lib.errors import ArtifactError, first_line
 from sae_lib.language_model import LanguageModel
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.probing.reference import ProbingReference, build_probing_reference
@@ -79,7 +79,7 @@ def _next(rows: Iterator[dict[str, Any]], names: Sequence[str]) -> dict[str, Any
     try:
         return next(rows, None)
     except Exception as error:  # datasets raises what its parsers raise
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise ArtifactError(f"files: {', '.join(names)} cannot be read ({type(error).__name__}: {reason})") from error
 
 

@@ -87,7 +87,7 @@ def build_core_reference(
         ArtifactError: every position is special, or none is followed by another.
     """
     tokens = tokens.cpu().long()
-    kept = ~torch.isin(tokens, torch.tensor(sorted(lm.special_ids)))
+    kept = lm.not_special(tokens)
     if not kept[:, :-1].any():
         raise ArtifactError("corpus: the held-out contexts hold special tokens only; give it more text")
     if folder is None:

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.errors import ArtifactError
 from sae_lib.language_model import LanguageModel
 from sae_lib.metrics.core_reference import CoreReference, build_core_reference, losses
 from sae_lib.metrics.statistics import ReconstructionSums
+from sae_lib.metrics.width import require_width
 
 __all__ = ["CoreReference", "build_core_reference", "evaluate_reconstruction"]
 
@@ -37,11 +37,7 @@ def evaluate_reconstruction(
     Raises:
         ArtifactError: the SAE has another width than the residual stream.
     """
-    if sae.d_in != lm.d_in:
-        raise ArtifactError(
-            f"sae: d_in is {sae.d_in}, the language model's residual stream has {lm.d_in}; "
-            "evaluate it on the model and layer it was trained on"
-        )
+    require_width(sae, lm.d_in, "the language model's residual stream has")
     splice = _Reconstruct(sae)
     sums = losses(lm, reference, splice, batch)
     ce_sae, kl_sae = sums.ce, sums.kl

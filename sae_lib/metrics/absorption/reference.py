@@ -107,7 +107,7 @@ def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference
 
     def read(asked: list[Any], pool: list[Any], seed: int, what: str) -> Float[Tensor, "word d_in"]:
         prompts = build_prompts(asked, pool, pieces, lm.bos_token_id, config.icl_examples, seed)
-        return _residual_at_words(lm, prompts, config.lm_batch, what)
+        return residual_at_words(lm, prompts, config.lm_batch, what)
 
     train_activations = read(train, train, config.probe_prompt_seed, "words for the probe")
     test_activations = read(test, test, config.probe_prompt_seed + 1, "words for its test")
@@ -156,7 +156,7 @@ def _train_ground_truth(
     return LinearProbes(probe.weight.cpu(), probe.bias.cpu())
 
 
-def _residual_at_words(lm: LanguageModel, prompts: Prompts, batch: int, what: str) -> Float[Tensor, "word d_in"]:
+def residual_at_words(lm: LanguageModel, prompts: Prompts, batch: int, what: str) -> Float[Tensor, "word d_in"]:
     """Residual streams at each prompt's word, float32, on the CPU."""
     read = [torch.empty(0, lm.d_in)]
     starts = range(0, len(prompts.tokens), batch)

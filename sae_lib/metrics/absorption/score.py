@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.errors import ArtifactError
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.latents import ROWS, latent_bytes, unit_latents
 from sae_lib.metrics.absorption.main_latents import MainLatents, main_latents_of_many
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.absorption.vocabulary import LETTERS
 from sae_lib.metrics.absorption.word_scores import Letters, WordScores, score_words, score_words_of_letters
+from sae_lib.metrics.width import require_width
 
 __all__ = [
     "LETTER_COLUMNS",
@@ -88,7 +88,7 @@ def evaluate_absorption_many(
     `config.latent_bytes`.
     """
     for number, sae in enumerate(saes):
-        _check_width(sae, reference, f"sae {number + 1}" if len(saes) > 1 else "sae")
+        require_width(sae, reference.probe.weight.shape[1], name=f"sae {number + 1}" if len(saes) > 1 else "sae")
     counted = [letter for letter, f1 in enumerate(reference.probe_f1) if f1 > config.min_probe_f1]
     notes = _notes(reference, len(counted), config)
     results = []
@@ -100,15 +100,6 @@ def evaluate_absorption_many(
             chosen = {LETTERS[letter]: latents.tolist() for letter, (latents, _) in zip(counted, main, strict=True)}
             results.append(AbsorptionResult(_summary(letters, reference), letters, notes, chosen))
     return results
-
-
-def _check_width(sae: Autoencoder, reference: AbsorptionReference, name: str) -> None:
-    d_in = reference.probe.weight.shape[1]
-    if sae.d_in != d_in:
-        raise ArtifactError(
-            f"{name}: d_in is {sae.d_in}, the reference's residual stream has {d_in}; "
-            "evaluate it on the model and layer it was trained on"
-        )
 
 
 def _groups(saes: Sequence[Autoencoder], words: int, most: int) -> Iterator[list[Autoencoder]]:

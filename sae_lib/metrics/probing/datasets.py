@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from sae_lib.errors import ArtifactError
+from sae_lib.errors import ArtifactError, first_line
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.tasks import require
 
@@ -207,7 +207,7 @@ def hub_texts(name: str, config: ProbingConfig, load: Load | None = None) -> tup
     except ArtifactError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise ArtifactError(
             f"probing.datasets: cannot read '{dataset.repository}' ({type(error).__name__}: {reason}); "
             "check the network and probing.revisions, or set probing.source to documentation or files"

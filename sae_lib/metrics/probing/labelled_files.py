@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sae_lib.errors import ArtifactError
+from sae_lib.errors import ArtifactError, first_line
 from sae_lib.metrics.probing.config import LabelledFiles, ProbingConfig
 from sae_lib.metrics.probing.datasets import Classes, sampled_texts, shuffled_split
 
@@ -40,7 +40,7 @@ def _read_file(name: str, path: str, files: LabelledFiles) -> pd.DataFrame:
             pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_json(path, lines=True, dtype=False)
         )
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = first_line(error)
         raise ArtifactError(f"{where}: {path} is no readable .jsonl or .parquet file ({reason})") from error
     for column in (files.text, files.label):
         if column not in table:

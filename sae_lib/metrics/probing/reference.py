@@ -168,7 +168,7 @@ def _residual_rows(lm: LanguageModel, texts: list[Tokens], batch: int) -> Iterat
         tokens = torch.tensor(
             [[lm.bos_token_id, *text, *[lm.bos_token_id] * (longest - len(text))] for text in some], dtype=torch.long
         )
-        kept = ~torch.isin(tokens, torch.tensor(sorted(lm.special_ids)))
+        kept = lm.not_special(tokens)
         yield lm.residual_stream(tokens)[kept.to(lm.device)].cpu()
 
 

@@ -14,6 +14,7 @@ from sae_lib.errors import ArtifactError
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.probes import sparse_accuracies
 from sae_lib.metrics.probing.reference import ProbingReference
+from sae_lib.metrics.width import require_width
 
 CHANCE = 0.5  # every task has as many positives as negatives
 
@@ -46,11 +47,7 @@ def evaluate_probing(sae: Autoencoder, reference: ProbingReference, config: Prob
 
     Source: SAEBench 0.6.0, `sparse_probing`.
     """
-    if sae.d_in != reference.d_in:
-        raise ArtifactError(
-            f"sae: d_in is {sae.d_in}, the reference's residual stream has {reference.d_in}; "
-            "evaluate it on the model and layer it was trained on"
-        )
+    require_width(sae, reference.d_in)
     norms = sae.W_dec.float().norm(dim=1).cpu()
     rows = []
     for part in reference.parts:

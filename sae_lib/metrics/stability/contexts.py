@@ -12,6 +12,7 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.errors import ArtifactError
 from sae_lib.metrics.absorption.vocabulary import LETTERS
 from sae_lib.metrics.stability.reference import StabilityReference
+from sae_lib.metrics.width import require_width
 
 RANDOM_LATENTS = 5
 
@@ -68,11 +69,7 @@ def context_stability(
         ArtifactError: the SAE does not fit the reference, or a main latent is none of its latents.
     """
     d_in = reference.prompt_activations.shape[2]
-    if sae.d_in != d_in:
-        raise ArtifactError(
-            f"sae: d_in is {sae.d_in}, the reference's residual stream has {d_in}; "
-            "evaluate it on the model and layer it was trained on"
-        )
+    require_width(sae, d_in)
     mains = {LETTERS.index(letter): [*latents] for letter, latents in main_latents.items() if len(latents)}
     wrong = sorted({latent for latents in mains.values() for latent in latents if not 0 <= latent < sae.d_sae})
     if wrong:

@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from sae_lib.errors import ArtifactError
 from sae_lib.files import json_key
 from sae_lib.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.reference import AbsorptionReference
+from sae_lib.metrics.absorption.reference import AbsorptionReference, residual_at_words
 from sae_lib.metrics.absorption.vocabulary import LETTERS, Word, alphabetic_words, build_prompts, prompt_pieces
 from sae_lib.metrics.stability.config import StabilityConfig
 from sae_lib.metrics.stability.occurrences import find_occurrences, whole_words
@@ -113,7 +112,7 @@ def _compute(
     chosen = _choose(evaluated, config.words_per_letter, config.seed)
     in_prompts = _read_in_prompts(lm, chosen, pool, prompts, config)
 
-    kept = ~torch.isin(tokens, torch.tensor(sorted(lm.special_ids)))
+    kept = lm.not_special(tokens)
     has_predecessor = kept.clone()
     has_predecessor[:, 0] = False
     has_predecessor[:, 1:] &= kept[:, :-1]
@@ -163,18 +162,14 @@ def _read_in_prompts(
 ) -> Float[Tensor, "word context d_in"]:
     """The residual stream at each word, in as many prompts as there are contexts: from one example in front of
     the word to as many as absorption's prompts have."""
-    activations = torch.empty(len(words), config.contexts, lm.d_in)
     if not words:
-        return activations
-    pieces = prompt_pieces(lm.tokenizer)
-    for context in tqdm(range(config.contexts), desc="words in contexts", unit="context", disable=None):
+        return torch.empty(0, config.contexts, lm.d_in)
+    pieces, read = prompt_pieces(lm.tokenizer), []
+    for context in range(config.contexts):
         examples = 1 + context * (prompts.icl_examples - 1) // (config.contexts - 1)
-        tokens, position = build_prompts(words, pool, pieces, lm.bos_token_id, examples, config.seed + context)
-        for index in torch.arange(len(words)).split(prompts.lm_batch):
-            residual = lm.residual_stream(tokens[index])
-            at = torch.arange(len(index), device=residual.device)
-            activations[index, context] = residual[at, position[index].to(residual.device)].float().cpu()
-    return activations
+        asked = build_prompts(words, pool, pieces, lm.bos_token_id, examples, config.seed + context)
+        read.append(residual_at_words(lm, asked, prompts.lm_batch, f"words in context {context + 1}"))
+    return torch.stack(read, dim=1)
 
 
 def _letters(words: list[Word]) -> Int[Tensor, " word"]:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.errors import ArtifactError
+from sae_lib.metrics.width import require_width
 
 MIN_DENSITY = 1e-3
 
@@ -75,11 +76,7 @@ def token_stability(
         ArtifactError: the SAE has another width than the rows, or gives NaN or infinite latents; or the
         first row is said to have a predecessor.
     """
-    if rows.shape[1] != sae.d_in:
-        raise ArtifactError(
-            f"sae: d_in is {sae.d_in}, the rows have {rows.shape[1]}; "
-            "evaluate it on the model and layer it was trained on"
-        )
+    require_width(sae, rows.shape[1], "the rows have")
     if has_predecessor[:1].any():
         raise ArtifactError("has_predecessor: the first row has none; set it to False")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
