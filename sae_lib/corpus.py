@@ -59,6 +59,9 @@ def load_documents(config: CorpusConfig, cache: Path | None = None) -> Iterable[
         missing = [file for file in files if not Path(file).is_file()]
         if missing or not files:
             raise ArtifactError(f"corpus.files: no such file: {', '.join(missing) or '(the list is empty)'}")
+        empty = [file for file in files if not Path(file).stat().st_size]
+        if empty:
+            raise ArtifactError(f"corpus.files: {', '.join(empty)} is empty; give files that hold text")
         # data.jsonl.zst is a .jsonl file; datasets opens what is compressed by itself.
         suffixes = {Path(file.removesuffix(".zst").removesuffix(".gz")).suffix for file in files}
         if len(suffixes) != 1 or not suffixes <= set(LOADERS):

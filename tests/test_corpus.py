@@ -246,3 +246,10 @@ def test_compressed_files_are_read_as_what_they_hold(tmp_path):
     for name in ("pile.jsonl.zst", "more.jsonl.gz"):
         config = CorpusConfig(source="files", files=(str(tmp_path / name),))
         assert [row["text"] for row in load_documents(config)] == [f"w{i} w{i}" for i in range(5)]
+
+
+def test_an_empty_file_is_named(tmp_path):
+    file = tmp_path / "empty.jsonl"
+    file.touch()
+    with pytest.raises(ArtifactError, match=r"corpus\.files: \S+empty\.jsonl is empty"):
+        load_documents(CorpusConfig(source="files", files=(str(file),)))

@@ -33,6 +33,7 @@ PANELS = {
 # The penalties differ in what they pair; the L0 sweep shows methods.
 _CONTROLS = ("temporal_strong", "temporal_previous", "variance")
 _STATISTICS = ["mean", "sd", "n", "low", "high"]
+_LEAST_L0 = 0.5  # from here on the sweep is drawn
 
 
 def toy_matched_figure(toy_summary: pd.DataFrame, toy: str = "tree") -> tuple[Figure, pd.DataFrame]:
@@ -86,6 +87,9 @@ def toy_sweep_figure(toy_summary: pd.DataFrame, toy: str = "tree") -> tuple[Figu
             ax.scatter(own["l0"], own[metric], s=4, color=style.color, alpha=0.35, linewidths=0)
         ax.axvline(rows["true_l0"].mean(), color=DARK, linewidth=0.8, linestyle="--", zorder=0)
         ax.set(xscale="log", xlabel="L0 (active latents per input)", ylabel=METRICS[metric].axis)
+        if (wide["l0"] < _LEAST_L0).any():  # one that is all but off would push the others into a corner
+            ax.set_xlim(left=_LEAST_L0)
+            ax.set_xlabel(f"L0 (active latents per input; below {_LEAST_L0:g} not shown)")
         ax.xaxis.set_major_locator(ticker.FixedLocator([1, 2, 3, 5, 10, 20]))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_locator(ticker.NullLocator())
