@@ -48,9 +48,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Put back what `optimizer_tensors` returned."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
-            states.setdefault(int(index), {})[key] = tensor
+            # A file's tensors are contiguous; a fused optimiser goes through moments as they lie in memory.
+            like = parameters[int(index)]
+            moment = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            states.setdefault(int(index), {})[key] = moment
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -187,14 +187,12 @@ class Trainer:
             generator=self.generator,
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.autocast == "bfloat16"):
-            step.pre = self.sae.pre_activations(step.x)
-            step.latents = step.f = self.sae.activate_training(step)
-            if self.mechanisms:
-                step.firing_rate = step.latents.detach().sign().mean(dim=0, dtype=torch.float32)  # latents are >= 0
+            step.latents = step.f = self.sae.encode_training(step)
+            step.firing_rate = step.latents.rate()
             for mechanism in self.mechanisms:
                 mask = mechanism.mask(step)
                 if mask is not None:
-                    step.f = step.f * mask
+                    step.f = step.f.times(mask)
             step.x_hat = self.sae.decode_training(step)
         step.x_hat = step.x_hat.float()
         step.reconstruction = squared_error(step.x, step.x_hat)
@@ -216,7 +214,7 @@ class Trainer:
         if self.device.type == "cpu" and math.isfinite(loss.item()):
             return
         assert step.x_hat is not None and step.f is not None
-        error = (step.x - step.x_hat).square().sum(dim=1) + step.f.sum(dim=1)
+        error = (step.x - step.x_hat).square().sum(dim=1) + step.f.dense().sum(dim=1)
         worst = torch.where(error.isfinite(), error, torch.inf).argmax()
         bad = ~loss.isfinite() & (self.bad[0] < 0)
         self.bad = torch.where(bad, torch.stack([torch.full_like(worst, self.index), worst]), self.bad)
@@ -234,23 +232,22 @@ class Trainer:
 
     @torch.no_grad()
     def _count_firing(self, step: Step) -> None:
-        assert step.latents is not None
-        fired = step.latents.sum(dim=0) > 0
-        self.since_fired.add_(len(step.x)).masked_fill_(fired, 0)
+        assert step.firing_rate is not None
+        self.since_fired.add_(len(step.x)).masked_fill_(step.firing_rate > 0, 0)
         # Reading a device's value waits for the device: often enough on a GPU is every 16 steps.
         if self.device.type == "cpu" or self.index % 16 == 0:
             self.any_dead = int(self.since_fired.max()) >= self.cfg.dead_after_tokens
 
     @torch.no_grad()
     def _log(self, step: Step, loss: Tensor, parts: dict[str, Tensor]) -> None:
-        assert step.latents is not None and step.reconstruction is not None
+        assert step.firing_rate is not None and step.reconstruction is not None
         variance = (step.x - step.x.mean(dim=0)).square().sum(dim=1).mean()
         silent = self.since_fired >= min(self.cfg.dead_after_tokens, self.training.log_every * self.data.batch_tokens)
         row = {
             "step": self.index,
             "tokens": (self.index + 1) * self.data.batch_tokens,
             "loss": float(loss.detach()),
-            "l0": float((step.latents > 0).to(torch.float32).sum(dim=1).mean()),
+            "l0": float(step.firing_rate.sum()),
             "explained_variance": float(1.0 - step.reconstruction / variance),
             "dead_fraction": float(silent.to(torch.float32).mean()),
         }

@@ -7,6 +7,7 @@ import torch
 
 from sae_lib.autoencoders import Autoencoder, build_autoencoder
 from sae_lib.autoencoders.base import Step
+from sae_lib.autoencoders.latents import DenseLatents
 from sae_lib.recipes import METHODS
 from sae_lib.sae_config import SAEConfig
 from tests.test_autoencoders import random_sae, rows
@@ -48,7 +49,7 @@ def test_one_prefix_is_batchtopk():
     for sae in (one, plain):
         pre = sae.pre_activations(rows())
         step = make_step(torch.zeros(40, 12), x=rows(), pre=pre)
-        step.f = sae.activate_training(step)
+        step.f = DenseLatents(sae.activate_training(step))
         losses.append(sae.reconstruction_loss(with_reconstruction(sae, step)))
         losses[-1].backward()
     torch.testing.assert_close(*losses)

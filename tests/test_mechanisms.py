@@ -312,20 +312,21 @@ def test_contribution_is_the_rise_in_error_without_the_latent():
     sae, x = make_sae(), rows(25)
     step = trained_step(sae, x)
     assert step.latents is not None and step.x_hat is not None
+    latents = step.latents.dense()
     mechanism, energy = masking(6), masking(6, contribution="energy")
     mechanism.before_update(sae, step)
     energy.before_update(sae, step)
     with torch.no_grad():
         whole = (x - step.x_hat).square().sum(dim=1).mean()
         for i in range(6):
-            without = step.latents.clone()
+            without = latents.clone()
             without[:, i] = 0.0
             rise = (x - sae.decode(without)).square().sum(dim=1).mean() - whole
             assert float(mechanism.contribution[i]) == pytest.approx(0.01 * max(float(rise), 0.0), abs=1e-6)
-            alone = (step.latents[:, i, None] * sae.W_dec[i]).square().sum(dim=1).mean()
+            alone = (latents[:, i, None] * sae.W_dec[i]).square().sum(dim=1).mean()
             assert float(energy.contribution[i]) == pytest.approx(0.01 * float(alone), rel=1e-4)
-    torch.testing.assert_close(mechanism.magnitude, 0.01 * step.latents.mean(dim=0))
-    torch.testing.assert_close(mechanism.frequency, 0.01 * (step.latents > 0).float().mean(dim=0))
+    torch.testing.assert_close(mechanism.magnitude, 0.01 * latents.mean(dim=0))
+    torch.testing.assert_close(mechanism.frequency, 0.01 * (latents > 0).float().mean(dim=0))
 
 
 def test_statistics_before_or_after_the_mask():
@@ -334,15 +335,15 @@ def test_statistics_before_or_after_the_mask():
     for fed_by, factor in (("pre_mask", torch.ones(6)), ("post_mask", keep)):
         step = trained_step(sae, x)
         assert step.latents is not None
-        unmasked = step.x_hat
-        step.f = step.latents * keep
-        step.x_hat = sae.decode(step.f).detach()
+        unmasked, latents = step.x_hat, step.latents.dense()
+        step.f = step.latents.times(keep)
+        step.x_hat = sae.decode(latents * keep).detach()
         mechanism, plain = masking(6, fed_by=fed_by), masking(6)
         mechanism.before_update(sae, step)
-        torch.testing.assert_close(mechanism.magnitude, 0.01 * factor * step.latents.mean(dim=0))
-        torch.testing.assert_close(mechanism.frequency, 0.01 * factor * (step.latents > 0).float().mean(dim=0))
+        torch.testing.assert_close(mechanism.magnitude, 0.01 * factor * latents.mean(dim=0))
+        torch.testing.assert_close(mechanism.frequency, 0.01 * factor * (latents > 0).float().mean(dim=0))
         # The error is that of the reconstruction without the mask.
-        plain.before_update(sae, make_step(step.latents, x=x, x_hat=unmasked))
+        plain.before_update(sae, make_step(latents, x=x, x_hat=unmasked))
         torch.testing.assert_close(mechanism.contribution, factor * plain.contribution)
 
 

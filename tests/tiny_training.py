@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae_lib.activations import ActivationStore
 from sae_lib.autoencoders.base import Step
+from sae_lib.autoencoders.latents import DenseLatents
 from sae_lib.harvest import harvest
 from sae_lib.language_model import LanguageModel
 from sae_lib.recipes import merged, method_recipe
@@ -30,7 +31,8 @@ def make_step(f: Tensor, **known: Any) -> Step:
     values: dict[str, Any] = {
         "index": 0, "total": 100, "x": torch.zeros(len(f), 2), "has_predecessor": linked,
         "dead": torch.zeros(f.shape[1], dtype=torch.bool), "any_dead": False,
-        "generator": torch.Generator().manual_seed(0), "latents": f, "f": f, "reconstruction": torch.tensor(1.0),
+        "generator": torch.Generator().manual_seed(0), "latents": DenseLatents(f), "f": DenseLatents(f),
+        "reconstruction": torch.tensor(1.0),
         "firing_rate": (f > 0).float().mean(dim=0),
     }  # fmt: skip
     return Step(**(values | known))
@@ -46,7 +48,7 @@ def tiny_store(folder: Path) -> ActivationStore:
 
     lm = LanguageModel.__new__(LanguageModel)
     lm.name, lm.identity, lm.layer, lm.d_in, lm.dtype = "tiny", "t" * 64, 1, D_IN, torch.float32
-    lm.vocab_size, lm.special_ids = VOCABULARY, frozenset({0, 1, 2, 3})
+    lm.vocab_size, lm.special_ids, lm.device = VOCABULARY, frozenset({0, 1, 2, 3}), torch.device("cpu")
     lm.residual_stream = residual_stream  # type: ignore[method-assign]
     return harvest(lm, random_tokens(120, 16, seed=2), folder, shard_rows=DATA.shard_rows, max_rows=1500)
 

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sae_lib.autoencoders.active import Entries, encode_entries, worthwhile
+from sae_lib.autoencoders.latents import DenseLatents, Latents
 from sae_lib.sae_config import SAEConfig
 
 
@@ -31,15 +33,15 @@ class Step:
     generator: torch.Generator
     pre: Float[Tensor, "batch d_sae"] | None = None
     """Pre-activations."""
-    latents: Float[Tensor, "batch d_sae"] | None = None
+    latents: Latents | None = None
     """Activations as the encoder gives them, before any mask."""
-    f: Float[Tensor, "batch d_sae"] | None = None
+    f: Latents | None = None
     """Activations as the decoder gets them, after any mask."""
     x_hat: Float[Tensor, "batch d_in"] | None = None
     reconstruction: Float[Tensor, ""] | None = None
     """||x - x_hat||^2, summed over d_in, mean over the batch."""
     firing_rate: Float[Tensor, " d_sae"] | None = None
-    """Share of the batch on which each latent is above zero (Eq. 5's indicator), before any mask; for mechanisms."""
+    """Share of the batch on which each latent is above zero (Eq. 5's indicator), before any mask."""
 
 
 def squared_error(x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
@@ -72,7 +74,7 @@ class Autoencoder(nn.Module):
         directions /= directions.norm(dim=1, keepdim=True)
         encoder = directions if config.tied_init else torch.randn(config.d_sae, d_in, generator=generator)
         encoder = encoder / encoder.norm(dim=1, keepdim=True) * config.encoder_init_norm
-        self.W_enc = nn.Parameter(encoder.T.contiguous())
+        self.W_enc = nn.Parameter(encoder.contiguous().T)  # the memory layout that products and gradients have
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec = nn.Parameter(directions.clone())
         self.b_dec = nn.Parameter(torch.zeros(d_in))
@@ -90,15 +92,38 @@ class Autoencoder(nn.Module):
         return self.encoder_product(x, self.b_enc)
 
     def encoder_product(
-        self, x: Float[Tensor, "*batch d_in"], bias: Float[Tensor, " d_sae"]
-    ) -> Float[Tensor, "*batch d_sae"]:
-        """x W_enc + bias; with `config.subtract_b_dec`, (x - b_dec) W_enc + bias."""
+        self,
+        x: Float[Tensor, "*batch d_in"],
+        bias: Float[Tensor, " d_sae"],
+        latents: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, "*batch n_latents"]:
+        """x W_enc + bias; with `config.subtract_b_dec`, (x - b_dec) W_enc + bias. Of all latents, or of `latents`."""
+        W_enc: Tensor = self.W_enc
+        offset = self._product_offset(bias)
+        if latents is not None:
+            W_enc, offset = W_enc.index_select(1, latents), offset[latents]
+        return functional.linear(self._encoder_input(x), W_enc.T, offset)
+
+    def encoder_product_at(
+        self, step: Step, bias: Float[Tensor, " d_sae"], entries: Entries
+    ) -> Float[Tensor, " entries"]:
+        """`encoder_product` of a step at some entries, given `step.pre`, which holds all of it."""
+        assert step.pre is not None
+        x = self._encoder_input(step.x)
+        return encode_entries(x, self.W_enc, self._product_offset(bias), step.pre.detach(), entries)
+
+    def _encoder_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        return x - self.b_dec.detach() if self.cfg.subtract_b_dec else x
+
+    def _product_offset(self, bias: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
+        """`bias`, through which b_dec gets the gradient that it has as part of x - b_dec: -W_enc times the sum over
+        rows, that of a product of one row whose value is zero. The gradient of x - b_dec would cost a product over the
+        batch.
+        """
         if not self.cfg.subtract_b_dec:
-            return functional.linear(x, self.W_enc.T, bias)
-        # b_dec's gradient, -W_enc times the sum over rows, is that of a product of one row whose value is zero: the
-        # gradient of x - b_dec would cost a product over the batch.
+            return bias
         zero = self.b_dec - self.b_dec.detach()
-        return functional.linear(x - self.b_dec.detach(), self.W_enc.T, bias - zero @ self.W_enc.detach())
+        return bias - zero @ self.W_enc.detach()
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """The activation function, as evaluation uses it."""
@@ -108,6 +133,16 @@ class Autoencoder(nn.Module):
         """The activation function, as training uses it; differs where a batch statistic is used (BatchTopK)."""
         assert step.pre is not None
         return self.activate(step.pre)
+
+    def activate_entries(self, step: Step) -> Latents | None:
+        """What `activate_training` gives, held by its entries; None where it is to be held as a matrix."""
+        return None
+
+    def encode_training(self, step: Step) -> Latents:
+        """The latents of a training step; leaves the pre-activations in `step.pre`."""
+        step.pre = self.pre_activations(step.x)
+        active = self.activate_entries(step) if worthwhile(step.x, self.d_sae) else None
+        return DenseLatents(self.activate_training(step)) if active is None else active
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents of `x`; deterministic, without masks."""
@@ -127,7 +162,7 @@ class Autoencoder(nn.Module):
     def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
         """The reconstruction from `step.f`, as training uses it."""
         assert step.f is not None
-        return self.decode(step.f)
+        return step.f.decode(self.W_dec) + self.b_dec
 
     def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:
         """The reconstruction term of the loss; by default that of the whole dictionary."""

@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sae_lib.autoencoders.active import ActiveLatents, find_entries
 from sae_lib.autoencoders.base import Autoencoder, Step, indicator, squared_error
+from sae_lib.autoencoders.latents import DenseLatents, Latents
 from sae_lib.sae_config import SAEConfig
 
 
@@ -29,7 +31,7 @@ class Gated(Autoencoder):
         self.b_gate = nn.Parameter(torch.zeros(config.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
         self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
-        self._gate: Tensor | None = None  # ReLU(pi_gate) of the current training step
+        self._gate: Latents | None = None  # ReLU(pi_gate) of the current training step
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """u: x W_enc, or (x - b_dec) W_enc."""
@@ -40,8 +42,19 @@ class Gated(Autoencoder):
 
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
         assert step.pre is not None
-        self._gate = torch.relu_(step.pre + self.b_gate)
-        return self._magnitude(step.pre) * self._gate.detach().sign()
+        gate = torch.relu_(step.pre + self.b_gate)
+        self._gate = DenseLatents(gate)
+        return self._magnitude(step.pre) * gate.detach().sign()
+
+    def activate_entries(self, step: Step) -> Latents | None:
+        assert step.pre is not None
+        entries = find_entries(step.pre.detach() > -self.b_gate.detach())
+        if entries is None:
+            return None
+        u = self.encoder_product_at(step, torch.zeros_like(self.b_gate), entries)
+        b_gate, b_mag, r_mag = (t.index_select(0, entries.latent) for t in (self.b_gate, self.b_mag, self.r_mag))
+        self._gate = ActiveLatents(torch.relu(u + b_gate), entries)
+        return ActiveLatents(torch.relu_(torch.addcmul(b_mag, r_mag.exp(), u)), entries)
 
     def _magnitude(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """ReLU(pi_mag)."""
@@ -49,13 +62,12 @@ class Gated(Autoencoder):
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
         assert self._gate is not None
-        l1 = self._gate.sum(dtype=torch.float32) / len(self._gate)
-        return self.cfg.l1_coefficient * self.sparsity_ramp(step) * l1
+        return self.cfg.l1_coefficient * self.sparsity_ramp(step) * self._gate.l1()
 
     def auxiliary_loss(self, step: Step) -> Float[Tensor, ""]:
         assert self._gate is not None
         gate, self._gate = self._gate, None
-        return squared_error(step.x, gate.to(self.dtype) @ self.W_dec.detach() + self.b_dec.detach())
+        return squared_error(step.x, gate.decode(self.W_dec.detach()) + self.b_dec.detach())
 
     def encoder_offsets(self) -> list[Tensor]:
         return [self.b_gate, self.b_mag]

@@ -8,13 +8,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sae_lib.autoencoders.active import ActiveLatents, find_entries
 from sae_lib.autoencoders.base import Autoencoder, Step, indicator
+from sae_lib.autoencoders.latents import Latents
 from sae_lib.sae_config import SAEConfig
 
 
 class _Jump(torch.autograd.Function):
-    """(z H(z - theta), mean over rows of sum H(z - theta)): latents and their L0. The gradient to theta goes through a
-    rectangle kernel of width `bandwidth`:
+    """(z H(z - theta), its mean L0 over `n_rows` rows). The gradient to theta goes through a rectangle kernel of width
+    `bandwidth`:
 
     d(z H(z - theta)) / d theta ~ -(theta / bandwidth) rect((z - theta) / bandwidth)
     d H(z - theta) / d theta    ~ -(1 / bandwidth)     rect((z - theta) / bandwidth)
@@ -24,20 +26,20 @@ class _Jump(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: float, n_rows: int) -> tuple[Tensor, Tensor]:
         above = indicator(torch.gt, z, theta)
         ctx.save_for_backward(z, theta, above)
-        ctx.bandwidth = bandwidth
-        return z * above, above.sum(dtype=torch.float32) / len(z)
+        ctx.bandwidth, ctx.n_rows = bandwidth, n_rows
+        return z * above, above.sum(dtype=torch.float32) / n_rows
 
     @staticmethod
-    def backward(ctx: Any, grad_f: Tensor, grad_l0: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_f: Tensor, grad_l0: Tensor) -> tuple[Tensor, Tensor, None, None]:
         z, theta, above = ctx.saved_tensors
         distance = (z - theta).abs_()
         inside = torch.lt(distance, ctx.bandwidth / 2, out=distance)
-        through_l0 = grad_l0 / len(z) * inside.sum(dim=0)
-        through_f = theta * inside.mul_(grad_f).sum(dim=0)
-        return grad_f * above, -(through_f + through_l0) / ctx.bandwidth, None
+        through_l0 = grad_l0 / ctx.n_rows * inside.sum_to_size(theta.shape)
+        through_f = theta * inside.mul_(grad_f).sum_to_size(theta.shape)
+        return grad_f * above, -(through_f + through_l0) / ctx.bandwidth, None, None
 
 
 class JumpReLU(Autoencoder):
@@ -58,8 +60,20 @@ class JumpReLU(Autoencoder):
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
         # Projected rather than clamped in the graph: a clamp has no gradient below 0, so the latent could never return.
         self.threshold.data.clamp_(min=0.0)
-        f, self._l0 = _Jump.apply(step.pre, self.threshold, self.cfg.bandwidth)
+        f, self._l0 = _Jump.apply(step.pre, self.threshold, self.cfg.bandwidth, len(step.x))
         return f
+
+    def activate_entries(self, step: Step) -> Latents | None:
+        assert step.pre is not None
+        self.threshold.data.clamp_(min=0.0)
+        # What the kernel reaches below the threshold has no activation, but a gradient.
+        entries = find_entries(step.pre.detach() > self.threshold.detach() - self.cfg.bandwidth / 2)
+        if entries is None:
+            return None
+        z = self.encoder_product_at(step, self.b_enc, entries)
+        theta = self.threshold.index_select(0, entries.latent)
+        f, self._l0 = _Jump.apply(z, theta, self.cfg.bandwidth, len(step.x))
+        return ActiveLatents(f, entries)
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
         assert self._l0 is not None and self.cfg.target_l0 is not None

@@ -29,9 +29,10 @@ class Matryoshka(BatchTopK):
 
     def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
         assert step.f is not None
-        x_hat, self._shorter = self.b_dec, []
-        for f, directions in zip(step.f.split(self.groups, dim=1), self.W_dec.split(self.groups), strict=True):
-            x_hat = x_hat + f @ directions
+        x_hat: Tensor = self.b_dec
+        self._shorter = []
+        for part in step.f.decode_groups(self.W_dec, self.groups):
+            x_hat = x_hat + part
             self._shorter.append(x_hat)
         return self._shorter.pop()
 

@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lib.autoencoders.active import ActiveLatents, find_entries
 from sae_lib.autoencoders.base import Autoencoder, Step
+from sae_lib.autoencoders.latents import Latents
 
 
 class Standard(Autoencoder):
@@ -22,7 +24,11 @@ class Standard(Autoencoder):
         assert step.pre is not None
         return step.pre.relu_()  # nothing else needs the pre-activations
 
+    def activate_entries(self, step: Step) -> Latents | None:
+        assert step.pre is not None
+        entries = find_entries(step.pre.detach() > 0)
+        return None if entries is None else ActiveLatents(self.encoder_product_at(step, self.b_enc, entries), entries)
+
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
         assert step.f is not None
-        l1 = step.f.sum(dtype=torch.float32) / len(step.f)  # f >= 0: the sum is the L1 norm
-        return self.cfg.l1_coefficient * self.sparsity_ramp(step) * l1
+        return self.cfg.l1_coefficient * self.sparsity_ramp(step) * step.f.l1()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lib.autoencoders.active import ActiveLatents
 from sae_lib.autoencoders.base import Autoencoder, Step, indicator, squared_error
+from sae_lib.autoencoders.latents import Latents
+from sae_lib.autoencoders.selection import GUESS_FACTOR, kth_largest, strongest, strongest_of_batch, strongest_of_rows
 from sae_lib.sae_config import SAEConfig
 
 MEDIAN_ITERATIONS = 100
@@ -25,28 +27,6 @@ def geometric_median(x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " d_in"]:
     return median
 
 
-def kth_largest(values: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows 1"]:
-    """The k-th largest value of each row."""
-    if values.device.type == "cpu":
-        # numpy's vectorised quickselect is about ten times faster than torch.topk on a CPU.
-        place = values.shape[-1] - k
-        found = np.partition(values.float().numpy(), place, axis=-1)[..., place : place + 1]
-        return torch.from_numpy(found.copy()).to(values.dtype)
-    return values.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
-
-
-def strongest(pre: Float[Tensor, "*batch latents"], k: int) -> Float[Tensor, "*batch latents"]:
-    """ReLU(pre), with all but the k largest of each row set to zero."""
-    if pre.device.type == "cpu":
-        least = kth_largest(pre.detach(), k).clamp_min(torch.finfo(pre.dtype).tiny)
-        kept = indicator(torch.ge, pre, least)
-        if (kept.sum(dim=-1) <= k).all():
-            return pre * kept
-    # On a GPU, and where equal values make it more than k.
-    values, indices = torch.relu(pre).topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(pre).scatter(-1, indices, values)
-
-
 class TopK(Autoencoder):
     """Only the k largest of ReLU(pre) of each row are kept (Gao et al. 2024, arXiv 2406.04093).
 
@@ -55,9 +35,17 @@ class TopK(Autoencoder):
     what is not yet explained.
     """
 
+    _guess = 0.0  # see `selection`
+
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         assert self.cfg.k is not None
         return strongest(pre, self.cfg.k)
+
+    def activate_entries(self, step: Step) -> Latents | None:
+        assert self.cfg.k is not None and step.pre is not None
+        size = self._encoder_input(step.x).norm(dim=1)
+        entries, self._guess = strongest_of_rows(step.pre.detach(), self.cfg.k, self._guess, size)
+        return None if entries is None else ActiveLatents(self.encoder_product_at(step, self.b_enc, entries), entries)
 
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
         self.b_dec.data.copy_(geometric_median(x))
@@ -65,10 +53,10 @@ class TopK(Autoencoder):
     def auxiliary_loss(self, step: Step) -> Float[Tensor, ""] | None:
         if not step.any_dead or not self.cfg.auxk_coefficient:
             return None
-        assert step.pre is not None and step.x_hat is not None
+        assert step.x_hat is not None
         residual = (step.x - step.x_hat).detach()
         dead = step.dead.nonzero().squeeze(1)
-        candidates = step.pre.index_select(1, dead)
+        candidates = self.encoder_product(step.x, self.b_enc, dead)
         k = self.d_in // 2
         active = strongest(candidates, k) if k < len(dead) else torch.relu(candidates)
         error = squared_error(residual, active.to(self.dtype) @ self.W_dec.index_select(0, dead))
@@ -100,6 +88,15 @@ class BatchTopK(TopK):
         smallest = kth_largest(step.pre.detach().flatten(), self.cfg.k * len(step.pre)).squeeze().clamp_min(tiny)
         self._track_threshold(smallest, step)
         return step.pre * indicator(torch.ge, step.pre, smallest)
+
+    def activate_entries(self, step: Step) -> Latents | None:
+        assert self.cfg.k is not None and step.pre is not None
+        entries, smallest = strongest_of_batch(step.pre.detach(), self.cfg.k * len(step.pre), self._guess)
+        self._guess = GUESS_FACTOR * float(smallest)
+        if entries is None:
+            return None
+        self._track_threshold(smallest, step)
+        return ActiveLatents(self.encoder_product_at(step, self.b_enc, entries), entries)
 
     @torch.no_grad()
     def _track_threshold(self, smallest: Float[Tensor, ""], step: Step) -> None:

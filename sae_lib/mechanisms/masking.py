@@ -67,25 +67,24 @@ class AdaptiveTemporalMasking(Mechanism):
         if step.index < self.cfg.warmup_steps:
             return None
         assert step.latents is not None
-        shape = step.latents.shape if self.cfg.granularity == "activation" else self.probability.shape
+        shape = self.probability.shape
+        if self.cfg.granularity == "activation":
+            shape = torch.Size((step.latents.n_rows, step.latents.d_sae))
         return draw_mask(self.probability, shape, step.generator, self.cfg.rescale, self.keep_rate)
 
     @torch.no_grad()
     def before_update(self, sae: Autoencoder, step: Step) -> None:
-        assert step.latents is not None and step.f is not None and step.firing_rate is not None
-        latents = step.latents.detach().to(sae.dtype)
-        f = latents if self.cfg.fed_by == "pre_mask" else step.f.detach().to(sae.dtype)
-        rate = step.firing_rate if self.cfg.fed_by == "pre_mask" else f.sign().mean(dim=0)
-        moving_average(self.magnitude, f.mean(dim=0), self.cfg.decay)
-        moving_average(self.frequency, rate, self.cfg.decay)
-        gain = f.square().mean(dim=0) * sae.W_dec.square().sum(dim=1)
+        assert step.latents is not None and step.f is not None
+        f = step.latents if self.cfg.fed_by == "pre_mask" else step.f
+        moving_average(self.magnitude, f.mean(), self.cfg.decay)
+        moving_average(self.frequency, f.rate(), self.cfg.decay)
+        gain = f.mean_square() * sae.W_dec.square().sum(dim=1)
         if self.needs_unmasked_reconstruction:
             masked = step.index >= self.cfg.warmup_steps
-            x_hat = sae.decode(latents) if masked else step.x_hat
+            x_hat = step.latents.decode(sae.W_dec) + sae.b_dec if masked else step.x_hat
             assert x_hat is not None
-            # E[f_i d_i.e] = d_i.(f^T e)_i / batch: one product for all latents.
-            error = step.x - x_hat.detach()
-            gain = gain + 2.0 * ((f.T @ error) * sae.W_dec).sum(dim=1) / len(f)
+            # E[f_i d_i.e] = d_i.E[f_i e]: one product for all latents.
+            gain = gain + 2.0 * (f.mean_product(step.x - x_hat.detach()) * sae.W_dec).sum(dim=1)
         moving_average(self.contribution, gain.clamp_min(0.0), self.cfg.decay)
         self._update_probability()
 

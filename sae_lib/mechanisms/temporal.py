@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,30 +11,6 @@ from sae_lib.mechanisms.base import Mechanism
 from sae_lib.sae_config import TemporalConfig
 
 SATURATED = 0.01  # alpha within this of 0 or 1 counts as saturated
-
-
-class _Change(torch.autograd.Function):
-    """sum_i w_i ||f_i - f_{i-1}||^2, w_i being 0 or 1 for each row but the first.
-
-    Few passes over [batch, d_sae]: on a CPU, each takes a fifth of a matrix product's time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, f: Tensor, paired: Tensor, both: bool) -> Tensor:
-        change = (f[1:] - f[:-1]).mul_(paired[:, None])
-        ctx.save_for_backward(change)
-        ctx.both = both
-        return torch.dot(change.view(-1), change.view(-1))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (change,) = ctx.saved_tensors
-        gradient = change.new_empty(len(change) + 1, change.shape[1])
-        gradient[0] = 0.0
-        torch.mul(change, 2.0 * grad, out=gradient[1:])
-        if ctx.both:
-            gradient[:-1] -= gradient[1:].clone()
-        return gradient, None, None
 
 
 class TemporalPenalty(Mechanism):
@@ -73,16 +47,16 @@ class TemporalPenalty(Mechanism):
     def _difference(self, step: Step) -> Float[Tensor, ""]:
         """Mean over rows of ||f_t - f_{t-1}||^2."""
         assert step.f is not None
-        f = step.f.float()
+        if self.cfg.pairing == "adjacent_token":
+            total = step.f.change(step.has_predecessor, both=self.cfg.gradient == "both")
+            return total / step.has_predecessor[1:].sum().clamp_min(1)
+        f = step.f.dense().float()
         if self.cfg.pairing == "variance":
             return 2.0 * f.var(dim=0, unbiased=False).sum()
-        if self.cfg.pairing == "previous_batch":
-            # Same shape unless this is the first step: then there is nothing to compare with.
-            before = self.previous if self.previous.shape == f.shape else f.detach()
-            self.previous = f.detach().clone()
-            return (f - before).square().sum(dim=1).mean()
-        paired = step.has_predecessor[1:].to(f.dtype)
-        return _Change.apply(f, paired, self.cfg.gradient == "both") / paired.sum().clamp_min(1.0)
+        # Same shape unless this is the first step: then there is nothing to compare with.
+        before = self.previous if self.previous.shape == f.shape else f.detach()
+        self.previous = f.detach().clone()
+        return (f - before).square().sum(dim=1).mean()
 
     def _alpha(self, reconstruction: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """alpha_t, after beta has taken in this step's loss."""

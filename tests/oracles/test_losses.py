@@ -116,8 +116,7 @@ def _step(sae: Autoencoder, x: Tensor, dead: Tensor | None = None) -> Step:
         index=0, total=100, x=x, has_predecessor=torch.zeros(len(x), dtype=torch.bool), dead=silent,
         any_dead=bool(silent.any()), generator=torch.Generator(),
     )  # fmt: skip
-    step.pre = sae.pre_activations(x)
-    step.latents = step.f = sae.activate_training(step)
+    step.latents = step.f = sae.encode_training(step)
     step.x_hat = sae.decode_training(step)
     step.reconstruction = squared_error(x, step.x_hat)
     return step

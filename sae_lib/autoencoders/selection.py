@@ -1,0 +1,99 @@
+"""Which activations are the strongest: of each row (TopK), or of a whole batch (BatchTopK)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_lib.autoencoders.active import Entries, find_entries
+from sae_lib.autoencoders.base import indicator
+
+# What will be strong enough is guessed from the step before, so that most rows have their k above it and few others.
+GUESS_QUANTILE = 0.02
+GUESS_FACTOR = 0.95
+
+
+def kth_largest(values: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows 1"]:
+    """The k-th largest value of each row."""
+    if values.device.type == "cpu":
+        # numpy's vectorised quickselect is about ten times faster than torch.topk on a CPU.
+        place = values.shape[-1] - k
+        found = np.partition(values.float().numpy(), place, axis=-1)[..., place : place + 1]
+        return torch.from_numpy(found.copy()).to(values.dtype)
+    return values.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
+
+
+def strongest(pre: Float[Tensor, "*batch latents"], k: int) -> Float[Tensor, "*batch latents"]:
+    """ReLU(pre), with all but the k largest of each row set to zero."""
+    if pre.device.type == "cpu":
+        least = kth_largest(pre.detach(), k).clamp_min(torch.finfo(pre.dtype).tiny)
+        kept = indicator(torch.ge, pre, least)
+        if (kept.sum(dim=-1) <= k).all():
+            return pre * kept
+    # On a GPU, and where equal values make it more than k.
+    values, indices = torch.relu(pre).topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(pre).scatter(-1, indices, values)
+
+
+def strongest_of_rows(
+    pre: Float[Tensor, "batch d_sae"], k: int, guess: float, size: Float[Tensor, " batch"]
+) -> tuple[Entries | None, float]:
+    """Where the positive ones of each row's k largest are, and the next guess. The guess, in units of the `size` of a
+    row (its input's norm), changes the time it takes and nothing else. None for the entries where they are many, or
+    where equal values make it more than k.
+    """
+    tiny = torch.finfo(pre.dtype).tiny
+    candidates = find_entries(pre > guess * size[:, None]) if guess else None
+    if candidates is None:
+        least = kth_largest(pre, k).clamp_min_(tiny)
+        entries = find_entries(pre >= least)
+    else:
+        values = pre.view(-1).index_select(0, candidates.flat)
+        least = _kth_of_rows(values, candidates, k)
+        few = (candidates.row_starts.diff() < k).nonzero().squeeze(1)
+        least[few] = kth_largest(pre[few], k)
+        least.clamp_min_(tiny)
+        kept = candidates.flat.numpy()[(values >= least.view(-1).index_select(0, candidates.row)).numpy()]
+        entries = Entries(_with_rows(kept, few, pre[few] >= least[few]), (pre.shape[0], pre.shape[1]))
+    if entries is not None and int(entries.row_starts.diff().max()) > k:
+        entries = None
+    return entries, GUESS_FACTOR * float((least.squeeze(1) / size.clamp_min(tiny)).quantile(GUESS_QUANTILE))
+
+
+def strongest_of_batch(
+    pre: Float[Tensor, "batch d_sae"], count: int, guess: float
+) -> tuple[Entries | None, Float[Tensor, ""]]:
+    """Where the positive ones of the batch's `count` largest are, and the smallest of those. `guess` is as above; where
+    several equal the smallest, all of them are kept. None for the entries where they are many.
+    """
+    candidates = find_entries(pre > guess) if guess else None
+    if candidates is None or len(candidates.flat) < count:
+        smallest = kth_largest(pre.flatten(), count).squeeze().clamp_min(torch.finfo(pre.dtype).tiny)
+        return find_entries(pre >= smallest), smallest
+    values = pre.view(-1).index_select(0, candidates.flat)
+    smallest = kth_largest(values, count).squeeze().clamp_min(torch.finfo(pre.dtype).tiny)
+    return Entries(candidates.flat.numpy()[(values >= smallest).numpy()], candidates.shape), smallest
+
+
+def _kth_of_rows(values: Float[Tensor, " n"], entries: Entries, k: int) -> Float[Tensor, "batch 1"]:
+    """The k-th largest value of each row; that of a row with fewer is not defined."""
+    rows, counts = entries.shape[0], entries.row_starts.diff()
+    widest = max(k, int(counts.max()))
+    free = torch.arange(rows) * widest - entries.row_starts[:-1]  # entry i of row r goes to place i + free[r]
+    table = values.new_full((rows * widest,), -torch.inf)
+    table.index_copy_(0, torch.arange(len(values)) + torch.repeat_interleave(free, counts), values)
+    return kth_largest(table.view(rows, widest), k)
+
+
+def _with_rows(
+    flat: Int[np.ndarray, " n"], rows: Int[Tensor, " r"], active: Bool[Tensor, "r d_sae"]
+) -> Int[np.ndarray, " m"]:
+    """The places `flat`, those of some rows replaced by where `active` is true."""
+    if not len(rows):
+        return flat
+    n = active.shape[1]
+    others = flat[~np.isin(flat // n, rows.numpy())]
+    row, latent = np.nonzero(active.numpy())
+    return np.sort(np.concatenate([others, rows.numpy()[row] * n + latent]))

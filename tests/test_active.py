@@ -1,0 +1,161 @@
+"""Latents held by their entries give what the matrix gives: values, losses, gradients, statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sae_lib.autoencoders import active
+from sae_lib.autoencoders.active import ActiveLatents, Entries, find_entries
+from sae_lib.autoencoders.base import Step
+from sae_lib.autoencoders.latents import DenseLatents, Latents
+from sae_lib.autoencoders.selection import kth_largest, strongest_of_batch, strongest_of_rows
+from sae_lib.recipes import METHODS
+from sae_lib.sae_config import SAEConfig
+from sae_lib.training import Trainer
+from tests.tiny_training import DATA, tiny_config, tiny_store, tiny_training
+
+ROWS, LATENTS, D_IN = 40, 30, 6
+
+
+@pytest.fixture
+def f() -> torch.Tensor:
+    """A tenth of the entries above zero; one row and one latent without any."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(ROWS, LATENTS, generator=generator)
+    values *= torch.rand(ROWS, LATENTS, generator=generator) < 0.08
+    values[7], values[:, 3] = 0.0, 0.0
+    return values
+
+
+def both_ways(f: torch.Tensor) -> tuple[ActiveLatents, torch.Tensor, DenseLatents, torch.Tensor]:
+    """The same latents by their entries and as a matrix, each with the leaf that its gradient reaches."""
+    entries = find_entries(f > 0)
+    assert entries is not None
+    leaf = f[f > 0].clone().requires_grad_()
+    matrix = f.clone().requires_grad_()
+    return ActiveLatents(leaf, entries), leaf, DenseLatents(matrix), matrix
+
+
+def directions() -> torch.Tensor:
+    return torch.randn(LATENTS, D_IN, generator=torch.Generator().manual_seed(1))
+
+
+def test_entries_by_hand():
+    entries = Entries(np.array([1, 3, 5]), (3, 2))  # rows (0, 1), (1, 1), (2, 1)
+    assert entries.row.tolist() == [0, 1, 2] and entries.latent.tolist() == [1, 1, 1]
+    order, starts = entries.by_latent
+    assert order.tolist() == [0, 1, 2] and starts.tolist() == [0, 0, 3]
+    assert entries.sum_by_latent(torch.tensor([1.0, 2.0, 4.0])).tolist() == [0.0, 7.0]
+
+
+def test_too_many_are_left_to_the_matrix():
+    flags = torch.zeros(10, 10, dtype=torch.bool)
+    flags[0] = True
+    assert find_entries(flags) is not None
+    flags[1, 0] = True
+    assert find_entries(flags) is None
+
+
+def test_statistics(f: torch.Tensor):
+    held, _, dense, _ = both_ways(f)
+    error = torch.randn(ROWS, D_IN, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(held.dense(), f)
+    for name in ("rate", "mean", "mean_square"):
+        torch.testing.assert_close(getattr(held, name)(), getattr(dense, name)())
+    torch.testing.assert_close(held.mean_product(error), dense.mean_product(error))
+
+
+LOSSES = {
+    "l1": lambda z: z.l1(),
+    "decode": lambda z: z.decode(directions()).square().sum(),
+    "groups": lambda z: sum(
+        p.square().sum() * (i + 1) for i, p in enumerate(z.decode_groups(directions(), (4, 6, 20)))
+    ),
+    "change": lambda z: z.change(torch.arange(ROWS) % 4 != 0, both=True),
+    "change of one": lambda z: z.change(torch.arange(ROWS) % 4 != 0, both=False),
+    "change everywhere": lambda z: z.change(torch.ones(ROWS, dtype=torch.bool), both=True),
+    "mask": lambda z: z.times(torch.arange(LATENTS) % 2 / 1.0).decode(directions()).square().sum(),
+    "mask of entries": lambda z: z.times((torch.arange(ROWS * LATENTS) % 3).float().view(ROWS, LATENTS)).l1(),
+    "dense": lambda z: z.dense().var(dim=0).sum(),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_values_and_gradients(name: str, f: torch.Tensor):
+    held, leaf, dense, matrix = both_ways(f)
+    mine, expected = LOSSES[name](held), LOSSES[name](dense)
+    torch.testing.assert_close(mine, expected)
+    mine.backward()
+    expected.backward()
+    assert leaf.grad is not None and matrix.grad is not None
+    torch.testing.assert_close(leaf.grad, matrix.grad[f > 0])
+
+
+def test_gradient_of_the_decoder(f: torch.Tensor):
+    held, _, dense, _ = both_ways(f)
+    ours, expected = directions().requires_grad_(), directions().requires_grad_()
+    held.decode(ours).square().sum().backward()
+    dense.decode(expected).square().sum().backward()
+    torch.testing.assert_close(ours.grad, expected.grad)
+
+
+@pytest.mark.parametrize("guess", [0.0, 0.5, 1.5, 2.2, 9.0])
+def test_strongest_whatever_the_guess(guess: float):
+    pre = torch.randn(50, 80, generator=torch.Generator().manual_seed(3))
+    pre[4] -= 2.5  # fewer than k above zero
+    pre[5] -= 9.0  # none
+    entries, following = strongest_of_rows(pre, 5, guess, torch.linspace(0.8, 1.2, 50))
+    assert entries is not None and following > 0.0
+    expected = (pre >= kth_largest(pre, 5)) & (pre > 0)
+    assert entries.flat.tolist() == expected.flatten().nonzero().squeeze(1).tolist()
+    assert not expected[5].any() and 0 < int(expected[4].sum()) < 5
+    batch, smallest = strongest_of_batch(pre, 200, guess)
+    assert batch is not None and float(smallest) == float(pre.flatten().sort(descending=True).values[199])
+    assert batch.flat.tolist() == (pre >= smallest).flatten().nonzero().squeeze(1).tolist()
+
+
+def test_equal_values_are_left_to_the_matrix():
+    pre = torch.zeros(10, 60)
+    pre[:, 3:6] = 1.0
+    assert strongest_of_rows(pre, 2, 0.0, torch.ones(10))[0] is None
+    assert strongest_of_rows(pre, 2, 0.5, torch.ones(10))[0] is None
+    entries, _ = strongest_of_rows(pre, 3, 0.5, torch.ones(10))
+    assert entries is not None and len(entries.flat) == 30
+
+
+def trained(method: str, folder: Path, steps: int = 12) -> tuple[Trainer, bool]:
+    """A run of a few steps, and whether its last step held latents by their entries."""
+    config = tiny_config(method, {"d_sae": 64, "l1_coefficient": 0.3, "initial_threshold": 0.5})
+    trainer = Trainer(SAEConfig.model_validate(config), tiny_store(folder), DATA, tiny_training(d_sae=64), 0, "cpu")
+    kinds: list[type[Latents]] = []
+    encode = trainer.sae.encode_training
+
+    def noted(step: Step) -> Latents:
+        latents = encode(step)
+        kinds.append(type(latents))
+        return latents
+
+    trainer.sae.encode_training = noted  # type: ignore[method-assign]
+    for _ in range(steps):
+        trainer.step()
+    return trainer, kinds[-1] is ActiveLatents
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_is_the_same(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    dense, held = trained(method, tmp_path)
+    assert not held, "a small batch is a matrix"
+    monkeypatch.setattr(active, "SMALLEST_BATCH", 0)
+    monkeypatch.setattr(active, "LARGEST_SHARE", 1.0)
+    by_entries, held = trained(method, tmp_path)
+    assert held
+    for name, tensor in dense.sae.state_dict().items():
+        torch.testing.assert_close(by_entries.sae.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
+    for mine, expected in zip(by_entries.mechanisms, dense.mechanisms, strict=True):
+        for name, tensor in expected.state_dict().items():
+            torch.testing.assert_close(mine.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
+    assert [set(row) for row in by_entries.history] == [set(row) for row in dense.history]
