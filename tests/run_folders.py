@@ -1,0 +1,56 @@
+"""Run folders as training leaves them, with weights that are far from their initial values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_lib.autoencoders import Autoencoder, build_autoencoder
+from sae_lib.checkpoint import save_checkpoint
+from sae_lib.files import write_json
+from sae_lib.recipes import METHODS, method_recipe
+from sae_lib.sae_config import TOPK_FAMILY, SAEConfig
+from sae_lib.store_manifest import content_key
+
+D_IN, D_SAE, K = 8, 24, 4
+THRESHOLD = 1.2
+
+
+def perturbed(method: str, overrides: dict[str, Any] | None = None, *, unit_decoder: bool = True) -> Autoencoder:
+    """An SAE of a method's recipe with random weights and biases; decoder rows of norm 1 unless told otherwise.
+
+    Biases that are zero would hide a wrong sign, thresholds that are zero a wrong comparison.
+    """
+    architecture = METHODS[method]["architecture"]
+    values: dict[str, Any] = {"k": K} if architecture in TOPK_FAMILY else {}
+    values |= ({"target_l0": K} if architecture == "jumprelu" else {}) | (overrides or {})
+    sae = build_autoencoder(SAEConfig.model_validate(method_recipe(method, D_SAE, values, 1.0)), D_IN)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(0.7 * torch.randn(parameter.shape, generator=generator))
+        state = sae.state_dict()
+        if sae.cfg.architecture in ("batchtopk", "matryoshka"):
+            state["threshold"].fill_(THRESHOLD)
+        elif "threshold" in state:
+            state["threshold"].abs_()
+        if unit_decoder:
+            sae.normalise_decoder()
+    return sae.eval().requires_grad_(False)
+
+
+def write_run(folder: Path, sae: Autoencoder, **changes: Any) -> Path:
+    """The folder of a run of 10 steps, `<root>/<profile>/runs/<run>`, without scores."""
+    config = sae.cfg.model_dump(mode="json")
+    save_checkpoint(folder / "sae.safetensors", sae.state_dict(), {"config": config, "key": "k"})
+    run = {"key": "k", "seed": 42, "config": config, "model": "someone/tiny", "layer": 1, "steps": 10, "tokens": 640}
+    write_json(folder / "run.json", run | changes)
+    return folder
+
+
+def write_store(profile_folder: Path, **manifest: Any) -> str:
+    """The manifest of an activation store beside the runs; returns its key, as run.json names it."""
+    write_json(profile_folder / "store" / "manifest.json", manifest)
+    return content_key(manifest)
