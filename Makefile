@@ -1,4 +1,5 @@
-# `make help` lists the commands. PROFILE chooses the scale, PYTHON the interpreter that .venv is made with.
+# `make help` lists the commands. PROFILE chooses the scale, GPUS and NODES what `make paper` is spread over, PYTHON the
+# interpreter that .venv is made with.
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -7,6 +8,10 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 PROFILE ?= pocket
 PYTHON ?= python3.11
+# GPUs of each machine, machines, and the machine where they meet; see README.
+GPUS ?= 1
+NODES ?= 1
+HEAD ?=
 
 # What runs: an active conda environment that has our pins, or else .venv. `make help` and `make clean` need neither.
 VENV_PYTHON := .venv/bin/python
@@ -27,11 +32,11 @@ export PYTHONNOUSERSITE := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval test-oracles bench-evaluation lab \
-    pocket-lm lock-check clean
+.PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval test-oracles bench bench-evaluation \
+    bench-gemma lab pocket-lm lock-check clean
 
 help:  ## list the commands
-	@echo "make <command> [PROFILE=$(PROFILE)] [PYTHON=$(PYTHON)]"; echo
+	@echo "make <command> [PROFILE=$(PROFILE)] [PYTHON=$(PYTHON)] [GPUS=$(GPUS)] [NODES=$(NODES) HEAD=<host>]"; echo
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | while IFS= read -r line; do \
 	    printf '  %-11s %s\n' "$${line%%:*}" "$${line##*## }"; done
 
@@ -60,13 +65,13 @@ linked:
 	@touch $@
 
 paper: $(READY)  ## run the five notebooks at PROFILE: figures, tables, claims
-	@$(RUN) sae_lib.pipeline run --profile "$(PROFILE)"
+	@$(RUN) sae_lib.pipeline run --profile "$(PROFILE)" --gpus "$(GPUS)" --nodes "$(NODES)" --head "$(HEAD)"
 
 smoke: $(READY)  ## the whole pipeline in under three minutes
 	@$(RUN) sae_lib.pipeline run --profile smoke
 
 plan: $(READY)  ## what `make paper` would do at PROFILE: time, disk and memory, before anything starts
-	@$(RUN) sae_lib.pipeline plan --profile "$(PROFILE)"
+	@$(RUN) sae_lib.pipeline plan --profile "$(PROFILE)" --gpus "$(GPUS)" --nodes "$(NODES)" --head "$(HEAD)"
 
 verify: $(READY)  ## print the claims table of PROFILE and compare its verdicts with the committed ones
 	@$(RUN) sae_lib.pipeline verify --profile "$(PROFILE)"
@@ -106,6 +111,19 @@ test-oracles: $(ORACLES)  ## agreement with SAEBench, SAELens and dictionary_lea
 
 bench-evaluation: $(ORACLES)  ## seconds per SAE of our evaluation beside SAEBench's, on the same model and SAEs
 	$(ORACLE_RUN) benchmarks.evaluation
+
+bench: $(ORACLES)  ## all benchmarks, the peers beside us: about 15 minutes on 2 cores; into benchmarks/
+	$(ORACLE_RUN) benchmarks.step_time
+	$(ORACLE_RUN) benchmarks.harvest
+	$(ORACLE_RUN) benchmarks.evaluation
+	$(ORACLE_RUN) benchmarks.scaling
+	$(ORACLE_RUN) benchmarks.memory
+	$(ORACLE_RUN) benchmarks.gemma --scaled
+	$(ORACLE_RUN) benchmarks.summary
+
+bench-gemma: $(READY)  ## the gemma-2-2b profile at full size on random weights, end to end (a GPU, 60 GB of disk)
+	$(RUN) benchmarks.gemma
+	$(RUN) benchmarks.summary
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(RUN) jupyterlab --notebook-dir=notebooks

@@ -1,6 +1,6 @@
 """How long one SAE's evaluation takes, ours against SAEBench's: same language model, same SAEs, same run, same threads.
 
-    OMP_NUM_THREADS=2 .venv-oracles/bin/python -m benchmarks.evaluation
+    .venv-oracles/bin/python -m benchmarks.evaluation
 
 Absorption and core metrics of a few SAEs of 1,024 latents, trained here by `sae_lib` on the packaged language model.
 What either side computes once for the language model is timed apart, as set-up. SAEBench is timed twice:
@@ -10,14 +10,11 @@ What either side computes once for the language model is timed apart, as set-up.
   probe, its k-sparse probes with our initial weights, order and number of steps, so that its scores can be laid beside
   ours. What is left to chance are the examples in its prompts.
 
-Writes `benchmarks/results/evaluation.json`.
+Writes `results/evaluation.json` and `figures/evaluation.png`.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.metadata
-import os
 import random
 import tempfile
 import time
@@ -25,13 +22,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import seaborn as sns
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from benchmarks.activations import MODEL, Text, load_store, load_text
+from benchmarks.measure import use_cores
+from benchmarks.output import arguments, save
 from benchmarks.saebench import (
     hooked_transformer,
     quiet,
@@ -41,21 +43,20 @@ from benchmarks.saebench import (
     train_probe,
 )
 from sae_lib.autoencoders import Autoencoder, load_autoencoder
-from sae_lib.files import write_json
 from sae_lib.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import steps_batch
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.absorption.score import evaluate_absorption_many
 from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
-from sae_lib.paths import ROOT, output_root
+from sae_lib.paths import output_root
 from sae_lib.recipes import method_recipe
+from sae_lib.report.style import COLUMN_WIDTH, set_style
 from sae_lib.run_config import DataConfig, TrainingConfig
 from sae_lib.sae_config import SAEConfig
 from sae_lib.training import train_sae
 from tests.oracles.same_draws import share_draws
 
-RESULT = ROOT / "benchmarks" / "results" / "evaluation.json"
 D_SAE = 1024
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "TopK, k = 16": ("topk", {"k": 16, "dead_after_tokens": 100_000}),
@@ -69,7 +70,11 @@ ABSORPTION = {
     "num_split_features": "num_split_feats",
 }
 CORE = {"l0": "l0", "cosine": "cossim", "ce_score": "ce_loss_score", "kl_score": "kl_div_score"}
-LIBRARIES = ("sae-bench", "sae-lens", "transformer-lens", "torch", "scikit-learn", "numpy")
+LABELS = {
+    "ours": "ours",
+    "saebench_as_fast_as_it_goes": "SAEBench, fastest",
+    "saebench_as_it_comes": "SAEBench, as it comes",
+}
 
 
 def timed(work: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float]:
@@ -150,15 +155,14 @@ def total(seconds: dict[str, Any]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="seconds per SAE: our absorption and core metrics against SAEBench's")
+    parser = arguments("seconds per SAE: our absorption and core metrics against SAEBench's")
     parser.add_argument("--saes", type=int, default=len(METHODS), help="how many of the SAEs")
     parser.add_argument("--steps", type=int, default=600, help="training steps of each")
     parser.add_argument("--contexts", type=int, default=64, help="held-out contexts of 128 tokens for the core metrics")
     parser.add_argument("--words", type=int, default=None, help="our evaluation's words, at most; all by default")
     parser.add_argument("--fast-only", action="store_true", help="leave out SAEBench's default settings")
-    parser.add_argument("--output", type=Path, default=RESULT)
     asked = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    use_cores(asked.threads)
 
     names = list(METHODS)[: asked.saes]
     work = output_root() / "benchmark"
@@ -186,13 +190,11 @@ def main() -> None:
             "model": lm.name, "parameters": sum(p.numel() for p in lm.model.parameters()), "layer": lm.layer,
             "d_sae": D_SAE, "training_steps": asked.steps, "threads": torch.get_num_threads(),
             "words": len(reference.train_words) + len(reference.test_words), "contexts": len(tokens),
-            "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
         },
         "seconds": {"ours": our_seconds} | {f"saebench_{name}": seconds for name, (seconds, _) in peers.items()},
         "agreement": compare(names, our_scores, peers["as_fast_as_it_goes"][1]),
     }  # fmt: skip
-    write_json(asked.output, result)
-    print(summary(result))
+    save(asked.output, "evaluation", result, figure(result), summary(result))
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -208,6 +210,27 @@ def summary(result: dict[str, Any]) -> str:
     for row in result["agreement"]:
         lines.append(f"{row['sae']:16} {row['score']:20} {row['ours']:8.4f} {row['saebench']:9.4f}")
     return "\n".join(lines)
+
+
+def figure(result: dict[str, Any]) -> Figure:
+    """Seconds per SAE by library, absorption and core metrics on top of each other."""
+    set_style()
+    seconds = result["seconds"]
+    fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 1.6))
+    start = np.zeros(len(seconds))
+    for part, color in (("absorption", "#0173b2"), ("core", "#de8f05")):
+        spent = np.array([each["per_sae"][part] for each in seconds.values()])
+        ax.barh(range(len(seconds)), spent, left=start, color=color, height=0.7, label=part)
+        start += spent
+    for place, end in enumerate(start):
+        ax.annotate(f"{end:.1f} s", (end, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
+    ax.set_yticks(range(len(seconds)), [LABELS[name] for name in seconds])
+    ax.set_xlim(right=1.2 * start.max())
+    ax.invert_yaxis()
+    ax.set_xlabel("seconds per SAE (lower is better)")
+    fig.legend(loc="outside upper right", ncols=2)
+    sns.despine(fig)
+    return fig
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Activations on disk, and the one stream of batches that every SAE is trained on.
+"""Activations, on disk or in memory, and the one stream of batches that every SAE is trained on.
 
 The store is a folder of .npy shards `[row, d_in]` (bf16 bit patterns) in token order, with `contexts.npy` and
 `positions.npy` that say where each row comes from. `harvest.py` makes it. A batch is a set of windows of
@@ -7,6 +7,7 @@ consecutive rows, because the temporal mechanisms compare a token with the one b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_lib.errors import ArtifactError
-from sae_lib.files import json_key, read_json
-from sae_lib.memory import free_memory
-from sae_lib.store_manifest import FORMAT, INDEX_FILES, MANIFEST, Check, check_source, damage
+from sae_lib.memory import RESIDENT_SHARE, free_memory
+from sae_lib.store_manifest import INDEX_FILES, Check, content_key, damage, finished_manifest
 
-RESIDENT_SHARE = 0.7  # of the free memory; the rest is for the SAEs that are trained on the rows
 ROWS_PER_CHUNK = 2**16
 
 
@@ -44,21 +43,32 @@ class ActivationStore:
     """The rows that one model gave for one corpus; opened with `open`, never changed.
 
     Attributes:
+        folder: where its manifest is, and its shards unless all rows are in memory only.
         manifest: shapes, model identity, layer, corpus hash, and for every shard its rows, bytes and sha256.
         n_rows, d_in: size of the store.
         contexts: context of each row, int32.
         positions: position of each row in its context, uint16.
+        resident: all rows in the memory of one device, bf16; None while they are read from the disk.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: dict[str, Any],
+        contexts: NDArray[np.int32],
+        positions: NDArray[np.uint16],
+        *,
+        shards: Sequence[NDArray[np.uint16]] = (),
+        resident: Tensor | None = None,
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.n_rows: int = manifest["rows"]
         self.d_in: int = manifest["d_in"]
-        self.contexts: NDArray[np.int32] = np.load(folder / INDEX_FILES[0], mmap_mode="r")
-        self.positions: NDArray[np.uint16] = np.load(folder / INDEX_FILES[1], mmap_mode="r")
-        self.resident: Tensor | None = None
-        self._shards = [np.load(folder / shard["file"], mmap_mode="r") for shard in manifest["shards"]]
+        self.contexts = contexts
+        self.positions = positions
+        self.resident = resident
+        self._shards = shards
 
     @classmethod
     def open(
@@ -81,33 +91,28 @@ class ActivationStore:
                 or layer.
         """
         folder = Path(folder)
-        if not (folder / MANIFEST).exists():
-            raise ArtifactError(f"store: there are no activations in {folder}; harvest them first (notebook 01_data)")
-        manifest = read_json(folder / MANIFEST)
-        asked = {"identity": identity, "corpus_sha256": corpus_sha256, "layer": layer}
-        check_source(folder, manifest, {"format": FORMAT} | {k: v for k, v in asked.items() if v is not None})
-        missing = sum(shard["sha256"] is None for shard in manifest["shards"])
-        if missing:
-            raise ArtifactError(
-                f"store: {missing} of {len(manifest['shards'])} shards in {folder} are not made yet; "
-                "harvest again (notebook 01_data), it goes on from there"
-            )
+        manifest = finished_manifest(folder, {"identity": identity, "corpus_sha256": corpus_sha256, "layer": layer})
         for entry in (*manifest["index"].values(), *manifest["shards"]):
             if fault := damage(folder, entry, check):
                 raise ArtifactError(
                     f"store: {entry['file']} in {folder} is {fault}; harvest again (notebook 01_data), "
                     "that file alone is made again"
                 )
-        return cls(folder, manifest)
+        contexts, positions = (np.load(folder / name, mmap_mode="r") for name in INDEX_FILES)
+        shards = [np.load(folder / shard["file"], mmap_mode="r") for shard in manifest["shards"]]
+        return cls(folder, manifest, contexts, positions, shards=shards)
 
     @property
     def key(self) -> str:
         """sha256 over what the store holds and was made from, wherever the store or the model lie."""
-        return json_key({field: value for field, value in self.manifest.items() if field != "model"})
+        return content_key(self.manifest)
 
     def preload(self, device: str = "cpu") -> bool:
-        """Take all rows into the memory of `device` as bf16, if they fit; says whether they did."""
-        if self.resident is not None and self.resident.device.type == torch.device(device).type:
+        """Take all rows into the memory of `device` as bf16, if they fit; says whether they did.
+
+        Rows that are on no disk stay where they are.
+        """
+        if self.resident is not None and (not self._shards or self.resident.device.type == torch.device(device).type):
             return True
         if self.n_rows * self.d_in * 2 > RESIDENT_SHARE * free_memory(device):
             return False
@@ -152,7 +157,7 @@ class ActivationStore:
         values = np.empty((len(flat), self.d_in), dtype=np.uint16)
         for i in np.flatnonzero(np.diff(bounds)):
             part = slice(bounds[i], bounds[i + 1])
-            values[order[part]] = self._shards[i][ascending[part] - i * size]
+            values[order[part]] = self._shards[int(i)][ascending[part] - i * size]
         return values
 
 
@@ -210,11 +215,11 @@ class WindowStream:
         resident = self.store.resident
         if resident is not None:
             table = resident[: self.n_windows * self.window].view(self.n_windows, self.window * self.store.d_in)
-            values = table.index_select(0, picked.to(resident.device))
+            values = table.index_select(0, _sent(picked, resident.device))
         else:
             values = self.store.rows(windows[:, None] * self.window + np.arange(self.window), torch.bfloat16)
-        values = values.view(-1, self.window, self.store.d_in).to(self.device).to(self.dtype)
-        return Batch(values, self._has_predecessor.index_select(0, picked.to(self.device)), index)
+        values = _sent(values.view(-1, self.window, self.store.d_in), self.device).to(self.dtype)
+        return Batch(values, self._has_predecessor.index_select(0, _sent(picked, self.device)), index)
 
     def windows(self, index: int) -> Int[np.ndarray, "window"]:
         """Numbers of the windows in batch `index`: window j is rows j * window to (j + 1) * window - 1."""
@@ -237,11 +242,20 @@ class WindowStream:
 
     def _predecessors(self) -> Bool[Tensor, "window step"]:
         rows = self.n_windows * self.window
-        contexts, positions = np.asarray(self.store.contexts[:rows]), np.asarray(self.store.positions[:rows])
         linked = np.zeros(rows, dtype=bool)
-        linked[1:] = (contexts[1:] == contexts[:-1]) & (positions[1:] == positions[:-1] + 1)
+        for start in range(1, rows, ROWS_PER_CHUNK):
+            stop = min(start + ROWS_PER_CHUNK, rows)
+            contexts, positions = (a[start - 1 : stop] for a in (self.store.contexts, self.store.positions))
+            linked[start:stop] = (contexts[1:] == contexts[:-1]) & (positions[1:] == positions[:-1] + 1)
         linked[:: self.window] = False
         return torch.from_numpy(linked).view(self.n_windows, self.window)
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; to a GPU without waiting for it."""
+    if values.device.type == "cpu" and device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def _bfloat16(patterns: NDArray[np.uint16]) -> Tensor:

@@ -10,7 +10,8 @@ Every source is a Hugging Face dataset with a text column, so nothing else knows
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -18,11 +19,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_lib import documentation
+from sae_lib import documentation, hub
 from sae_lib.errors import ArtifactError, first_line
 from sae_lib.files import atomic_write, file_sha256, json_key, read_json, write_json
+from sae_lib.packing import too_little_text, write_contexts
 from sae_lib.source_key import source_key
-from sae_lib.spelling import with_lessons
+from sae_lib.spelling import Lessons
+from sae_lib.streaming import Retried
+from sae_lib.tokenising import boundary_tokens, encode, put_together, tokenised
 
 if TYPE_CHECKING:
     from sae_lib.profile import CorpusConfig, Profile
@@ -30,7 +34,8 @@ if TYPE_CHECKING:
 Split = Literal["train", "held_out", "calibration"]
 SPLITS: tuple[Split, ...] = ("train", "held_out", "calibration")
 LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
-DOCUMENTS_PER_BATCH = 256  # tokenised together
+DOCUMENTS_PER_BATCH = 256  # packed together in memory
+TOKEN_SIZES = {"context_length", "train_tokens", "held_out_contexts", "calibration_contexts"}
 
 
 def split_of(text: str, config: CorpusConfig) -> Split:
@@ -43,13 +48,29 @@ def split_of(text: str, config: CorpusConfig) -> Split:
     return "calibration" if share < config.held_out_fraction + config.calibration_fraction else "train"
 
 
-def load_documents(config: CorpusConfig, cache: Path | None = None) -> Iterable[dict[str, Any]]:
+def load_documents(
+    config: CorpusConfig, cache: Path | None = None, *, rank: int = 0, world: int = 1
+) -> Iterable[dict[str, Any]]:
     """The corpus as a Hugging Face dataset: rows with a text column (`config.text_field`).
 
-    `cache` is a folder where the packaged corpus is kept between calls.
+    Args:
+        cache: a folder where the packaged corpus is kept between calls.
+        rank, world: the rows `rank`, `rank + world`, `rank + 2 world` ...; all of them by default.
 
     Raises ArtifactError for a source that cannot be read: unknown file type, missing file, no network or revision.
     """
+    rows = _dataset(config, cache)
+    if world > 1:
+        from datasets import Dataset
+        from datasets.distributed import split_dataset_by_node
+
+        # By examples: shards would leave each rank with files of its own, and rows in an order that depends on `world`.
+        streamed = rows.to_iterable_dataset() if isinstance(rows, Dataset) else rows
+        rows = split_dataset_by_node(streamed, rank=rank, world_size=world, strategy="examples")
+    return Retried(rows, str(config.name)) if config.source == "hub" else rows
+
+
+def _dataset(config: CorpusConfig, cache: Path | None) -> Any:
     import datasets  # half a second to import, so only where text is read
 
     if config.source == "documentation":
@@ -78,9 +99,10 @@ def _load(load: Any, *arguments: Any, **options: Any) -> Any:
     try:
         return load(*arguments, **options)
     except Exception as error:
-        reason = first_line(error)
+        told = hub.explain(error, arguments[0], options["revision"], hub.CORPUS) if "revision" in options else None
         raise ArtifactError(
-            f"corpus.name: cannot read '{arguments[0]}' ({type(error).__name__}: {reason}); "
+            told
+            or f"corpus.name: cannot read '{arguments[0]}' ({type(error).__name__}: {first_line(error)}); "
             "check the name, the revision and the network, or set corpus.source to documentation or files"
         ) from error
 
@@ -110,20 +132,26 @@ def documents_of(split: Split, rows: Iterable[dict[str, Any]], config: CorpusCon
 
     Raises ArtifactError when the corpus cannot be read to its end, or has no such column.
     """
+    for text in _texts(rows, config):
+        if text and split_of(text, config) == split:
+            yield text
+
+
+def _texts(rows: Iterable[dict[str, Any]], config: CorpusConfig) -> Iterator[str]:
     for row in _readable(rows):
         if config.text_field not in row:
             raise ArtifactError(
                 f"corpus.text_field: no column '{config.text_field}' in the corpus; it has {', '.join(sorted(row))}"
             )
-        text = row[config.text_field]
-        if text and split_of(text, config) == split:
-            yield text
+        yield row[config.text_field] or ""
 
 
 def _readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The rows; a file or a network that fails on the way is reported in one line."""
     try:
         yield from rows
+    except ArtifactError:
+        raise
     except Exception as error:
         reason = first_line(error)
         raise ArtifactError(
@@ -133,31 +161,25 @@ def _readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def pack(texts: Iterable[str], tokenizer: Any, context_length: int, contexts: int | None = None) -> NDArray[np.int32]:
-    """Pack documents into contexts `[context, position]`: BOS, then context_length - 1 tokens of the joined documents.
+    """Pack documents, in memory, into contexts `[context, position]`: BOS, then context_length - 1 tokens of the rest.
 
     Documents are joined by EOS (BOS where the tokenizer has none); the tokens left over at the end are dropped.
 
     Raises ArtifactError when there is no text for even one context or, if `contexts` is given, for that many.
     """
-    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if bos is None:
-        raise ArtifactError("model.name: the tokenizer has neither a BOS nor an EOS token to begin a context with")
-    joint = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else bos
+    bos, closing = boundary_tokens(tokenizer)
     body = context_length - 1
     needed = None if contexts is None else contexts * body
     pieces: list[NDArray[np.int32]] = []
     n_tokens = 0
     texts = iter(texts)
     while (needed is None or n_tokens < needed) and (batch := list(islice(texts, DOCUMENTS_PER_BATCH))):
-        encoded = tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
-        pieces += [np.array([*ids, joint], dtype=np.int32) for ids in encoded]
-        n_tokens += sum(len(ids) + 1 for ids in encoded)
+        encoded = encode(batch, tokenizer, closing)
+        pieces += encoded
+        n_tokens += sum(len(ids) for ids in encoded)
     available = n_tokens // body
     if available < (contexts or 1):
-        raise ArtifactError(
-            f"corpus: {n_tokens:,} tokens fill {available:,} contexts of {context_length}, needed: {contexts or 1:,}; "
-            "lower data.train_tokens (or the other sizes under data), or give more text"
-        )
+        raise too_little_text(n_tokens, context_length, contexts or 1)
     stream = np.concatenate(pieces)[: (contexts or available) * body].reshape(-1, body)
     return np.concatenate([np.full((len(stream), 1), bos, dtype=np.int32), stream], axis=1)
 
@@ -170,21 +192,37 @@ def contexts_needed(profile: Profile) -> dict[Split, int]:
     return {"train": train, "held_out": data.held_out_contexts, "calibration": data.calibration_contexts}
 
 
-def build_tokens(profile: Profile, tokenizer: Any, folder: Path, cache: Path) -> dict[str, Any]:
+def build_tokens(
+    profile: Profile,
+    tokenizer: Any,
+    folder: Path,
+    cache: Path,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    barrier: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
     """Write `train.npy`, `held_out.npy`, `calibration.npy` (int32 `[context, position]`) and `manifest.json`.
+
+    The corpus is read once, and memory does not grow with the number of tokens. Each of `world` processes calls this
+    with the same arguments, tokenises its share of the documents and gets the same manifest; rank 0 writes the files.
 
     Returns the manifest: the hash of each split, the hash of the corpus, and for the packaged corpus the versions it
     was made from. A finished build with the same key is reused.
+
+    Raises ArtifactError when the text cannot be read or is too little.
     """
-    versions = documentation.versions(profile.corpus.packages) if profile.corpus.source == "documentation" else {}
-    files = {file: file_sha256(Path(file)) for file in profile.corpus.files if Path(file).is_file()}
+    config, data = profile.corpus, profile.data
+    versions = documentation.versions(config.packages) if config.source == "documentation" else {}
+    files = {file: file_sha256(Path(file)) for file in config.files if Path(file).is_file()}
     key = json_key(
         [
-            profile.corpus.model_dump(),
-            profile.data.model_dump(),
+            config.model_dump(),
+            data.model_dump(include=TOKEN_SIZES),
             versions,
             files,
             hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            [tokenizer.bos_token_id, tokenizer.eos_token_id],
             source_key("sae_lib.corpus"),
         ]
     )
@@ -193,18 +231,30 @@ def build_tokens(profile: Profile, tokenizer: Any, folder: Path, cache: Path) ->
         manifest = cast(dict[str, Any], read_json(manifest_file))
         if manifest["key"] == key and all((folder / f"{split}.npy").is_file() for split in SPLITS):
             return manifest
-    hashes = {}
-    for split, contexts in contexts_needed(profile).items():
-        rows = load_documents(profile.corpus, cache)
-        tokens = pack(documents_of(split, rows, profile.corpus), tokenizer, profile.data.context_length, contexts)
-        if split == "train":
-            tokens = with_lessons(tokens, tokenizer, profile.corpus.lessons_fraction)
-        with atomic_write(folder / f"{split}.npy", "wb") as stream:
-            np.save(stream, tokens)
-        hashes[split] = {"contexts": contexts, "sha256": hashlib.sha256(tokens.tobytes()).hexdigest()}
+    if rank > 0:
+        barrier()  # rank 0 has extracted the packaged corpus
+    rows = load_documents(config, cache, rank=rank, world=world)
+    if rank == 0:
+        barrier()
+    pieces = tokenised(((_split_number(text, config), text) for text in _texts(rows, config)), tokenizer)
+    if world > 1:
+        pieces = put_together(pieces, folder / ".pieces", rank, world, barrier)
+    contexts = contexts_needed(profile)
+    taught = round(contexts["train"] * config.lessons_fraction)
+    lessons = {"train": Lessons(tokenizer, contexts["train"], taught)} if taught else {}
+    bos, _ = boundary_tokens(tokenizer)
+    hashes = write_contexts(folder if rank == 0 else None, pieces, contexts, bos, data.context_length, lessons)
     manifest = {"key": key, "corpus_hash": json_key(hashes), "splits": hashes, "versions": versions}
-    write_json(manifest_file, manifest)
+    if rank == 0:
+        write_json(manifest_file, manifest)
+    barrier()
+    if rank == 0:
+        shutil.rmtree(folder / ".pieces", ignore_errors=True)
     return manifest
+
+
+def _split_number(text: str, config: CorpusConfig) -> int:
+    return SPLITS.index(split_of(text, config))
 
 
 def load_tokens(folder: Path, split: Split) -> NDArray[np.int32]:

@@ -3,7 +3,7 @@
 A row is the residual stream at one position whose token is not special. Rows are in token order. Which row
 lies in which shard follows from the tokens alone, and every shard is computed from its own contexts, in
 batches that start at its first one. So a shard that is missing or damaged is made again by itself, byte for
-byte as it was.
+byte as it was, by whichever process. The model works on the next shard while a thread writes the one before.
 """
 
 from __future__ import annotations
@@ -11,24 +11,36 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt16
+from jaxtyping import Int
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sae_lib.activations import ActivationStore
 from sae_lib.errors import ArtifactError
-from sae_lib.files import FolderLock, atomic_write, file_sha256, read_json, write_json
+from sae_lib.files import FolderLock, read_json, write_json
 from sae_lib.language_model import LanguageModel
-from sae_lib.memory import readable_bytes
-from sae_lib.store_manifest import FORMAT, INDEX_FILES, MANIFEST, Check, check_source, damage
+from sae_lib.memory import readable_bytes, require_memory
+from sae_lib.npy import write_npy
+from sae_lib.row_index import CONTEXTS_PER_CHUNK, count_rows, row_chunks
+from sae_lib.shards import RowSource, make_shards
+from sae_lib.store_manifest import (
+    FORMAT,
+    INDEX_FILES,
+    MANIFEST,
+    Check,
+    begin_manifest,
+    damage,
+    leave_record,
+    take_in_records,
+)
 
 LONGEST_CONTEXT = 2**16  # positions are kept as uint16
-CONTEXTS_PER_CHUNK = 8192
+Progress = Callable[[int, int], object]
 
 
 def harvest(
@@ -40,7 +52,10 @@ def harvest(
     batch: int = 32,
     max_rows: int | None = None,
     check: Check = "full",
-    progress: Callable[[int, int], object] | None = None,
+    rank: int = 0,
+    world: int = 1,
+    barrier: Callable[[], object] = lambda: None,
+    progress: Progress | None = None,
 ) -> ActivationStore:
     """Make the activation store in `folder`, or what is missing of it.
 
@@ -53,7 +68,9 @@ def harvest(
         batch: contexts per forward pass.
         max_rows: rows of the store, met exactly; all there are by default.
         check: how finished shards are checked: their size, or ("full") their sha256.
-        progress: called with (rows done, rows in all), after every batch.
+        rank, world: this process makes the shards whose number is `rank` modulo `world`; all of them by default.
+        barrier: waits for the other processes, which call `harvest` with the same arguments.
+        progress: called with (rows done, rows of this process in all), after every batch.
 
     Returns:
         The opened store: bf16 activations with the context and position of every row.
@@ -64,65 +81,90 @@ def harvest(
             another run at work in `folder`.
     """
     folder = Path(folder)
-    if tokens.ndim != 2 or tokens.size == 0 or tokens.shape[1] > LONGEST_CONTEXT:
-        raise ArtifactError(
-            f"tokens: shape {list(tokens.shape)} is not [context, position], 1 to {LONGEST_CONTEXT} positions"
-        )
-    if int(tokens.max()) >= lm.vocab_size or int(tokens.min()) < 0:
-        raise ArtifactError(
-            f"tokens: ids from {int(tokens.min())} to {int(tokens.max())}, but {lm.name} knows 0 to "
-            f"{lm.vocab_size - 1}; tokenise the corpus with this model's tokenizer"
-        )
-    contexts, positions = row_index(tokens, lm.special_ids, max_rows)
-    with FolderLock(folder):
-        manifest = _manifest(lm, tokens, folder, len(contexts), shard_rows)
-        _write_index(folder, manifest, contexts, positions)
-        bad = [i for i, shard in enumerate(manifest["shards"]) if damage(folder, shard, check) is not None]
-        _check_disk(folder, sum(manifest["shards"][i]["rows"] for i in bad) * lm.d_in * 2)
-        done = len(contexts) - sum(manifest["shards"][i]["rows"] for i in bad)
+    wanted = _manifest(lm, tokens, shard_rows, max_rows)
+    with FolderLock(folder) if rank == 0 else nullcontext():
+        if rank == 0:
+            for unfinished in folder.glob(".*.npy.*.tmp"):  # of a run that was killed while it wrote
+                unfinished.unlink()
+            manifest = begin_manifest(folder, wanted)
+            _write_index(folder, manifest, tokens)
+            _check_disk(folder, manifest)
+        barrier()
+        if rank > 0:
+            manifest = read_json(folder / MANIFEST)
+        shards = manifest["shards"]
+        mine = range(rank, len(shards), world)
+        bad = [number for number in mine if damage(folder, shards[number], check) is not None]
+        contexts, positions = (np.load(folder / name, mmap_mode="r") for name in INDEX_FILES)
 
-        def advance(rows_of_batch: int) -> None:
-            nonlocal done
-            done += rows_of_batch
-            if progress is not None:
-                progress(done, len(contexts))
+        def write(number: int, values: NDArray[np.uint16]) -> None:
+            shard = shards[number]
+            written = write_npy(folder / shard["file"], np.uint16, values.shape, [values])
+            if rank == 0:
+                shard |= written._asdict()
+                write_json(folder / MANIFEST, manifest)
+            else:
+                leave_record(folder, shard, written)
 
-        for i in bad:
-            shard, first = manifest["shards"][i], i * shard_rows
-            rows = slice(first, first + shard["rows"])
-            values = _shard_values(lm, tokens, contexts[rows], positions[rows], batch, advance)
-            with atomic_write(folder / shard["file"], "wb") as file:
-                np.save(file, values)
-            shard["bytes"] = (folder / shard["file"]).stat().st_size
-            shard["sha256"] = file_sha256(folder / shard["file"])
-            write_json(folder / MANIFEST, manifest)
+        report = _Progress(progress, *(sum(shards[number]["rows"] for number in some) for some in (mine, bad)))
+        source = RowSource(lm, tokens, contexts, positions, shard_rows, batch)
+        make_shards(source, bad, write, report.add)
+        barrier()
+        if rank == 0:
+            take_in_records(folder, manifest)
+        barrier()
     return ActivationStore.open(folder)
 
 
-def row_index(
-    tokens: Int[np.ndarray, "context position"], special_ids: frozenset[int], max_rows: int | None = None
-) -> tuple[NDArray[np.int32], NDArray[np.uint16]]:
-    """Context and position of every row: all positions whose token is not special, in token order, `max_rows`
-    at most.
+def harvest_in_memory(
+    lm: LanguageModel,
+    tokens: Int[np.ndarray, "context position"],
+    folder: Path | str,
+    *,
+    shard_rows: int = 2**18,
+    batch: int = 32,
+    max_rows: int | None = None,
+    progress: Progress | None = None,
+) -> ActivationStore:
+    """The same store, in the memory of the model's device; on the disk only its manifest, so that its key is known
+    to processes that do not hold it. Those that need the rows harvest again.
+
+    Arguments as for `harvest`.
 
     Raises:
-        ArtifactError: there are no rows, or fewer than `max_rows`.
+        ArtifactError: as for `harvest`; not enough memory; other activations than the manifest in `folder` names.
     """
-    special = np.array(sorted(special_ids))
-    contexts, positions, found = [], [], 0
-    for start in range(0, len(tokens), CONTEXTS_PER_CHUNK):
-        context, position = np.nonzero(~np.isin(tokens[start : start + CONTEXTS_PER_CHUNK], special))
-        contexts.append((context + start).astype(np.int32))
-        positions.append(position.astype(np.uint16))
-        found += len(context)
-        if max_rows is not None and found >= max_rows:
-            break
-    if found == 0 or (max_rows is not None and found < max_rows):
-        raise ArtifactError(
-            f"data.train_tokens: {max_rows or 1} rows were asked for, the corpus has {found} tokens "
-            "that are not special; lower it or add text"
-        )
-    return np.concatenate(contexts)[:max_rows], np.concatenate(positions)[:max_rows]
+    folder = Path(folder)
+    wanted = _manifest(lm, tokens, shard_rows, max_rows)
+    rows = wanted["rows"]
+    fix = "set data.store to disk, or lower data.train_tokens"
+    require_memory("data.store: the activation store", rows * lm.d_in * 2, lm.device.type, fix)
+    contexts, positions = np.empty(rows, dtype=np.int32), np.empty(rows, dtype=np.uint16)
+    done = 0
+    for context, position in row_chunks(tokens, lm.special_ids, rows):
+        contexts[done : done + len(context)], positions[done : done + len(context)] = context, position
+        done += len(context)
+    with FolderLock(folder):
+        known = begin_manifest(folder, wanted)
+        for name, values in zip(INDEX_FILES, (contexts, positions), strict=True):
+            wanted["index"][name] = {"file": name} | write_npy(None, values.dtype, values.shape, [values])._asdict()
+
+        shards = wanted["shards"]
+
+        def note(number: int, values: NDArray[np.uint16]) -> None:
+            shards[number] |= write_npy(None, np.uint16, values.shape, [values])._asdict()
+
+        resident = torch.empty(rows, lm.d_in, dtype=torch.bfloat16, device=lm.device)
+        source = RowSource(lm, tokens, contexts, positions, shard_rows, batch)
+        make_shards(source, range(len(shards)), note, _Progress(progress, rows, rows).add, resident)
+        for before, now in zip(known["shards"], shards, strict=True):
+            if before["sha256"] not in (None, now["sha256"]):
+                raise ArtifactError(
+                    f"store: {now['file']} is not what it was when {folder} was first harvested, so the SAEs trained "
+                    "then and now would not share a store; set data.store to disk, or remove that folder"
+                )
+        write_json(folder / MANIFEST, wanted)
+    return ActivationStore(folder, wanted, contexts, positions, resident=resident)
 
 
 def tokens_sha256(tokens: Int[np.ndarray, "context position"]) -> str:
@@ -133,12 +175,33 @@ def tokens_sha256(tokens: Int[np.ndarray, "context position"]) -> str:
     return digest.hexdigest()
 
 
-def _manifest(lm: LanguageModel, tokens: NDArray[np.int32], folder: Path, rows: int, shard_rows: int) -> dict[str, Any]:
-    """The manifest in `folder` if it is of this very store, or a new one without finished shards."""
+class _Progress:
+    """Counts the rows of one process."""
+
+    def __init__(self, report: Progress | None, rows: int, to_do: int) -> None:
+        self._report, self._rows, self._done = report, rows, rows - to_do
+
+    def add(self, rows: int) -> None:
+        self._done += rows
+        if self._report is not None:
+            self._report(self._done, self._rows)
+
+
+def _manifest(lm: LanguageModel, tokens: NDArray[np.int32], shard_rows: int, max_rows: int | None) -> dict[str, Any]:
+    """The manifest of a store of which nothing is finished."""
+    if tokens.ndim != 2 or tokens.size == 0 or tokens.shape[1] > LONGEST_CONTEXT:
+        raise ArtifactError(
+            f"tokens: shape {list(tokens.shape)} is not [context, position], 1 to {LONGEST_CONTEXT} positions"
+        )
+    if int(tokens.max()) >= lm.vocab_size or int(tokens.min()) < 0:
+        raise ArtifactError(
+            f"tokens: ids from {int(tokens.min())} to {int(tokens.max())}, but {lm.name} knows 0 to "
+            f"{lm.vocab_size - 1}; tokenise the corpus with this model's tokenizer"
+        )
     if shard_rows < 1:
         raise ArtifactError(f"data.shard_rows: {shard_rows} is not a number of rows; take one from 1 on")
-    counts = [min(shard_rows, rows - start) for start in range(0, rows, shard_rows)]
-    wanted: dict[str, Any] = {
+    rows = count_rows(tokens, lm.special_ids, max_rows)
+    return {
         "format": FORMAT,
         "dtype": "bfloat16",
         "model": lm.name,
@@ -153,77 +216,28 @@ def _manifest(lm: LanguageModel, tokens: NDArray[np.int32], folder: Path, rows: 
         "shard_rows": shard_rows,
         "index": {},
         "shards": [
-            {"file": f"activations-{i:05d}.npy", "rows": count, "bytes": None, "sha256": None}
-            for i, count in enumerate(counts)
+            {"file": f"activations-{i:05d}.npy", "rows": min(shard_rows, rows - start), "bytes": None, "sha256": None}
+            for i, start in enumerate(range(0, rows, shard_rows))
         ],
     }
-    if not (folder / MANIFEST).exists():
-        write_json(folder / MANIFEST, wanted)
-        return wanted
-    there: dict[str, Any] = read_json(folder / MANIFEST)
-    check_source(
-        folder,
-        there,
-        {key: value for key, value in wanted.items() if key not in ("model", "index", "shards")},
-    )
-    return there
 
 
-def _write_index(
-    folder: Path, manifest: dict[str, Any], contexts: NDArray[np.int32], positions: NDArray[np.uint16]
-) -> None:
+def _write_index(folder: Path, manifest: dict[str, Any], tokens: NDArray[np.int32]) -> None:
     """Context and position of every row, written where they are missing or not what they should be."""
-    index: dict[str, NDArray[Any]] = dict(zip(INDEX_FILES, (contexts, positions), strict=True))
-    for name, values in index.items():
+    rows, special = manifest["rows"], frozenset(manifest["special_ids"])
+    for column, (name, dtype) in enumerate(zip(INDEX_FILES, (np.int32, np.uint16), strict=True)):
         entry = manifest["index"].get(name, {"file": name, "bytes": None, "sha256": None})
         if damage(folder, entry, "full") is None:
             continue
-        with atomic_write(folder / name, "wb") as file:
-            np.save(file, values)
-        size = (folder / name).stat().st_size
-        manifest["index"][name] = {"file": name, "bytes": size, "sha256": file_sha256(folder / name)}
+        pieces = (chunk[column] for chunk in row_chunks(tokens, special, rows))
+        written = write_npy(folder / name, dtype, (rows,), pieces)
+        manifest["index"][name] = {"file": name} | written._asdict()
         write_json(folder / MANIFEST, manifest)
 
 
-def _shard_values(
-    lm: LanguageModel,
-    tokens: NDArray[np.int32],
-    contexts: NDArray[np.int32],
-    positions: NDArray[np.uint16],
-    batch: int,
-    advance: Callable[[int], None],
-) -> UInt16[np.ndarray, "row d_in"]:
-    """The rows of one shard: bf16 values, as the 16-bit patterns that NumPy can hold."""
-    values = np.empty((len(contexts), lm.d_in), dtype=np.uint16)
-    for start in range(int(contexts[0]), int(contexts[-1]) + 1, batch):
-        low, high = np.searchsorted(contexts, (start, start + batch))
-        if low == high:
-            continue
-        stop = int(contexts[high - 1]) + 1
-        residual = lm.residual_stream(torch.from_numpy(np.array(tokens[start:stop], dtype=np.int64)))
-        context = torch.from_numpy(contexts[low:high].astype(np.int64) - start).to(residual.device)
-        position = torch.from_numpy(positions[low:high].astype(np.int64)).to(residual.device)
-        rows = residual[context, position].to(torch.bfloat16)
-        _check_finite(lm, rows, contexts[low:high], positions[low:high])
-        values[low:high] = rows.view(torch.int16).cpu().numpy().view(np.uint16)
-        advance(int(high - low))
-    return values
-
-
-def _check_finite(lm: LanguageModel, rows: Tensor, contexts: NDArray[np.int32], positions: NDArray[np.uint16]) -> None:
-    finite = torch.isfinite(rows)
-    if not finite.all():
-        row = int((~finite.all(dim=1)).nonzero()[0])
-        dtype = str(lm.dtype).removeprefix("torch.")
-        raise ArtifactError(
-            f"activations: {lm.name} gives NaN or infinity after layer {lm.layer}, "
-            f"context {contexts[row]}, position {positions[row]}; it computes in {dtype}: "
-            "try another model.dtype"
-        )
-
-
-def _check_disk(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
+def _check_disk(folder: Path, manifest: dict[str, Any]) -> None:
+    missing = sum(shard["rows"] for shard in manifest["shards"] if damage(folder, shard, "size") is not None)
+    needed, free = missing * manifest["d_in"] * 2, shutil.disk_usage(folder).free
     if needed > free:
         raise ArtifactError(
             f"disk: the activations still to be made need {readable_bytes(needed)}, "

@@ -7,9 +7,11 @@ anything else is an id on the Hugging Face hub, downloaded once into the hub's o
 from __future__ import annotations
 
 import re
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
+from sae_lib import hub
 from sae_lib.errors import ArtifactError
 from sae_lib.files import file_sha256
 
@@ -27,12 +29,13 @@ def model_folder(name: str, revision: str | None, *, weights: bool) -> Path:
 
     Args:
         name: "pocket", a folder, or a hub id such as "google/gemma-2-2b".
-        revision: branch, tag or commit on the hub; a local folder has none.
+        revision: branch, tag or commit on the hub; a local folder has none. Without one the newest commit is read,
+            and a warning names it.
         weights: also fetch the weights; without them a hub model costs a few kilobytes.
 
     Raises:
-        ArtifactError: no such folder or hub id, no network, gated without a token, no such revision, no
-            config.json, no safetensors.
+        ArtifactError: no such folder or hub id, no network, gated without a token, no such revision, a cache that
+            cannot be written, no config.json, no safetensors.
     """
     folder = _local_folder(name) or _hub_folder(name, revision, weights=weights)
     if not (folder / "config.json").is_file():
@@ -77,26 +80,22 @@ def _hub_folder(name: str, revision: str | None, *, weights: bool) -> Path:
             f"model.name: there is no folder {name}; "
             "give an existing folder, a hub id such as google/gemma-2-2b, or pocket"
         )
-    from httpx2 import HTTPError
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     patterns = [*DESCRIPTION_FILES, *(WEIGHT_FILES if weights else ())]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except errors.GatedRepoError as error:
-        raise ArtifactError(
-            f"model.name: {name} is gated: accept its terms at https://huggingface.co/{name}, "
-            "then run `hf auth login` or set HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ArtifactError(f"model.revision: {name} has no revision {revision} on the hub") from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise ArtifactError(
-            f"model.name: {name} is neither a local folder nor a model on the hub that you may read; "
-            "check the spelling, or set HF_TOKEN if it is private"
-        ) from error
-    except (HTTPError, errors.EntryNotFoundError, ConnectionError, TimeoutError) as error:
-        raise ArtifactError(
-            f"model.name: {name} at revision {revision or 'main'} is not in the hub's cache and the hub "
-            "cannot be reached; connect (HF_HUB_OFFLINE unset), name a folder, or use the profile pocket"
-        ) from error
+        # Retries of its own: five for each listing, with waits that double, and five for each file, which goes on
+        # where it stopped.
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        told = hub.explain(error, name, revision, hub.MODEL)
+        if told is None:
+            raise
+        raise ArtifactError(told) from error
+    if revision is None:
+        warnings.warn(
+            f"model.revision: {name} is not pinned, its newest commit is read; "
+            f"set revision to {folder.name} to read the same one again",
+            stacklevel=2,
+        )
+    return folder

@@ -1,6 +1,6 @@
 """The command line behind `make paper`: run the notebooks that are not up to date, in order.
 
-    python -m sae_lib.pipeline run|plan|verify|accept|clean --profile pocket [--only 03]
+    python -m sae_lib.pipeline run|plan|verify|accept|clean --profile P [--only 03] [--gpus 4 --nodes 2 --head node1]
 
 Nothing heavy is imported before a notebook has to run, so that a run with nothing to do ends in about a
 second.
@@ -12,11 +12,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sae_lib.distributed import ALONE, Machines, do_beforehand
 from sae_lib.errors import ArtifactError
 from sae_lib.files import FolderLock
 from sae_lib.notebook_runner import duration, run_notebook
@@ -24,6 +26,7 @@ from sae_lib.notebook_state import Stage, find_stages, record_done, statuses, wh
 from sae_lib.paths import NOTEBOOKS, Paths, shown, verdicts_file
 from sae_lib.profile import Profile, load_profile
 from sae_lib.report.provenance import manifest_file
+from sae_lib.time_left import TimeLeft
 
 INTERRUPTED = 130
 
@@ -35,6 +38,7 @@ def run(
     notebooks: Path,
     only: str | None = None,
     seconds: Mapping[str, float] | None = None,
+    beforehand: Callable[[], None] | None = None,
 ) -> list[str]:
     """Run every notebook whose results are not those it would make now.
 
@@ -44,6 +48,7 @@ def run(
         notebooks: folder of `01_*.ipynb`, `02_*.ipynb`, ...
         only: number or name of one notebook; the others are neither run nor checked.
         seconds: estimated time by notebook number, for the time left.
+        beforehand: called first, with the folder held.
 
     Returns:
         Names of the notebooks that ran.
@@ -57,7 +62,9 @@ def run(
     chosen = _choose(stages, only)
     ran = []
     with FolderLock(paths.root):
-        clock = _TimeLeft(chosen, seconds or {})
+        if beforehand is not None:
+            beforehand()
+        clock = TimeLeft(chosen, seconds or {})
         for place, stage in enumerate(stages, start=1):
             if stage not in chosen:
                 continue
@@ -98,49 +105,38 @@ def _choose(stages: Sequence[Stage], only: str | None) -> list[Stage]:
     return chosen
 
 
-class _TimeLeft:
-    """Estimated time of the notebooks still to run, corrected by how those that ran compare with theirs."""
+def run_command(
+    profile: Profile, parameters: Mapping[str, Any], notebooks: Path, only: str | None, machines: Machines = ALONE
+) -> int:
+    """`run`: check what it needs, run what has to run, say where to look.
 
-    def __init__(self, stages: Sequence[Stage], seconds: Mapping[str, float]) -> None:
-        self._waiting = {stage.name: seconds.get(stage.name.partition("_")[0], 0.0) for stage in stages}
-        self._estimated = self._measured = 0.0
-
-    def skip(self, stage: Stage) -> None:
-        self._waiting.pop(stage.name)
-
-    def done(self, stage: Stage, seconds: float) -> None:
-        self._estimated += self._waiting.pop(stage.name)
-        self._measured += seconds
-
-    def expected(self, stage: Stage) -> str:
-        return f"; about {duration(self._waiting[stage.name])}" if self._waiting[stage.name] else ""
-
-    def left(self) -> str:
-        # Within a factor of three: a notebook that found its work half done says little about the next one.
-        ratio = self._measured / self._estimated if self._estimated else 1.0
-        seconds = sum(self._waiting.values()) * min(3.0, max(1 / 3, ratio))
-        return f"; about {duration(seconds)} left" if seconds else ""
-
-
-def run_command(profile: Profile, parameters: Mapping[str, Any], notebooks: Path, only: str | None) -> int:
-    """`run`: check what it needs, run what has to run, say where to look."""
+    On several processes the work is done beforehand; then the head machine runs the notebooks, the others are done.
+    """
     paths = Paths(profile.name)
     stages = _choose(find_stages(notebooks), only)
     to_do = [status for status in statuses(stages, profile, paths) if status.to_do]
     seconds: Mapping[str, float] = {}
     if to_do:
-        from sae_lib.plan import blockers, estimate
+        from sae_lib.plan import blockers, estimate, speed_note
 
-        cost = estimate(profile)
+        cost = estimate(profile, processes=machines.gpus * machines.nodes)
         seconds = cost.seconds
         if stopping := blockers(profile, cost, paths):
             raise ArtifactError(stopping[0])
         expected = sum(seconds[status.stage.name.partition("_")[0]] for status in to_do)
         print(
             f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run, at most about "
-            f"{duration(expected)} on {profile.estimates.hardware}; `make plan` says more"
+            f"{duration(expected)} ({speed_note(profile, cost)}); `make plan` says more"
         )
-    run(profile, parameters, notebooks=notebooks, only=only, seconds=seconds)
+    beforehand = None
+    if to_do and not machines.alone:
+        beforehand = partial(do_beforehand, parameters["profile"], machines)
+    if not machines.here_is_head():
+        if beforehand is not None:
+            beforehand()
+        print(f"this machine is done; {machines.head} runs the notebooks")
+        return 0
+    run(profile, parameters, notebooks=notebooks, only=only, seconds=seconds, beforehand=beforehand)
     print(where_to_look(paths))
     return 0
 
@@ -158,12 +154,12 @@ def where_to_look(paths: Paths) -> str:
     return "\n".join(["", *(f"{what:<20} {shown(place)}" for what, place in places.items())])
 
 
-def plan_command(profile: Profile, notebooks: Path) -> int:
+def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) -> int:
     """`plan`: print what a run would do and what it takes; exit code 1 when something stands in the way."""
-    from sae_lib.plan import GB, blockers, estimate, memory_note
+    from sae_lib.plan import GB, blockers, estimate, memory_note, speed_note
 
     paths = Paths(profile.name)
-    cost = estimate(profile)
+    cost = estimate(profile, processes=machines.gpus * machines.nodes)
     print(f"profile {profile.name}: {profile.description}\n")
     left = 0.0
     for status in statuses(find_stages(notebooks), profile, paths):
@@ -175,7 +171,7 @@ def plan_command(profile: Profile, notebooks: Path) -> int:
     used = _size_on_disk(paths.root)
     lines = {
         "time": f"at most about {duration(left)} to go, of {duration(sum(cost.seconds.values()))} in all "
-        f"(rates of: {profile.estimates.hardware})",
+        f"({speed_note(profile, cost)})",
         "SAEs": f"{sum(cost.saes.values())}: {groups}",
         "activations": f"{cost.rows:,} tokens x {cost.d_in} values",
         "disk": f"{cost.disk_bytes / GB:.2f} GB under {shown(paths.root)} ({used / GB:.2f} GB there now)",
@@ -231,23 +227,29 @@ def main(arguments: Sequence[str] | None = None, notebooks: Path = NOTEBOOKS) ->
     parser.add_argument("command", choices=("run", "plan", "verify", "accept", "clean"))
     parser.add_argument("--profile", default="pocket", help="a name, or the path of a YAML file")
     parser.add_argument("--only", metavar="NN", help="run one notebook, such as 03")
+    parser.add_argument("--gpus", default="1", help="GPUS= of make: the GPUs of each machine")
+    parser.add_argument("--nodes", default="1", help="NODES= of make: machines, each of which runs this command")
+    parser.add_argument("--head", default="", help="HEAD= of make: the machine where they meet")
     options = parser.parse_args(arguments)
     # `kill` ends a run as Ctrl-C does: the kernel is stopped and nothing half-written stays.
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     try:
         profile = load_profile(options.profile)
-        if options.command == "plan":
-            return plan_command(profile, notebooks)
         if options.command == "clean":
             return clean_command(profile)
         if options.command == "verify":
             return verify_command(profile)
         if options.command == "accept":
             return accept_command(profile)
+        machines = Machines.asked(options.gpus, options.nodes, options.head)
+        if options.command == "plan":
+            return plan_command(profile, notebooks, machines)
+        if options.only and not machines.alone:
+            raise ArtifactError(f"--only {options.only} runs one notebook in one process; leave out GPUS and NODES")
         named = Path(options.profile)
         value = str(named.resolve()) if named.is_file() else options.profile
-        return run_command(profile, {"profile": value}, notebooks, options.only)
+        return run_command(profile, {"profile": value}, notebooks, options.only, machines)
     except ArtifactError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

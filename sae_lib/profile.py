@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from sae_lib import hub
 from sae_lib.errors import ArtifactError
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.probing.config import ProbingConfig
@@ -23,6 +24,8 @@ from sae_lib.run_config import DataConfig, TrainingConfig, distinct_seeds
 from sae_lib.sae_config import SAEConfig, Strict
 
 PROFILES = Path(__file__).parent / "profiles"
+Score = Literal["reconstruction", "absorption", "stability", "probing"]
+Notebook = Literal["01", "02", "03", "04", "05"]
 
 
 class ModelConfig(Strict):
@@ -30,11 +33,17 @@ class ModelConfig(Strict):
 
     name: str
     """`pocket` (ships with the project), a Hugging Face hub id, or a local folder."""
-    revision: str | None = None
+    revision: str | None = Field(None, validate_default=True)
+    """Commit, tag or branch of a hub id; left out, the commit that `hub.yaml` pins."""
     layer: int = Field(ge=0)
     """Index of the block, counted from 0, after which the residual stream is read."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("revision")
+    @classmethod
+    def _pinned(cls, revision: str | None, info: Any) -> str | None:
+        return hub.model_revision(info.data.get("name"), revision)
 
 
 class CorpusConfig(Strict):
@@ -43,7 +52,9 @@ class CorpusConfig(Strict):
     source: Literal["documentation", "hub", "files"]
     packages: tuple[str, ...] = ()
     name: str | None = None
-    revision: str | None = None
+    revision: str | None = Field(None, validate_default=True)
+    """Commit, tag or branch of `name`; left out, the commit that `hub.yaml` pins. A dataset that is not pinned there
+    needs one: unlike a model's, its commit is in no key, so that nothing would notice that the text has changed."""
     subset: str | None = None
     split: str = "train"
     files: tuple[str, ...] = ()
@@ -56,11 +67,21 @@ class CorpusConfig(Strict):
     calibration_fraction: float = Field(0.05, gt=0.0, lt=0.5)
     """Share of the documents on which sparsity is matched between methods; no metric is computed on it."""
 
+    @field_validator("revision")
+    @classmethod
+    def _pinned(cls, revision: str | None, info: Any) -> str | None:
+        return hub.dataset_revision(info.data.get("name"), revision)
+
     @model_validator(mode="after")
     def _has_source(self) -> CorpusConfig:
         needed = {"documentation": "packages", "hub": "name", "files": "files"}[self.source]
         if not getattr(self, needed):
             raise ValueError(f"source '{self.source}' needs corpus.{needed}")
+        if self.source == "hub" and self.revision is None:
+            raise ValueError(
+                f"{self.name} is not pinned in sae_lib/hub.yaml, so it needs a revision: a commit from "
+                f"{hub.CORPUS.page}/{self.name}/commits/main, or main to read whatever is newest"
+            )
         return self
 
 
@@ -119,19 +140,37 @@ class EvaluationConfig(Strict):
 
 
 class Estimates(Strict):
-    """Measured rates, for `make plan`."""
+    """Measured rates, for `make plan`; `python -m benchmarks.plan_check` reads them off a finished run."""
 
     hardware: str
-    extract_s: float = Field(ge=0.0)
-    harvest_tokens_per_s: float = Field(gt=0.0)
-    sae_step_ms: float = Field(gt=0.0)
-    ground_truth_s: float = Field(0.0, ge=0.0)
-    evaluate_sae_s: float = Field(ge=0.0)
-    overhead_s: float = Field(ge=0.0)
-    memory_gb: float = Field(gt=0.0)
-    reference_gb: float = Field(0.0, ge=0.0)
-    """Disk for what the metrics keep of the language model; most of it is the texts of sparse probing."""
+    gemm_gflops: float = Field(gt=0.0)
+    """Rate of the encoder's matrix product on it: of one core, or of the GPU."""
+    memory_gb_s: float = Field(gt=0.0)
+    """Rate at which the optimiser reads and writes: of one core, or of the GPU."""
+    step_over_floor: float = Field(gt=0.0)
+    """The five products of a training step and the optimiser's reading and writing, as a multiple of what they take at
+    these rates."""
+    latent_bytes: float = Field(0.0, ge=0.0)
+    """Bytes that a step moves for each of its `[batch, d_sae]` latents, mean over the methods."""
+    step_overhead_ms: float = Field(ge=0.0)
+    """What of it does not grow with any size: Python, and the launching of operations."""
+    harvest_over_floor: float = Field(gt=0.0)
+    """Harvesting a token as a multiple of the cut model's 2 FLOP a weight at this rate."""
+    score_s: dict[Score, float]
+    """Seconds for each score of one SAE, on one core or on the GPU."""
+    fixed_s: dict[Notebook, float]
+    """Seconds of each notebook that do not grow with the number of SAEs: start, text, references, toys, figures."""
+    probing_tokens: int = Field(ge=0)
+    """Tokens in the texts of sparse probing: their residual streams are kept on disk."""
     needs_gpu: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> Estimates:
+        for field, names in (("score_s", get_args(Score)), ("fixed_s", get_args(Notebook))):
+            given = getattr(self, field)
+            if missing := [name for name in names if given.get(name, -1.0) < 0]:
+                raise ValueError(f"{field} needs seconds, 0 or more, for {', '.join(missing)}")
+        return self
 
 
 class Profile(Strict):

@@ -22,6 +22,10 @@ class DataConfig(Strict):
     """Consecutive tokens that stay together in a batch; 1 is the ordinary shuffle of single tokens."""
     batch_tokens: int = Field(ge=1)
     shard_rows: int = Field(ge=1)
+    store: Literal["disk", "memory", "auto"] = "auto"
+    """Where the activations are kept. On disk they are harvested once, and held in memory too where they fit. In memory
+    alone (the GPU's, where there is one) they need no disk, but every process that reads them harvests again, such as
+    the kernel of each notebook. auto: on disk, or in memory where the disk is too small."""
     stream_seed: int = 0
     """Order of the windows: the same for every method and seed."""
 
@@ -56,5 +60,9 @@ class TrainingConfig(Strict):
     log_every: int = Field(ge=1)
     checkpoint_every: int = Field(ge=1)
     autocast: Literal["none", "bfloat16"] = "none"
+    shard_dictionary: bool = False
+    """In a distributed run, train one SAE after the other on all GPUs together, each with a piece of the dictionary,
+    instead of one SAE on each: for SAEs whose training does not fit on one. The weights agree but for rounding, so this
+    is not part of what makes a run another run."""
 
     _seeds = field_validator("seeds", "ablation_seeds")(distinct_seeds)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from sae_lib import ranks
 from sae_lib.autoencoders import Autoencoder, load_autoencoder
 from sae_lib.experiments import RunSpec
 from sae_lib.files import json_key, read_json, write_json
@@ -24,6 +25,7 @@ from sae_lib.metrics.reconstruction import evaluate_reconstruction
 from sae_lib.metrics.stability.contexts import context_stability
 from sae_lib.metrics.stability.seeds import seed_stability
 from sae_lib.metrics.stability.tokens import token_stability
+from sae_lib.model_loading import model_identity
 from sae_lib.references import (
     absorption_reference,
     core_reference,
@@ -68,13 +70,14 @@ def evaluate(
     """Compute the scores (all by default) that are not computed yet; the results of all `specs`, tidy."""
     names = tuple(name for name in SCORES if not scores or name in scores)
     keys = score_keys(experiment)
-    store_key = experiment.open_store().key
+    store_key = experiment.store_key
     folders = {experiment.run_folder(spec, store_key): spec for spec in specs}
     waiting = [spec for folder, spec in folders.items() if any(_stored(folder, n, keys[n]) is None for n in names)]
-    if waiting:
+    if waiting and ranks.rank() == 0:
         for name in names:
             _REFERENCES[name](experiment)  # once here, so that the workers only read what the language model gives
-    jobs = [[(spec, names) for spec in waiting[i : i + TOGETHER]] for i in range(0, len(waiting), TOGETHER)]
+    size = min(TOGETHER, max(1, len(waiting) // ranks.world()))
+    jobs = [[(spec, names) for spec in waiting[i : i + size]] for i in range(0, len(waiting), size)]
     for_each(_evaluate_job, experiment.source, jobs, experiment.workers, description)
     rows, letters, densities, tasks = [], [], [], []
     for spec in specs:
@@ -125,7 +128,7 @@ def score_keys(experiment: Experiment) -> dict[str, str]:
         "stability": [settings["absorption"], settings["stability"]],
         "probing": [settings["probing"]],
     }
-    shared = [experiment.open_store().manifest["identity"], text]
+    shared = [model_identity(experiment.profile.model), text]
     return {name: json_key([*shared, *depends[name], source_key(*_CODE[name])]) for name in SCORES}
 
 
@@ -133,7 +136,7 @@ def _evaluate_job(source: str, job: list[tuple[RunSpec, tuple[str, ...]]]) -> No
     """Compute what is missing of the named scores for a few SAEs together."""
     experiment = opened(source)
     keys = kept(source, "score keys", lambda: score_keys(experiment))
-    store_key = kept(source, "store key", lambda: experiment.open_store().key)
+    store_key = kept(source, "store key", lambda: experiment.store_key)
     folders = [experiment.run_folder(spec, store_key) for spec, _ in job]
     saes = [load_autoencoder(folder, experiment.device) for folder in folders]
     for name in job[0][1]:
@@ -207,7 +210,7 @@ def across_seeds(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFra
 
     Latents that never fire on the held-out text are left out.
     """
-    store_key = experiment.open_store().key
+    store_key = experiment.store_key
     file = experiment.paths.results / "seed_stability.json"
     runs = [experiment.run_key(spec, store_key) for spec in specs]
     key = json_key([runs, score_keys(experiment)["stability"], source_key("sae_lib.metrics.stability.seeds")])

@@ -99,17 +99,32 @@ class SpellingLines:
         return tokens, labels
 
 
-def with_lessons(contexts: NDArray[np.int32], tokenizer: Any, fraction: float, seed: int = 0) -> NDArray[np.int32]:
-    """`contexts` with a share of them, evenly spread, replaced by windows of spelling lines of mixed forms.
+class Lessons:
+    """Windows of spelling lines of mixed forms in the place of some contexts, evenly spread; made block by block, each
+    context's lines following from those before.
 
     The packaged model's own training text is such a mixture; it looks for first letters in lessons only, so SAEs that
     never see a lesson could not learn them.
     """
-    n, length = contexts.shape
-    count = round(n * fraction)
+
+    def __init__(self, tokenizer: Any, contexts: int, count: int, seed: int = 0) -> None:
+        self._lines = SpellingLines(tokenizer)
+        self._rng = np.random.default_rng(seed)
+        self._places = np.linspace(0, contexts - 1, count).round().astype(np.int64)
+
+    def replace(self, block: NDArray[np.int32], first: int) -> None:
+        """Put the lessons into a block of contexts that begins with number `first`; blocks come in order."""
+        low, high = np.searchsorted(self._places, (first, first + len(block)))
+        if low < high:
+            lines, _ = self._lines.mixed_windows(self._rng, int(high - low), block.shape[1])
+            block[self._places[low:high] - first] = lines
+
+
+def with_lessons(contexts: NDArray[np.int32], tokenizer: Any, fraction: float, seed: int = 0) -> NDArray[np.int32]:
+    """`contexts` with a share of them replaced by `Lessons`."""
+    count = round(len(contexts) * fraction)
     if count == 0:
         return contexts
-    lessons, _ = SpellingLines(tokenizer).mixed_windows(np.random.default_rng(seed), count, length)
     mixture = contexts.copy()
-    mixture[np.linspace(0, n - 1, count).round().astype(np.int64)] = lessons
+    Lessons(tokenizer, len(contexts), count, seed).replace(mixture, 0)
     return mixture

@@ -1,8 +1,12 @@
-"""The work of the notebooks: harvest, train, calibrate. Each call does only what is not done yet."""
+"""The work of the notebooks: harvest, train, calibrate. Each call does only what is not done yet.
+
+In a distributed run every rank makes the same calls: the work is shared out, and what must happen once is rank 0's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,21 +16,26 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_lib import ranks
 from sae_lib.activations import ActivationStore
 from sae_lib.autoencoders import WEIGHTS_FILE, Autoencoder, build_autoencoder, load_autoencoder
+from sae_lib.autoencoders.latent_group import ALONE
 from sae_lib.checkpoint import save_checkpoint
 from sae_lib.corpus import build_tokens, load_tokens
 from sae_lib.experiments import Calibration, RunSpec, sweep_runs
 from sae_lib.files import FolderLock, atomic_write, json_key, write_json
-from sae_lib.harvest import harvest, tokens_sha256
+from sae_lib.harvest import harvest, harvest_in_memory, tokens_sha256
 from sae_lib.language_model import LanguageModel
 from sae_lib.matched_l0 import crossing
 from sae_lib.model_loading import model_identity
 from sae_lib.paths import Paths, output_root
 from sae_lib.profile import Profile, load_profile
+from sae_lib.store_manifest import content_key, finished_manifest
+from sae_lib.store_place import choose_place, only_in_memory, store_bytes
 from sae_lib.training import is_finished, run_key, train_sae
 from sae_lib.workers import for_each, kept
 
@@ -67,32 +76,84 @@ class Experiment:
 
     def build_tokens(self, tokenizer: Any) -> dict[str, Any]:
         """Text to contexts (`corpus.build_tokens`)."""
-        return build_tokens(self.profile, tokenizer, self.paths.tokens, self.corpus_cache)
+        return build_tokens(
+            self.profile, tokenizer, self.paths.tokens, self.corpus_cache,
+            rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier,
+        )  # fmt: skip
 
     def harvest(self, lm: LanguageModel) -> ActivationStore:
-        """The activation store of the training contexts, made or completed."""
-        data = self.profile.data
-        tokens = load_tokens(self.paths.tokens, "train")
-        with tqdm(total=data.train_tokens, desc="harvest", unit="token", unit_scale=True, mininterval=5) as bar:
+        """The activation store of the training contexts, made or completed where `data.store` says."""
+        data, readers = self.profile.data, max(self.workers, ranks.world())
+        needed = store_bytes(data.train_tokens, lm.d_in)
+        place = choose_place(data.store, needed, self.paths.store, self.device, readers)
+        if ranks.rank() == 0:
+            tqdm.write(f"activations {place.reason}")
+        if place.kind == "memory":
+            return self._in_memory(lm)
+        with self._harvest_bar() as progress:
             return harvest(
-                lm, tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=data.train_tokens, check="full",
-                progress=lambda done, total: bar.update(done - bar.n),
+                lm, self._train_tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=data.train_tokens,
+                check="full", rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier, progress=progress,
             )  # fmt: skip
 
     def open_store(self) -> ActivationStore:
-        """The finished activation store. Raises ArtifactError when it was made by another model, layer or corpus."""
-        return ActivationStore.open(
-            self.paths.store,
-            identity=model_identity(self.profile.model),
-            corpus_sha256=tokens_sha256(load_tokens(self.paths.tokens, "train")),
-            layer=self.profile.model.layer,
-        )
+        """The finished activation store; harvested again when it was kept in another process's memory.
+
+        Raises ArtifactError when it was made by another model, layer or corpus.
+        """
+        if only_in_memory(self.paths.store):
+            return self._in_memory()
+        return ActivationStore.open(self.paths.store, **self._store_source)
 
     def store(self) -> ActivationStore:
-        """The finished activation store, in memory where it fits."""
+        """The finished activation store; on a GPU, where it fits. On a CPU the page cache does as much, once for all
+        processes.
+        """
         store = self.open_store()
-        store.preload(self.device)
+        if self.device != "cpu":
+            store.preload(self.device)
         return store
+
+    @property
+    def store_key(self) -> str:
+        """What the finished activation store is known by; needs none of its rows. Raises as `open_store`."""
+        return content_key(finished_manifest(self.paths.store, self._store_source))
+
+    @property
+    def _train_tokens(self) -> NDArray[np.int32]:
+        return load_tokens(self.paths.tokens, "train")
+
+    @property
+    def _store_source(self) -> dict[str, Any]:
+        return {
+            "identity": model_identity(self.profile.model),
+            "corpus_sha256": tokens_sha256(self._train_tokens),
+            "layer": self.profile.model.layer,
+        }
+
+    def _in_memory(self, lm: LanguageModel | None = None) -> ActivationStore:
+        """The activation store in the memory of this process, harvested once in it."""
+
+        def make() -> ActivationStore:
+            data = self.profile.data
+            with self._harvest_bar() as progress:
+                return harvest_in_memory(
+                    lm or self.language_model(whole=False), self._train_tokens, self.paths.store,
+                    shard_rows=data.shard_rows, max_rows=data.train_tokens, progress=progress,
+                )  # fmt: skip
+
+        store: ActivationStore = kept(self.source, "store in memory", make)
+        return store
+
+    @contextmanager
+    def _harvest_bar(self) -> Iterator[Callable[[int, int], None]]:
+        with tqdm(desc="harvest", unit="token", unit_scale=True, mininterval=5, disable=ranks.rank() > 0) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield progress
 
     def run_folder(self, spec: RunSpec, store_key: str) -> Path:
         """Where a run lies: named by its content, so the same SAE in two tables is trained once."""
@@ -100,7 +161,7 @@ class Experiment:
 
     def autoencoder(self, spec: RunSpec) -> Autoencoder:
         """The trained SAE of a run, on the CPU."""
-        return load_autoencoder(self.run_folder(spec, self.open_store().key))
+        return load_autoencoder(self.run_folder(spec, self.store_key))
 
     def save(self, table: pd.DataFrame, name: str) -> Path:
         """Write a table of results as `<name>.parquet`, whole or not at all; returns the file."""
@@ -115,11 +176,14 @@ class Experiment:
 
     def train(self, specs: Sequence[RunSpec], description: str = "train") -> pd.DataFrame:
         """Train what is not trained yet; returns the training curves, one row per logged step."""
-        store_key = self.open_store().key
+        store_key = self.store_key
         todo = {self.run_key(spec, store_key): spec for spec in specs}
         waiting = [s for key, s in todo.items() if not is_finished(self.run_folder(s, store_key), key)]
-        with FolderLock(self.paths.runs):
-            for_each(_train_one, self.source, [[spec] for spec in waiting], self.workers, description)
+        with FolderLock(self.paths.runs) if ranks.rank() == 0 else nullcontext():
+            for_each(
+                _train_one, self.source, [[spec] for spec in waiting], self.workers, description,
+                together=self.profile.training.shard_dictionary,
+            )  # fmt: skip
         frames = []
         for spec in (spec for spec in specs if spec.trained):
             folder = self.run_folder(spec, store_key)
@@ -149,11 +213,15 @@ class Experiment:
 
     def calibration_l0(self, specs: Sequence[RunSpec]) -> list[float]:
         """L0 of trained SAEs on the calibration documents, which no metric uses."""
-        store_key = self.open_store().key
-        rows = self._calibration_rows
-        saes = [load_autoencoder(self.run_folder(spec, store_key)) for spec in specs]
-        with torch.no_grad():
-            return [float((sae.encode(rows) != 0).float().sum(dim=1).mean()) for sae in saes]
+
+        def measure() -> list[float]:
+            store_key = self.store_key
+            rows = self._calibration_rows
+            saes = [load_autoencoder(self.run_folder(spec, store_key)) for spec in specs]
+            with torch.no_grad():
+                return [float((sae.encode(rows) != 0).float().sum(dim=1).mean()) for sae in saes]
+
+        return ranks.from_first(measure)
 
     @cached_property
     def _calibration_rows(self) -> Float[Tensor, "row d_in"]:
@@ -173,14 +241,16 @@ def _mask_rate(history: pd.DataFrame, values: Sequence[float], coefficient: floa
 def _train_one(source: str, job: list[RunSpec]) -> None:
     experiment = opened(source)
     store = kept(source, "store", experiment.store)
+    together = experiment.profile.training.shard_dictionary
+    group = ranks.latent_group(experiment.device) if together else ALONE
     for spec in job:
         folder = experiment.run_folder(spec, store.key)
         if spec.trained:
             train_sae(
                 spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
-                device=experiment.device,
+                device=experiment.device, group=group,
             )  # fmt: skip
-        else:
+        elif group.rank == 0:
             _leave_untrained(spec, store, folder, experiment.run_key(spec, store.key))
 
 

@@ -15,7 +15,7 @@ from sae_lib.autoencoders.latents import DenseLatents, Latents
 from sae_lib.autoencoders.selection import kth_largest, strongest_of_batch, strongest_of_rows
 from sae_lib.recipes import METHODS
 from sae_lib.sae_config import SAEConfig
-from sae_lib.training import Trainer
+from sae_lib.trainer import Trainer
 from tests.tiny_training import DATA, tiny_config, tiny_store, tiny_training
 
 ROWS, LATENTS, D_IN = 40, 30, 6

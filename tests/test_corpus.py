@@ -3,7 +3,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import threading
+import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -13,7 +18,7 @@ import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sae_lib import corpus, documentation
+from sae_lib import corpus, documentation, tokenising
 from sae_lib.corpus import (
     SPLITS,
     build_tokens,
@@ -27,6 +32,7 @@ from sae_lib.corpus import (
 from sae_lib.errors import ArtifactError
 from sae_lib.files import read_json
 from sae_lib.profile import CorpusConfig, Profile
+from sae_lib.run_config import DataConfig
 from tests.test_documentation import package
 from tests.test_profile import content
 
@@ -167,7 +173,8 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_a_hub_dataset_without_network():
-    with pytest.raises(ArtifactError, match=r"cannot read 'nobody/nothing'.*or set corpus.source to") as caught:
+    told = r"nobody/nothing at revision 0+ .* cannot be reached; .* set corpus.source to"
+    with pytest.raises(ArtifactError, match=told) as caught:
         load_documents(CorpusConfig(source="hub", name="nobody/nothing", revision="0" * 40))
     assert "\n" not in str(caught.value)
 
@@ -209,7 +216,7 @@ def test_build_tokens(tmp_path, monkeypatch):
     # Enough rows for the store although BOS and EOS give none.
     assert (load_tokens(tmp_path / "tokens", "train") > EOS).sum() > 900
 
-    monkeypatch.setattr(corpus, "pack", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr(corpus, "tokenised", lambda *_: pytest.fail("packed again"))
     assert build_tokens(profile, TOKENIZER, tmp_path / "tokens", tmp_path / "cache") == manifest
     for changed in (
         profile.model_copy(update={"corpus": profile.corpus.model_copy(update={"held_out_fraction": 0.1})}),
@@ -253,3 +260,111 @@ def test_an_empty_file_is_named(tmp_path):
     file.touch()
     with pytest.raises(ArtifactError, match=r"corpus\.files: \S+empty\.jsonl is empty"):
         load_documents(CorpusConfig(source="files", files=(str(file),)))
+
+
+def sizes(file: str, train_tokens: int = 1000) -> Any:
+    """As much of a profile as tokens depend on."""
+    return SimpleNamespace(
+        corpus=CorpusConfig(source="files", files=(file,), held_out_fraction=0.2, calibration_fraction=0.2),
+        data=DataConfig(context_length=16, train_tokens=train_tokens, held_out_contexts=2, calibration_contexts=2,
+                        window=4, batch_tokens=16, shard_rows=256),
+    )  # fmt: skip
+
+
+def token_files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_what_does_not_change_the_tokens_does_not_change_their_key(tmp_path):
+    profile = sizes(write(tmp_path, ".jsonl"))
+    manifest = build_tokens(profile, TOKENIZER, tmp_path / "tokens", tmp_path / "cache")
+    other = {"window": 8, "batch_tokens": 64, "shard_rows": 17, "stream_seed": 5, "store": "memory"}
+    profile.data = profile.data.model_copy(update=other)
+    assert build_tokens(profile, TOKENIZER, tmp_path / "tokens", tmp_path / "cache") == manifest
+    profile.data = profile.data.model_copy(update={"train_tokens": 1001})
+    assert build_tokens(profile, TOKENIZER, tmp_path / "tokens", tmp_path / "cache")["key"] != manifest["key"]
+
+
+def test_tokens_on_disk_are_what_packing_in_memory_gives(tmp_path, monkeypatch):
+    """`pack` is the plain way, one split at a time and all of it in memory."""
+    monkeypatch.setattr(tokenising, "ROWS_PER_BATCH", 7)
+    profile = sizes(write(tmp_path, ".jsonl"))
+    build_tokens(profile, TOKENIZER, tmp_path / "tokens", tmp_path / "cache")
+    for split, contexts in contexts_needed(profile).items():
+        documents = documents_of(split, load_documents(profile.corpus), profile.corpus)
+        assert np.array_equal(load_tokens(tmp_path / "tokens", split), pack(documents, TOKENIZER, 16, contexts))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("files", [1, 2])
+def test_any_number_of_ranks_writes_the_same_tokens(tmp_path, monkeypatch, world, files):
+    """With two files `split_dataset_by_node` would give each of two ranks a file of its own."""
+    monkeypatch.setattr(tokenising, "ROWS_PER_BATCH", 4)
+    monkeypatch.setattr(tokenising, "BATCHES_PER_ROUND", 6)
+    profile = sizes(write(tmp_path, ".jsonl"), 2000)
+    if files == 2:
+        (tmp_path / "more.jsonl").write_text('{"text": "w9 w8 w7", "number": 1}\n{"text": "", "number": 2}\n' * 60)
+        names = (str(tmp_path / "more.jsonl"), *profile.corpus.files)
+        profile.corpus = profile.corpus.model_copy(update={"files": names})
+    expected = build_tokens(profile, TOKENIZER, tmp_path / "alone", tmp_path / "cache")
+    barrier = threading.Barrier(world, timeout=30)
+
+    def run(rank: int) -> dict[str, Any]:
+        return build_tokens(
+            profile, word_tokenizer(bos_token="<bos>", eos_token="<eos>"), tmp_path / "shared", tmp_path / "cache",
+            rank=rank, world=world, barrier=barrier.wait,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(world) as ranks:
+        assert list(ranks.map(run, range(world))) == [expected] * world
+    assert token_files(tmp_path / "shared") == token_files(tmp_path / "alone")
+
+
+def test_ranks_share_the_packaged_corpus(package, tmp_path):
+    config = CorpusConfig(source="documentation", packages=(package,))
+    everything = [row["text"] for row in load_documents(config, tmp_path)]
+    parts = [[row["text"] for row in load_documents(config, tmp_path, rank=rank, world=3)] for rank in range(3)]
+    assert parts == [everything[rank::3] for rank in range(3)] and all(parts)
+
+
+def test_too_little_text_is_told_by_every_rank(tmp_path):
+    (tmp_path / "few.jsonl").write_text('{"text": "w0 w1"}\n' * 3)
+    barrier = threading.Barrier(2, timeout=30)
+
+    def run(rank: int) -> str:
+        with pytest.raises(ArtifactError, match="contexts of 16, needed: 70") as caught:
+            build_tokens(
+                sizes(str(tmp_path / "few.jsonl")), word_tokenizer(bos_token="<bos>"), tmp_path / "tokens", tmp_path,
+                rank=rank, world=2, barrier=barrier.wait,
+            )  # fmt: skip
+        return str(caught.value)
+
+    with ThreadPoolExecutor(2) as ranks:
+        assert len(set(ranks.map(run, range(2)))) == 1
+    assert not list((tmp_path / "tokens").glob("*.npy"))
+
+
+def peak_memory(work: Callable[[], object]) -> int:
+    """Most bytes that Python and NumPy held at once during `work`."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenising, "ROWS_PER_BATCH", 16)
+    text = " ".join(f"w{i % WORDS}" for i in range(50))
+    monkeypatch.setattr(corpus, "_dataset", lambda *_: ({"text": f"{text} w{i % WORDS}"} for i in range(10**6)))
+    file = write(tmp_path, ".jsonl")
+
+    def peak(train_tokens: int) -> int:
+        profile = sizes(file, train_tokens)
+        # These fractions are enough for the few held-out contexts in either case.
+        return peak_memory(lambda: build_tokens(profile, TOKENIZER, tmp_path / f"{train_tokens}", tmp_path))
+
+    peak(2_000)  # whatever the first call loads
+    assert peak(200_000) < peak(10_000) + 100_000, "200,000 tokens are 800 kB"
+    assert load_tokens(tmp_path / "200000", "train").nbytes > 800_000

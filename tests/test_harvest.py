@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from sae_lib import harvest as harvest_module
+from sae_lib import row_index
 from sae_lib.activations import ActivationStore
 from sae_lib.errors import ArtifactError
 from sae_lib.files import FolderLock, read_json
-from sae_lib.harvest import harvest, row_index, tokens_sha256
+from sae_lib.harvest import harvest, tokens_sha256
 from sae_lib.language_model import LanguageModel
+from sae_lib.row_index import count_rows, row_chunks
 from tests.tiny_models import BOS, EOS, FAMILIES, VOCABULARY, random_tokens, save_tiny_model
 
 TOKENS = random_tokens(20, 16, seed=1)
@@ -92,17 +94,25 @@ def test_token_budget_is_met_exactly_or_refused(lm, folder):
 
 def test_row_index_by_hand():
     tokens = np.array([[0, 5, 1, 6], [0, 1, 1, 1], [0, 7, 8, 9]], dtype=np.int32)
-    contexts, positions = row_index(tokens, frozenset({0, 1}), max_rows=4)
+    contexts, positions = rows_in(tokens, frozenset({0, 1}), 4)
     assert contexts.tolist() == [0, 0, 2, 2] and positions.tolist() == [1, 3, 1, 2]
+    assert contexts.dtype == np.int32 and positions.dtype == np.uint16
+    assert count_rows(tokens, frozenset({0, 1}), 4) == 4 and count_rows(tokens, frozenset({0, 1})) == 5
     with pytest.raises(ArtifactError, match="has 0 tokens"):
-        row_index(tokens[1:2], frozenset({0, 1}))
+        count_rows(tokens[1:2], frozenset({0, 1}))
+    with pytest.raises(ArtifactError, match="6 rows were asked for, the corpus has 5 tokens"):
+        count_rows(tokens, frozenset({0, 1}), 6)
+
+
+def rows_in(tokens, special, rows):
+    return [np.concatenate(column) for column in zip(*row_chunks(tokens, special, rows), strict=True)]
 
 
 def test_row_index_is_the_same_whatever_the_chunks(monkeypatch):
     special = frozenset({BOS, EOS})
-    whole = row_index(TOKENS, special, max_rows=150)
-    monkeypatch.setattr(harvest_module, "CONTEXTS_PER_CHUNK", 3)
-    contexts, positions = row_index(TOKENS, special, max_rows=150)
+    whole = rows_in(TOKENS, special, 150)
+    monkeypatch.setattr(row_index, "CONTEXTS_PER_CHUNK", 3)
+    contexts, positions = rows_in(TOKENS, special, 150)
     assert np.array_equal(contexts, whole[0]) and np.array_equal(positions, whole[1]) and len(contexts) == 150
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import psutil
 import pytest
 
 from sae_lib import notebook_state, pipeline, plan
+from sae_lib.distributed import Machines
 from sae_lib.errors import ArtifactError
 from sae_lib.experiments import RunSpec
 from sae_lib.files import FolderLock, read_json
@@ -165,9 +165,10 @@ def test_interruption_leaves_no_half_written_copy_and_no_process(tmp_path: Path,
     """
     write_notebook(notebooks, "01_data", cell)
     script = f"""
-        import pathlib, sys
+        import pathlib, sys, types
         from sae_lib import pipeline, plan
-        plan.estimate = lambda profile: plan.Estimate({{"01": 60.0}}, 0.0, 0.0, 0.0, {{}}, 0, 0)
+        plan.blockers = lambda *_: []
+        plan.estimate = lambda profile, **_: types.SimpleNamespace(seconds={{"01": 60.0}})
         sys.exit(pipeline.main(["run", "--profile", "pocket"], pathlib.Path({str(notebooks)!r})))
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
@@ -385,65 +386,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch, profile: Profile, **groups: list[
         for seed in seeds
     ]
     monkeypatch.setattr(plan, "plan_runs", lambda profile: runs)
-    monkeypatch.setattr(plan, "model_width", lambda profile: 128)
-
-
-def test_width_comes_from_the_models_own_configuration(tmp_path: Path, profile: Profile) -> None:
-    assert plan.model_width(load_profile("gemma-2-2b")) == 2304
-    for field, width in (("hidden_size", 96), ("n_embd", 48)):
-        (tmp_path / "config.json").write_text(json.dumps({field: width}))
-        local = profile.model_copy(update={"model": profile.model.model_copy(update={"name": str(tmp_path)})})
-        assert plan.model_width(local) == width
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ArtifactError, match=r"config\.json of \S+ names no hidden_size"):
-        plan.model_width(local)
-
-
-def test_estimate_follows_from_sizes_and_rates(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_runs(
-        monkeypatch,
-        profile,
-        main=[1, 2, 3, 4, 5, 6],
-        sweep=[7, 8],
-        factorial=[1, *range(9, 13)],
-        untrained=[1],
-    )
-    training = profile.training.model_copy(update={"steps": 1000, "d_sae": 1024, "workers": 2})
-    data = profile.data.model_copy(
-        update={"train_tokens": 1_270_000, "held_out_contexts": 0, "calibration_contexts": 0}
-    )
-    rates = {
-        "extract_s": 30,
-        "harvest_tokens_per_s": 12_700,
-        "sae_step_ms": 20,
-        "ground_truth_s": 100,
-        "evaluate_sae_s": 4,
-    }
-    estimates = profile.estimates.model_copy(update={**rates, "reference_gb": 2, "overhead_s": 50})
-    cost = plan.estimate(profile.model_copy(update={"training": training, "data": data, "estimates": estimates}))
-    # 20 s for an SAE of 1,000 steps and 4 s to evaluate it, two at a time; 13 SAEs are evaluated, 12 are trained: the
-    # first of the factorial is one of the main group, made once.
-    assert cost.seconds == {"01": 140.0, "02": 90.0, "03": 158.0, "04": 28.0, "05": 10.0}
-    # 1.27 M rows of 128 bf16 values, and 10,000 contexts of 128 int32 token ids.
-    assert cost.store_bytes == 1_270_000 * 256 + 10_000 * 512
-    # 13 SAEs, and four copies of two that are being trained, of 2 x 128 x 1024 float32 weights.
-    assert cost.runs_bytes == (13 + 8) * 2**20
-    assert cost.disk_bytes == cost.store_bytes + cost.runs_bytes + 2e9 + plan.SMALL_FILES_BYTES
-
-
-def test_run_is_refused_without_disk_or_gpu(profile: Profile, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_runs(monkeypatch, profile, main=[1])
-    cost = plan.estimate(profile)
-    assert plan.blockers(profile, cost, paths) == []
-    usage = shutil.disk_usage(ROOT)
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: usage._replace(free=1_000_000))
-    [disk] = plan.blockers(profile, cost, paths)
-    assert re.match(r"disk: pocket needs 0\.\d GB and \S+ has 0\.0 GB; .*SAE_LIB_OUTPUT", disk)
-    monkeypatch.undo()
-    monkeypatch.setattr(plan, "has_gpu", lambda: False)
-    needy = profile.model_copy(update={"estimates": profile.estimates.model_copy(update={"needs_gpu": True})})
-    [gpu] = plan.blockers(needy, cost, paths)
-    assert gpu.startswith("GPU: pocket needs one") and "PROFILE=pocket" in gpu
+    monkeypatch.setattr(plan, "speed_here", lambda *_: None)
 
 
 def test_command_line(
@@ -474,6 +417,50 @@ def test_command_line(
     assert pipeline.main(["run", "--profile", "poket"]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and "pocket" in captured.err
+
+
+def test_the_work_of_several_gpus_comes_before_the_notebooks(
+    notebooks: Path,
+    profile: Profile,
+    paths: Paths,
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake_runs(monkeypatch, profile, main=[1, 2, 3])
+    calls: list[tuple[str, Machines, int]] = []
+
+    def beforehand(source: str, machines: Machines) -> None:
+        if machines.here_is_head():
+            with pytest.raises(ArtifactError, match="is in use by process"), FolderLock(paths.root):
+                pass
+        calls.append((source, machines, len(kernel.ran)))
+
+    monkeypatch.setattr(pipeline, "do_beforehand", beforehand)
+    elsewhere = Machines(4, 2, "192.0.2.1")  # an address that no machine has (RFC 5737)
+    assert pipeline.main(["run", "--gpus", "4", "--nodes", "2", "--head", elsewhere.head], notebooks) == 0
+    assert calls == [("pocket", elsewhere, 0)] and not kernel.ran
+    assert capsys.readouterr().out.endswith("this machine is done; 192.0.2.1 runs the notebooks\n")
+    assert pipeline.main(["run", "--gpus", "2"], notebooks) == 0
+    assert calls[1:] == [("pocket", Machines(2), 0)] and len(kernel.ran) == 3
+    assert pipeline.main(["run", "--gpus", "2"], notebooks) == 0
+    assert len(calls) == 2, "all is up to date: nothing to do beforehand"
+    assert pipeline.main(["run", "--gpus", "2", "--only", "01"], notebooks) == 1
+    assert "leave out GPUS and NODES" in capsys.readouterr().err
+
+
+def test_what_stops_the_ranks_stops_the_run_with_one_line(
+    notebooks: Path,
+    profile: Profile,
+    kernel: Kernel,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    fake_runs(monkeypatch, profile, main=[1])
+    with pytest.raises(SystemExit) as stopped:
+        pipeline.main(["run", "--gpus", "9999"], notebooks)
+    assert stopped.value.code == 1 and not kernel.ran
+    assert re.fullmatch(r"error: GPUS=9999: .* of one core, and it has \d+\n", capfd.readouterr().err)
 
 
 def test_verify_and_accept_read_this_profiles_results(

@@ -40,8 +40,10 @@ def content() -> dict[str, Any]:
             "coefficients": {method: [0.1, 0.2] for method in ("standard", "gated", "atm", "dropout")},
         },
         "estimates": {
-            "hardware": "a CPU", "extract_s": 1, "harvest_tokens_per_s": 1000, "sae_step_ms": 1, "evaluate_sae_s": 1,
-            "overhead_s": 1, "memory_gb": 1,
+            "hardware": "a CPU", "gemm_gflops": 100, "memory_gb_s": 20, "step_over_floor": 1.4, "step_overhead_ms": 1,
+            "harvest_over_floor": 2,
+            "score_s": {"reconstruction": 1, "absorption": 1, "stability": 1, "probing": 1},
+            "fixed_s": {"01": 1, "02": 1, "03": 1, "04": 1, "05": 1}, "probing_tokens": 1000,
         },
     }  # fmt: skip
 
@@ -220,3 +222,26 @@ def test_a_misspelt_key_that_is_required_is_told_as_misspelt(tmp_path):
     file.write_text(yaml.safe_dump(changed))
     with pytest.raises(ArtifactError, match=r"^training\.d_sea: unknown key; did you mean 'd_sae'\?$"):
         load_profile(file)
+
+
+HUB_CORPUS = {"source": "hub", "name": "monology/pile-uncopyrighted", "packages": []}
+
+
+def test_a_revision_left_out_is_the_pinned_one(tmp_path):
+    profile = load(tmp_path, {"model": {"name": "openai-community/gpt2"}, "corpus": HUB_CORPUS})
+    assert profile.model.revision == "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+    assert profile.corpus.revision == "3be90335b66f24456a5d6659d9c8d208c0357119"
+    given = {"model": {"name": "openai-community/gpt2", "revision": "v2"}, "corpus": HUB_CORPUS | {"revision": "v3"}}
+    assert (load(tmp_path, given).model.revision, load(tmp_path, given).corpus.revision) == ("v2", "v3")
+    own = load(tmp_path, {"model": {"name": "someone/model"}})
+    assert own.model.revision is None and own.corpus.revision is None
+
+
+def test_a_corpus_that_is_not_pinned_needs_a_revision(tmp_path):
+    line = refusal(tmp_path, {"corpus": {"source": "hub", "name": "someone/text"}})
+    assert line == (
+        "corpus: someone/text is not pinned in sae_lib/hub.yaml, so it needs a revision: a commit from "
+        "https://huggingface.co/datasets/someone/text/commits/main, or main to read whatever is newest"
+    )
+    newest = load(tmp_path, {"corpus": {"source": "hub", "name": "someone/text", "revision": "main"}})
+    assert newest.corpus.revision == "main"

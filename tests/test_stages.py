@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +16,11 @@ import yaml
 from sae_lib.activations import ActivationStore
 from sae_lib.errors import ArtifactError
 from sae_lib.experiments import RunSpec, plan_runs
+from sae_lib.paths import ROOT
 from sae_lib.profile import PROFILES
 from sae_lib.scoring import evaluate
 from sae_lib.stages import Experiment
+from tests.test_ranks import LAUNCHER
 
 SMALL = {
     "corpus": {"source": "documentation", "packages": ["networkx"], "lessons_fraction": 0.2},
@@ -36,7 +40,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def write_profile(folder: Path, name: str, workers: int) -> Path:
+def write_profile(folder: Path, name: str, workers: int, **training: Any) -> Path:
     """The smoke profile, smaller still."""
     content = yaml.safe_load((PROFILES / "smoke.yaml").read_text()) | SMALL | {"name": name}
     content["training"] |= {
@@ -46,6 +50,7 @@ def write_profile(folder: Path, name: str, workers: int) -> Path:
         "workers": workers,
         "seeds": [42],
         "ablation_seeds": [42],
+        **training,
     }
     for method in ("topk", "batchtopk", "matryoshka_2", "matryoshka_4"):
         content["methods"][method] |= {"k": 8}
@@ -92,6 +97,47 @@ def test_two_processes_train_the_same_saes_as_one(opened):
     for spec in main_runs(alone):
         one, two = alone.autoencoder(spec).state_dict(), pair.autoencoder(spec).state_dict()
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+RANK = """
+import sys
+from sae_lib.distributed import __main__ as rank
+from sae_lib.experiments import MAIN_GROUPS, plan_runs
+
+def few(profile, calibration, groups):
+    specs = plan_runs(profile, None, ["main", "untrained"]) if groups == MAIN_GROUPS else []
+    return [spec for spec in specs if spec.method in ("topk", "atm", "untrained")]
+
+rank.plan_runs = few
+rank.Experiment.calibrate = lambda experiment: None
+sys.exit(rank.main())
+"""
+
+
+def test_notebooks_find_done_what_two_ranks_did_with_a_dictionary_in_two_pieces(opened, folder, monkeypatch):
+    alone = opened(1)
+    alone.train(main_runs(alone))
+    profile = write_profile(folder, "pieces", 1, shard_dictionary=True)
+    (folder / "rank.py").write_text(RANK)
+    command = [sys.executable, "-c", LAUNCHER, sys.executable, str(folder / "rank.py"), "--profile", str(profile)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("[2 ranks]")] == [
+        f"[2 ranks] {what}" for what in ("tokens and activations", "sweep, main comparison", "ablations", "evaluation")
+    ]
+    pieces = Experiment.open(str(profile))
+    assert pieces.open_store().key == alone.open_store().key
+    for module in ("stages", "scoring"):
+        monkeypatch.setattr(
+            f"sae_lib.{module}.for_each", lambda work, source, jobs, *_, **__: jobs and pytest.fail(work)
+        )
+    pieces.train(main_runs(pieces))
+    rows = evaluate(pieces, main_runs(pieces)).rows
+    assert list(rows["method"]) == [spec.method for spec in main_runs(pieces)]
+    for spec in main_runs(alone):
+        one, two = alone.autoencoder(spec).state_dict(), pieces.autoencoder(spec).state_dict()
+        assert all(torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-5) for name in one)
 
 
 def test_evaluation_gives_a_tidy_row_for_each_sae_and_is_not_repeated(opened, monkeypatch):

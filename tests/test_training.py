@@ -17,7 +17,8 @@ from sae_lib.files import read_json
 from sae_lib.metrics.statistics import reconstruction_statistics
 from sae_lib.recipes import METHODS
 from sae_lib.sae_config import OptimizerConfig
-from sae_lib.training import CHECKPOINT_FILE, Trainer, is_finished, learning_rate, run_key, train_sae
+from sae_lib.trainer import Trainer, learning_rate
+from sae_lib.training import CHECKPOINT_FILE, is_finished, run_key, train_sae
 from tests.tiny_training import DATA, tiny_config, tiny_store, tiny_training
 
 # What the recipes do not reach in a few steps: every mechanism at work before a run of 40 steps is interrupted.

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from sae_lib.autoencoders.active import Entries, find_entries
 from sae_lib.autoencoders.base import indicator
+from sae_lib.autoencoders.latent_group import ALONE, LatentGroup
 
 # What will be strong enough is guessed from the step before, so that most rows have their k above it and few others.
 GUESS_QUANTILE = 0.02
@@ -25,8 +27,27 @@ def kth_largest(values: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*row
     return values.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
 
 
-def strongest(pre: Float[Tensor, "*batch latents"], k: int) -> Float[Tensor, "*batch latents"]:
-    """ReLU(pre), with all but the k largest of each row set to zero."""
+def strong_everywhere(
+    values: Float[Tensor, "*rows n"], k: int, group: LatentGroup
+) -> Float[Tensor, "*rows candidates"]:
+    """Of each row, values among which are the k largest of all pieces: k of each piece, -inf where it has fewer."""
+    if group.world == 1:
+        return values
+    mine = values.topk(min(k, values.shape[-1]), dim=-1).values
+    return group.whole(functional.pad(mine, (0, k - mine.shape[-1]), value=-torch.inf), dim=-1)
+
+
+def strongest(
+    pre: Float[Tensor, "*batch latents"], k: int, group: LatentGroup = ALONE
+) -> Float[Tensor, "*batch latents"]:
+    """ReLU(pre), with all but the k largest of each row (those of all pieces) set to zero."""
+    if group.world > 1:
+        # One choice for all pieces: equal values at the border are kept by some of them, the same in every process.
+        everywhere = strong_everywhere(torch.relu(pre.detach()), k, group)
+        chosen = torch.zeros_like(everywhere).scatter_(-1, everywhere.topk(k, dim=-1).indices, 1.0)
+        values, indices = torch.relu(pre).topk(min(k, pre.shape[-1]), dim=-1)
+        mine = chosen[..., group.rank * k :][..., : values.shape[-1]]
+        return torch.zeros_like(pre).scatter(-1, indices, values * mine)
     if pre.device.type == "cpu":
         least = kth_largest(pre.detach(), k).clamp_min(torch.finfo(pre.dtype).tiny)
         kept = indicator(torch.ge, pre, least)

@@ -9,7 +9,14 @@ from torch import Tensor
 from sae_lib.autoencoders.active import ActiveLatents
 from sae_lib.autoencoders.base import Autoencoder, Step, indicator, squared_error
 from sae_lib.autoencoders.latents import Latents
-from sae_lib.autoencoders.selection import GUESS_FACTOR, kth_largest, strongest, strongest_of_batch, strongest_of_rows
+from sae_lib.autoencoders.selection import (
+    GUESS_FACTOR,
+    kth_largest,
+    strong_everywhere,
+    strongest,
+    strongest_of_batch,
+    strongest_of_rows,
+)
 from sae_lib.sae_config import SAEConfig
 
 MEDIAN_ITERATIONS = 100
@@ -39,10 +46,12 @@ class TopK(Autoencoder):
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         assert self.cfg.k is not None
-        return strongest(pre, self.cfg.k)
+        return strongest(pre, self.cfg.k, self.group)
 
     def activate_entries(self, step: Step) -> Latents | None:
         assert self.cfg.k is not None and step.pre is not None
+        if self.group.world > 1:
+            return None
         size = self._encoder_input(step.x).norm(dim=1)
         entries, self._guess = strongest_of_rows(step.pre.detach(), self.cfg.k, self._guess, size)
         return None if entries is None else ActiveLatents(self.encoder_product_at(step, self.b_enc, entries), entries)
@@ -58,8 +67,10 @@ class TopK(Autoencoder):
         dead = step.dead.nonzero().squeeze(1)
         candidates = self.encoder_product(step.x, self.b_enc, dead)
         k = self.d_in // 2
-        active = strongest(candidates, k) if k < len(dead) else torch.relu(candidates)
-        error = squared_error(residual, active.to(self.dtype) @ self.W_dec.index_select(0, dead))
+        n_dead = self.group.sum(torch.tensor(len(dead), device=dead.device))
+        active = strongest(candidates, k, self.group) if k < n_dead else torch.relu(candidates)
+        x_hat = self.group.total(active.to(self.dtype) @ self.W_dec.index_select(0, dead))
+        error = squared_error(residual, x_hat)
         variance = (residual - residual.mean(dim=0)).square().sum(dim=1).mean().clamp_min(1e-8)
         return self.cfg.auxk_coefficient * error / variance
 
@@ -85,12 +96,16 @@ class BatchTopK(TopK):
         assert self.cfg.k is not None and step.pre is not None
         # At least the smallest positive number: zeros are never kept.
         tiny = torch.finfo(step.pre.dtype).tiny
-        smallest = kth_largest(step.pre.detach().flatten(), self.cfg.k * len(step.pre)).squeeze().clamp_min(tiny)
+        count = self.cfg.k * len(step.pre)
+        smallest = kth_largest(strong_everywhere(step.pre.detach().flatten(), count, self.group), count)
+        smallest = smallest.squeeze().clamp_min(tiny)
         self._track_threshold(smallest, step)
         return step.pre * indicator(torch.ge, step.pre, smallest)
 
     def activate_entries(self, step: Step) -> Latents | None:
         assert self.cfg.k is not None and step.pre is not None
+        if self.group.world > 1:
+            return None
         entries, smallest = strongest_of_batch(step.pre.detach(), self.cfg.k * len(step.pre), self._guess)
         self._guess = GUESS_FACTOR * float(smallest)
         if entries is None:

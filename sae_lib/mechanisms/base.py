@@ -12,9 +12,12 @@ from sae_lib.autoencoders.base import Autoencoder, Step
 class Mechanism(nn.Module):
     """Hooks in the order of one optimiser step. A mechanism overrides those it needs.
 
-    State lives in buffers, so that it is saved in checkpoints and moves between devices with everything else.
+    State lives in buffers, so that it is saved in checkpoints and moves between devices with everything else. A buffer
+    that has dimensions counts the latents in its last one.
     """
 
+    term = "penalty"
+    """Name of `loss` in the training history."""
     needs_unmasked_reconstruction = False
 
     def mask(self, step: Step) -> Float[Tensor, "..."] | None:

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from sae_lib.errors import ArtifactError
 from sae_lib.profile import explain
 from sae_lib.report.claim_checks import DATA_CHECKS
+from sae_lib.report.claim_links import MAKERS
 from sae_lib.report.names import Direction
 from sae_lib.report.paper_checks import PAPER_CHECKS
 from sae_lib.report.toy_checks import TOY_CHECKS
@@ -52,6 +53,7 @@ class Claim(Strict):
     about: Literal["model", "method", "paper"]
     metric: str
     direction: Direction
+    shown: tuple[str, ...] = ()
     published: tuple[PublishedNumber, ...] = ()
     tolerance: float | None = Field(None, gt=0.0)
     paper_check: str | None = None
@@ -69,6 +71,9 @@ class Claim(Strict):
             raise ValueError(f"toy_check.kind '{self.toy_check.get('kind')}' is none of {', '.join(TOY_CHECKS)}")
         if self.toy_check is not None and not self.toy_check.get("evidence"):
             raise ValueError("toy_check.evidence is missing: say in one line what is counted on the toy data")
+        unknown = [stem for stem in self.shown if stem not in MAKERS]
+        if unknown:
+            raise ValueError(f"shown '{unknown[0]}' is none of {', '.join(MAKERS)}")
         if self.about == "paper" and self.paper_check is None:
             raise ValueError("a claim about the paper needs a paper_check")
         if not (self.paper_check or self.data_check or self.toy_check or self.tolerance or self.needs):

@@ -11,6 +11,7 @@ from sae_lib.files import read_json, write_json
 from sae_lib.profile import Profile
 from sae_lib.report.claim_checks import DATA_CHECKS
 from sae_lib.report.claim_file import Claim, PublishedNumber, load_claims, require_claim_ids
+from sae_lib.report.claim_links import evidence_links, notebook_cells
 from sae_lib.report.intervals import t_interval
 from sae_lib.report.names import ARROWS
 from sae_lib.report.paper_checks import PAPER_CHECKS, PaperOutcome
@@ -131,6 +132,9 @@ def claims_table(evaluated: pd.DataFrame, profile: Profile) -> Table:
     """The ledger as a table to write: an arrow beside each metric, our numbers named as this profile's."""
     shown = evaluated.assign(metric=evaluated["metric"] + " " + evaluated["direction"].map(ARROWS))
     shown = shown.drop(columns="direction").replace("", "–")
+    cells, stems = notebook_cells(), {claim.id: claim.shown for claim in load_claims()}
+    links = {name: evidence_links(stems[name], cells) for name in shown["id"]}
+    shown["see"] = [", ".join(f"[{link.text}]({link.target})" for link in links[name]) for name in shown["id"]]
     names = {"at_this_scale": "at this scale", "ground_truth": "ground truth", "toy_evidence": "toy evidence"}
     shown = shown.rename(columns={"measured": f"measured here ({profile.name})", **names})
     caption = (

@@ -57,7 +57,7 @@ def loss_against_cosine(p: Published) -> PaperOutcome:
     topk = float(p["TopK"])
     return PaperOutcome(
         topk <= largest,
-        f"a loss of {p['ours']} at cosine {p['cosine of ours']} allows ||x||^2 of at most {largest:.0f}; "
+        f"a loss of {p['ours']} at cosine {p['cosine of ours']} allows ‖x‖² of at most {largest:.0f}; "
         f"TopK's squared error of {topk:.0f} would then be {topk / largest:.1f}x that of outputting zero, "
         f"at cosine {p['cosine of TopK']}",
     )
@@ -88,7 +88,7 @@ def cosine_kept(p: Published) -> PaperOutcome:
     return PaperOutcome(
         p["ours"] >= min(others),
         f"{p['ours']} is the lowest of Table 1 (next {min(others)}) and section 6.3 lists the drop from "
-        f"{p['Standard']} as a limitation; at the best scale it explains {kept:.0%} of ||x||^2, "
+        f"{p['Standard']} as a limitation; at the best scale it explains {kept:.0%} of ‖x‖², "
         f"{p['Standard']} explains {float(p['Standard']) ** 2:.0%}",
     )
 

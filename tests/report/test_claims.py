@@ -17,7 +17,18 @@ from scipy import stats
 from sae_lib.errors import ArtifactError
 from sae_lib.files import read_json, write_json
 from sae_lib.profile import Profile, load_profile
+from sae_lib.report import (
+    ablation_tables,
+    absorption_figures,
+    figures,
+    notebook_figures,
+    stability_figures,
+    sweep_figures,
+    tables,
+    toy_figures,
+)
 from sae_lib.report.claim_file import CLAIM_IDS, CLAIMS_FILE, load_claims
+from sae_lib.report.claim_links import MAKERS, Cell, evidence_links, notebook_cells
 from sae_lib.report.claims import claims_table, evaluate_claims, verify, write_verdicts
 from sae_lib.report.intervals import by_seed, difference, main_effects, t_interval
 from sae_lib.report.paper_checks import PAPER_CHECKS, overlap, quotient, rounding
@@ -74,6 +85,7 @@ def test_every_claim_of_the_papers_is_there_once() -> None:
             "in quotes",
         ),
         (lambda entries: [entries[27] | {"id": "T-01", "needs": None}, *entries[1:]], "nothing decides"),
+        (lambda entries: [entries[0] | {"shown": ["table_guess"]}, *entries[1:]], "shown 'table_guess' is none of"),
         (lambda entries: [entries[0] | {"toy_check": {"kind": "guess"}}, *entries[1:]], "toy_check.kind 'guess'"),
         (lambda entries: [entries[0] | {"toy_check": {"kind": "level"}}, *entries[1:]], "evidence is missing"),
     ],
@@ -450,6 +462,34 @@ def test_claims_table_names_its_profile(results: Results) -> None:
     table = claims_table(evaluate_claims(POCKET, results), POCKET)
     assert "measured here (pocket)" in table.shown.columns and "Gemma-2-2b" in table.caption
     assert table.shown.set_index("id").loc["T-01", "metric"].endswith("↓")
+
+
+def test_claims_link_to_their_figure_and_to_the_cell_that_makes_it(results: Results) -> None:
+    see = claims_table(evaluate_claims(POCKET, results), POCKET).shown.set_index("id")["see"]
+    assert "[toy_matched](toy_matched.png)" in see["M-05"] and "[table_main](table_main.md)" in see["M-05"]
+    assert "04_evaluation.ipynb#cell-id=" in see["M-05"]
+    assert (see.str.contains(".ipynb#cell-id=", regex=False)).all(), "every claim is seen in some cell"
+    for stem, maker in MAKERS.items():
+        names = (figures, absorption_figures, notebook_figures, stability_figures, sweep_figures, toy_figures)
+        modules = (*names, tables, ablation_tables)
+        assert any(callable(getattr(module, maker, None)) for module in modules), f"{stem}: nothing makes it"
+
+
+def test_cells_are_found_by_what_they_call(tmp_path: Path) -> None:
+    cells = [
+        {"cell_type": "markdown", "id": "a", "source": ["main_table(x)"]},
+        {"cell_type": "code", "id": "b", "source": ["remain_table(x)\n", "y = 1"]},
+        {"cell_type": "code", "id": "c", "source": ["z = 2\n", "main_table(x)"]},
+        {"cell_type": "code", "id": "d", "source": ["main_table(x); evaluate_claims(p)"]},
+    ]
+    write_json(tmp_path / "04_x.ipynb", {"cells": cells})
+    found = notebook_cells(tmp_path)
+    assert found == {"table_main": Cell("04_x", "c"), "claims": Cell("04_x", "d")}
+    assert [link.target for link in evidence_links(["table_main", "pareto"], found)] == [
+        "table_main.md", "pareto.png", "../notebooks/04_x.ipynb#cell-id=c",
+    ]  # fmt: skip
+    assert evidence_links(["pareto"], found)[-1].target.endswith("cell-id=d")
+    assert evidence_links([], {}) == []
 
 
 def test_intervals_match_scipy_and_a_hand_made_factorial() -> None:

@@ -13,8 +13,8 @@ F = np.array([[4.0, 0.0, 0.0, 1.0], [2.0, 0.0, 0.0, 1.0], [0.0, 8.0, 0.0, 2.0]],
 def test_strongest_latents_in_the_order_of_their_tokens():
     shown = strongest_latents(F)
     # Latent 0 peaks on token 0; latents 1 and 3 on token 2, the stronger first. Shares of each one's own peak.
-    np.testing.assert_allclose(shown, [[1, 0.5, 0], [0, 0, 1], [0.5, 0.5, 1]])
-    np.testing.assert_allclose(strongest_latents(F, count=1), [[0, 0, 1]])
+    np.testing.assert_allclose(shown, np.array([[1, 0.5, 0], [0, 0, 1], [0.5, 0.5, 1]]))
+    np.testing.assert_allclose(strongest_latents(F, count=1), np.array([[0, 0, 1]]))
 
 
 def test_figure_and_its_numbers():

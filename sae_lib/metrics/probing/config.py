@@ -6,17 +6,22 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sae_lib import hub
+
 # What only the scoring of an SAE reads: changing it does not make a language model's reference stale.
 _SCORING_FIELDS = {"lm_batch", "ks"}
 
 HUB_REVISIONS: dict[str, str | None] = {
-    "LabHC/bias_in_bios": None,
-    "canrager/amazon_reviews_mcauley_1and5": None,
-    "codeparrot/github-code": None,
-    "fancyzhx/ag_news": "eb185aade064a813bc0b7f42de02595523103ca4",
-    "Helsinki-NLP/europarl": None,
+    name: hub.dataset_revision(name, None)
+    for name in (
+        "LabHC/bias_in_bios",
+        "canrager/amazon_reviews_mcauley_1and5",
+        "codeparrot/github-code",
+        "fancyzhx/ag_news",
+        "Helsinki-NLP/europarl",
+    )
 }
-"""Commit of each hub dataset; None reads the newest one, as SAEBench does for all of them."""
+"""Commit of each hub dataset, as `hub.yaml` pins it; None reads the newest one, as SAEBench does for all of them."""
 
 
 class LabelledFiles(BaseModel):

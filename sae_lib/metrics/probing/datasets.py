@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from sae_lib import hub
 from sae_lib.errors import ArtifactError, first_line
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.tasks import require
@@ -207,8 +208,10 @@ def hub_texts(name: str, config: ProbingConfig, load: Load | None = None) -> tup
     except ArtifactError:
         raise
     except Exception as error:
-        reason = first_line(error)
+        repository = dataset.repository
+        told = hub.explain(error, repository, config.revisions.get(repository), hub.PROBING)
         raise ArtifactError(
-            f"probing.datasets: cannot read '{dataset.repository}' ({type(error).__name__}: {reason}); "
+            told
+            or f"probing.datasets: cannot read '{repository}' ({type(error).__name__}: {first_line(error)}); "
             "check the network and probing.revisions, or set probing.source to documentation or files"
         ) from error

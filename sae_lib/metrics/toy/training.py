@@ -20,7 +20,7 @@ from sae_lib.metrics.toy.data import SEQUENCE, Toy
 from sae_lib.metrics.toy.score import toy_metrics
 from sae_lib.run_config import DataConfig, TrainingConfig
 from sae_lib.sae_config import SAEConfig
-from sae_lib.training import Trainer
+from sae_lib.trainer import Trainer
 
 TRAIN_ROWS = 2**16
 LOG_EVERY = 10

@@ -1,0 +1,224 @@
+"""Kill `make paper` again and again, and compare what it makes in the end with what an undisturbed run makes.
+
+    python -m tests.faults.kills FOLDER SEED
+
+This process imports everything once and starts no thread; each attempt is a fork of it. An attempt is killed either
+by the clock, at a random share of a stage's time, or by itself, right before a random one of the stage's file
+operations: the moments between two of them are short, and the clock hardly ever hits them. Prints a report, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import datasets  # noqa: F401 (imported by the package where text is read; here before the fork)
+import torch
+
+from sae_lib import scoring  # noqa: F401
+from sae_lib.language_model import LanguageModel
+from sae_lib.notebook_state import find_stages
+from sae_lib.paths import Paths
+from sae_lib.profile import load_profile
+from sae_lib.report import figures, notebook_figures, table_files, tables  # noqa: F401
+from tests.faults import small_artifact
+from tests.faults.comparison import compare
+from tests.faults.small_artifact import NAME, STAGES
+
+KILLS, LEAST_PER_STAGE, MOST_ROUNDS = 50, 5, 15
+# Audit events of Python (`sys.addaudithook`) that change what lies in a folder.
+OPERATIONS = frozenset({"tempfile.mkstemp", "tempfile.mkdtemp", "os.chmod", "os.rename", "os.remove", "os.rmdir"})
+# A thread of PyArrow's allocator, which looks after itself in a fork.
+ARROWS_OWN = "jemalloc"
+# An attempt may take this long; it takes seconds.
+STUCK_S = 300.0
+
+
+class Kill(NamedTuple):
+    """When to kill: at a share of the time, or of the file operations, that a stage takes undisturbed."""
+
+    stage: str
+    by: Literal["clock", "operation"]
+    share: float
+
+
+class Outcome(NamedTuple):
+    """What became of an attempt.
+
+    Attributes:
+        killed: whether it was killed before its end.
+        begun: each stage that began: its time, and the number of file operations until then; "end" likewise.
+        ran: the notebooks that ran, of an attempt that came to its end.
+    """
+
+    killed: bool
+    begun: dict[str, tuple[float, int]]
+    ran: list[str]
+
+    @property
+    def last(self) -> str:
+        """The stage that was at work last; "start" before the first."""
+        return next(reversed(self.begun), "start")
+
+
+class Attempts:
+    """Forks of this process, each of which runs the artifact into one output folder."""
+
+    def __init__(self, profile: Path) -> None:
+        self.profile = profile
+        self.seconds: dict[str, float] = {}
+        self.operations: dict[str, int] = {}
+
+    def undisturbed(self, output: Path) -> None:
+        """Run from nothing to the end, and learn what each stage takes."""
+        begun = self.attempt(output).begun
+        for stage, after in zip(STAGES, (*STAGES[1:], "end"), strict=True):
+            self.seconds[stage] = begun[after][0] - begun[stage][0]
+            self.operations[stage] = begun[after][1] - begun[stage][1]
+
+    def attempt(self, output: Path, kill: Kill | None = None) -> Outcome:
+        """Fork a run into `output`; it goes on from what is there.
+
+        Raises RuntimeError when the run fails by itself.
+        """
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            self._run(output, writing, kill)
+        os.close(writing)
+        try:
+            with open(reading, encoding="utf8") as lines:
+                begun, message = _listen(child, lines, kill, self.seconds)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        if "error" in message:
+            raise RuntimeError(f"a run after a kill failed: {message['error']}")
+        return Outcome("end" not in begun, begun, message.get("ran", []))
+
+    def _run(self, output: Path, writing: int, kill: Kill | None) -> None:
+        """The fork: says which stage begins, and never returns."""
+        count = Counter[str]()
+        wanted = {"operation": 0}
+
+        def on_event(event: str, arguments: tuple[Any, ...]) -> None:
+            if event in OPERATIONS:
+                count["operation"] += 1
+                if count["operation"] == wanted["operation"]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        def say(**message: Any) -> None:
+            os.write(writing, (json.dumps(message) + "\n").encode())
+
+        def stage(name: str) -> None:
+            say(stage=name, operations=count["operation"])
+            if kill is not None and kill.by == "operation" and kill.stage == name:
+                wanted["operation"] = count["operation"] + 1 + int(kill.share * self.operations[name])
+
+        try:
+            small_artifact.quiet()
+            os.environ["SAE_LIB_OUTPUT"] = str(output)
+            sys.addaudithook(on_event)
+            ran = small_artifact.run(self.profile, stage)
+            say(stage="end", operations=count["operation"], ran=ran)
+        except BaseException as error:
+            say(error=f"{type(error).__name__}: {error}")
+        # Until it is killed, so that its end cannot overtake a kill that is under way.
+        time.sleep(STUCK_S)
+        os._exit(1)
+
+
+def _listen(
+    child: int, lines: Any, kill: Kill | None, seconds: dict[str, float]
+) -> tuple[dict[str, tuple[float, int]], dict[str, Any]]:
+    """Read what a fork says until it ends or is killed by the clock; the stages that began, and its last message."""
+    begun: dict[str, tuple[float, int]] = {}
+    message: dict[str, Any] = {}
+    deadline = time.monotonic() + STUCK_S
+    while "error" not in message and message.get("stage") != "end":
+        ready, _, _ = select.select([lines], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            os.kill(child, signal.SIGKILL)
+            break
+        line = lines.readline()
+        if not line:
+            break
+        message = json.loads(line)
+        if "stage" in message:
+            begun[message["stage"]] = (time.monotonic(), message["operations"])
+            if kill is not None and kill.by == "clock" and kill.stage == message["stage"]:
+                deadline = time.monotonic() + kill.share * seconds[kill.stage]
+    return begun, message
+
+
+def plan(rng: random.Random) -> list[Kill]:
+    """The kills of one round, in the order of the stages: one of each kind in each stage, and a third in some."""
+    kills = []
+    for stage in STAGES:
+        kinds: list[Literal["clock", "operation"]] = ["clock", "operation"]
+        kinds += rng.choices(kinds, k=rng.randrange(2))
+        rng.shuffle(kinds)
+        kills += [Kill(stage, by, rng.random()) for by in kinds]
+    return kills
+
+
+def battery(folder: Path, seed: int) -> dict[str, Any]:
+    """Rounds from nothing until enough kills are counted; the report."""
+    attempts = Attempts(small_artifact.write(folder))
+    warm_up(attempts.profile)
+    threads = [Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")]
+    expected, output = folder / "undisturbed", folder / "killed"
+    attempts.undisturbed(expected)
+    rng = random.Random(seed)
+    fell: list[tuple[str, str]] = []
+    differences: list[str] = []
+    leftovers = [0]
+    rounds = 0
+    while len(fell) < KILLS or min(Counter(stage for stage, _ in fell)[name] for name in STAGES) < LEAST_PER_STAGE:
+        rounds += 1
+        if rounds > MOST_ROUNDS:
+            break
+        shutil.rmtree(output, ignore_errors=True)
+        last, ended = "start", False
+        for kill in plan(rng):
+            if ended or (last in STAGES and STAGES.index(kill.stage) < STAGES.index(last)):
+                continue
+            outcome = attempts.attempt(output, kill)
+            last, ended = outcome.last, not outcome.killed
+            if outcome.killed:
+                fell.append((last, kill.by))
+                leftovers.append(sum(1 for _ in output.rglob("*.tmp")))
+        attempts.attempt(output)
+        if again := attempts.attempt(output).ran:
+            differences.append(f"round {rounds}: {again} ran although nothing was left to do")
+        differences += [f"round {rounds}: {line}" for line in compare(expected / NAME, output / NAME)]
+    return {
+        "kills": fell, "rounds": rounds, "differences": differences, "most_leftovers": max(leftovers),
+        "threads": sum(not name.startswith(ARROWS_OWN) for name in threads), "operations": attempts.operations,
+    }  # fmt: skip
+
+
+def warm_up(profile: Path) -> None:
+    """What is slow and the same for every attempt: imports, the keys of the code, the language model."""
+    loaded = load_profile(profile)
+    models = {whole: LanguageModel.load(loaded.model, whole=whole) for whole in (False, True)}
+    LanguageModel.load = lambda config, *, whole: models[whole]  # type: ignore[method-assign, assignment]
+    for stage in find_stages(profile.parent):
+        stage.parts(loaded, Paths(NAME))
+    with torch.no_grad():
+        models[True].residual_stream(torch.zeros(1, 2, dtype=torch.long))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(json.dumps(battery(Path(sys.argv[1]), int(sys.argv[2]))))
