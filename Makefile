@@ -33,7 +33,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval test-oracles bench bench-evaluation \
-    bench-gemma lab pocket-lm lock-check clean
+    bench-gemma browser lab pocket-lm lock-check clean
 
 help:  ## list the commands
 	@echo "make <command> [PROFILE=$(PROFILE)] [PYTHON=$(PYTHON)] [GPUS=$(GPUS)] [NODES=$(NODES) HEAD=<host>]"; echo
@@ -91,7 +91,7 @@ unit: $(READY)  ## unit tests
 # The notebooks build on each other's results, so they are checked in order and from nothing.
 nbval: $(READY)  ## run the committed notebooks and compare their checked cells
 	rm -rf build/nbval
-	SAE_LIB_OUTPUT="$(CURDIR)/build/nbval" $(RUN) pytest -q -p no:cacheprovider --durations=5 \
+	SAE_LIB_HEADLESS=1 SAE_LIB_OUTPUT="$(CURDIR)/build/nbval" $(RUN) pytest -q -p no:cacheprovider --durations=5 \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks/0[1-5]_*.ipynb
 
 # The peers need other versions of what we pin, so they have an environment of their own.
@@ -107,7 +107,7 @@ $(ORACLES):
 	@touch $@
 
 test-oracles: $(ORACLES)  ## agreement with SAEBench, SAELens and dictionary_learning, in an environment of their own
-	OMP_NUM_THREADS=1 $(ORACLE_RUN) pytest -q tests/oracles tests/test_interop_libraries.py
+	OMP_NUM_THREADS=1 $(ORACLE_RUN) pytest -q tests/oracles tests/test_interop_libraries.py tests/test_benchmarks.py
 
 bench-evaluation: $(ORACLES)  ## seconds per SAE of our evaluation beside SAEBench's, on the same model and SAEs
 	$(ORACLE_RUN) benchmarks.evaluation
@@ -124,6 +124,9 @@ bench: $(ORACLES)  ## all benchmarks, the peers beside us: about 15 minutes on 2
 bench-gemma: $(READY)  ## the gemma-2-2b profile at full size on random weights, end to end (a GPU, 60 GB of disk)
 	$(RUN) benchmarks.gemma
 	$(RUN) benchmarks.summary
+
+browser: $(READY)  ## one SAE of PROFILE as an offline page: METHOD=topk SEED=42
+	@$(RUN) sae_lib.browser --profile "$(PROFILE)" --method "$(or $(METHOD),topk)" $(if $(SEED),--seed $(SEED))
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(RUN) jupyterlab --notebook-dir=notebooks

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from sae_lib.errors import ArtifactError
 from sae_lib.files import explain_full_disk
+from sae_lib.live import HEADLESS_VARIABLE
 from sae_lib.paths import ROOT, shown
 
 KERNEL = "python3"
@@ -208,12 +209,15 @@ def _kernel_config(sockets: Path) -> Any:
 
 
 def _kernel_manager(log: IO[str]) -> Any:
-    """A manager whose kernels complain, of sockets that close under them for example, to the log."""
+    """A manager whose kernels complain, of sockets that close under them for example, to the log, and know that nobody
+    looks on.
+    """
     from jupyter_client.manager import AsyncKernelManager
 
     class LoggedKernelManager(AsyncKernelManager):
         async def _async_start_kernel(self, **options: Any) -> None:
-            await super()._async_start_kernel(stdout=log, stderr=log, **options)
+            environment = {**(options.pop("env", None) or os.environ), HEADLESS_VARIABLE: "1"}
+            await super()._async_start_kernel(stdout=log, stderr=log, env=environment, **options)
 
         start_kernel = _async_start_kernel
 

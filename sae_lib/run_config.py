@@ -60,6 +60,8 @@ class TrainingConfig(Strict):
     log_every: int = Field(ge=1)
     checkpoint_every: int = Field(ge=1)
     autocast: Literal["none", "bfloat16"] = "none"
+    compile: bool = False
+    """torch.compile for passes over all latents of a batch, which is for GPUs. Changes rounding only."""
     shard_dictionary: bool = False
     """In a distributed run, train one SAE after the other on all GPUs together, each with a piece of the dictionary,
     instead of one SAE on each: for SAEs whose training does not fit on one. The weights agree but for rounding, so this

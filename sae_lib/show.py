@@ -5,7 +5,7 @@ Nothing here is a result; results come from `metrics` and are shown by `report`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from sae_lib.activations import ActivationStore, WindowStream
 from sae_lib.corpus import load_documents, split_of
-from sae_lib.experiments import Calibration, sweep_runs
+from sae_lib.experiments import Calibration, RunSpec, sweep_runs
 from sae_lib.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference
@@ -62,6 +62,18 @@ def context_text(tokenizer: Any, context: Int[np.ndarray, " position"], tokens: 
     """The first tokens of a context with a bar between them; line breaks are shown as ⏎."""
     pieces = [tokenizer.decode([int(token)]).replace("\n", "⏎") for token in context[:tokens]]
     return "|".join(pieces) + ("|…" if len(context) > tokens else "")
+
+
+@torch.no_grad()
+def latents_on(
+    experiment: Experiment, sentence: str, specs: Mapping[str, RunSpec]
+) -> tuple[list[str], dict[str, Float[np.ndarray, "token d_sae"]]]:
+    """The tokens of a sentence as text, and what the SAE of each of `specs` makes of them."""
+    lm = experiment.language_model(whole=False)
+    ids = lm.tokenizer(sentence, add_special_tokens=False)["input_ids"]
+    residual = lm.residual_stream(torch.tensor([[lm.bos_token_id, *ids]]))[0, 1:].float().cpu()
+    latents = {name: experiment.autoencoder(spec).encode(residual).numpy() for name, spec in specs.items()}
+    return [str(lm.tokenizer.decode([token])) for token in ids], latents
 
 
 def model_facts(lm: LanguageModel, core: CoreReference) -> pd.DataFrame:

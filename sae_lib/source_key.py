@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 PACKAGE = PACKAGE_FOLDER.name
-DATA_FILE = re.compile(r"[\w-]+(/[\w-]+)*\.(yaml|json|safetensors|parquet)")
+DATA_FILE = re.compile(r"[\w-]+(/[\w-]+)*\.(yaml|json|safetensors|parquet|typ|css|js|html)")
 
 
 def source_key(*modules: str, data: Iterable[str] = ()) -> str:

@@ -30,10 +30,12 @@ from sae_lib.experiments import Calibration, RunSpec, sweep_runs
 from sae_lib.files import FolderLock, atomic_write, json_key, write_json
 from sae_lib.harvest import harvest, harvest_in_memory, tokens_sha256
 from sae_lib.language_model import LanguageModel
+from sae_lib.live import live_curves
 from sae_lib.matched_l0 import crossing
 from sae_lib.model_loading import model_identity
 from sae_lib.paths import Paths, output_root
 from sae_lib.profile import Profile, load_profile
+from sae_lib.run_log import RunLog, forget_progress
 from sae_lib.store_manifest import content_key, finished_manifest
 from sae_lib.store_place import choose_place, only_in_memory, store_bytes
 from sae_lib.training import is_finished, run_key, train_sae
@@ -179,7 +181,9 @@ class Experiment:
         store_key = self.store_key
         todo = {self.run_key(spec, store_key): spec for spec in specs}
         waiting = [s for key, s in todo.items() if not is_finished(self.run_folder(s, store_key), key)]
-        with FolderLock(self.paths.runs) if ranks.rank() == 0 else nullcontext():
+        methods = {self.run_folder(spec, store_key): spec.method for spec in waiting if spec.trained}
+        lock = FolderLock(self.paths.runs) if ranks.rank() == 0 else nullcontext()
+        with lock, live_curves(methods, self.profile.training.steps):
             for_each(
                 _train_one, self.source, [[spec] for spec in waiting], self.workers, description,
                 together=self.profile.training.shard_dictionary,
@@ -187,6 +191,7 @@ class Experiment:
         frames = []
         for spec in (spec for spec in specs if spec.trained):
             folder = self.run_folder(spec, store_key)
+            forget_progress(folder)  # of a run that was killed between its last file and here
             frames.append(tag(pd.read_parquet(folder / "history.parquet"), spec, folder.name))
         return concat(frames)
 
@@ -246,10 +251,12 @@ def _train_one(source: str, job: list[RunSpec]) -> None:
     for spec in job:
         folder = experiment.run_folder(spec, store.key)
         if spec.trained:
-            train_sae(
-                spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
-                device=experiment.device, group=group,
-            )  # fmt: skip
+            events = experiment.paths.root / "tensorboard" / spec.group / spec.method / (spec.label or "-")
+            with RunLog(folder, events / f"seed-{spec.seed}") as log:
+                train_sae(
+                    spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
+                    device=experiment.device, group=group, log=log if group.rank == 0 else None,
+                )  # fmt: skip
         elif group.rank == 0:
             _leave_untrained(spec, store, folder, experiment.run_key(spec, store.key))
 

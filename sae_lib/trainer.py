@@ -100,6 +100,7 @@ class Trainer:
             dead=self.since_fired >= self.cfg.dead_after_tokens,
             any_dead=self.any_dead,
             generator=self.generator,
+            compiled=self.training.compile,
             group=self.group,
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.autocast == "bfloat16"):

@@ -29,6 +29,7 @@ from sae_lib.trainer import Trainer
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 Report = Callable[[int], None]
+Log = Callable[[dict[str, float]], None]
 
 
 def run_key(config: SAEConfig, store_key: str, data: DataConfig, training: TrainingConfig, seed: int) -> str:
@@ -55,12 +56,14 @@ def train_sae(
     device: str = "cpu",
     group: LatentGroup = ALONE,
     report: Report | None = None,
+    log: Log | None = None,
 ) -> dict[str, Any]:
     """Train one SAE, or return at once when `folder` already holds this very run.
 
-    `report(step)` is called after each step. With `group`, its processes make this call together and each trains its
-    piece of the dictionary; the files are those of one process, written by the first, and a checkpoint can be gone on
-    from by another number of processes. Returns the content of run.json.
+    `report(step)` is called after each step, and `log(row)` with each row of the training curves as soon as there is
+    one; a run that goes on from a checkpoint passes the rows before it too. With `group`, its processes make this call
+    together and each trains its piece of the dictionary; the files are those of one process, written by the first, and
+    a checkpoint can be gone on from by another number of processes. Returns the content of run.json.
 
     Raises ArtifactError when the loss is NaN or infinite (the last checkpoint stays) or the disk is full.
     """
@@ -76,9 +79,14 @@ def train_sae(
             trainer.load(tensors, state)
     started = time.monotonic()
     spent = trainer.seconds
+    logged = 0
     while trainer.index < training.steps:
         trainer.step()
         trainer.seconds = spent + time.monotonic() - started
+        if log is not None:
+            for row in trainer.history[logged:]:
+                log(row)
+            logged = len(trainer.history)
         if trainer.index % training.checkpoint_every == 0 and trainer.index < training.steps:
             trainer.check_finite()
             tensors = trainer.tensors()

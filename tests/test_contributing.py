@@ -33,7 +33,7 @@ def test_worked_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     names: dict[str, Any] = {}
     exec(compile(source, "CONTRIBUTING.md", "exec"), names)
     trainer, sae = names["trainer"], names["sae"]
-    assert trainer.index == profile.training.steps and "'temporal'" in capsys.readouterr().out
+    assert trainer.index == profile.training.steps and "'penalty'" in capsys.readouterr().out
     assert isinstance(sae, Autoencoder) and torch.isfinite(sae(store.rows(np.arange(10)))).all()
 
 

@@ -168,7 +168,7 @@ def test_interruption_leaves_no_half_written_copy_and_no_process(tmp_path: Path,
         import pathlib, sys, types
         from sae_lib import pipeline, plan
         plan.blockers = lambda *_: []
-        plan.estimate = lambda profile, **_: types.SimpleNamespace(seconds={{"01": 60.0}})
+        plan.estimate = lambda profile, **_: types.SimpleNamespace(seconds={{"01": 60.0}}, speed=None)
         sys.exit(pipeline.main(["run", "--profile", "pocket"], pathlib.Path({str(notebooks)!r})))
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]

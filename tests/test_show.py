@@ -10,21 +10,26 @@ import pytest
 import torch
 
 from sae_lib.activations import WindowStream
+from sae_lib.autoencoders import build_autoencoder
+from sae_lib.experiments import RunSpec
 from sae_lib.harvest import harvest
 from sae_lib.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import build_absorption_reference
 from sae_lib.metrics.reconstruction import build_core_reference
 from sae_lib.profile import load_profile
+from sae_lib.sae_config import SAEConfig
 from sae_lib.show import (
     ask_first_letters,
     context_text,
     corpus_overview,
+    latents_on,
     model_facts,
     probe_letters,
     recipe_table,
     window_table,
 )
+from sae_lib.stages import Experiment
 from tests.metrics.conftest import lm, tokenizer
 
 __all__ = ["lm", "tokenizer"]  # fixtures
@@ -81,3 +86,16 @@ def test_model_is_described_and_asked(lm: LanguageModel, tmp_path: Path) -> None
 def test_recipes_name_where_sparsity_comes_from(method: str, sparsity: str) -> None:
     table = recipe_table(load_profile("smoke"), [method])
     assert table["sparsity from"].tolist() == [sparsity]
+
+
+def test_latents_on_a_sentence(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sae = build_autoencoder(SAEConfig(architecture="topk", d_sae=16, k=3), lm.d_in, seed=1)
+    spec = RunSpec(group="main", method="topk", label="", seed=1, config=sae.cfg)
+    monkeypatch.setattr(Experiment, "language_model", lambda self, whole: lm)
+    monkeypatch.setattr(Experiment, "autoencoder", lambda self, spec: sae)
+    experiment = Experiment.open("smoke")
+    pieces, latents = latents_on(experiment, "ban ban", {"topk": spec})
+    ids = lm.tokenizer("ban ban", add_special_tokens=False)["input_ids"]
+    assert "".join(pieces) == "ban ban" and len(pieces) == len(ids)
+    residual = lm.residual_stream(torch.tensor([[lm.bos_token_id, *ids]]))[0, 1:].float()
+    np.testing.assert_array_equal(latents["topk"], sae.encode(residual).detach().numpy())

@@ -109,7 +109,7 @@ def test_a_corpus_of_the_hub_is_retried(monkeypatch):
     network = Network(row5=2, row9=100)
     monkeypatch.setattr(corpus, "_dataset", lambda *_: network.dataset())
     monkeypatch.setattr(corpus, "Retried", partial(Retried, sleep=network.waits.append))
-    config = CorpusConfig(source="hub", name="somebody/text")
+    config = CorpusConfig(source="hub", name="somebody/text", revision="main")
     with pytest.raises(ArtifactError, match=r"^corpus: somebody/text could not be read on after 9 rows") as caught:
         list(documents_of("train", load_documents(config), config))
     assert "\n" not in str(caught.value)

@@ -43,6 +43,8 @@ class Step:
     """||x - x_hat||^2, summed over d_in, mean over the batch."""
     firing_rate: Float[Tensor, " d_sae"] | None = None
     """Share of the batch on which each latent is above zero (Eq. 5's indicator), before any mask."""
+    compiled: bool = False
+    """Whether passes over all latents are compiled (`fused`)."""
     group: LatentGroup = ALONE
     """Where the dictionary is held in pieces: all that has d_sae entries above are those of this process."""
 
@@ -147,7 +149,7 @@ class Autoencoder(nn.Module):
         """The latents of a training step; leaves the pre-activations in `step.pre`."""
         step.pre = self.pre_activations(step.x)
         active = self.activate_entries(step) if worthwhile(step.x, self.d_sae) else None
-        return DenseLatents(self.activate_training(step)) if active is None else active
+        return DenseLatents(self.activate_training(step), compiled=step.compiled) if active is None else active
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents of `x`; deterministic, without masks."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_lib.autoencoders import fused
 from sae_lib.autoencoders.change import squared_change
 
 
@@ -68,10 +70,10 @@ class Latents(ABC):
 
 
 class DenseLatents(Latents):
-    """Held as a matrix."""
+    """Held as a matrix; `compiled`: see `fused`."""
 
-    def __init__(self, f: Float[Tensor, "batch d_sae"]) -> None:
-        self.f = f
+    def __init__(self, f: Float[Tensor, "batch d_sae"], *, compiled: bool = False) -> None:
+        self.f, self.compiled = f, compiled
         self.n_rows, self.d_sae = f.shape
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
@@ -81,28 +83,41 @@ class DenseLatents(Latents):
         return self.f.sum(dtype=torch.float32) / self.n_rows
 
     def times(self, factor: Float[Tensor, "..."]) -> DenseLatents:
-        return DenseLatents(self.f * factor)
+        return DenseLatents(self.f * factor, compiled=self.compiled)
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
-        return self.f.to(W_dec.dtype) @ W_dec
+        return _matching(self.f, W_dec) @ W_dec
 
     def decode_groups(
         self, W_dec: Float[Tensor, "d_sae d_in"], sizes: Sequence[int]
     ) -> list[Float[Tensor, "batch d_in"]]:
         parts = zip(self.f.split(list(sizes), dim=1), W_dec.split(list(sizes)), strict=True)
-        return [f.to(W_dec.dtype) @ directions for f, directions in parts]
+        return [_matching(f, directions) @ directions for f, directions in parts]
 
     def change(self, paired: Bool[Tensor, " batch"], *, both: bool) -> Float[Tensor, ""]:
+        if self.compiled:
+            change: Tensor = fused.compiled(fused.squared_change)(self.f, paired[1:].float(), both)
+            return change
         return squared_change(self.f.float(), paired[1:].float(), both)
 
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        found: tuple[Tensor, Tensor, Tensor] = fused.compiled(fused.moments)(self.f.detach())
+        return found
+
     def rate(self) -> Float[Tensor, " d_sae"]:
-        return self.f.detach().sign().mean(dim=0, dtype=torch.float32)
+        return self._moments[0] if self.compiled else self.f.detach().sign().mean(dim=0, dtype=torch.float32)
 
     def mean(self) -> Float[Tensor, " d_sae"]:
-        return self.f.detach().mean(dim=0, dtype=torch.float32)
+        return self._moments[1] if self.compiled else self.f.detach().mean(dim=0, dtype=torch.float32)
 
     def mean_square(self) -> Float[Tensor, " d_sae"]:
-        return self.f.detach().float().square().mean(dim=0)
+        return self._moments[2] if self.compiled else self.f.detach().float().square().mean(dim=0)
 
     def mean_product(self, error: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
         return self.f.detach().to(error.dtype).T @ error / self.n_rows
+
+
+def _matching(f: Tensor, W_dec: Tensor) -> Tensor:
+    """f in the dtype of W_dec, unless autocast chooses one for both."""
+    return f if torch.is_autocast_enabled(f.device.type) else f.to(W_dec.dtype)

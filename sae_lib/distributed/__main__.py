@@ -24,8 +24,10 @@ from sae_lib.workers import end_with_parent, use_one_core
 def do_all(experiment: Experiment) -> None:
     """What the notebooks ask for, in their order: tokens, activations, sweep, main comparison, ablations, scores."""
     _tell("tokens and activations")
-    ranks.from_first(lambda: _build_tokens(experiment))
-    experiment.harvest(experiment.language_model(whole=False))
+    ranks.from_first(lambda: _fetch(experiment))
+    lm = experiment.language_model(whole=False)
+    experiment.build_tokens(lm.tokenizer)
+    experiment.harvest(lm)
     _tell("sweep, main comparison")
     calibration = experiment.calibrate()
     main = plan_runs(experiment.profile, calibration, MAIN_GROUPS)
@@ -38,9 +40,9 @@ def do_all(experiment: Experiment) -> None:
     evaluate(experiment, main)
 
 
-def _build_tokens(experiment: Experiment) -> None:
-    """On one rank, which also fetches what the others then find on the disk."""
-    experiment.build_tokens(experiment.language_model(whole=False).tokenizer)
+def _fetch(experiment: Experiment) -> None:
+    """The model, by one rank; the others then find it on the disk."""
+    experiment.language_model(whole=False)
 
 
 def _tell(what: str) -> None:

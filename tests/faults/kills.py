@@ -4,14 +4,17 @@
 
 This process imports everything once and starts no thread; each attempt is a fork of it. An attempt is killed either
 by the clock, at a random share of a stage's time, or by itself, right before a random one of the stage's file
-operations: the moments between two of them are short, and the clock hardly ever hits them. Prints a report, as JSON.
+operations: the moments between two of them are short, and the clock hardly ever hits them. Or its disk is full from
+such an operation on, which must end it with one line. Prints a report, as JSON.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -19,7 +22,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import datasets  # noqa: F401 (imported by the package where text is read; here before the fork)
 import torch
@@ -41,13 +44,19 @@ OPERATIONS = frozenset({"tempfile.mkstemp", "tempfile.mkdtemp", "os.chmod", "os.
 ARROWS_OWN = "jemalloc"
 # An attempt may take this long; it takes seconds.
 STUCK_S = 300.0
+NEVER = 10**9
+FULL = re.compile(r"ArtifactError: disk full while writing into \S.*: \d+ MiB free; [^\n]*")
+
+
+Way = Literal["clock", "operation", "full disk"]
 
 
 class Kill(NamedTuple):
-    """When to kill: at a share of the time, or of the file operations, that a stage takes undisturbed."""
+    """When to kill, or to fill the disk: at a share of the time, or of the file operations, that a stage takes
+    undisturbed."""
 
     stage: str
-    by: Literal["clock", "operation"]
+    by: Way
     share: float
 
 
@@ -55,12 +64,14 @@ class Outcome(NamedTuple):
     """What became of an attempt.
 
     Attributes:
-        killed: whether it was killed before its end.
+        ended: whether it came to its end.
+        stopped: the error that it stopped with by itself.
         begun: each stage that began: its time, and the number of file operations until then; "end" likewise.
         ran: the notebooks that ran, of an attempt that came to its end.
     """
 
-    killed: bool
+    ended: bool
+    stopped: str | None
     begun: dict[str, tuple[float, int]]
     ran: list[str]
 
@@ -88,7 +99,7 @@ class Attempts:
     def attempt(self, output: Path, kill: Kill | None = None) -> Outcome:
         """Fork a run into `output`; it goes on from what is there.
 
-        Raises RuntimeError when the run fails by itself.
+        Raises RuntimeError when the run fails by itself, but for a disk that was filled and is told as such.
         """
         reading, writing = os.pipe()
         child = os.fork()
@@ -102,35 +113,43 @@ class Attempts:
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        if "error" in message:
-            raise RuntimeError(f"a run after a kill failed: {message['error']}")
-        return Outcome("end" not in begun, begun, message.get("ran", []))
+        error = message.get("error")
+        if error is not None and not (kill is not None and kill.by == "full disk" and FULL.fullmatch(error)):
+            raise RuntimeError(f"a run failed that should not: {error}")
+        return Outcome("end" in begun, error, begun, message.get("ran", []))
 
     def _run(self, output: Path, writing: int, kill: Kill | None) -> None:
         """The fork: says which stage begins, and never returns."""
-        count = Counter[str]()
-        wanted = {"operation": 0}
+        done, wanted = 0, NEVER
+        flush = os.fsync
 
         def on_event(event: str, arguments: tuple[Any, ...]) -> None:
-            if event in OPERATIONS:
-                count["operation"] += 1
-                if count["operation"] == wanted["operation"]:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            nonlocal done
+            done += event in OPERATIONS
+            if event in OPERATIONS and done == wanted and kill is not None and kill.by == "operation":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        def on_flush(handle: int) -> None:
+            if done >= wanted and kill is not None and kill.by == "full disk":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            flush(handle)
 
         def say(**message: Any) -> None:
             os.write(writing, (json.dumps(message) + "\n").encode())
 
         def stage(name: str) -> None:
-            say(stage=name, operations=count["operation"])
-            if kill is not None and kill.by == "operation" and kill.stage == name:
-                wanted["operation"] = count["operation"] + 1 + int(kill.share * self.operations[name])
+            nonlocal wanted
+            say(stage=name, operations=done)
+            if kill is not None and kill.stage == name:
+                wanted = done + 1 + int(kill.share * self.operations[name])
 
         try:
             small_artifact.quiet()
             os.environ["SAE_LIB_OUTPUT"] = str(output)
             sys.addaudithook(on_event)
+            os.fsync = on_flush
             ran = small_artifact.run(self.profile, stage)
-            say(stage="end", operations=count["operation"], ran=ran)
+            say(stage="end", operations=done, ran=ran)
         except BaseException as error:
             say(error=f"{type(error).__name__}: {error}")
         # Until it is killed, so that its end cannot overtake a kill that is under way.
@@ -162,13 +181,12 @@ def _listen(
 
 
 def plan(rng: random.Random) -> list[Kill]:
-    """The kills of one round, in the order of the stages: one of each kind in each stage, and a third in some."""
+    """What happens in one round, in the order of the stages: one of each kind in each stage, and one more in some."""
     kills = []
     for stage in STAGES:
-        kinds: list[Literal["clock", "operation"]] = ["clock", "operation"]
-        kinds += rng.choices(kinds, k=rng.randrange(2))
-        rng.shuffle(kinds)
-        kills += [Kill(stage, by, rng.random()) for by in kinds]
+        ways: list[Way] = [*get_args(Way), *rng.choices(get_args(Way), k=rng.randrange(2))]
+        rng.shuffle(ways)
+        kills += [Kill(stage, by, rng.random()) for by in ways]
     return kills
 
 
@@ -181,6 +199,7 @@ def battery(folder: Path, seed: int) -> dict[str, Any]:
     attempts.undisturbed(expected)
     rng = random.Random(seed)
     fell: list[tuple[str, str]] = []
+    full: list[str] = []
     differences: list[str] = []
     leftovers = [0]
     rounds = 0
@@ -194,8 +213,10 @@ def battery(folder: Path, seed: int) -> dict[str, Any]:
             if ended or (last in STAGES and STAGES.index(kill.stage) < STAGES.index(last)):
                 continue
             outcome = attempts.attempt(output, kill)
-            last, ended = outcome.last, not outcome.killed
-            if outcome.killed:
+            last, ended = outcome.last, outcome.ended
+            if outcome.stopped is not None:
+                full.append(last)
+            elif not ended:
                 fell.append((last, kill.by))
                 leftovers.append(sum(1 for _ in output.rglob("*.tmp")))
         attempts.attempt(output)
@@ -203,7 +224,7 @@ def battery(folder: Path, seed: int) -> dict[str, Any]:
             differences.append(f"round {rounds}: {again} ran although nothing was left to do")
         differences += [f"round {rounds}: {line}" for line in compare(expected / NAME, output / NAME)]
     return {
-        "kills": fell, "rounds": rounds, "differences": differences, "most_leftovers": max(leftovers),
+        "kills": fell, "full_disks": full, "rounds": rounds, "differences": differences, "most_leftovers": max(leftovers),
         "threads": sum(not name.startswith(ARROWS_OWN) for name in threads), "operations": attempts.operations,
     }  # fmt: skip
 

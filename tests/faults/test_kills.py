@@ -22,10 +22,16 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="fo
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The battery, in a process of its own: it forks, and pytest's process has threads."""
-    folder = tmp_path_factory.mktemp("kills")
+    """The battery, in a process of its own: it forks, and pytest's process has threads.
+
+    Its folder has a space and other letters in its path, and there is no home folder, nor can one be made.
+    """
+    folder = tmp_path_factory.mktemp("kills") / "à la carte, 山 🙂"
+    folder.mkdir()
+    (folder / "file").touch()
     one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     environment = os.environ | one | {"HF_DATASETS_CACHE": str(folder / "datasets"), "PYTHONPATH": str(ROOT)}
+    environment["HOME"] = str(folder / "file" / "home")
     command = [sys.executable, "-m", "tests.faults.kills", str(folder), "20260101"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
@@ -40,12 +46,14 @@ def test_fifty_kills_change_nothing(report: dict[str, Any]) -> None:
     assert len(report["kills"]) >= 50 and all(stages[stage] >= 5 for stage in STAGES), stages
     kinds = Counter(by for _, by in report["kills"])
     assert min(kinds["clock"], kinds["operation"]) >= 15, kinds
+    assert len(report["full_disks"]) >= 10, report["full_disks"]
     assert all(report["operations"][stage] for stage in STAGES), "a stage wrote nothing"
 
 
 def test_what_a_killed_run_was_writing_does_not_pile_up(report: dict[str, Any]) -> None:
-    """At most the file at hand, and the one of the thread beside; the next run removes them."""
-    assert report["most_leftovers"] <= 2
+    """At most the files of the killed moment, three where the splits of the tokens are written side by side; the next
+    run removes them."""
+    assert report["most_leftovers"] <= 3
 
 
 def test_the_comparison_sees_what_it_should(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_the_packaged_corpus_is_one_part_of_held_out_documents(lm, monkeypatch, 
 
 
 def test_sources_that_do_not_fit(lm, config, tmp_path):
-    elsewhere = CorpusConfig(source="hub", name="someone/something")
+    elsewhere = CorpusConfig(source="hub", name="someone/something", revision="main")
     for corpus in (elsewhere, None):
         with pytest.raises(ArtifactError, match=r"probing.source: 'documentation' needs corpus.source documentation"):
             build_probing_reference(lm, ON_DOCUMENTATION, corpus, tmp_path)
