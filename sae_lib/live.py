@@ -83,10 +83,10 @@ def _redraw(handle: Any, watched: _Watched, shown: list[Curve], steps: int, ende
     while not ended.wait(pause):
         curves = watched.curves()
         if curves != shown:
-            began = time.monotonic()
+            began = time.thread_time()
             handle.update(_picture(curves, steps))
             shown = curves
-            pause = max(REDRAW_S, (time.monotonic() - began) / LARGEST_SHARE)
+            pause = max(REDRAW_S, (time.thread_time() - began) / LARGEST_SHARE)
 
 
 def _picture(curves: list[Curve], steps: int) -> Any:

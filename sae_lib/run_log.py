@@ -27,8 +27,8 @@ class RunLog:
     """The log of one run: a context manager around `train_sae`, which calls it with each row of its history.
 
     A row holds "step" and other named numbers. It becomes a line of `folder / "progress.jsonl"` at once, and a point on
-    each curve of the event file in `events`; without a row nothing is written. When the block ends well,
-    `progress.jsonl` is removed; that of a run that was broken off stays.
+    each curve of the event file in `events` (which needs tensorboardX); without a row nothing is written. When the
+    block ends well, `progress.jsonl` is removed; that of a run that was broken off stays.
 
     Raises ArtifactError when the disk is full.
     """

@@ -47,8 +47,8 @@ def directions() -> torch.Tensor:
 def test_entries_by_hand():
     entries = Entries(np.array([1, 3, 5]), (3, 2))  # rows (0, 1), (1, 1), (2, 1)
     assert entries.row.tolist() == [0, 1, 2] and entries.latent.tolist() == [1, 1, 1]
-    order, starts = entries.by_latent
-    assert order.tolist() == [0, 1, 2] and starts.tolist() == [0, 0, 3]
+    order, row, starts = entries.by_latent
+    assert order.tolist() == [0, 1, 2] and row.tolist() == [0, 1, 2] and starts.tolist() == [0, 0, 3]
     assert entries.sum_by_latent(torch.tensor([1.0, 2.0, 4.0])).tolist() == [0.0, 7.0]
 
 

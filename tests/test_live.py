@@ -193,7 +193,8 @@ def cell(folder: Path, pictures: int) -> str:
     return CELL.replace("FOLDER", repr(str(folder))).replace("PICTURES", str(pictures))
 
 
-def test_in_a_kernel_the_picture_comes_moves_and_goes(tmp_path):
+def test_in_a_kernel_the_picture_comes_moves_and_goes(tmp_path, monkeypatch):
+    monkeypatch.delenv(live.HEADLESS_VARIABLE, raising=False)
     manager, client = start_new_kernel(kernel_name="python3")
     messages: list[Any] = []
 

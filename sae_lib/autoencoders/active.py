@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,25 +42,27 @@ class Entries:
         return torch.repeat_interleave(self.row_starts.diff())
 
     @cached_property
-    def by_latent(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n_latents_and_1"]]:
-        """The entries' order by latent (and row), and where each latent's begin."""
-        latent = self.latent.numpy()
-        # Radix sort, which NumPy has for 16 bits.
-        narrow = latent.astype(np.uint16) if self.shape[1] <= 2**16 else latent
-        counts = np.bincount(latent, minlength=self.shape[1])
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        return torch.from_numpy(np.argsort(narrow, kind="stable")), torch.from_numpy(starts)
+    def by_latent(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " latents_and_1"]]:
+        """The entries' order by latent (and row), their rows in that order, and where each latent's begin."""
+        numbers = np.arange(len(self.flat), dtype=np.int32)
+        columns, starts = self.latent.numpy().astype(np.int32), self.row_starts.numpy().astype(np.int32)
+        # SciPy's change of format is a counting sort.
+        by_latent = csr_array((numbers, columns, starts), shape=self.shape).tocsc()
+        order, row, starts = by_latent.data, by_latent.indices, by_latent.indptr
+        return torch.from_numpy(order), torch.from_numpy(row), torch.from_numpy(starts)
 
     def sum_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
-        return values.new_zeros(self.shape[1]).index_add_(0, self.latent, values)
+        """The sum of each latent's `values`."""
+        order, _, starts = self.by_latent
+        return _sum_bags(order, values[:, None], starts).squeeze(1)
 
     def weighted_rows(
         self, rows: Float[Tensor, "rows d_in"], values: Float[Tensor, " n"], row: Int[Tensor, " n"] | None = None
     ) -> Float[Tensor, "d_sae d_in"]:
         """For each latent the sum of `values` times the row of each of its entries (or `row`): f^T rows."""
-        order, starts = self.by_latent
-        row = self.row if row is None else row
-        return _sum_bags(row.index_select(0, order), rows, starts, values.index_select(0, order))
+        order, own, starts = self.by_latent
+        row = own if row is None else row.index_select(0, order).to(own.dtype)
+        return _sum_bags(row, rows, starts, values.index_select(0, order))
 
 
 def find_entries(active: Bool[Tensor, "batch d_sae"]) -> Entries | None:
@@ -130,12 +133,14 @@ class _Change(torch.autograd.Function):
         weight[0] = 0.0
         mine, next_ = weight.index_select(0, entries.row), weight.index_select(0, entries.row + 1)
         size = entries.shape[1]
-        padded = values.new_zeros((entries.shape[0] + 2) * size)  # a row of zeros before the first and after the last
-        padded.index_copy_(0, entries.flat + size, values)
+        padded = _zeros((entries.shape[0] + 2) * size, values.dtype)  # with a row before the first and after the last
+        here = entries.flat + size
+        padded.index_copy_(0, here, values)
         previous = padded.index_select(0, entries.flat)
         gradient = mine * (values - previous)
         if both:
-            gradient = gradient + next_ * (values - padded.index_select(0, entries.flat + 2 * size))
+            gradient = gradient + next_ * (values - padded.index_select(0, here + size))
+        padded.index_fill_(0, here, 0.0)
         ctx.save_for_backward(gradient)
         return torch.dot(values, (mine + next_) * values) - 2.0 * torch.dot(values, mine * previous)
 
@@ -143,6 +148,12 @@ class _Change(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
         return 2.0 * grad * gradient, None, None, None
+
+
+@lru_cache(maxsize=1)
+def _zeros(size: int, dtype: torch.dtype) -> Float[Tensor, " size"]:
+    """Zeros to work in, which whoever takes them leaves as zeros: new memory of this size costs more than its use."""
+    return torch.zeros(size, dtype=dtype)
 
 
 class ActiveLatents(Latents):
@@ -194,11 +205,15 @@ class ActiveLatents(Latents):
 
 
 def _sum_bags(
-    index: Int[Tensor, " n"], table: Float[Tensor, "rows d_in"], starts: Int[Tensor, " bags_and_1"], weight: Tensor
-) -> Float[Tensor, "bags d_in"]:
-    """For each bag i the sum of weight * table[index] over entries starts[i] to starts[i + 1]."""
+    index: Int[Tensor, " n"],
+    table: Float[Tensor, "rows columns"],
+    starts: Int[Tensor, " bags_and_1"],
+    weight: Float[Tensor, " n"] | None = None,
+) -> Float[Tensor, "bags columns"]:
+    """For each bag i the sum of table[index], times `weight`, over entries starts[i] to starts[i + 1]."""
+    weight = None if weight is None else weight.detach()
     return functional.embedding_bag(
-        index, table.detach(), starts, mode="sum", per_sample_weights=weight.detach(), include_last_offset=True
+        index, table.detach(), starts, mode="sum", per_sample_weights=weight, include_last_offset=True
     )
 
 

@@ -46,7 +46,7 @@ def test_fifty_kills_change_nothing(report: dict[str, Any]) -> None:
     assert len(report["kills"]) >= 50 and all(stages[stage] >= 5 for stage in STAGES), stages
     kinds = Counter(by for _, by in report["kills"])
     assert min(kinds["clock"], kinds["operation"]) >= 15, kinds
-    assert len(report["full_disks"]) >= 10, report["full_disks"]
+    assert len(report["full_disks"]) >= 3, report["full_disks"]
     assert all(report["operations"][stage] for stage in STAGES), "a stage wrote nothing"
 
 
