@@ -3,8 +3,9 @@
     .venv-oracles/bin/python -m benchmarks.step_time
 
 Methods that are compared with each other take turns in one process (`measure.interleaved`), together with the matrix
-products of the floor. Everything is timed twice: at the start, when latents are dense, and after `--warm` steps, at the
-L0 reached then. The rows are the residual stream of a one-block Gemma-2 with random weights.
+products of the floor. Everything is timed twice: at the start, when latents are dense, and after `--warm` steps, with
+biases or thresholds then moved to where L0 is k, the same for all. The rows are the residual stream of a one-block
+Gemma-2 with random weights.
 
 Writes `results/step_time.json` and `figures/step_time.png`.
 """
@@ -24,7 +25,16 @@ from benchmarks.measure import computes_in_bf16, device_in_use, interleaved, rat
 from benchmarks.output import arguments, interval, save, table
 from benchmarks.random_model import random_store
 from benchmarks.step_time_figure import figure
-from benchmarks.steppers import PEER_METHODS, PEERS, Ours, Rows, Stepper, peer_precisions, peers_installed
+from benchmarks.steppers import (
+    PEER_METHODS,
+    PEERS,
+    Ours,
+    Rows,
+    Stepper,
+    bring_to_l0,
+    peer_precisions,
+    peers_installed,
+)
 
 # Timed together: the methods of one family, and whatever a ratio is taken of.
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -47,7 +57,7 @@ def main(asked_for: Sequence[str] | None = None) -> None:
     parser = arguments("seconds per training step: ours, the peers', and the floor")
     parser.add_argument("--shapes", nargs="+", metavar="D_INxD_SAE", help="default: those of the device")
     parser.add_argument("--batch", type=int, default=2048, help="rows per step")
-    parser.add_argument("--warm", type=int, default=150, help="steps before the second timing, on batches of 1/8")
+    parser.add_argument("--warm", type=int, default=40, help="steps before the second timing, on batches of 1/8")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of each timing")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=[*FAMILIES])
     parser.add_argument(
@@ -93,6 +103,7 @@ def time_shape(
             if phase == "warm":
                 for stepper in steppers.values():
                     stepper.warm(warm)
+                    bring_to_l0(stepper, k)
             cases: dict[Any, Callable[[], object]] = {case: stepper.step for case, stepper in steppers.items()}
             cases |= _floor_cases(d_in, d_sae, rows.batch, rows.device, precisions)
             seconds = interleaved(cases, repeats, rows.device, block_seconds)

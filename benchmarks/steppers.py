@@ -1,6 +1,6 @@
 """One optimiser step of ours and of the peers behind one interface, on the same rows.
 
-Ours is `sae_lib.training.Trainer.step`, which also fetches its batch from the store in memory (bf16) and brings it to
+Ours is `sae_lib.trainer.Trainer.step`, which also fetches its batch from the store in memory (bf16) and brings it to
 float32. The peers are handed ready float32 batches, scaled to E||x||^2 = 1, so they are spared that.
 """
 
@@ -38,6 +38,31 @@ class Stepper(Protocol):
 
     def l0(self) -> float:
         """Active latents per row now."""
+
+    def offsets(self) -> list[tuple[Tensor, int]]:
+        """What decides which latents fire, and whether more of it makes them fewer (1) or more (-1); nothing where L0
+        is told as k.
+        """
+
+    def stay(self) -> None:
+        """From now on steps with a learning rate of zero: they cost the same and leave L0 where it is."""
+
+
+@torch.no_grad()
+def bring_to_l0(stepper: Stepper, target: float) -> None:
+    """Move a stepper's offsets, all by the same amount, to where its L0 is `target`.
+
+    A step costs what is active, so it is timed at equal L0; training would bring each method to its own, in its own
+    time, so it learns nothing from here on.
+    """
+    stepper.stay()
+    starts = [tensor.clone() for tensor, _ in stepper.offsets()]
+    low, high = -1e3, 1e3
+    for _ in range(50 if starts else 0):
+        middle = (low + high) / 2
+        for (tensor, sign), start in zip(stepper.offsets(), starts, strict=True):
+            tensor.copy_(start + sign * middle)
+        low, high = (middle, high) if stepper.l0() > target else (low, middle)
 
 
 class Rows:
@@ -80,9 +105,18 @@ class Ours:
             small.step()
         self.trainer.load({name: t.clone() for name, t in small.tensors().items()}, copy.deepcopy(small.state()))
 
+    def offsets(self) -> list[tuple[Tensor, int]]:
+        sae = self.trainer.sae
+        signs = {"standard": {"b_enc": -1}, "gated": {"b_gate": -1, "b_mag": -1}, "jumprelu": {"threshold": 1}}
+        return [(sae.get_parameter(name), sign) for name, sign in signs.get(self.config.architecture, {}).items()]
+
     def l0(self) -> float:
         scale = self.rows.scale if not self.config.normalize_inputs else 1.0
         return _l0(self.trainer.sae, self.rows.batches[0] / scale, self.config.k)
+
+    def stay(self) -> None:
+        still = self.config.optimizer.model_copy(update={"learning_rate": 0.0})
+        self.trainer.cfg = self.config.model_copy(update={"optimizer": still})
 
     def _trainer(self, batch: int) -> Trainer:
         return Trainer(self.config, self.rows.store, self.rows.data(batch), self.training, 0, self.rows.device)
@@ -127,7 +161,7 @@ class DictionaryLearning:
             "jumprelu": (jumprelu.JumpReluTrainer, sparsity | {"target_l0": float(k)}),
         }
         kind, options = kinds[method]
-        self.rows, self.k = rows, k if "k" in options else None
+        self.rows, self.k, self.method = rows, k if "k" in options else None, method
         self.trainer = kind(
             steps=warm_steps + STEPS_LEFT, activation_dim=rows.store.d_in, dict_size=d_sae, layer=0, lm_name="random",
             device=rows.device, seed=0, **warm_up, **options,
@@ -148,8 +182,19 @@ class DictionaryLearning:
             self.trainer.update(self.index, batches[self.index % len(batches)])
         self.index += 1
 
+    def offsets(self) -> list[tuple[Tensor, int]]:
+        ae = self.trainer.ae
+        if self.method == "standard":
+            return [(ae.encoder.bias, -1)]
+        if self.method == "gated":
+            return [(ae.gate_bias, -1), (ae.mag_bias, -1)]
+        return [(ae.threshold, 1)] if self.method == "jumprelu" else []
+
     def l0(self) -> float:
         return _l0(self.trainer.ae, self.rows.batches[0], self.k)
+
+    def stay(self) -> None:
+        _hold_still(self.trainer.optimizer, self.trainer.scheduler)
 
 
 class SAELens:
@@ -177,7 +222,7 @@ class SAELens:
             ),
         }  # fmt: skip
         kind, config, options = kinds[method]
-        self.rows, self.k = rows, options.get("k")
+        self.rows, self.k, self.method = rows, options.get("k"), method
         sae = kind(config(d_in=rows.store.d_in, d_sae=d_sae, device=rows.device, **options))
         self.trainer = SAETrainer(
             SAETrainerConfig(
@@ -200,8 +245,15 @@ class SAELens:
         self.trainer.n_training_steps += 1
         self.index += 1
 
+    def offsets(self) -> list[tuple[Tensor, int]]:
+        names = {"standard": {"b_enc": -1}, "gated": {"b_gate": -1, "b_mag": -1}, "jumprelu": {"threshold": 1}}
+        return [(getattr(self.trainer.sae, name), sign) for name, sign in names.get(self.method, {}).items()]
+
     def l0(self) -> float:
         return _l0(self.trainer.sae, self.rows.batches[0], self.k)
+
+    def stay(self) -> None:
+        _hold_still(self.trainer.optimizer, self.trainer.lr_scheduler)
 
 
 PEERS: dict[str, type[DictionaryLearning] | type[SAELens]] = {
@@ -224,6 +276,12 @@ def peer_precisions(peer: str, device: str) -> tuple[str, ...]:
 def _shortened(steps: int, warm_steps: int) -> int:
     """A warm-up of the papers' run, shortened as ours are."""
     return max(1, round(steps * warm_steps / REFERENCE_STEPS))
+
+
+def _hold_still(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    scheduler.step = lambda: None
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
@@ -27,8 +26,8 @@ class RunLog:
     """The log of one run: a context manager around `train_sae`, which calls it with each row of its history.
 
     A row holds "step" and other named numbers. It becomes a line of `folder / "progress.jsonl"` at once, and a point on
-    each curve of the event file in `events` (which needs tensorboardX); without a row nothing is written. When the
-    block ends well, `progress.jsonl` is removed; that of a run that was broken off stays.
+    each curve of the event file in `events`; without a row nothing is written. When the block ends well,
+    `progress.jsonl` is removed; that of a run that was broken off stays.
 
     Raises ArtifactError when the disk is full.
     """
@@ -43,13 +42,14 @@ class RunLog:
 
     def __call__(self, row: Row) -> None:
         with explain_full_disk(self._folder):
-            if self._progress is None:
+            if self._progress is None or self._events is None:
+                from sae_lib.event_file import EventFile  # tensorboardX imports torch, which a plan does without
+
                 self._progress = (self._folder / PROGRESS_FILE).open("w", encoding="utf-8")
-                self._events = _event_file(self._events_folder)
+                self._events = EventFile(self._events_folder)
             self._progress.write(json.dumps(row) + "\n")
             self._progress.flush()
-            if self._events is not None:
-                self._events.scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+            self._events.scalars(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -60,15 +60,6 @@ class RunLog:
                     closing.callback(file.close)
         if kind is None:
             forget_progress(self._folder)
-
-
-def _event_file(folder: Path) -> EventFile | None:
-    """A new event file, where tensorboardX is installed."""
-    if find_spec("tensorboardX") is None:
-        return None
-    from sae_lib.event_file import EventFile
-
-    return EventFile(folder)
 
 
 def forget_progress(folder: Path) -> None:

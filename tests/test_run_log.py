@@ -140,14 +140,6 @@ def test_a_run_that_is_finished_already_keeps_its_events(store, tmp_path):
     assert scalars(tmp_path / "events") == before
 
 
-def test_without_tensorboardx_there_is_progress_and_no_event_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("sae_lib.run_log.find_spec", lambda name: None)
-    with RunLog(tmp_path, tmp_path / "events") as log:
-        log({"step": 0, "loss": 2.0})
-        assert logged_rows(tmp_path) == ([{"step": 0, "loss": 2.0}], False)
-    assert [*tmp_path.iterdir()] == []
-
-
 def test_a_torn_last_line_is_left_out(tmp_path):
     rows = [{"step": 0, "l0": 4.5}, {"step": 5, "l0": float("nan")}]
     (tmp_path / PROGRESS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 10, "l0')

@@ -15,6 +15,7 @@ from sae_lib.autoencoders.latent_group import ALONE, LatentGroup
 # What will be strong enough is guessed from the step before, so that most rows have their k above it and few others.
 GUESS_QUANTILE = 0.02
 GUESS_FACTOR = 0.95
+CANDIDATES = 3  # times k: more of them in a row are rare
 
 
 def kth_largest(values: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows 1"]:
@@ -72,12 +73,11 @@ def strongest_of_rows(
         entries = find_entries(pre >= least)
     else:
         values = pre.view(-1).index_select(0, candidates.flat)
-        least = _kth_of_rows(values, candidates, k)
-        few = (candidates.row_starts.diff() < k).nonzero().squeeze(1)
-        least[few] = kth_largest(pre[few], k)
+        least, odd = _kth_of_rows(values, candidates, k)
+        least[odd] = kth_largest(pre[odd], k)
         least.clamp_min_(tiny)
         kept = candidates.flat.numpy()[(values >= least.view(-1).index_select(0, candidates.row)).numpy()]
-        entries = Entries(_with_rows(kept, few, pre[few] >= least[few]), (pre.shape[0], pre.shape[1]))
+        entries = Entries(_with_rows(kept, odd, pre[odd] >= least[odd]), (pre.shape[0], pre.shape[1]))
     if entries is not None and int(entries.row_starts.diff().max()) > k:
         entries = None
     return entries, GUESS_FACTOR * float((least.squeeze(1) / size.clamp_min(tiny)).quantile(GUESS_QUANTILE))
@@ -98,14 +98,21 @@ def strongest_of_batch(
     return Entries(candidates.flat.numpy()[(values >= smallest).numpy()], candidates.shape), smallest
 
 
-def _kth_of_rows(values: Float[Tensor, " n"], entries: Entries, k: int) -> Float[Tensor, "batch 1"]:
-    """The k-th largest value of each row; that of a row with fewer is not defined."""
-    rows, counts = entries.shape[0], entries.row_starts.diff()
-    widest = max(k, int(counts.max()))
-    free = torch.arange(rows) * widest - entries.row_starts[:-1]  # entry i of row r goes to place i + free[r]
-    table = values.new_full((rows * widest,), -torch.inf)
-    table.index_copy_(0, torch.arange(len(values)) + torch.repeat_interleave(free, counts), values)
-    return kth_largest(table.view(rows, widest), k)
+def _kth_of_rows(
+    values: Float[Tensor, " n"], entries: Entries, k: int
+) -> tuple[Float[Tensor, "batch 1"], Int[Tensor, " odd"]]:
+    """The k-th largest value of each row, and the rows where it is not: those with fewer than k entries, and those with
+    so many that all other rows would have to be looked at as widely.
+    """
+    rows, width = entries.shape[0], CANDIDATES * k
+    place = torch.arange(len(values)) - entries.row_starts.index_select(0, entries.row)
+    fits = (place < width).numpy()
+    table = values.new_full((rows * width,), -torch.inf)
+    where = (entries.row * width + place).numpy()[fits]
+    table[torch.from_numpy(where)] = torch.from_numpy(values.numpy()[fits])
+    counts = entries.row_starts.diff()
+    odd = ((counts < k) | (counts > width)).nonzero().squeeze(1)
+    return kth_largest(table.view(rows, width), k), odd
 
 
 def _with_rows(
