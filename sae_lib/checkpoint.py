@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ Tensors = dict[str, torch.Tensor]
 def save_checkpoint(path: Path, tensors: Tensors, state: dict[str, Any]) -> None:
     """Write `tensors` and the JSON-serialisable `state` to one safetensors file, atomically."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # One entry, because entries of this format are in no order.
+    content = json.dumps({"state": state, "sha256": _sha256(contiguous, state)})
     with atomic_write(path, "wb") as file:
-        file.write(safetensors_bytes(contiguous, metadata={"state": json.dumps(state)}))
+        file.write(safetensors_bytes(contiguous, metadata={"content": content}))
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Tensors, dict[str, Any]]:
@@ -29,11 +32,24 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Ten
     Raises ArtifactError when the file is damaged.
     """
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-            return tensors, json.loads(file.metadata()["state"])
+            content = json.loads(file.metadata()["content"])
+        if _sha256(tensors, content["state"]) != content["sha256"]:
+            raise ValueError("its content is not what was written")
+        return {name: tensor.to(device) for name, tensor in tensors.items()}, content["state"]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged and cannot be read ({error}); remove it and run again") from error
+
+
+def _sha256(tensors: Tensors, state: dict[str, Any]) -> str:
+    """Hexadecimal sha256 of tensors on the CPU, by name, and of the state beside them."""
+    digest = hashlib.sha256(json.dumps(state).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -229,7 +229,7 @@ def build_tokens(
     manifest_file = folder / "manifest.json"
     if manifest_file.is_file():
         manifest = cast(dict[str, Any], read_json(manifest_file))
-        if manifest["key"] == key and all((folder / f"{split}.npy").is_file() for split in SPLITS):
+        if manifest["key"] == key and _unaltered(folder, manifest["splits"]):
             return manifest
     if rank > 0:
         barrier()  # rank 0 has extracted the packaged corpus
@@ -253,6 +253,16 @@ def build_tokens(
     return manifest
 
 
+def _unaltered(folder: Path, splits: Mapping[str, Any]) -> bool:
+    """Whether the files hold the contexts that the manifest says."""
+    try:
+        return all(
+            hashlib.sha256(load_tokens(folder, split).data).hexdigest() == splits[split]["sha256"] for split in SPLITS
+        )
+    except ArtifactError:
+        return False
+
+
 def _split_number(text: str, config: CorpusConfig) -> int:
     return SPLITS.index(split_of(text, config))
 
@@ -260,8 +270,14 @@ def _split_number(text: str, config: CorpusConfig) -> int:
 def load_tokens(folder: Path, split: Split) -> NDArray[np.int32]:
     """The contexts of one split, memory-mapped: int32 `[context, position]`.
 
-    Raises ArtifactError when they are not there.
+    Raises ArtifactError when they are not there or the file is cut short.
     """
-    if not (folder / f"{split}.npy").is_file():
+    file = folder / f"{split}.npy"
+    if not file.is_file():
         raise ArtifactError(f"tokens: there is no {split}.npy in {folder}; make it first (notebook 01_data)")
-    return cast(NDArray[np.int32], np.load(folder / f"{split}.npy", mmap_mode="r"))
+    try:
+        return cast(NDArray[np.int32], np.load(file, mmap_mode="r"))
+    except (ValueError, EOFError) as error:
+        raise ArtifactError(
+            f"tokens: {file} is damaged ({first_line(error)}); make it again (notebook 01_data)"
+        ) from None

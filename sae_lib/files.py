@@ -108,6 +108,15 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         _sync_folder(path.parent)
 
 
+def remove_unfinished(folder: Path | str) -> None:
+    """Remove what killed runs were writing into `folder` and the folders in it; nobody may be writing there."""
+    for left in [*Path(folder).rglob(".*.tmp"), *Path(folder).rglob(".*.old")]:
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)  # it may have lain in a folder that is gone by now
+
+
 def write_json(path: Path | str, value: object) -> None:
     """Write `value` as indented JSON with sorted keys, atomically. NaN is refused (ValueError)."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -151,7 +160,7 @@ class FolderLock:
     note beside it (process and host) is only for the message.
 
     Raises:
-        ArtifactError: on entering, when another run holds the folder.
+        ArtifactError: on entering, when another run holds the folder or nothing can be written there.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -160,13 +169,17 @@ class FolderLock:
         self._lock = FileLock(self.folder / ".lock")
 
     def __enter__(self) -> "FolderLock":
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise ArtifactError(
                 f"{self.folder} is in use by {self._holder()}; wait for that run to end, stop it, "
                 f"or set SAE_LIB_OUTPUT to another folder"
+            ) from None
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot write into {self.folder} ({error.strerror}); set SAE_LIB_OUTPUT to a folder of yours"
             ) from None
         write_json(self._note, {"pid": os.getpid(), "host": socket.gethostname()})
         return self

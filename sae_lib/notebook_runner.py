@@ -212,9 +212,14 @@ def _kernel_manager(log: IO[str]) -> Any:
     """A manager whose kernels complain, of sockets that close under them for example, to the log, and know that nobody
     looks on.
     """
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     class LoggedKernelManager(AsyncKernelManager):
+        # This interpreter, whatever kernel of the same name is installed for the user or named by JUPYTER_PATH.
+        kernel_spec = KernelSpec(**get_kernel_dict())
+
         async def _async_start_kernel(self, **options: Any) -> None:
             environment = {**(options.pop("env", None) or os.environ), HEADLESS_VARIABLE: "1"}
             await super()._async_start_kernel(stdout=log, stderr=log, env=environment, **options)

@@ -7,6 +7,7 @@ results of the notebooks before it. Times of files mean nothing after a `git clo
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Stage:
                 for cell in json.loads(self.notebook.read_text(encoding="utf-8"))["cells"]
             ]
             code = [imported_modules(_without_magics(text)) for kind, text, _ in cells if kind == "code"]
-        except (json.JSONDecodeError, KeyError, SyntaxError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
             raise ArtifactError(f"{shown(self.notebook)} cannot be read ({error}); restore it with git") from None
         return {
             "notebook": json_key(cells),
@@ -72,12 +73,15 @@ def find_stages(folder: Path) -> list[Stage]:
     """The notebooks of a folder in the order of their numbers.
 
     Raises:
-        ArtifactError: there are none.
+        ArtifactError: there are none, or two with one number.
     """
     notebooks = sorted(folder.glob(PATTERN))
     if not notebooks:
         raise ArtifactError(f"no notebooks named like 01_data.ipynb in {shown(folder)}; restore them with git")
     names = [notebook.stem for notebook in notebooks]
+    count = Counter(name.partition("_")[0] for name in names)
+    if same := [name for name in names if count[name.partition("_")[0]] > 1]:
+        raise ArtifactError(f"notebooks {', '.join(same)} have one number; rename or remove all but one of them")
     return [Stage(notebook, tuple(names[:place])) for place, notebook in enumerate(notebooks)]
 
 

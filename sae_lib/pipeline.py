@@ -20,7 +20,7 @@ from typing import Any
 
 from sae_lib.distributed import ALONE, Machines, do_beforehand
 from sae_lib.errors import ArtifactError
-from sae_lib.files import FolderLock
+from sae_lib.files import FolderLock, remove_unfinished
 from sae_lib.notebook_runner import duration, run_notebook
 from sae_lib.notebook_state import Stage, find_stages, record_done, statuses, why_not_done
 from sae_lib.paths import NOTEBOOKS, Paths, shown, verdicts_file
@@ -62,6 +62,8 @@ def run(
     chosen = _choose(stages, only)
     ran = []
     with FolderLock(paths.root):
+        for folder in (paths.root, paths.figures):
+            remove_unfinished(folder)
         if beforehand is not None:
             beforehand()
         clock = TimeLeft(chosen, seconds or {})
@@ -123,7 +125,7 @@ def run_command(
         seconds = cost.seconds
         if stopping := blockers(profile, cost, paths):
             raise ArtifactError(stopping[0])
-        expected = sum(seconds[status.stage.name.partition("_")[0]] for status in to_do)
+        expected = sum(seconds.get(status.stage.name.partition("_")[0], 0.0) for status in to_do)
         print(
             f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run, at most about "
             f"{duration(expected)} ({speed_note(profile, cost)}); `make plan` says more"
@@ -163,7 +165,7 @@ def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) 
     print(f"profile {profile.name}: {profile.description}\n")
     left = 0.0
     for status in statuses(find_stages(notebooks), profile, paths):
-        seconds = cost.seconds[status.stage.name.partition("_")[0]]
+        seconds = cost.seconds.get(status.stage.name.partition("_")[0], 0.0)
         left += seconds if status.to_do else 0.0
         what = f"to do ({status.reason})" if status.to_do else status.reason
         print(f"  {status.stage.name:<14} about {duration(seconds):<14} {what}")

@@ -43,7 +43,7 @@ class ModelConfig(Strict):
     @field_validator("revision")
     @classmethod
     def _pinned(cls, revision: str | None, info: Any) -> str | None:
-        return hub.model_revision(info.data.get("name"), revision)
+        return hub.model_revision(info.data.get("name", ""), revision)
 
 
 class CorpusConfig(Strict):
@@ -176,7 +176,8 @@ class Estimates(Strict):
 class Profile(Strict):
     """One scale of the experiment."""
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    """Of its folder under the output folder, which `make clean` removes: so no path."""
     description: str
     model: ModelConfig
     corpus: CorpusConfig
@@ -240,6 +241,10 @@ def nearest_hint(word: str, known: Any) -> str:
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """One line for the first problem of a validation error: the field, what is wrong, and the nearest known key."""
+    return " ".join(_explained(error, model, where).split())
+
+
+def _explained(error: ValidationError, model: type[BaseModel], where: str) -> str:
     errors = error.errors()
     # A misspelt key also leaves the right one missing: the misspelling is what to tell.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
@@ -277,7 +282,9 @@ def load_profile(name: str | Path) -> Profile:
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf8"))
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError:
+        raise ArtifactError(f"profile {path.name}: not UTF-8; save it with that encoding") from None
+    except Exception as error:  # beside its own errors, YAML passes on those of int(), of dates and of recursion
         raise ArtifactError(f"profile {path.name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ArtifactError(f"profile {path.name}: expected keys and values, got {type(content).__name__}")

@@ -235,8 +235,8 @@ def _file(folder: Path, name: str) -> Path:
 def _stored(folder: Path, name: str, key: str) -> dict[str, Any] | None:
     """The finished score in a run folder, if it is the one with this key."""
     file = _file(folder, name)
-    result: dict[str, Any] | None = read_json(file) if file.is_file() else None
-    return result if result is not None and result["key"] == key else None
+    result = read_json(file) if file.is_file() else None
+    return result if isinstance(result, dict) and result.get("key") == key else None
 
 
 def _no_nan(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from sae_lib.profile import Profile, load_profile
 from sae_lib.run_log import RunLog, forget_progress
 from sae_lib.store_manifest import content_key, finished_manifest
 from sae_lib.store_place import choose_place, only_in_memory, store_bytes
-from sae_lib.training import is_finished, run_key, train_sae
+from sae_lib.training import CHECKPOINT_FILE, is_finished, read_history, run_key, train_sae
 from sae_lib.workers import for_each, kept
 
 
@@ -192,7 +192,8 @@ class Experiment:
         for spec in (spec for spec in specs if spec.trained):
             folder = self.run_folder(spec, store_key)
             forget_progress(folder)  # of a run that was killed between its last file and here
-            frames.append(tag(pd.read_parquet(folder / "history.parquet"), spec, folder.name))
+            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # likewise
+            frames.append(tag(read_history(folder), spec, folder.name))
         return concat(frames)
 
     def calibrate(self) -> Calibration:

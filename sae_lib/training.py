@@ -21,6 +21,7 @@ from sae_lib.activations import ActivationStore
 from sae_lib.autoencoders import WEIGHTS_FILE, Autoencoder
 from sae_lib.autoencoders.latent_group import ALONE, LatentGroup
 from sae_lib.checkpoint import load_checkpoint, save_checkpoint
+from sae_lib.errors import ArtifactError, first_line
 from sae_lib.files import atomic_write, json_key, read_json, write_json
 from sae_lib.run_config import DataConfig, TrainingConfig
 from sae_lib.sae_config import SAEConfig
@@ -42,7 +43,20 @@ def run_key(config: SAEConfig, store_key: str, data: DataConfig, training: Train
 def is_finished(folder: Path, key: str) -> bool:
     """Whether `folder` holds the finished run with this key."""
     file = folder / "run.json"
-    return file.is_file() and read_json(file)["key"] == key and (folder / WEIGHTS_FILE).is_file()
+    run = read_json(file) if file.is_file() else None
+    return isinstance(run, dict) and run.get("key") == key and (folder / WEIGHTS_FILE).is_file()
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """The training curves of a finished run, one row per logged step.
+
+    Raises ArtifactError when the file is not there or cannot be read.
+    """
+    file = folder / "history.parquet"
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{file} cannot be read ({first_line(error)}); remove {folder} and run again") from None
 
 
 def train_sae(

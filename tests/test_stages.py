@@ -94,6 +94,12 @@ def test_two_processes_train_the_same_saes_as_one(opened):
     assert ActivationStore.open(alone.paths.store).key == ActivationStore.open(pair.paths.store).key
     histories = [experiment.train(main_runs(experiment)) for experiment in (alone, pair)]
     assert histories[0].drop(columns="run").equals(histories[1].drop(columns="run"))
+    for experiment in (alone, pair):
+        events = experiment.paths.root / "tensorboard"
+        assert {str(file.parent.relative_to(events)) for file in events.rglob("events.out.tfevents.*")} == {
+            f"main/{method}/-/seed-42" for method in ("topk", "atm")
+        }
+        assert [*experiment.paths.runs.rglob("progress.jsonl")] == []
     for spec in main_runs(alone):
         one, two = alone.autoencoder(spec).state_dict(), pair.autoencoder(spec).state_dict()
         assert all(torch.equal(one[name], two[name]) for name in one)

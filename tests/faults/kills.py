@@ -147,7 +147,7 @@ class Attempts:
             small_artifact.quiet()
             os.environ["SAE_LIB_OUTPUT"] = str(output)
             sys.addaudithook(on_event)
-            os.fsync = on_flush
+            os.fsync = on_flush  # type: ignore[assignment]
             ran = small_artifact.run(self.profile, stage)
             say(stage="end", operations=done, ran=ran)
         except BaseException as error:
@@ -237,7 +237,7 @@ def warm_up(profile: Path) -> None:
     """What is slow and the same for every attempt: imports, the keys of the code, the language model."""
     loaded = load_profile(profile)
     models = {whole: LanguageModel.load(loaded.model, whole=whole) for whole in (False, True)}
-    LanguageModel.load = lambda config, *, whole: models[whole]  # type: ignore[method-assign, assignment]
+    LanguageModel.load = lambda config, *, whole: models[whole]  # type: ignore[method-assign]
     for stage in find_stages(profile.parent):
         stage.parts(loaded, Paths(NAME))
     with torch.no_grad():

@@ -129,7 +129,7 @@ def run(profile: Path, stage: Callable[[str], object]) -> list[str]:
     Returns the notebooks that ran.
     """
     saved = pipeline.run_notebook
-    pipeline.run_notebook = _in_this_process(stage)  # type: ignore[assignment]
+    pipeline.run_notebook = _in_this_process(stage)
     try:
         return pipeline.run(load_profile(profile), {"profile": str(profile)}, notebooks=profile.parent)
     finally:
