@@ -88,9 +88,9 @@ class Experiment:
         data, readers = self.profile.data, max(self.workers, ranks.world())
         needed = store_bytes(data.train_tokens, lm.d_in)
         place = choose_place(data.store, needed, self.paths.store, self.device, readers)
-        if ranks.rank() == 0:
-            tqdm.write(f"activations {place.reason}")
         if place.kind == "memory":
+            if ranks.rank() == 0:
+                tqdm.write(f"activations {place.reason}; each notebook that needs them harvests them again")
             return self._in_memory(lm)
         with self._harvest_bar() as progress:
             return harvest(

@@ -11,8 +11,10 @@ from sae_lib.paths import NOTEBOOKS
 
 NAMES = ("01_data", "02_train", "03_ablations", "04_evaluation", "05_figures")
 CHECK = re.compile(r"^# NBVAL_CHECK_OUTPUT$", flags=re.MULTILINE)
-LONGEST_CELL = 25
+LONGEST_CELL = 20
+WORDS_PER_LINE = 2  # of prose for each line of code, at least
 # Folders of one machine: a home, a temporary folder, the root of a drive.
+PROGRESS_BAR = re.compile(r"\d%\||it/s\b|\r")
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:home|Users|root|tmp|var|work|mnt|opt|private)/\S+|[A-Z]:\\\S+")
 
 
@@ -53,6 +55,10 @@ def problems(notebook: Any) -> list[str]:
     counts = [cell.execution_count for cell in cells]
     if counts != list(range(1, len(cells) + 1)):
         found.append(f"it was not run from top to bottom in a fresh kernel: {counts}")
+    words = sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
+    lines = sum(len(cell.source.splitlines()) for cell in cells)
+    if words < WORDS_PER_LINE * lines:
+        found.append(f"{words} words of prose for {lines} lines of code")
     for number, cell in enumerate(cells, start=1):
         found += [f"code cell {number}: {problem}" for problem in cell_problems(cell)]
     return found
@@ -73,6 +79,8 @@ def cell_problems(cell: Any) -> list[str]:
     for text in texts(cell):
         if re.search(r"\w*Warning\b", text):
             found.append("shows a warning")
+        if PROGRESS_BAR.search(text):
+            found.append("shows a progress bar")
         if path := MACHINE_PATH.search(text):
             found.append(f"shows a path of one machine: {path[0]}")
     return found
@@ -100,7 +108,7 @@ def example(**changes: Any) -> Any:
     return nbformat.v4.new_notebook(
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
         cells=[
-            nbformat.v4.new_markdown_cell("# How many?"),
+            nbformat.v4.new_markdown_cell("# How many? " + "word " * 60),
             nbformat.v4.new_code_cell('profile = "smoke"', execution_count=1, metadata={"tags": ["parameters"]}),
             check,
             nbformat.v4.new_code_cell("provenance(settings, started)", execution_count=3),
@@ -123,7 +131,9 @@ def test_good_example_has_no_problem() -> None:
         ({"execution_count": None}, "not run from top to bottom"),
         ({"execution_count": 7}, "not run from top to bottom"),
         ({"source": "print(1)"}, "no cell is checked"),
-        ({"source": "# NBVAL_CHECK_OUTPUT\n" + "x = 1\n" * 25}, "more than 25 lines"),
+        ({"source": "# NBVAL_CHECK_OUTPUT\n" + "x = 1\n" * 20}, "more than 20 lines"),
+        ({"source": "# NBVAL_CHECK_OUTPUT\n" + "x = 1\n" * 40}, "words of prose for 43 lines of code"),
+        ({"outputs": [nbformat.v4.new_output("stream", text=" 50%|████     | 1/2 [00:01, 1.2it/s]")]}, "progress bar"),
         ({"source": "# NBVAL_CHECK_OUTPUT\nclass A:\n    pass"}, "defines a class"),
         ({"outputs": [nbformat.v4.new_output("error", ename="E", evalue="")]}, "ended with an error"),
         ({"outputs": [nbformat.v4.new_output("stream", text="x: UserWarning: y")]}, "shows a warning"),

@@ -65,17 +65,18 @@ class Entries:
         return _sum_bags(row, rows, starts, values.index_select(0, order))
 
 
-def find_entries(active: Bool[Tensor, "batch d_sae"]) -> Entries | None:
-    """Where `active` is true; None where so many are that dense products are faster."""
+def find_entries(active: Bool[Tensor, "batch d_sae"], most: float = 1.0) -> Entries | None:
+    """Where `active` is true; None where so many are that dense products are faster. `most` is a factor on how many."""
     flags = active.numpy()
-    if np.count_nonzero(flags) > LARGEST_SHARE * flags.size:
+    if np.count_nonzero(flags) > most * LARGEST_SHARE * flags.size:
         return None
     return Entries(np.flatnonzero(flags), (active.shape[0], active.shape[1]))
 
 
-def worthwhile(x: Float[Tensor, "batch d_in"], d_sae: int) -> bool:
-    """Whether to look for entries at all."""
-    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and len(x) * d_sae >= SMALLEST_BATCH
+def worthwhile(x: Float[Tensor, "batch d_in"], d_sae: int, k: int | None = None) -> bool:
+    """Whether to look for entries at all; `k` is how many a row will have, where that is known."""
+    few = k is None or k <= LARGEST_SHARE * d_sae
+    return few and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and len(x) * d_sae >= SMALLEST_BATCH
 
 
 def encode_entries(

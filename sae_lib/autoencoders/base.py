@@ -148,7 +148,7 @@ class Autoencoder(nn.Module):
     def encode_training(self, step: Step) -> Latents:
         """The latents of a training step; leaves the pre-activations in `step.pre`."""
         step.pre = self.pre_activations(step.x)
-        active = self.activate_entries(step) if worthwhile(step.x, self.d_sae) else None
+        active = self.activate_entries(step) if worthwhile(step.x, self.d_sae, self.cfg.k) else None
         return DenseLatents(self.activate_training(step), compiled=step.compiled) if active is None else active
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:

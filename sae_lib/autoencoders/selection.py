@@ -67,7 +67,7 @@ def strongest_of_rows(
     where equal values make it more than k.
     """
     tiny = torch.finfo(pre.dtype).tiny
-    candidates = find_entries(pre > guess * size[:, None]) if guess else None
+    candidates = find_entries(pre > guess * size[:, None], CANDIDATES) if guess else None
     if candidates is None:
         least = kth_largest(pre, k).clamp_min_(tiny)
         entries = find_entries(pre >= least)
@@ -89,7 +89,7 @@ def strongest_of_batch(
     """Where the positive ones of the batch's `count` largest are, and the smallest of those. `guess` is as above; where
     several equal the smallest, all of them are kept. None for the entries where they are many.
     """
-    candidates = find_entries(pre > guess) if guess else None
+    candidates = find_entries(pre > guess, CANDIDATES) if guess else None
     if candidates is None or len(candidates.flat) < count:
         smallest = kth_largest(pre.flatten(), count).squeeze().clamp_min(torch.finfo(pre.dtype).tiny)
         return find_entries(pre >= smallest), smallest
