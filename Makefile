@@ -112,13 +112,13 @@ test-oracles: $(ORACLES)  ## agreement with SAEBench, SAELens and dictionary_lea
 bench-evaluation: $(ORACLES)  ## seconds per SAE of our evaluation beside SAEBench's, on the same model and SAEs
 	$(ORACLE_RUN) benchmarks.evaluation
 
-bench: $(ORACLES)  ## all benchmarks, the peers beside us: about 15 minutes on 2 cores; into benchmarks/
+bench: $(ORACLES) $(READY)  ## all benchmarks, the peers beside us: about 15 minutes on 2 cores; into benchmarks/
 	$(ORACLE_RUN) benchmarks.step_time
 	$(ORACLE_RUN) benchmarks.harvest
 	$(ORACLE_RUN) benchmarks.evaluation
 	$(ORACLE_RUN) benchmarks.scaling
 	$(ORACLE_RUN) benchmarks.memory
-	$(ORACLE_RUN) benchmarks.gemma --scaled
+	$(RUN) benchmarks.gemma --scaled
 	$(ORACLE_RUN) benchmarks.summary
 
 bench-gemma: $(READY)  ## the gemma-2-2b profile at full size on random weights, end to end (a GPU, 60 GB of disk)

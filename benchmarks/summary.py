@@ -42,6 +42,9 @@ def page(folder: Path) -> str:
             parts.append(f"Not measured here: `python -m benchmarks.{command}`.")
             continue
         result = read_json(file)
+        if "hardware" not in result:
+            parts.append(f"Measured by an earlier version, see {file.name}; again: `python -m benchmarks.{command}`.")
+            continue
         machine = result["hardware"]
         versions = ", ".join(f"{library} {version}" for library, version in machine["versions"].items())
         parts.append(f"`python -m benchmarks.{command}` on {hardware_line(machine)}; {versions}.")
