@@ -112,7 +112,7 @@ test-oracles: $(ORACLES)  ## agreement with SAEBench, SAELens and dictionary_lea
 bench-evaluation: $(ORACLES)  ## seconds per SAE of our evaluation beside SAEBench's, on the same model and SAEs
 	$(ORACLE_RUN) benchmarks.evaluation
 
-bench: $(ORACLES) $(READY)  ## all benchmarks, the peers beside us: about 15 minutes on 2 cores; into benchmarks/
+bench: $(ORACLES) $(READY)  ## all benchmarks, the peers beside us; into benchmarks/
 	$(ORACLE_RUN) benchmarks.step_time
 	$(ORACLE_RUN) benchmarks.harvest
 	$(ORACLE_RUN) benchmarks.evaluation

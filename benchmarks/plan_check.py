@@ -16,15 +16,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.output import FOLDER, results_file, table
+from sae_lib.disk import used_bytes
 from sae_lib.errors import ArtifactError
 from sae_lib.files import read_json, write_json
 from sae_lib.paths import Paths
 from sae_lib.plan import Estimate, estimate, step_seconds
 from sae_lib.profile import Profile, load_profile
-
-
-def bytes_in(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def measured_step(profile: Profile, paths: Paths) -> float:
@@ -54,8 +51,8 @@ def compare(profile: Profile, cost: Estimate, paths: Paths) -> list[dict[str, An
     step = step_seconds(profile, cost.d_in) * 1e3
     rows.append({"what": "training step, ms", "planned": step, "measured": measured_step(profile, paths) * 1e3})
     named = [name for name in cost.sizes.disk if name != "other files"]
-    there = {name: bytes_in(paths.root / name) for name in named}
-    there["other files"] = bytes_in(paths.root) - sum(there.values())
+    there = {name: used_bytes(paths.root / name) for name in named}
+    there["other files"] = used_bytes(paths.root) - sum(there.values())
     rows += [{"what": f"{name}, MB", "planned": cost.sizes.disk[name] / 1e6, "measured": size / 1e6}
              for name, size in there.items()]  # fmt: skip
     disk = {"planned": sum(cost.sizes.disk.values()) / 1e6, "measured": sum(there.values()) / 1e6}

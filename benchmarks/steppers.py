@@ -24,6 +24,8 @@ WINDOW = 16
 REFERENCE_STEPS = 4882  # the papers' run, whose schedules are shortened to the warm-up here
 L1 = 0.1  # of inputs with E||x||^2 = 1; dictionary_learning's own default
 SAE_LENS_LR = 3e-4  # its default, with a tenth of it at the end
+# The parameters of `Stepper.offsets`, by the names that SAELens has as well.
+OFFSETS = {"standard": {"b_enc": -1}, "gated": {"b_gate": -1, "b_mag": -1}, "jumprelu": {"threshold": 1}}
 STEPS_LEFT = 100_000  # after the warm-up, so that no learning rate decays while it is timed
 
 
@@ -107,8 +109,7 @@ class Ours:
 
     def offsets(self) -> list[tuple[Tensor, int]]:
         sae = self.trainer.sae
-        signs = {"standard": {"b_enc": -1}, "gated": {"b_gate": -1, "b_mag": -1}, "jumprelu": {"threshold": 1}}
-        return [(sae.get_parameter(name), sign) for name, sign in signs.get(self.config.architecture, {}).items()]
+        return [(sae.get_parameter(name), sign) for name, sign in OFFSETS.get(self.config.architecture, {}).items()]
 
     def l0(self) -> float:
         scale = self.rows.scale if not self.config.normalize_inputs else 1.0
@@ -246,8 +247,7 @@ class SAELens:
         self.index += 1
 
     def offsets(self) -> list[tuple[Tensor, int]]:
-        names = {"standard": {"b_enc": -1}, "gated": {"b_gate": -1, "b_mag": -1}, "jumprelu": {"threshold": 1}}
-        return [(getattr(self.trainer.sae, name), sign) for name, sign in names.get(self.method, {}).items()]
+        return [(getattr(self.trainer.sae, name), sign) for name, sign in OFFSETS.get(self.method, {}).items()]
 
     def l0(self) -> float:
         return _l0(self.trainer.sae, self.rows.batches[0], self.k)

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sae_lib.disk import used_bytes
 from sae_lib.distributed import ALONE, Machines, do_beforehand
 from sae_lib.errors import ArtifactError
 from sae_lib.files import FolderLock, remove_unfinished
@@ -170,7 +171,7 @@ def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) 
         what = f"to do ({status.reason})" if status.to_do else status.reason
         print(f"  {status.stage.name:<14} about {duration(seconds):<14} {what}")
     groups = ", ".join(f"{count} {group}" for group, count in sorted(cost.saes.items()))
-    used = _size_on_disk(paths.root)
+    used = used_bytes(paths.root)
     lines = {
         "time": f"at most about {duration(left)} to go, of {duration(sum(cost.seconds.values()))} in all "
         f"({speed_note(profile, cost)})",
@@ -213,14 +214,10 @@ def clean_command(profile: Profile) -> int:
         print(f"nothing to remove: there is no {shown(root)}")
         return 0
     with FolderLock(root):
-        size = _size_on_disk(root)
+        size = used_bytes(root)
         shutil.rmtree(root)
     print(f"removed {shown(root)} ({size / 1e9:.2f} GB)")
     return 0
-
-
-def _size_on_disk(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def main(arguments: Sequence[str] | None = None, notebooks: Path = NOTEBOOKS) -> int:

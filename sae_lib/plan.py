@@ -11,7 +11,6 @@ three backward (the input needs no gradient), of 2 FLOP for each multiplication;
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lib import hub
+from sae_lib.disk import free_bytes, nearest_folder, used_bytes
 from sae_lib.experiments import MAIN_GROUPS, plan_runs
 from sae_lib.memory import free_memory
 from sae_lib.paths import Paths
@@ -155,8 +155,8 @@ def speed_note(profile: Profile, cost: Estimate) -> str:
 
 
 def _disk(profile: Profile, cost: Estimate, paths: Paths) -> str | None:
-    folder = _existing(paths.root)
-    free = shutil.disk_usage(folder).free + _size(paths.root)
+    folder = nearest_folder(paths.root)
+    free = free_bytes(folder) + used_bytes(paths.root)  # what is there already is part of what it needs
     if cost.disk_bytes <= free:
         return None
     changes = []
@@ -196,8 +196,8 @@ def _download(profile: Profile) -> str | None:
     if any(isinstance(try_to_load_from_cache(name, file, revision=profile.model.revision), str) for file in files):
         return None
     needed = model_size(profile.model).weights() * HUB_BYTES
-    folder = _existing(Path(HF_HUB_CACHE))
-    free = shutil.disk_usage(folder).free
+    folder = nearest_folder(Path(HF_HUB_CACHE))
+    free = free_bytes(folder)
     if needed <= free:
         return None
     return (
@@ -261,13 +261,3 @@ def _round_down(value: float) -> int:
         return 0
     unit = 10 ** max(0, len(str(int(value))) - 2)
     return int(value // unit * unit)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    return folder if folder.is_dir() else _existing(folder.parent)
-
-
-def _size(folder: Path) -> int:
-    """Bytes that a profile's own folder already takes: they are part of what it needs."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from sae_lib.disk import free_bytes, used_bytes
 from sae_lib.errors import ArtifactError
 from sae_lib.memory import RESIDENT_SHARE, free_memory, readable_bytes
 from sae_lib.paths import shown
@@ -74,7 +74,4 @@ def only_in_memory(folder: Path) -> bool:
 
 
 def _room(folder: Path) -> int:
-    there = sum(file.stat().st_size for file in folder.glob("*.npy"))
-    while not folder.is_dir():
-        folder = folder.parent
-    return there + shutil.disk_usage(folder).free
+    return used_bytes(folder, "*.npy") + free_bytes(folder)

@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
+from sae_lib import disk as disk_module
 from sae_lib import plan, plan_sizes, plan_speed
 from sae_lib.errors import ArtifactError
 from sae_lib.experiments import RunSpec, plan_runs
@@ -65,7 +66,7 @@ def with_free(
 ) -> None:
     """A machine with so many free bytes, and a GPU where `cuda` says how many it has."""
     usage = shutil.disk_usage("/")
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: usage._replace(free=int(disk)))
+    monkeypatch.setattr(disk_module.shutil, "disk_usage", lambda folder: usage._replace(free=int(disk)))
     monkeypatch.setattr(plan, "free_memory", lambda device: {"cpu": cpu, "cuda": cuda}[device])
     monkeypatch.setattr(plan, "has_gpu", lambda: cuda is not None)
 
@@ -326,7 +327,7 @@ def test_weights_that_are_not_downloaded_need_room(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     with_free(monkeypatch, cuda=80e9)
     room: Callable[[Path], Any] = lambda folder: usage._replace(free=10**9 if folder == cache else 10**15)  # noqa: E731
-    monkeypatch.setattr(plan.shutil, "disk_usage", room)
+    monkeypatch.setattr(disk_module.shutil, "disk_usage", room)
     [line] = plan.blockers(gemma, cost, paths)
     assert line.startswith("disk: the weights of google/gemma-2-2b are up to 10.5 GB") and "HF_HOME" in line
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 import torch
 
+from sae_lib import disk, row_index, store_place
 from sae_lib import harvest as harvest_module
-from sae_lib import row_index, store_place
 from sae_lib.activations import ActivationStore, WindowStream
 from sae_lib.errors import ArtifactError
 from sae_lib.files import read_json
@@ -259,14 +259,14 @@ GIB = 2**30
 )  # fmt: skip
 def test_choosing_a_place(tmp_path, monkeypatch, asked, needed, processes, expected):
     """40 GiB free on the disk, of 64 GiB in memory 44.8 GiB may be used."""
-    monkeypatch.setattr(store_place.shutil, "disk_usage", lambda _: SimpleNamespace(free=40 * GIB))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=40 * GIB))
     monkeypatch.setattr(store_place, "free_memory", lambda _: 64 * GIB)
     place = choose_place(asked, needed, tmp_path / "not" / "there", "cpu", processes)
     assert place.kind == expected and "GiB" in place.reason
 
 
 def test_a_store_that_fits_nowhere_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_place.shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB))
     monkeypatch.setattr(store_place, "free_memory", lambda _: 64 * GIB)
     with pytest.raises(ArtifactError, match=r"are 50.0 GiB; .* has room for 1.0 GiB, and 44.8 GiB of GPU memory"):
         choose_place("auto", 50 * GIB, tmp_path, "cuda", 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from sae_lib.browser import write_browser
 from sae_lib.browser.sources import CONTEXTS, examine_folder, examine_run
 from sae_lib.errors import ArtifactError
+from sae_lib.evaluate.options import add_model_options
 from sae_lib.paths import output_root, shown
 from sae_lib.stages import Experiment
 
@@ -27,19 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--seed", type=int, help="of the profile (default: its first)")
     add("--out", type=Path, metavar="FOLDER", help="where the page is written (default: browser, under the output)")
     add("--contexts", type=int, default=CONTEXTS, help=f"contexts that examples come from (default: {CONTEXTS})")
-    of_folder = parser.add_argument_group("with a folder")
-    add = of_folder.add_argument
-    add("--model", help="'pocket', a local folder or a hub id")
-    add("--layer", type=int, help="block after which the SAE reads, from 0 (default: what its own files name)")
-    add("--revision", help="branch, tag or commit of a hub model")
-    add("--files", nargs="+", default=[], metavar="FILE", help="text: .jsonl, .parquet or .txt")
-    add("--text-field", default="text", help="column of the text in those files")
-    add("--context-length", type=int, default=128, help="tokens in a context")
-    add("--max-words", type=int, help="words of the absorption metric (default: the whole vocabulary)")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--dtype", default="float32", help="of the language model: float32, bfloat16 or float16")
-    add("--cache", help="folder for what depends on the model only")
-    add("--any-origin", action="store_true", help="go on even where the SAE's files name another model or layer")
+    add_model_options(parser.add_argument_group("with a folder"), required=False, text="text")
     asked = parser.parse_args(arguments)
     if (asked.folder is None) == (asked.profile is None) or (asked.folder and not asked.model):
         parser.error("give --profile, or a folder with --model")

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from sae_lib.errors import ArtifactError
 from sae_lib.evaluate import default_settings, evaluate_sae
 from sae_lib.evaluate.measures import MEASURES
+from sae_lib.evaluate.options import add_model_options
 from sae_lib.files import write_json
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.profile import explain
@@ -26,19 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("folder", help="folder of the SAE")
-    add("--model", required=True, help="'pocket', a local folder or a hub id")
-    add("--layer", type=int, help="block after which the SAE reads, from 0 (default: what its own files name)")
-    add("--revision", help="branch, tag or commit of a hub model")
-    add("--files", nargs="+", default=[], metavar="FILE", help="held-out text: .jsonl, .parquet or .txt")
-    add("--text-field", default="text", help="column of the text in those files")
+    add_model_options(parser, required=True, text="held-out text")
     add("--metrics", nargs="+", default=["core", "absorption"], help=f"any of {', '.join(MEASURES)}")
     add("--contexts", type=int, default=64, help="contexts of held-out text")
-    add("--context-length", type=int, default=128, help="tokens in a context")
-    add("--max-words", type=int, help="words of the absorption metric (default: the whole vocabulary)")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--dtype", default="float32", help="of the language model: float32, bfloat16 or float16")
-    add("--cache", help="folder for what depends on the model only")
-    add("--any-origin", action="store_true", help="evaluate even where the SAE's files name another model or layer")
     add("--json", type=Path, metavar="FILE", help="write summary, letters, tasks and notes here")
     asked = vars(parser.parse_args(arguments))
     output, max_words = asked.pop("json"), asked.pop("max_words")
