@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from sae_lib.autoencoders import active, fused
-from sae_lib.autoencoders.active import ActiveLatents, Entries, find_entries
+from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, Entries, find_entries
 from sae_lib.autoencoders.base import Step
 from sae_lib.autoencoders.latents import DenseLatents, Latents
-from sae_lib.autoencoders.selection import kth_largest, strongest_of_batch, strongest_of_rows
+from sae_lib.autoencoders.selection import strongest_of_batch, strongest_of_rows
 from sae_lib.recipes import METHODS
 from sae_lib.sae_config import SAEConfig
 from sae_lib.trainer import Trainer
@@ -33,7 +33,7 @@ def f() -> torch.Tensor:
 
 def both_ways(f: torch.Tensor) -> tuple[ActiveLatents, torch.Tensor, DenseLatents, torch.Tensor]:
     """The same latents by their entries and as a matrix, each with the leaf that its gradient reaches."""
-    entries = find_entries(f > 0)
+    entries = find_entries(np.greater, f, 0.0)
     assert entries is not None
     leaf = f[f > 0].clone().requires_grad_()
     matrix = f.clone().requires_grad_()
@@ -53,11 +53,21 @@ def test_entries_by_hand():
 
 
 def test_too_many_are_left_to_the_matrix():
-    flags = torch.zeros(10, 10, dtype=torch.bool)
-    flags[0] = True
-    assert find_entries(flags) is not None
-    flags[1, 0] = True
-    assert find_entries(flags) is None
+    values = torch.zeros(10, 10)
+    values[0] = 1.0
+    assert find_entries(np.greater, values, 0.0) is not None
+    values[1, 0] = 1.0
+    assert find_entries(np.greater, values, 0.0) is None
+    assert find_entries(np.greater, values, 0.0, share=0.2) is not None
+
+
+@pytest.mark.parametrize("columns", [24, 27])
+def test_entries_are_where_the_comparison_holds(columns: int):
+    values = torch.randn(9, columns, generator=torch.Generator().manual_seed(5))
+    values[0], values[1] = -1.0, 1.0  # none of the first eight, all of the next
+    entries = find_entries(np.greater, values, 0.5, share=1.0)
+    assert entries is not None
+    assert entries.flat.tolist() == (values > 0.5).flatten().nonzero().squeeze(1).tolist()
 
 
 def test_statistics(f: torch.Tensor):
@@ -121,16 +131,23 @@ def test_gradient_of_the_decoder(f: torch.Tensor):
     torch.testing.assert_close(ours.grad, expected.grad)
 
 
-@pytest.mark.parametrize("guess", [0.0, 0.5, 1.5, 2.2, 9.0])
-def test_strongest_whatever_the_guess(guess: float):
-    pre = torch.randn(50, 80, generator=torch.Generator().manual_seed(3))
-    pre[4] -= 2.5  # fewer than k above zero
+@pytest.mark.parametrize(("k", "n"), [(5, 400), (5, 80), (5, 84), (5, 81), (30, 80), (80, 80)])
+def test_strongest_of_rows(k: int, n: int):
+    pre = torch.randn(50, n, generator=torch.Generator().manual_seed(3))
+    pre[4, 4:] = -1.0  # fewer than k above zero
     pre[5] -= 9.0  # none
-    entries, following = strongest_of_rows(pre, 5, guess, torch.linspace(0.8, 1.2, 50))
-    assert entries is not None and following > 0.0
-    expected = (pre >= kth_largest(pre, 5)) & (pre > 0)
+    pre[6, :: n // 8] += 9.0  # the largest are in one group
+    pre[7:] += torch.linspace(0.1, 5.0, 43)[:, None]
+    entries = strongest_of_rows(pre, k)
+    assert entries is not None
+    expected = (pre >= pre.sort(descending=True).values[:, k - 1 : k]) & (pre > 0)
     assert entries.flat.tolist() == expected.flatten().nonzero().squeeze(1).tolist()
-    assert not expected[5].any() and 0 < int(expected[4].sum()) < 5
+    assert not expected[5].any() and int(expected[4].sum()) <= 4
+
+
+@pytest.mark.parametrize("guess", [0.0, 0.5, 1.5, 2.2, 9.0])
+def test_strongest_of_batch_whatever_the_guess(guess: float):
+    pre = torch.randn(50, 80, generator=torch.Generator().manual_seed(3))
     batch, smallest = strongest_of_batch(pre, 200, guess)
     assert batch is not None and float(smallest) == float(pre.flatten().sort(descending=True).values[199])
     assert batch.flat.tolist() == (pre >= smallest).flatten().nonzero().squeeze(1).tolist()
@@ -139,10 +156,23 @@ def test_strongest_whatever_the_guess(guess: float):
 def test_equal_values_are_left_to_the_matrix():
     pre = torch.zeros(10, 60)
     pre[:, 3:6] = 1.0
-    assert strongest_of_rows(pre, 2, 0.0, torch.ones(10))[0] is None
-    assert strongest_of_rows(pre, 2, 0.5, torch.ones(10))[0] is None
-    entries, _ = strongest_of_rows(pre, 3, 0.5, torch.ones(10))
+    assert strongest_of_rows(pre, 2) is None
+    entries = strongest_of_rows(pre, 3)
     assert entries is not None and len(entries.flat) == 30
+
+
+def test_product_as_a_matrix_has_memory_and_gradients_of_its_own():
+    generator = torch.Generator().manual_seed(4)
+    x, W_enc, bias = (torch.randn(size, generator=generator) for size in ((8, 3), (3, 5), (5,)))
+    leaves = [tensor.clone().requires_grad_() for tensor in (W_enc, bias)]
+    first = EncoderProduct(x, *leaves).whole()
+    EncoderProduct(-x, *leaves)  # takes over the memory
+    torch.testing.assert_close(first, x @ W_enc + bias)
+    first.square().sum().backward()
+    expected = [tensor.clone().requires_grad_() for tensor in (W_enc, bias)]
+    (x @ expected[0] + expected[1]).square().sum().backward()
+    for mine, theirs in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
 
 
 def trained(method: str, folder: Path, steps: int = 12) -> tuple[Trainer, bool]:

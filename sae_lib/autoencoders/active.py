@@ -7,13 +7,13 @@ encoder's. On a GPU the dense products are faster, so this is for CPUs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
@@ -65,12 +65,31 @@ class Entries:
         return _sum_bags(row, rows, starts, values.index_select(0, order))
 
 
-def find_entries(active: Bool[Tensor, "batch d_sae"], most: float = 1.0) -> Entries | None:
-    """Where `active` is true; None where so many are that dense products are faster. `most` is a factor on how many."""
-    flags = active.numpy()
-    if np.count_nonzero(flags) > most * LARGEST_SHARE * flags.size:
+def find_entries(
+    compare: Callable[..., Any],
+    values: Float[Tensor, "batch d_sae"],
+    bound: Float[Tensor, "..."] | float,
+    share: float | None = None,
+) -> Entries | None:
+    """Where `compare(values, bound)`, one of NumPy's comparisons; None where that is more than `share` of all entries,
+    so many that dense products are faster.
+    """
+    limit = bound.numpy() if isinstance(bound, Tensor) else np.float32(bound)
+    # NumPy's comparisons are vectorised; those of PyTorch that give booleans are not.
+    flags = compare(values.numpy(), limit, out=_space(tuple(values.shape), torch.bool).numpy())
+    if np.count_nonzero(flags) > (LARGEST_SHARE if share is None else share) * flags.size:
         return None
-    return Entries(np.flatnonzero(flags), (active.shape[0], active.shape[1]))
+    return Entries(_places(flags.reshape(-1)), (values.shape[0], values.shape[1]))
+
+
+def _places(flags: Bool[np.ndarray, " size"]) -> Int[np.ndarray, " n"]:
+    """Where few flags are true: numpy.flatnonzero, first of eight flags taken as one number, then within those."""
+    if flags.size % 8:
+        return np.flatnonzero(flags)
+    eights = flags.view(np.uint64)
+    busy = np.flatnonzero(eights != 0)
+    within = np.flatnonzero(eights[busy].view(np.bool_))
+    return busy[within >> 3] * 8 + (within & 7)
 
 
 def worthwhile(x: Float[Tensor, "batch d_in"], d_sae: int, k: int | None = None) -> bool:
@@ -79,30 +98,53 @@ def worthwhile(x: Float[Tensor, "batch d_in"], d_sae: int, k: int | None = None)
     return few and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and len(x) * d_sae >= SMALLEST_BATCH
 
 
-def encode_entries(
-    x: Float[Tensor, "batch d_in"],
-    W_enc: Float[Tensor, "d_in d_sae"],
-    bias: Float[Tensor, " d_sae"],
-    pre: Float[Tensor, "batch d_sae"],
-    entries: Entries,
-) -> Float[Tensor, " n"]:
-    """x W_enc + bias at the entries; `pre` is that product, known already. Gradients reach W_enc and the bias."""
-    values: Tensor = _Encode.apply(W_enc, bias, x, pre, entries)
-    return values
+class EncoderProduct:
+    """x W_enc + bias of one batch, `pre`, in memory that the next batch's takes over. It has no gradient; what `at` and
+    `whole` give has, and it reaches W_enc and the bias.
+    """
+
+    def __init__(
+        self, x: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "d_in d_sae"], bias: Float[Tensor, " d_sae"]
+    ) -> None:
+        self._inputs = (x, W_enc, bias)
+        pre = _space((len(x), len(bias)), W_enc.dtype)
+        self.pre: Tensor = torch.addmm(bias.detach(), x, W_enc.detach(), out=pre)
+
+    def at(self, entries: Entries) -> Float[Tensor, " n"]:
+        """The product at these entries."""
+        values: Tensor = _EncodeEntries.apply(*self._inputs, self.pre, entries)
+        return values
+
+    def whole(self) -> Float[Tensor, "batch d_sae"]:
+        """All of it, in memory of its own."""
+        product: Tensor = _EncodeAll.apply(*self._inputs, self.pre)
+        return product
 
 
-class _Encode(torch.autograd.Function):
+class _EncodeEntries(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, W_enc: Tensor, bias: Tensor, x: Tensor, pre: Tensor, entries: Entries) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, pre: Tensor, entries: Entries) -> Tensor:
         ctx.save_for_backward(x)
         ctx.entries = entries
         return pre.view(-1).index_select(0, entries.flat)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None, None]:
         (x,) = ctx.saved_tensors
         entries: Entries = ctx.entries
-        return entries.weighted_rows(x, grad).T, entries.sum_by_latent(grad), None, None, None
+        return None, entries.weighted_rows(x, grad).T, entries.sum_by_latent(grad), None, None
+
+
+class _EncodeAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, pre: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return pre.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return None, (grad.T @ x).T, grad.sum(dim=0), None
 
 
 class _Decode(torch.autograd.Function):
@@ -122,28 +164,31 @@ class _Decode(torch.autograd.Function):
         of_values = _products_at(grad, W_dec, starts, entries.latent)
         if not ctx.needs_input_grad[1]:
             return of_values, None, None, None
-        return of_values, entries.weighted_rows(grad, values, torch.repeat_interleave(starts.diff())), None, None
+        # The rows of the output are those of the entries, unless a row is decoded in several pieces.
+        row = None if len(starts) == len(entries.row_starts) else torch.repeat_interleave(starts.diff())
+        return of_values, entries.weighted_rows(grad, values, row), None, None
 
 
 class _Change(torch.autograd.Function):
-    """sum_i w_i ||f_i - f_{i-1}||^2 = sum_i w_i (||f_i||^2 + ||f_{i-1}||^2 - 2 f_i.f_{i-1}); gradients at entries."""
+    """sum_i w_i ||f_i - f_{i-1}||^2 = sum_i w_i (||f_i||^2 + ||f_{i-1}||^2 - 2 f_i.f_{i-1}); gradients at entries.
+
+    In the entries' order by latent and row, f_{i-1} is the entry before, if its place is one row less, and else zero.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, entries: Entries, paired: Tensor, both: bool) -> Tensor:
+        order, row, _ = entries.by_latent
+        f, place = values.index_select(0, order), entries.flat.index_select(0, order)
         weight = functional.pad(paired.to(values.dtype), (0, 1))  # w_i, and none after the last row
         weight[0] = 0.0
-        mine, next_ = weight.index_select(0, entries.row), weight.index_select(0, entries.row + 1)
-        size = entries.shape[1]
-        padded = _zeros((entries.shape[0] + 2) * size, values.dtype)  # with a row before the first and after the last
-        here = entries.flat + size
-        padded.index_copy_(0, here, values)
-        previous = padded.index_select(0, entries.flat)
-        gradient = mine * (values - previous)
+        mine, next_ = weight.index_select(0, row), weight.index_select(0, row + 1)
+        follows = place.diff() == entries.shape[1]
+        previous = functional.pad(f[:-1] * follows, (1, 0))
+        gradient = mine * (f - previous)
         if both:
-            gradient = gradient + next_ * (values - padded.index_select(0, here + size))
-        padded.index_fill_(0, here, 0.0)
-        ctx.save_for_backward(gradient)
-        return torch.dot(values, (mine + next_) * values) - 2.0 * torch.dot(values, mine * previous)
+            gradient += next_ * (f - functional.pad(f[1:] * follows, (0, 1)))
+        ctx.save_for_backward(torch.empty_like(gradient).index_copy_(0, order.long(), gradient))
+        return torch.dot(f, (mine + next_) * f) - 2.0 * torch.dot(f, mine * previous)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -151,10 +196,10 @@ class _Change(torch.autograd.Function):
         return 2.0 * grad * gradient, None, None, None
 
 
-@lru_cache(maxsize=1)
-def _zeros(size: int, dtype: torch.dtype) -> Float[Tensor, " size"]:
-    """Zeros to work in, which whoever takes them leaves as zeros: new memory of this size costs more than its use."""
-    return torch.zeros(size, dtype=dtype)
+@lru_cache(maxsize=2)
+def _space(shape: tuple[int, ...], dtype: torch.dtype) -> Shaped[Tensor, "..."]:
+    """Memory to work in, whatever is in it."""
+    return torch.empty(shape, dtype=dtype)
 
 
 class ActiveLatents(Latents):
@@ -193,7 +238,10 @@ class ActiveLatents(Latents):
         return change
 
     def rate(self) -> Float[Tensor, " d_sae"]:
-        return self.entries.sum_by_latent(self.values.detach().sign()) / self.n_rows
+        values = self.values.detach()
+        if values.numel() and values.min() > 0:  # as many as there are entries
+            return self.entries.by_latent[2].diff() / self.n_rows
+        return self.entries.sum_by_latent(values.sign()) / self.n_rows
 
     def mean(self) -> Float[Tensor, " d_sae"]:
         return self.entries.sum_by_latent(self.values.detach()) / self.n_rows

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sae_lib.autoencoders.active import Entries, encode_entries, worthwhile
+from sae_lib.autoencoders.active import EncoderProduct, worthwhile
 from sae_lib.autoencoders.latent_group import ALONE, LatentGroup
 from sae_lib.autoencoders.latents import DenseLatents, Latents
 from sae_lib.sae_config import SAEConfig
@@ -33,7 +33,7 @@ class Step:
     any_dead: bool
     generator: torch.Generator
     pre: Float[Tensor, "batch d_sae"] | None = None
-    """Pre-activations."""
+    """Pre-activations, where latents are held as a matrix."""
     latents: Latents | None = None
     """Activations as the encoder gives them, before any mask."""
     f: Latents | None = None
@@ -96,7 +96,11 @@ class Autoencoder(nn.Module):
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc."""
-        return self.encoder_product(x, self.b_enc)
+        return self.encoder_product(x, self.encoder_bias())
+
+    def encoder_bias(self) -> Float[Tensor, " d_sae"]:
+        """What `pre_activations` adds to the product."""
+        return self.b_enc
 
     def encoder_product(
         self,
@@ -110,14 +114,6 @@ class Autoencoder(nn.Module):
         if latents is not None:
             W_enc, offset = W_enc.index_select(1, latents), offset[latents]
         return functional.linear(self._encoder_input(x), W_enc.T, offset)
-
-    def encoder_product_at(
-        self, step: Step, bias: Float[Tensor, " d_sae"], entries: Entries
-    ) -> Float[Tensor, " entries"]:
-        """`encoder_product` of a step at some entries, given `step.pre`, which holds all of it."""
-        assert step.pre is not None
-        x = self._encoder_input(step.x)
-        return encode_entries(x, self.W_enc, self._product_offset(bias), step.pre.detach(), entries)
 
     def _encoder_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         return x - self.b_dec.detach() if self.cfg.subtract_b_dec else x
@@ -141,15 +137,22 @@ class Autoencoder(nn.Module):
         assert step.pre is not None
         return self.activate(step.pre)
 
-    def activate_entries(self, step: Step) -> Latents | None:
+    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
         """What `activate_training` gives, held by its entries; None where it is to be held as a matrix."""
         return None
 
     def encode_training(self, step: Step) -> Latents:
-        """The latents of a training step; leaves the pre-activations in `step.pre`."""
-        step.pre = self.pre_activations(step.x)
-        active = self.activate_entries(step) if worthwhile(step.x, self.d_sae, self.cfg.k) else None
-        return DenseLatents(self.activate_training(step), compiled=step.compiled) if active is None else active
+        """The latents of a training step."""
+        if worthwhile(step.x, self.d_sae, self.cfg.k):
+            offset = self._product_offset(self.encoder_bias())
+            product = EncoderProduct(self._encoder_input(step.x), self.W_enc, offset)
+            active = self.activate_entries(step, product)
+            if active is not None:
+                return active
+            step.pre = product.whole()
+        else:
+            step.pre = self.pre_activations(step.x)
+        return DenseLatents(self.activate_training(step), compiled=step.compiled)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents of `x`; deterministic, without masks."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae_lib.autoencoders.active import ActiveLatents, find_entries
+from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, find_entries
 from sae_lib.autoencoders.base import Autoencoder, Step, indicator, squared_error
 from sae_lib.autoencoders.latents import DenseLatents, Latents
 from sae_lib.sae_config import SAEConfig
@@ -33,9 +34,9 @@ class Gated(Autoencoder):
         self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
         self._gate: Latents | None = None  # ReLU(pi_gate) of the current training step
 
-    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """u: x W_enc, or (x - b_dec) W_enc."""
-        return self.encoder_product(x, torch.zeros_like(self.b_gate))
+    def encoder_bias(self) -> Float[Tensor, " d_sae"]:
+        """None: `pre_activations` are u, x W_enc or (x - b_dec) W_enc."""
+        return torch.zeros_like(self.b_gate)
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return self._magnitude(pre) * indicator(torch.gt, pre + self.b_gate, torch.zeros(()))
@@ -46,12 +47,11 @@ class Gated(Autoencoder):
         self._gate = DenseLatents(gate)
         return self._magnitude(step.pre) * gate.detach().sign()
 
-    def activate_entries(self, step: Step) -> Latents | None:
-        assert step.pre is not None
-        entries = find_entries(step.pre.detach() > -self.b_gate.detach())
+    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
+        entries = find_entries(np.greater, product.pre, -self.b_gate.detach())
         if entries is None:
             return None
-        u = self.encoder_product_at(step, torch.zeros_like(self.b_gate), entries)
+        u = product.at(entries)
         b_gate, b_mag, r_mag = (t.index_select(0, entries.latent) for t in (self.b_gate, self.b_mag, self.r_mag))
         self._gate = ActiveLatents(torch.relu(u + b_gate), entries)
         return ActiveLatents(torch.relu_(torch.addcmul(b_mag, r_mag.exp(), u)), entries)

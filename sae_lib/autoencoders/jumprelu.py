@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_lib.autoencoders.active import ActiveLatents, find_entries
+from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, find_entries
 from sae_lib.autoencoders.base import Autoencoder, Step, indicator
 from sae_lib.autoencoders.latents import Latents
 from sae_lib.sae_config import SAEConfig
@@ -63,14 +64,13 @@ class JumpReLU(Autoencoder):
         f, self._l0 = _Jump.apply(step.pre, self.threshold, self.cfg.bandwidth, len(step.x))
         return f
 
-    def activate_entries(self, step: Step) -> Latents | None:
-        assert step.pre is not None
+    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
         self.threshold.data.clamp_(min=0.0)
         # What the kernel reaches below the threshold has no activation, but a gradient.
-        entries = find_entries(step.pre.detach() > self.threshold.detach() - self.cfg.bandwidth / 2)
+        entries = find_entries(np.greater, product.pre, self.threshold.detach() - self.cfg.bandwidth / 2)
         if entries is None:
             return None
-        z = self.encoder_product_at(step, self.b_enc, entries)
+        z = product.at(entries)
         theta = self.threshold.index_select(0, entries.latent)
         f, self._l0 = _Jump.apply(z, theta, self.cfg.bandwidth, len(step.x))
         return ActiveLatents(f, entries)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from sae_lib.autoencoders.active import Entries, find_entries
+from sae_lib.autoencoders.active import LARGEST_SHARE, Entries, find_entries
 from sae_lib.autoencoders.base import indicator
 from sae_lib.autoencoders.latent_group import ALONE, LatentGroup
 
-# What will be strong enough is guessed from the step before, so that most rows have their k above it and few others.
-GUESS_QUANTILE = 0.02
+GROUP_SIZES = (1, 2, 4, 8)
+GROUPS_FOR_EACH = 4  # groups for each of the k largest, at least
+# BatchTopK guesses from the step before what will be strong enough, so that few others are above it.
 GUESS_FACTOR = 0.95
-CANDIDATES = 3  # times k: more of them in a row are rare
+CANDIDATES = 3  # times what is kept at most: above it sorting all is faster
 
 
 def kth_largest(values: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows 1"]:
@@ -59,69 +60,43 @@ def strongest(
     return torch.zeros_like(pre).scatter(-1, indices, values)
 
 
-def strongest_of_rows(
-    pre: Float[Tensor, "batch d_sae"], k: int, guess: float, size: Float[Tensor, " batch"]
-) -> tuple[Entries | None, float]:
-    """Where the positive ones of each row's k largest are, and the next guess. The guess, in units of the `size` of a
-    row (its input's norm), changes the time it takes and nothing else. None for the entries where they are many, or
-    where equal values make it more than k.
+def strongest_of_rows(pre: Float[Tensor, "batch d_sae"], k: int) -> Entries | None:
+    """Where the positive ones of each row's k largest are; None where equal values make it more than k.
+
+    The row is cut into more than k groups. The k-th largest of the groups' maxima has k values that are no smaller, so
+    it is at most the k-th largest of all; and few others are above it, because two of the largest rarely share a group.
     """
-    tiny = torch.finfo(pre.dtype).tiny
-    candidates = find_entries(pre > guess * size[:, None], CANDIDATES) if guess else None
-    if candidates is None:
-        least = kth_largest(pre, k).clamp_min_(tiny)
-        entries = find_entries(pre >= least)
-    else:
-        values = pre.view(-1).index_select(0, candidates.flat)
-        least, odd = _kth_of_rows(values, candidates, k)
-        least[odd] = kth_largest(pre[odd], k)
-        least.clamp_min_(tiny)
-        kept = candidates.flat.numpy()[(values >= least.view(-1).index_select(0, candidates.row)).numpy()]
-        entries = Entries(_with_rows(kept, odd, pre[odd] >= least[odd]), (pre.shape[0], pre.shape[1]))
-    if entries is not None and int(entries.row_starts.diff().max()) > k:
-        entries = None
-    return entries, GUESS_FACTOR * float((least.squeeze(1) / size.clamp_min(tiny)).quantile(GUESS_QUANTILE))
+    rows, n = pre.shape
+    size = max(size for size in GROUP_SIZES if (n % size == 0 and n >= GROUPS_FOR_EACH * k * size) or size == 1)
+    bound = kth_largest(pre.view(rows, size, n // size).amax(dim=1), k).clamp_min_(torch.finfo(pre.dtype).tiny)
+    candidates = find_entries(np.greater_equal, pre, bound, share=1.0)
+    assert candidates is not None
+    counts = candidates.row_starts.diff()
+    if size == 1 or int(counts.max()) <= k:
+        return candidates if int(counts.max()) <= k else None
+    values = pre.view(-1).index_select(0, candidates.flat)
+    # All rows' candidates side by side; a row with fewer than k keeps all it has.
+    width = int(counts.max())
+    table = values.new_zeros(rows, width)
+    place = torch.arange(len(values)) + (torch.arange(rows) * width - candidates.row_starts[:-1])[candidates.row]
+    table.view(-1)[place] = values
+    kept = values >= kth_largest(table, k).squeeze(1)[candidates.row]
+    entries = Entries(candidates.flat[kept].numpy(), candidates.shape)
+    return entries if int(entries.row_starts.diff().max()) <= k else None
 
 
 def strongest_of_batch(
     pre: Float[Tensor, "batch d_sae"], count: int, guess: float
 ) -> tuple[Entries | None, Float[Tensor, ""]]:
-    """Where the positive ones of the batch's `count` largest are, and the smallest of those. `guess` is as above; where
-    several equal the smallest, all of them are kept. None for the entries where they are many.
+    """Where the positive ones of the batch's `count` largest are, and the smallest of those. The guess of the smallest
+    changes the time it takes and nothing else. Where several equal the smallest, all of them are kept. None for the
+    entries where they are many.
     """
-    candidates = find_entries(pre > guess, CANDIDATES) if guess else None
+    tiny = torch.finfo(pre.dtype).tiny
+    candidates = find_entries(np.greater, pre, guess, CANDIDATES * LARGEST_SHARE) if guess else None
     if candidates is None or len(candidates.flat) < count:
-        smallest = kth_largest(pre.flatten(), count).squeeze().clamp_min(torch.finfo(pre.dtype).tiny)
-        return find_entries(pre >= smallest), smallest
+        smallest = kth_largest(pre.flatten(), count).squeeze().clamp_min(tiny)
+        return find_entries(np.greater_equal, pre, smallest), smallest
     values = pre.view(-1).index_select(0, candidates.flat)
-    smallest = kth_largest(values, count).squeeze().clamp_min(torch.finfo(pre.dtype).tiny)
+    smallest = kth_largest(values, count).squeeze().clamp_min(tiny)
     return Entries(candidates.flat.numpy()[(values >= smallest).numpy()], candidates.shape), smallest
-
-
-def _kth_of_rows(
-    values: Float[Tensor, " n"], entries: Entries, k: int
-) -> tuple[Float[Tensor, "batch 1"], Int[Tensor, " odd"]]:
-    """The k-th largest value of each row, and the rows where it is not: those with fewer than k entries, and those with
-    so many that all other rows would have to be looked at as widely.
-    """
-    rows, width = entries.shape[0], CANDIDATES * k
-    place = torch.arange(len(values)) - entries.row_starts.index_select(0, entries.row)
-    fits = (place < width).numpy()
-    table = values.new_full((rows * width,), -torch.inf)
-    where = (entries.row * width + place).numpy()[fits]
-    table[torch.from_numpy(where)] = torch.from_numpy(values.numpy()[fits])
-    counts = entries.row_starts.diff()
-    odd = ((counts < k) | (counts > width)).nonzero().squeeze(1)
-    return kth_largest(table.view(rows, width), k), odd
-
-
-def _with_rows(
-    flat: Int[np.ndarray, " n"], rows: Int[Tensor, " r"], active: Bool[Tensor, "r d_sae"]
-) -> Int[np.ndarray, " m"]:
-    """The places `flat`, those of some rows replaced by where `active` is true."""
-    if not len(rows):
-        return flat
-    n = active.shape[1]
-    others = flat[~np.isin(flat // n, rows.numpy())]
-    row, latent = np.nonzero(active.numpy())
-    return np.sort(np.concatenate([others, rows.numpy()[row] * n + latent]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.autoencoders.active import ActiveLatents, find_entries
+from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, find_entries
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.latents import Latents
 
@@ -24,10 +25,9 @@ class Standard(Autoencoder):
         assert step.pre is not None
         return step.pre.relu_()  # nothing else needs the pre-activations
 
-    def activate_entries(self, step: Step) -> Latents | None:
-        assert step.pre is not None
-        entries = find_entries(step.pre.detach() > 0)
-        return None if entries is None else ActiveLatents(self.encoder_product_at(step, self.b_enc, entries), entries)
+    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
+        entries = find_entries(np.greater, product.pre, 0.0)
+        return None if entries is None else ActiveLatents(product.at(entries), entries)
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
         assert step.f is not None

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.autoencoders.active import ActiveLatents
+from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct
 from sae_lib.autoencoders.base import Autoencoder, Step, indicator, squared_error
 from sae_lib.autoencoders.latents import Latents
 from sae_lib.autoencoders.selection import (
@@ -42,19 +42,14 @@ class TopK(Autoencoder):
     what is not yet explained.
     """
 
-    _guess = 0.0  # see `selection`
-
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         assert self.cfg.k is not None
         return strongest(pre, self.cfg.k, self.group)
 
-    def activate_entries(self, step: Step) -> Latents | None:
-        assert self.cfg.k is not None and step.pre is not None
-        if self.group.world > 1:
-            return None
-        size = self._encoder_input(step.x).norm(dim=1)
-        entries, self._guess = strongest_of_rows(step.pre.detach(), self.cfg.k, self._guess, size)
-        return None if entries is None else ActiveLatents(self.encoder_product_at(step, self.b_enc, entries), entries)
+    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
+        assert self.cfg.k is not None
+        entries = strongest_of_rows(product.pre, self.cfg.k) if self.group.world == 1 else None
+        return None if entries is None else ActiveLatents(product.at(entries), entries)
 
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
         self.b_dec.data.copy_(geometric_median(x))
@@ -84,6 +79,7 @@ class BatchTopK(TopK):
     """
 
     threshold: Tensor
+    _guess = 0.0  # see `strongest_of_batch`
 
     def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
@@ -102,16 +98,16 @@ class BatchTopK(TopK):
         self._track_threshold(smallest, step)
         return step.pre * indicator(torch.ge, step.pre, smallest)
 
-    def activate_entries(self, step: Step) -> Latents | None:
-        assert self.cfg.k is not None and step.pre is not None
+    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
+        assert self.cfg.k is not None
         if self.group.world > 1:
             return None
-        entries, smallest = strongest_of_batch(step.pre.detach(), self.cfg.k * len(step.pre), self._guess)
+        entries, smallest = strongest_of_batch(product.pre, self.cfg.k * len(product.pre), self._guess)
         self._guess = GUESS_FACTOR * float(smallest)
         if entries is None:
             return None
         self._track_threshold(smallest, step)
-        return ActiveLatents(self.encoder_product_at(step, self.b_enc, entries), entries)
+        return ActiveLatents(product.at(entries), entries)
 
     @torch.no_grad()
     def _track_threshold(self, smallest: Float[Tensor, ""], step: Step) -> None:
