@@ -47,6 +47,12 @@ COMPONENTS = ("magnitude", "frequency", "contribution")
 # what. Ten times both is our reading.
 RUN_1 = {"optimizer": {"clip_norm": 1.0}, "temporal": {"coefficient": 1e-3}}
 
+# Every schedule of the first steps: the ramps of the learning rate and of the sparsity penalty, the early resampling.
+NO_WARM_UP = "no warm-up"
+WITHOUT_WARM_UP = {
+    "optimizer": {"warmup_steps": 0}, "sparsity_warmup_steps": 0, "resampling": {"warmup_steps": 0},
+}  # fmt: skip
+
 
 class Calibration(Strict):
     """What the sweep decided."""
@@ -194,6 +200,7 @@ def _sensitivity(profile: Profile, known: Calibration) -> list[RunSpec]:
         f"resampling threshold {value:g}": {"resampling": {"threshold": value}}
         for value in profile.ablations.resampling_thresholds
     }
+    variants[NO_WARM_UP] = WITHOUT_WARM_UP
     return [
         spec for label, change in variants.items() for spec in _temporal(profile, known, "sensitivity", label, change)
     ]

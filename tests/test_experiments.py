@@ -47,7 +47,7 @@ def test_counts():
         "as_written": len(PROFILE.as_written) * SEEDS,
         "factorial": 8 * ABLATION_SEEDS,
         "sequence": 4 * ABLATION_SEEDS,
-        "sensitivity": (1 + len(ablations.temporal_coefficients) + len(ablations.resampling_thresholds))
+        "sensitivity": (2 + len(ablations.temporal_coefficients) + len(ablations.resampling_thresholds))
         * ABLATION_SEEDS,
         "atm_importance": 5 * ABLATION_SEEDS,
         "atm_grid": len(ablations.atm_c) * len(ablations.atm_r) * len(ablations.atm_grid_seeds),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from sae_lib.experiments import NO_WARM_UP
 from sae_lib.report.groups import DROPPED, drop_effect, dropped_part, rows_of, sequence_numbers
 from sae_lib.report.intervals import main_effects
 from sae_lib.report.names import MECHANISMS
@@ -60,11 +61,11 @@ def sequence_table(evaluation: pd.DataFrame) -> Table:
 
 
 def sensitivity_table(evaluation: pd.DataFrame) -> Table:
-    """TemporalSAE at other values of the two numbers that the paper calls sensitive."""
+    """TemporalSAE at other values of the two numbers that the paper calls sensitive, and without any warm-up."""
     rows = rows_of(evaluation, "sensitivity")
     values = ["temporal_coefficient", "resampling_threshold"]
     order = rows.groupby("label")[values].first().reset_index()
-    order["varied"] = order["label"].str.startswith("resampling")
+    order["varied"] = order["label"].str.startswith("resampling") + 2 * (order["label"] == NO_WARM_UP)
     named = {label: rows[rows["label"] == label] for label in order.sort_values(["varied", *values])["label"]}
     caption = f"TemporalSAE with one value changed; mean ± sd over seeds. {ARROW_NOTE}. {FIRST_ROW_NOTE}."
     return marked(table_of("changed", named, SHORT_COLUMNS, caption), against_first=True)

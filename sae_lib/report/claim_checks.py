@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from sae_lib.experiments import NO_WARM_UP
 from sae_lib.report.groups import drop_effect, l0_is_matched
 from sae_lib.report.intervals import difference, main_effects, t_interval
 from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METRICS, method_name
@@ -159,6 +160,7 @@ def drop_one(results: Results, options: Mapping[str, Any]) -> Outcome:
 def sensitivity(results: Results, options: Mapping[str, Any]) -> Outcome:
     """Whether other values of each parameter change a metric by more than `margin`: both do, or neither does."""
     rows, margin = results.evaluation[results.evaluation["group"] == "sensitivity"], options["margin"]
+    rows = rows[rows["label"] != NO_WARM_UP]
     parameters = {"temporal_coefficient": "temporal coefficient", "resampling_threshold": "resampling threshold"}
     if rows.empty or not {*parameters, *options["metrics"]} <= set(rows.columns):
         return Outcome(NOT_RUN, "no results for other coefficients and thresholds")
@@ -184,6 +186,19 @@ def sensitivity(results: Results, options: Mapping[str, Any]) -> Outcome:
     return Outcome(CONTRADICTED if indifferent else NOT_REPRODUCED, reason)
 
 
+def warm_up(results: Results, options: Mapping[str, Any]) -> Outcome:
+    """TemporalSAE without any schedule of its first steps, against the method as it is: a collapse is a fall of the
+    metric by more than `fall`.
+    """
+    metric, fall = options["metric"], options["fall"]
+    rows = select(results.evaluation, "sensitivity", "temporal_sae")
+    without = seeds_of(rows[rows["label"] == NO_WARM_UP], metric)
+    change = difference(without, results.seeds("main", "temporal_sae", metric) - fall)
+    return decide(
+        [Comparison(f"{metric_label(metric)} without the warm-up − with it, plus {fall:g}:", change, "lower")]
+    )
+
+
 def metric_label(name: str) -> str:
     """What a reason calls a metric."""
     return METRICS[name].label if name in METRICS else name.replace("_", " ").replace("l1 per l0", "L1 / L0")
@@ -200,4 +215,5 @@ DATA_CHECKS: dict[str, Callable[[Results, Mapping[str, Any]], Outcome]] = {
     "seeds": seeds,
     "drop_one": drop_one,
     "sensitivity": sensitivity,
+    "warm_up": warm_up,
 }

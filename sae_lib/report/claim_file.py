@@ -59,7 +59,6 @@ class Claim(Strict):
     paper_check: str | None = None
     data_check: dict[str, Any] | None = None
     toy_check: dict[str, Any] | None = None
-    needs: str | None = None
 
     @model_validator(mode="after")
     def _decidable(self) -> Claim:
@@ -76,8 +75,8 @@ class Claim(Strict):
             raise ValueError(f"shown '{unknown[0]}' is none of {', '.join(MAKERS)}")
         if self.about == "paper" and self.paper_check is None:
             raise ValueError("a claim about the paper needs a paper_check")
-        if not (self.paper_check or self.data_check or self.toy_check or self.tolerance or self.needs):
-            raise ValueError("nothing decides: give a tolerance, a paper_check, a data_check, a toy_check or needs")
+        if not (self.paper_check or self.data_check or self.toy_check or self.tolerance):
+            raise ValueError("nothing decides: give a tolerance, a paper_check, a data_check or a toy_check")
         return self
 
 

@@ -51,8 +51,7 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
         toy = TOY_CHECKS[claim.toy_check["kind"]](results, claim.toy_check) if claim.toy_check else None
         # A claim about toy data alone is answered by it.
         outcome = _verdict(claim, profile, results, paper, scale or (toy if claim.about == "method" else None))
-        needs = f"this needs {claim.needs}" if claim.needs else ""
-        reasons = [outcome.reason, paper.reason if paper else "", scale.reason if scale else "", needs]
+        reasons = [outcome.reason, paper.reason if paper else "", scale.reason if scale else ""]
         rows.append(
             {
                 "id": claim.id,

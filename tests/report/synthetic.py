@@ -91,11 +91,15 @@ def evaluation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
     for number in (1, 2, 3, 4):
         centre = (0.05 + 0.01 * number, 0.8, 120.0)
         rows += [sae_row(rng, "sequence", "temporal_sae", s, centre, label=f"run {number}") for s in seeds[:3]]
+    usual = {"temporal_coefficient": 1e-4, "resampling_threshold": 0.005}
     for coefficient, threshold in ((1e-4, 0.005), (1e-2, 0.005), (1.0, 0.005), (1e-4, 1e-5)):
         name = f"resampling threshold {threshold:g}" if threshold < 0.005 else f"temporal coefficient {coefficient:g}"
         centre = (0.10 - 0.03 * (coefficient == 1), 0.84 + 0.05 * (threshold < 0.005), 17.0)
         where = {"label": name, "temporal_coefficient": coefficient, "resampling_threshold": threshold}
         rows += [sae_row(rng, "sensitivity", "temporal_sae", s, centre, **where) for s in seeds[:3]]
+    rows += [
+        sae_row(rng, "sensitivity", "temporal_sae", s, (0.1, 0.7, 17.0), label="no warm-up", **usual) for s in seeds[:3]
+    ]
     for importance, extra in (
         ("magnitude+frequency+contribution", 0.0), ("frequency+contribution", 0.03),
         ("magnitude+contribution", 0.04), ("magnitude+frequency", 0.05),

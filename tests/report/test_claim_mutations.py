@@ -129,6 +129,13 @@ def insensitive(results: Results, options: Options, verdict: str) -> Results:
     return replace(results, evaluation=rows)
 
 
+def early_collapse(results: Results, options: Options, verdict: str) -> Results:
+    rows = results.evaluation.copy()
+    without = (rows["group"] == "sensitivity") & (rows["label"] == "no warm-up")
+    rows.loc[without, "explained_variance"] = (0.9 if verdict == REPRODUCED else 0.1) + 0.001 * rows["seed"]
+    return replace(results, evaluation=rows)
+
+
 OTHER: dict[str, Callable[[Results, Options, str], Results]] = {
     "rare_letters": no_rare_absorption,
     "alpha_follows_loss": alpha_against_loss,
@@ -136,6 +143,7 @@ OTHER: dict[str, Callable[[Results, Options, str], Results]] = {
     "fluctuation": other_fluctuation,
     "seeds": one_seed_less,
     "sensitivity": insensitive,
+    "warm_up": early_collapse,
 }
 
 
@@ -215,9 +223,9 @@ def test_a_changed_result_changes_the_verdict_and_verify_fails(
 
 
 def test_every_claim_is_answered_by_results_or_by_the_paper() -> None:
-    """What no result decides is decided by the papers' own numbers, or says what it needs."""
+    """What no result decides is decided by the papers' own numbers."""
     by_results = {name for name, _ in CHECKED}
     rest = {claim.id: claim for claim in CLAIMS.values() if claim.id not in by_results}
-    assert all(claim.paper_check or claim.needs for claim in rest.values())
+    assert all(claim.paper_check for claim in rest.values())
     inconsistent = {claim.id for claim in CLAIMS.values() if not consistent(claim)}
-    assert set(rest) - inconsistent == {"T-20", "T-28"}
+    assert set(rest) - inconsistent == {"T-20"}

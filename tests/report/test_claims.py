@@ -84,7 +84,7 @@ def test_every_claim_of_the_papers_is_there_once() -> None:
             lambda entries: [entries[0] | {"published": [{"name": "a", "value": 0.5}]}, *entries[1:]],
             "in quotes",
         ),
-        (lambda entries: [entries[27] | {"id": "T-01", "needs": None}, *entries[1:]], "nothing decides"),
+        (lambda entries: [entries[27] | {"id": "T-01", "data_check": None}, *entries[1:]], "nothing decides"),
         (lambda entries: [entries[0] | {"shown": ["table_guess"]}, *entries[1:]], "shown 'table_guess' is none of"),
         (lambda entries: [entries[0] | {"toy_check": {"kind": "guess"}}, *entries[1:]], "toy_check.kind 'guess'"),
         (lambda entries: [entries[0] | {"toy_check": {"kind": "level"}}, *entries[1:]], "evidence is missing"),
@@ -150,7 +150,7 @@ def test_gemma_claims_are_not_answered_by_another_model(results: Results) -> Non
     assert "google/gemma-2-2b" in table["T-03"]["reason"] and "pocket" in table["T-03"]["reason"]
     assert "(n = 5)" in table["T-03"]["measured"]
     assert table["T-08"]["at_this_scale"] == "reproduced"
-    assert table["T-28"]["reason"].endswith("this needs runs without the warm-up")
+    assert table["T-28"]["at_this_scale"] == "reproduced"
 
 
 def test_gemma_numbers_are_compared_within_tolerance(results: Results) -> None:
@@ -380,6 +380,17 @@ def test_sensitivity(results: Results) -> None:
     assert answer(replace(results, evaluation=rows), "T-27")["at_this_scale"] == "contradicted"
     usual = rows[~varied | (rows["temporal_coefficient"] == 1e-4)]
     assert answer(replace(results, evaluation=usual), "T-27")["at_this_scale"] == "not run at this profile"
+
+
+def test_warm_up(results: Results) -> None:
+    """T-28: explained variance is .14 lower without it; then nearly the same, no collapse; then it was not run."""
+    rows = results.evaluation.copy()
+    without = (rows["group"] == "sensitivity") & (rows["label"] == "no warm-up")
+    assert answer(results, "T-28")["at_this_scale"] == "reproduced"
+    rows.loc[without, "explained_variance"] = 0.83
+    assert answer(replace(results, evaluation=rows), "T-28")["at_this_scale"] == "contradicted"
+    gone = answer(replace(results, evaluation=rows[~without]), "T-28")
+    assert gone["at_this_scale"] == "not run at this profile" and "without the warm-up" in gone["reason"]
 
 
 def test_poor_results_give_reasons_and_no_verdicts(results: Results) -> None:

@@ -84,7 +84,7 @@ def test_sequence_table_is_in_the_papers_order(evaluation: pd.DataFrame) -> None
 def test_sensitivity_table_is_in_order(evaluation: pd.DataFrame) -> None:
     assert list(ablation_tables.sensitivity_table(evaluation.iloc[::-1]).shown["changed"]) == [
         "temporal coefficient 0.0001", "temporal coefficient 0.01", "temporal coefficient 1",
-        "resampling threshold 1e-05",
+        "resampling threshold 1e-05", "no warm-up",
     ]  # fmt: skip
 
 
