@@ -33,7 +33,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval test-oracles bench bench-evaluation \
-    bench-gemma browser lab pocket-lm lock-check clean
+    bench-gemma docs browser lab pocket-lm lock-check clean
 
 help:  ## list the commands
 	@echo "make <command> [PROFILE=$(PROFILE)] [PYTHON=$(PYTHON)] [GPUS=$(GPUS)] [NODES=$(NODES) HEAD=<host>]"; echo
@@ -124,6 +124,10 @@ bench: $(ORACLES) $(READY)  ## all benchmarks, the peers beside us; into benchma
 bench-gemma: $(READY)  ## the gemma-2-2b profile at full size on random weights, end to end (a GPU, 60 GB of disk)
 	$(RUN) benchmarks.gemma
 	$(RUN) benchmarks.summary
+
+docs: $(READY)  ## the reference of sae_lib as offline pages, into build/docs
+	SAE_LIB_HEADLESS=1 PYTHONWARNINGS=ignore $(RUN) pdoc --output-directory build/docs sae_lib
+	@echo "build/docs/index.html"
 
 browser: $(READY)  ## one SAE of PROFILE as an offline page: METHOD=topk SEED=42
 	@$(RUN) sae_lib.browser --profile "$(PROFILE)" --method "$(or $(METHOD),topk)" $(if $(SEED),--seed $(SEED))

@@ -1,4 +1,4 @@
-"""All results as one Markdown page, for the README: `results/summary.md` from `results/*.json`.
+"""All results as one Markdown page, `results/summary.md`, and what the README shows of them, `results/short.md`.
 
 python -m benchmarks.summary
 """
@@ -12,17 +12,21 @@ from typing import Any
 
 from benchmarks.measure import hardware_line
 from benchmarks.output import FOLDER, interval, results_file, table
+from benchmarks.short import PEERS, short
 from sae_lib.files import atomic_write, read_json
 from sae_lib.report.names import method_name
 
 SERIES = ("harvest_tokens", "train_tokens", "width", "saes")
-PEERS = {"dictionary_learning": "dictionary_learning", "sae_lens": "SAELens"}
 
 
 def main(asked_for: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="the results as one Markdown page")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of results/")
     asked = parser.parse_args(asked_for)
+    measured = {name: read_json(results_file(asked.output, name)) for name in SECTIONS
+                if results_file(asked.output, name).is_file()}  # fmt: skip
+    with atomic_write(asked.output / "results" / "short.md") as file:
+        file.write(short({name: result for name, result in measured.items() if "hardware" in result}))
     text = page(asked.output)
     with atomic_write(asked.output / "results" / "summary.md") as file:
         file.write(text)

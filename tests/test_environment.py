@@ -110,6 +110,14 @@ def test_conda_environment_without_our_pins_is_not_used(tmp_path: Path) -> None:
     assert '".venv/bin/python" -m sae_lib.pipeline run --profile "smoke"' in done.stdout
 
 
+def test_reference_pages_open_offline(tmp_path: Path) -> None:
+    assert "pdoc --output-directory build/docs sae_lib" in make("-n", "docs").stdout
+    build = [sys.executable, "-m", "pdoc", "--output-directory", str(tmp_path), "sae_lib.errors", "sae_lib.disk"]
+    subprocess.run(build, check=True, cwd=ROOT, env={**os.environ, "http_proxy": "http://localhost:9"})
+    page = (tmp_path / "sae_lib" / "disk.html").read_text(encoding="utf-8")
+    assert "used_bytes" in page and re.search(r"<(script|link)[^>]*(src|href)=.https?:", page) is None
+
+
 def test_missing_python_is_told_with_what_to_do(tmp_path: Path) -> None:
     # In a copy of the Makefile's surroundings, since the checkout may have its environment already.
     for name in ("Makefile", "requirements.lock"):
