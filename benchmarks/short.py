@@ -45,11 +45,11 @@ def step_time(result: dict[str, Any]) -> str:
             if row["phase"] == "warm" and row["precision"] == "float32":
                 costs[method_name(row["method"])].append(f"{row['over_standard']['median']:.2f}")
     k = " and ".join(f"{shape['k']}" for shape in shapes)
+    command = f"python -m benchmarks.step_time --repeats {result['setting']['repeats']}"
     return (
-        f"Milliseconds per training step (`python -m benchmarks.step_time`; batch {shapes[0]['batch']:,}, fp32, every "
-        f"method at the same L0, {k}; median of {result['setting']['repeats']} rounds) on "
-        f"{hardware_line(result['hardware'])}. In brackets: how many times as long the peer's step takes as ours, in "
-        "the same run.\n\n"
+        f"Milliseconds per training step (`{command}`; batch {shapes[0]['batch']:,}, fp32, every method at the same L0, "
+        f"{k}; median of the rounds) on {hardware_line(result['hardware'])}. In brackets: how many times as long the "
+        "peer's step takes as ours, in the same run.\n\n"
         f"{table(header, lines)}\n\n"
         f"The five matrix products of a dense step and the optimiser's traffic take "
         f"{' and '.join(f'{floor * 1e3:.0f}' for floor in floors)} ms there; latents are held by their entries, so a "
@@ -63,16 +63,14 @@ def harvest(result: dict[str, Any]) -> str:
     """Tokens per second, the peers' beside ours."""
     told = []
     for model in result["models"]:
-        ours = next(row for row in model["rows"] if row["times_ours"]["median"] == 1.0)
-        others = [
-            f"{row['library']} {row['tokens_per_s']['median'] / 1e3:.1f}" for row in model["rows"] if row is not ours
-        ]
+        rate = {row["library"]: f"{row['tokens_per_s']['median'] / 1e3:.1f}" for row in model["rows"]}
+        others = [f"{name} {value}" for name, value in rate.items() if name not in ("sae_lib", "products")]
         told.append(
-            f"{model['name']} Gemma-2 of width {model['width']} {ours['tokens_per_s']['median'] / 1e3:.1f} "
-            f"({', '.join(others) or 'no peer runs it'})"
+            f"{model['name']} Gemma-2 of width {model['width']}: {rate['sae_lib']} ({', '.join(others)}; the model's "
+            f"matrix products alone {rate['products']})"
         )
-    how = "Harvest (`python -m benchmarks.harvest`), thousand tokens per second, ours and in brackets the peers'"
-    return f"{how}: {'; '.join(told)}."
+    how = "Harvest (`python -m benchmarks.harvest`), thousand tokens per second, others in brackets"
+    return f"{how}: {'. '.join(told)}."
 
 
 def evaluation(result: dict[str, Any]) -> str:
