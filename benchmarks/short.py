@@ -47,7 +47,7 @@ def step_time(result: dict[str, Any]) -> str:
     k = " and ".join(f"{shape['k']}" for shape in shapes)
     command = f"python -m benchmarks.step_time --repeats {result['setting']['repeats']}"
     return (
-        f"Milliseconds per training step (`{command}`; batch {shapes[0]['batch']:,}, fp32, every method at the same L0, "
+        f"Milliseconds per training step (`{command}`; batch {shapes[0]['batch']:,}, fp32, each method at the same L0, "
         f"{k}; median of the rounds) on {hardware_line(result['hardware'])}. In brackets: how many times as long the "
         "peer's step takes as ours, in the same run.\n\n"
         f"{table(header, lines)}\n\n"
