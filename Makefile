@@ -67,7 +67,7 @@ linked:
 paper: $(READY)  ## run the five notebooks at PROFILE: figures, tables, claims
 	@$(RUN) sae_lib.pipeline run --profile "$(PROFILE)" --gpus "$(GPUS)" --nodes "$(NODES)" --head "$(HEAD)"
 
-smoke: $(READY)  ## the whole pipeline in under three minutes
+smoke: $(READY)  ## the whole pipeline on very little, in a few minutes
 	@$(RUN) sae_lib.pipeline run --profile smoke
 
 plan: $(READY)  ## what `make paper` would do at PROFILE: time, disk and memory, before anything starts
