@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from benchmarks.measure import hardware_line
@@ -36,9 +37,8 @@ def step_time(result: dict[str, Any]) -> str:
                 f"{timed[peer, method] * 1e3:.0f} ({times[peer]:.1f}x)" if peer in times else "–" for peer in PEERS
             ]
         lines.append(line)
-    floors = [
-        _median([row["seconds"]["median"] for row in shape["floor"] if row["phase"] == "warm"]) for shape in shapes
-    ]
+    floors = [median(row["seconds"]["median"] for row in shape["floor"]
+                     if row["phase"] == "warm" and row["precision"] == "float32") for shape in shapes]  # fmt: skip
     costs: dict[str, list[str]] = {method_name(row["method"]): [] for shape in shapes for row in shape["mechanisms"]}
     for shape in shapes:
         for row in shape["mechanisms"]:
@@ -113,10 +113,6 @@ def gemma(result: dict[str, Any]) -> str:
         f"The gemma-2-2b profile on random weights{size}, every method: {stages}. This is about time and memory: "
         "random weights have nothing to find."
     )
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 PARTS = {

@@ -6,7 +6,7 @@ python -m benchmarks.summary
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +23,30 @@ def main(asked_for: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="the results as one Markdown page")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of results/")
     asked = parser.parse_args(asked_for)
-    measured = {name: read_json(results_file(asked.output, name)) for name in SECTIONS
-                if results_file(asked.output, name).is_file()}  # fmt: skip
+    files = {name: results_file(asked.output, name) for name in SECTIONS}
+    measured = {name: read_json(file) for name, file in files.items() if file.is_file()}
     with atomic_write(asked.output / "results" / "short.md") as file:
         file.write(short({name: result for name, result in measured.items() if "hardware" in result}))
-    text = page(asked.output)
+    text = page(measured)
     with atomic_write(asked.output / "results" / "summary.md") as file:
         file.write(text)
     print(text)
 
 
-def page(folder: Path) -> str:
+def page(measured: Mapping[str, dict[str, Any]]) -> str:
     """The page; a benchmark that was not run is named as such."""
     parts = [
         "# Benchmarks",
         "Written by `make bench` from the files beside it. Times are medians, quartiles in brackets.",
     ]
     for name, (title, command, write) in SECTIONS.items():
-        file = results_file(folder, name)
+        result = measured.get(name)
         parts.append(f"## {title}")
-        if not file.is_file():
+        if result is None:
             parts.append(f"Not measured here: `python -m benchmarks.{command}`.")
             continue
-        result = read_json(file)
         if "hardware" not in result:
-            parts.append(f"Measured by an earlier version, see {file.name}; again: `python -m benchmarks.{command}`.")
+            parts.append(f"Measured by an earlier version, see {name}.json; again: `python -m benchmarks.{command}`.")
             continue
         machine = result["hardware"]
         versions = ", ".join(f"{library} {version}" for library, version in machine["versions"].items())

@@ -71,12 +71,13 @@ def strongest_of_rows(pre: Float[Tensor, "batch d_sae"], k: int) -> Entries | No
     bound = kth_largest(pre.view(rows, size, n // size).amax(dim=1), k).clamp_min_(torch.finfo(pre.dtype).tiny)
     candidates = find_entries(np.greater_equal, pre, bound, share=1.0)
     assert candidates is not None
-    counts = candidates.row_starts.diff()
-    if size == 1 or int(counts.max()) <= k:
-        return candidates if int(counts.max()) <= k else None
+    width = int(candidates.row_starts.diff().max())
+    if width <= k:
+        return candidates
+    if size == 1:
+        return None
     values = pre.view(-1).index_select(0, candidates.flat)
     # All rows' candidates side by side; a row with fewer than k keeps all it has.
-    width = int(counts.max())
     table = values.new_zeros(rows, width)
     place = torch.arange(len(values)) + (torch.arange(rows) * width - candidates.row_starts[:-1])[candidates.row]
     table.view(-1)[place] = values
