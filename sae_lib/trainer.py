@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,7 +79,8 @@ class Trainer:
             self._clip(self.cfg.optimizer.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.index, self.training.steps, self.cfg.optimizer)
-        self.optimizer.step()
+        with _matrices_contiguous(self.optimizer):
+            self.optimizer.step()
         for mechanism in self.mechanisms:
             mechanism.after_update(self.sae, self.optimizer, step)
         if self.cfg.unit_norm_decoder:
@@ -226,6 +229,27 @@ def _optimizer(sae: Autoencoder, config: OptimizerConfig) -> torch.optim.Optimiz
     options = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     return kind(sae.parameters(), fused=True, **options)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _matrices_contiguous(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within, W_enc, its gradient and its moments are [d_sae, d_in], as they lie in memory: fused Adam goes through
+    memory, and copies what is not contiguous.
+    """
+    turned = [p for group in optimizer.param_groups for p in group["params"] if p.ndim == 2 and not p.is_contiguous()]
+
+    def turn() -> None:
+        with torch.no_grad():
+            for parameter in turned:
+                for tensor in (parameter, parameter.grad, *optimizer.state[parameter].values()):
+                    if isinstance(tensor, Tensor) and tensor.ndim == 2:
+                        tensor.t_()
+
+    turn()
+    try:
+        yield
+    finally:
+        turn()
 
 
 def learning_rate(index: int, total: int, config: OptimizerConfig) -> float:

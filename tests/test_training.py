@@ -224,6 +224,31 @@ def test_gradients_are_clipped(store):
     assert float(norms.norm()) == pytest.approx(0.1, rel=1e-3)
 
 
+def test_updates_are_those_of_adam(store):
+    """Of the plain implementation on tensors that are contiguous."""
+    config = tiny_config("standard", {"unit_norm_decoder": False, "optimizer": {"clip_norm": None, "name": "adam"}})
+    trainer = Trainer(config, store, DATA, tiny_training(), 0, "cpu")
+    assert not trainer.sae.W_enc.is_contiguous()
+    expected = [
+        torch.nn.Parameter(p.detach().clone(memory_format=torch.contiguous_format)) for p in parameters(trainer)
+    ]
+    betas = (config.optimizer.beta1, config.optimizer.beta2)
+    adam = torch.optim.Adam(expected, betas=betas, foreach=False, fused=False)
+    for _ in range(3):
+        trainer.step()
+        for mine, theirs in zip(parameters(trainer), expected, strict=True):
+            assert mine.grad is not None and mine.grad.any()
+            theirs.grad = mine.grad.contiguous()
+        adam.param_groups[0]["lr"] = trainer.optimizer.param_groups[0]["lr"]
+        adam.step()
+        for mine, theirs in zip(parameters(trainer), expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+def parameters(trainer: Trainer) -> list[torch.nn.Parameter]:
+    return [*trainer.sae.parameters()]
+
+
 def test_learning_rate_schedule():
     config = OptimizerConfig(learning_rate=2.0, warmup_steps=4, decay_fraction=0.2)
     rates = [learning_rate(index, 20, config) for index in range(20)]

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_lib.autoencoders.latents import Latents
+from sae_lib.autoencoders.row_threads import of_rows
 
 LARGEST_SHARE = 1 / 10  # of the entries; above it the dense products are faster
 SMALLEST_BATCH = 2**16  # entries; below it finding what is active costs more than it saves
@@ -35,11 +36,15 @@ class Entries:
 
     @cached_property
     def latent(self) -> Int[Tensor, " n"]:
-        return self.flat.remainder(self.shape[1])
+        return self.flat - self.of_row(torch.arange(self.shape[0]) * self.shape[1])
 
-    @cached_property
-    def row(self) -> Int[Tensor, " n"]:
-        return torch.repeat_interleave(self.row_starts.diff())
+    def of_row(self, values: Shaped[Tensor, " batch"]) -> Shaped[Tensor, " n"]:
+        """For each entry what `values` has for its row."""
+        return torch.from_numpy(np.repeat(values.numpy(), np.diff(self.row_starts.numpy())))
+
+    def where(self, kept: Bool[Tensor, " n"]) -> Entries:
+        """Some of them."""
+        return Entries(self.flat.numpy()[kept.numpy()], self.shape)
 
     @cached_property
     def by_latent(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " latents_and_1"]]:
@@ -74,12 +79,18 @@ def find_entries(
     """Where `compare(values, bound)`, one of NumPy's comparisons; None where that is more than `share` of all entries,
     so many that dense products are faster.
     """
-    limit = bound.numpy() if isinstance(bound, Tensor) else np.float32(bound)
-    # NumPy's comparisons are vectorised; those of PyTorch that give booleans are not.
-    flags = compare(values.numpy(), limit, out=_space(tuple(values.shape), torch.bool).numpy())
-    if np.count_nonzero(flags) > (LARGEST_SHARE if share is None else share) * flags.size:
+    rows, n = values.shape
+    matrix, flags = values.numpy(), _space("flags", values.shape, torch.bool).numpy()
+    limit = np.broadcast_to(bound.numpy() if isinstance(bound, Tensor) else np.float32(bound), values.shape)
+
+    def count(part: slice) -> int:
+        # NumPy's comparisons are vectorised; those of PyTorch that give booleans are not.
+        return int(np.count_nonzero(compare(matrix[part], limit[part], out=flags[part])))
+
+    if sum(of_rows(count, rows)) > (LARGEST_SHARE if share is None else share) * flags.size:
         return None
-    return Entries(_places(flags.reshape(-1)), (values.shape[0], values.shape[1]))
+    places = of_rows(lambda part: _places(flags[part].reshape(-1)) + part.start * n, rows)
+    return Entries(np.concatenate(places), (rows, n))
 
 
 def _places(flags: Bool[np.ndarray, " size"]) -> Int[np.ndarray, " n"]:
@@ -107,8 +118,11 @@ class EncoderProduct:
         self, x: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "d_in d_sae"], bias: Float[Tensor, " d_sae"]
     ) -> None:
         self._inputs = (x, W_enc, bias)
-        pre = _space((len(x), len(bias)), W_enc.dtype)
-        self.pre: Tensor = torch.addmm(bias.detach(), x, W_enc.detach(), out=pre)
+        # The bias as one more row of W_enc: adding it to a product would take a pass over all latents.
+        with torch.no_grad():
+            inputs = _joined("inputs", x, x.new_ones(len(x), 1))
+            weights = _joined("weights", W_enc.T, bias[:, None])
+            self.pre: Tensor = torch.mm(inputs, weights.T, out=_space("pre", (len(x), len(bias)), x.dtype))
 
     def at(self, entries: Entries) -> Float[Tensor, " n"]:
         """The product at these entries."""
@@ -196,10 +210,17 @@ class _Change(torch.autograd.Function):
         return 2.0 * grad * gradient, None, None, None
 
 
-@lru_cache(maxsize=2)
-def _space(shape: tuple[int, ...], dtype: torch.dtype) -> Shaped[Tensor, "..."]:
+@lru_cache(maxsize=4)
+def _space(purpose: str, shape: Sequence[int], dtype: torch.dtype) -> Shaped[Tensor, "..."]:
     """Memory to work in, whatever is in it."""
     return torch.empty(shape, dtype=dtype)
+
+
+def _joined(
+    purpose: str, matrix: Float[Tensor, "rows n"], column: Float[Tensor, "rows 1"]
+) -> Float[Tensor, "rows n_and_1"]:
+    space = _space(purpose, (len(matrix), matrix.shape[1] + 1), matrix.dtype)
+    return torch.cat([matrix, column], dim=1, out=space)
 
 
 class ActiveLatents(Latents):
@@ -239,7 +260,7 @@ class ActiveLatents(Latents):
 
     def rate(self) -> Float[Tensor, " d_sae"]:
         values = self.values.detach()
-        if values.numel() and values.min() > 0:  # as many as there are entries
+        if np.all(values.numpy() > 0):  # as many as there are entries
             return self.entries.by_latent[2].diff() / self.n_rows
         return self.entries.sum_by_latent(values.sign()) / self.n_rows
 

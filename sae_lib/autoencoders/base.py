@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -64,6 +65,22 @@ def indicator(
     return compare(values.detach(), bound.detach().to(values.device), out=torch.empty_like(values))
 
 
+class _ProductOffset(torch.autograd.Function):
+    """The bias b of (x - b_dec) W_enc + b where x has no gradient. The gradient of b is the product's,
+    summed over rows; that of b_dec is -W_enc times it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
+        ctx.save_for_backward(W_enc)
+        return bias.view_as(bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (W_enc,) = ctx.saved_tensors
+        return grad, -(W_enc @ grad), None
+
+
 class Autoencoder(nn.Module):
     """f = activation(x W_enc + b_enc), x_hat = f W_dec + b_dec (TemporalSAE Eq. 1, rows as vectors).
 
@@ -119,14 +136,11 @@ class Autoencoder(nn.Module):
         return x - self.b_dec.detach() if self.cfg.subtract_b_dec else x
 
     def _product_offset(self, bias: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
-        """`bias`, through which b_dec gets the gradient that it has as part of x - b_dec: -W_enc times the sum over
-        rows, that of a product of one row whose value is zero. The gradient of x - b_dec would cost a product over the
-        batch.
-        """
+        """`bias`, through which b_dec gets its gradient: through x - b_dec that would cost a product over the batch."""
         if not self.cfg.subtract_b_dec:
             return bias
-        zero = self.group.shared(self.b_dec) - self.b_dec.detach()
-        return bias - zero @ self.W_enc.detach()
+        offset: Tensor = _ProductOffset.apply(bias, self.group.shared(self.b_dec), self.W_enc)
+        return offset
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """The activation function, as evaluation uses it."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
 from sae_lib.autoencoders.active import LARGEST_SHARE, Entries, find_entries
 from sae_lib.autoencoders.base import indicator
 from sae_lib.autoencoders.latent_group import ALONE, LatentGroup
+from sae_lib.autoencoders.row_threads import of_rows
 
 GROUP_SIZES = (1, 2, 4, 8)
 GROUPS_FOR_EACH = 4  # groups for each of the k largest, at least
@@ -24,8 +25,9 @@ def kth_largest(values: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*row
     if values.device.type == "cpu":
         # numpy's vectorised quickselect is about ten times faster than torch.topk on a CPU.
         place = values.shape[-1] - k
-        found = np.partition(values.float().numpy(), place, axis=-1)[..., place : place + 1]
-        return torch.from_numpy(found.copy()).to(values.dtype)
+        rows = values.float().reshape(-1, values.shape[-1]).numpy()
+        found = of_rows(lambda part: np.partition(rows[part], place, axis=-1)[:, place], len(rows))
+        return torch.from_numpy(np.concatenate(found)).to(values.dtype).view(*values.shape[:-1], 1)
     return values.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
 
 
@@ -60,8 +62,8 @@ def strongest(
     return torch.zeros_like(pre).scatter(-1, indices, values)
 
 
-def strongest_of_rows(pre: Float[Tensor, "batch d_sae"], k: int) -> Entries | None:
-    """Where the positive ones of each row's k largest are; None where equal values make it more than k.
+def strongest_of_rows(pre: Float[Tensor, "batch d_sae"], k: int) -> Entries:
+    """Where the positive ones of each row's k largest are; of equal values the first.
 
     The row is cut into more than k groups. The k-th largest of the groups' maxima has k values that are no smaller, so
     it is at most the k-th largest of all; and few others are above it, because two of the largest rarely share a group.
@@ -74,16 +76,26 @@ def strongest_of_rows(pre: Float[Tensor, "batch d_sae"], k: int) -> Entries | No
     width = int(candidates.row_starts.diff().max())
     if width <= k:
         return candidates
-    if size == 1:
-        return None
     values = pre.view(-1).index_select(0, candidates.flat)
     # All rows' candidates side by side; a row with fewer than k keeps all it has.
     table = values.new_zeros(rows, width)
-    place = torch.arange(len(values)) + (torch.arange(rows) * width - candidates.row_starts[:-1])[candidates.row]
-    table.view(-1)[place] = values
-    kept = values >= kth_largest(table, k).squeeze(1)[candidates.row]
-    entries = Entries(candidates.flat[kept].numpy(), candidates.shape)
-    return entries if int(entries.row_starts.diff().max()) <= k else None
+    shift = candidates.of_row(torch.arange(rows) * width - candidates.row_starts[:-1])
+    table.view(-1)[torch.arange(len(values)) + shift] = values
+    smallest = candidates.of_row(kth_largest(table, k).squeeze(1))
+    strongest = candidates.where(values >= smallest)
+    if int(strongest.row_starts.diff().max()) <= k:
+        return strongest
+    return candidates.where(_with_first_equal(values > smallest, values == smallest, candidates, k))
+
+
+def _with_first_equal(
+    above: Bool[Tensor, " n"], equal: Bool[Tensor, " n"], entries: Entries, k: int
+) -> Bool[Tensor, " n"]:
+    """`above`, and of each row as many of the first that are `equal` as make k together."""
+    before = functional.pad(torch.stack([above, equal]).cumsum(dim=1), (1, 0))
+    of_rows = before[:, entries.row_starts]
+    number = before[1, 1:] - entries.of_row(of_rows[1, :-1])
+    return above | equal & (number <= entries.of_row(k - of_rows[0].diff()))
 
 
 def strongest_of_batch(
@@ -100,4 +112,4 @@ def strongest_of_batch(
         return find_entries(np.greater_equal, pre, smallest), smallest
     values = pre.view(-1).index_select(0, candidates.flat)
     smallest = kth_largest(values, count).squeeze().clamp_min(tiny)
-    return Entries(candidates.flat.numpy()[(values >= smallest).numpy()], candidates.shape), smallest
+    return candidates.where(values >= smallest), smallest

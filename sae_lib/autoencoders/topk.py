@@ -48,8 +48,10 @@ class TopK(Autoencoder):
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
         assert self.cfg.k is not None
-        entries = strongest_of_rows(product.pre, self.cfg.k) if self.group.world == 1 else None
-        return None if entries is None else ActiveLatents(product.at(entries), entries)
+        if self.group.world > 1:
+            return None
+        entries = strongest_of_rows(product.pre, self.cfg.k)
+        return ActiveLatents(product.at(entries), entries)
 
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
         self.b_dec.data.copy_(geometric_median(x))
