@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +61,6 @@ def test_too_many_are_left_to_the_matrix():
     assert find_entries(np.greater, values, 0.0, share=0.2) is not None
 
 
-@pytest.fixture(params=[1, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("columns", [24, 27])
 def test_entries_are_where_the_comparison_holds(columns: int):
     values = torch.randn(9, columns, generator=torch.Generator().manual_seed(5))
@@ -141,7 +131,6 @@ def test_gradient_of_the_decoder(f: torch.Tensor):
     torch.testing.assert_close(ours.grad, expected.grad)
 
 
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(("k", "n"), [(5, 400), (5, 80), (5, 84), (5, 81), (30, 80), (80, 80)])
 def test_strongest_of_rows(k: int, n: int):
     pre = torch.randn(50, n, generator=torch.Generator().manual_seed(3))
@@ -155,7 +144,6 @@ def test_strongest_of_rows(k: int, n: int):
     assert not expected[5].any() and int(expected[4].sum()) <= 4
 
 
-@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("guess", [0.0, 0.5, 1.5, 2.2, 9.0])
 def test_strongest_of_batch_whatever_the_guess(guess: float):
     pre = torch.randn(50, 80, generator=torch.Generator().manual_seed(3))

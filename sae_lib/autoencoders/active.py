@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_lib.autoencoders.latents import Latents
-from sae_lib.autoencoders.row_threads import of_rows
 
 LARGEST_SHARE = 1 / 10  # of the entries; above it the dense products are faster
 SMALLEST_BATCH = 2**16  # entries; below it finding what is active costs more than it saves
@@ -79,28 +78,26 @@ def find_entries(
     """Where `compare(values, bound)`, one of NumPy's comparisons; None where that is more than `share` of all entries,
     so many that dense products are faster.
     """
-    rows, n = values.shape
-    matrix, flags = values.numpy(), _space("flags", values.shape, torch.bool).numpy()
-    limit = np.broadcast_to(bound.numpy() if isinstance(bound, Tensor) else np.float32(bound), values.shape)
-
-    def count(part: slice) -> int:
-        # NumPy's comparisons are vectorised; those of PyTorch that give booleans are not.
-        return int(np.count_nonzero(compare(matrix[part], limit[part], out=flags[part])))
-
-    if sum(of_rows(count, rows)) > (LARGEST_SHARE if share is None else share) * flags.size:
-        return None
-    places = of_rows(lambda part: _places(flags[part].reshape(-1)) + part.start * n, rows)
-    return Entries(np.concatenate(places), (rows, n))
+    limit = bound.numpy() if isinstance(bound, Tensor) else np.float32(bound)
+    # NumPy's comparisons are vectorised; those of PyTorch that give booleans are not.
+    flags = compare(values.numpy(), limit, out=_space("flags", values.shape, torch.bool).numpy())
+    places = _places(flags.reshape(-1), (LARGEST_SHARE if share is None else share) * flags.size)
+    return None if places is None else Entries(places, (values.shape[0], values.shape[1]))
 
 
-def _places(flags: Bool[np.ndarray, " size"]) -> Int[np.ndarray, " n"]:
-    """Where few flags are true: numpy.flatnonzero, first of eight flags taken as one number, then within those."""
+def _places(flags: Bool[np.ndarray, " size"], most: float) -> Int[np.ndarray, " n"] | None:
+    """Where few flags are true, None if more than `most`: numpy.flatnonzero, first of eight flags taken as one number,
+    then within those.
+    """
     if flags.size % 8:
-        return np.flatnonzero(flags)
+        places = np.flatnonzero(flags)
+        return places if len(places) <= most else None
     eights = flags.view(np.uint64)
     busy = np.flatnonzero(eights != 0)
+    if len(busy) > most:
+        return None
     within = np.flatnonzero(eights[busy].view(np.bool_))
-    return busy[within >> 3] * 8 + (within & 7)
+    return busy[within >> 3] * 8 + (within & 7) if len(within) <= most else None
 
 
 def worthwhile(x: Float[Tensor, "batch d_in"], d_sae: int, k: int | None = None) -> bool:

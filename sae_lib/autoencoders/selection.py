@@ -11,7 +11,6 @@ from torch.nn import functional
 from sae_lib.autoencoders.active import LARGEST_SHARE, Entries, find_entries
 from sae_lib.autoencoders.base import indicator
 from sae_lib.autoencoders.latent_group import ALONE, LatentGroup
-from sae_lib.autoencoders.row_threads import of_rows
 
 GROUP_SIZES = (1, 2, 4, 8)
 GROUPS_FOR_EACH = 4  # groups for each of the k largest, at least
@@ -25,9 +24,8 @@ def kth_largest(values: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*row
     if values.device.type == "cpu":
         # numpy's vectorised quickselect is about ten times faster than torch.topk on a CPU.
         place = values.shape[-1] - k
-        rows = values.float().reshape(-1, values.shape[-1]).numpy()
-        found = of_rows(lambda part: np.partition(rows[part], place, axis=-1)[:, place], len(rows))
-        return torch.from_numpy(np.concatenate(found)).to(values.dtype).view(*values.shape[:-1], 1)
+        found = np.partition(values.float().numpy(), place, axis=-1)[..., place : place + 1]
+        return torch.from_numpy(found.copy()).to(values.dtype)
     return values.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
 
 
