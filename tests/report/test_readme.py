@@ -8,6 +8,8 @@ import pytest
 
 from sae_lib.errors import ArtifactError
 from sae_lib.paths import ROOT
+from sae_lib.plan import estimate
+from sae_lib.profile import load_profile
 from sae_lib.report.readme import BLOCK, main, with_tables
 
 
@@ -21,6 +23,13 @@ def test_files_that_the_readme_links_to_exist():
     text = (ROOT / "README.md").read_text(encoding="utf8")
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.mark.parametrize("name", ["smoke", "pocket", "pythia-70m", "gpt2", "gemma-2-2b"])
+def test_the_number_of_saes_at_each_scale(name: str):
+    text = (ROOT / "README.md").read_text(encoding="utf8")
+    (row,) = re.findall(rf"^\| `{re.escape(name)}`.*$", text, re.MULTILINE)
+    assert row.split("|")[3].strip() == str(sum(estimate(load_profile(name), speed=1.0).saes.values()))
 
 
 def test_a_block_is_replaced_and_the_text_around_it_stays(tmp_path):
