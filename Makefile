@@ -13,6 +13,10 @@ GPUS ?= 1
 NODES ?= 1
 HEAD ?=
 
+ifeq ($(wildcard requirements.lock),)
+  $(error run make in the folder of the repository, or with make -C <that folder>)
+endif
+
 # What runs: an active conda environment that has our pins, or else .venv. `make help` and `make clean` need neither.
 VENV_PYTHON := .venv/bin/python
 LOCK_HASH := $(shell { sha256sum requirements.lock || shasum -a 256 requirements.lock; } 2>/dev/null | cut -c1-16)

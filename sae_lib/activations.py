@@ -94,8 +94,10 @@ class ActivationStore:
         manifest = finished_manifest(folder, {"identity": identity, "corpus_sha256": corpus_sha256, "layer": layer})
         for entry in (*manifest["index"].values(), *manifest["shards"]):
             if fault := damage(folder, entry, check):
+                # The runner of the notebooks sees that a file is gone, not that it was altered.
+                fix = "remove it and harvest" if fault == "altered" else "harvest"
                 raise ArtifactError(
-                    f"store: {entry['file']} in {folder} is {fault}; harvest again (notebook 01_data), "
+                    f"store: {entry['file']} in {folder} is {fault}; {fix} again (notebook 01_data), "
                     "that file alone is made again"
                 )
         contexts, positions = (np.load(folder / name, mmap_mode="r") for name in INDEX_FILES)

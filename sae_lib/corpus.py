@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from sae_lib import documentation, hub
 from sae_lib.errors import ArtifactError, first_line
-from sae_lib.files import atomic_write, file_sha256, json_key, read_json, write_json
+from sae_lib.files import file_sha256, json_key, read_json, write_json, write_parquet
 from sae_lib.packing import too_little_text, write_contexts
 from sae_lib.source_key import source_key
 from sae_lib.spelling import Lessons
@@ -109,21 +110,23 @@ def _load(load: Any, *arguments: Any, **options: Any) -> Any:
 
 def _documentation_dataset(config: CorpusConfig, cache: Path | None) -> Any:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     versions = documentation.versions(config.packages)
     file = None
     if cache is not None:
         # Keyed by versions and by the code that extracts: a finished extraction is never done twice.
         file = cache / f"documentation-{json_key([versions, source_key('sae_lib.documentation')])[:16]}.parquet"
-        if file.is_file():
-            return datasets.Dataset.from_parquet(str(file), cache_dir=str(cache / "datasets"))
+        # A file that is damaged is made again.
+        with suppress(OSError, ValueError, DatasetsError):
+            if file.is_file():
+                return datasets.Dataset.from_parquet(str(file), cache_dir=str(cache / "datasets"))
     documents = documentation.extract(config.packages)
     columns = {name: [getattr(d, name) for d in documents] for name in documentation.Document._fields}
     dataset = datasets.Dataset.from_dict(columns)
     if file is not None:
         datasets.disable_progress_bars()
-        with atomic_write(file, "wb") as stream:
-            dataset.to_parquet(stream)
+        write_parquet(file, dataset)
     return dataset
 
 

@@ -69,9 +69,10 @@ def package_folder(package: str) -> Path:
 
     Raises ArtifactError when the package is not installed.
     """
-    spec = importlib.util.find_spec(IMPORT_NAMES.get(package.lower(), package.replace("-", "_")))
+    name = IMPORT_NAMES.get(package.lower(), package.replace("-", "_"))
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise ArtifactError(f"corpus.packages: '{package}' is not installed; install it or take it out of the list")
+        raise _not_installed(package)
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -117,4 +118,11 @@ def extract(packages: Sequence[str], processes: int | None = None) -> list[Docum
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
     """Installed version of each package, without a local build tag such as +cpu (the texts do not differ)."""
-    return {package: importlib.metadata.version(package).split("+")[0] for package in sorted(packages)}
+    try:
+        return {package: importlib.metadata.version(package).split("+")[0] for package in sorted(packages)}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise _not_installed(str(error.name)) from None
+
+
+def _not_installed(package: str) -> ArtifactError:
+    return ArtifactError(f"corpus.packages: '{package}' is not installed; install it or take it out of the list")

@@ -5,11 +5,13 @@ A reader never sees half of a file, and an interrupted run leaves nothing to cle
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from sae_lib.disk import free_bytes
 from sae_lib.errors import ArtifactError
 
 
@@ -33,11 +36,40 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free = shutil.disk_usage(folder).free / 2**20
+        free = free_bytes(folder) / 2**20
         raise ArtifactError(
             f"disk full while writing into {folder}: {free:.0f} MiB free; "
             f"make room or set SAE_LIB_OUTPUT to a folder on a larger disk, then run again"
         ) from error
+
+
+@contextmanager
+def explain_refusal(place: Path) -> Iterator[None]:
+    """Turn the system's refusal to make a folder or a file into one line that names it.
+
+    Raises:
+        ArtifactError: in place of an `OSError` that is not about room on the disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        in_the_way = error.errno in (errno.EEXIST, errno.EISDIR)
+        fix = "remove what has that name, or " if in_the_way else ""
+        raise ArtifactError(
+            f"cannot write into {place} ({error.strerror or error}); {fix}set SAE_LIB_OUTPUT to a folder of yours"
+        ) from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are missing.
+
+    Raises:
+        ArtifactError: a file has its name, or nothing can be written there.
+    """
+    with explain_full_disk(folder), explain_refusal(folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -49,7 +81,8 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
         mode: "w" (UTF-8 text) or "wb".
 
     Raises:
-        ArtifactError: the disk is full. `path` is then what it was before, and no part is left behind.
+        ArtifactError: the disk is full, or nothing can be written there. `path` is then what it was before, and
+            no part is left behind.
 
     >>> with atomic_write("results/table.csv") as file:      # doctest: +SKIP
     ...     file.write("letter,f1")
@@ -57,10 +90,11 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
     if mode not in ("w", "wb"):
         raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
     with explain_full_disk(path.parent):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with explain_refusal(path.parent):
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(handle, mode, encoding=encoding, newline=newline) as file:
                 yield file
@@ -68,7 +102,8 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
                 os.fsync(file.fileno())
             # mkstemp makes private files; results are as readable as any other file of the user.
             os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
+            with explain_refusal(path):
+                os.replace(name, path)
         except BaseException:
             with suppress(FileNotFoundError):
                 os.unlink(name)
@@ -108,9 +143,15 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
         _sync_folder(path.parent)
 
 
-def remove_unfinished(folder: Path | str) -> None:
-    """Remove what killed runs were writing into `folder` and the folders in it; nobody may be writing there."""
+def remove_unfinished(folder: Path | str, untouched_s: float = 0.0) -> None:
+    """Remove what killed runs were writing into `folder` and the folders in it.
+
+    Args:
+        untouched_s: leave what has changed in so many seconds; with 0 nobody may be writing there.
+    """
     for left in [*Path(folder).rglob(".*.tmp"), *Path(folder).rglob(".*.old")]:
+        if untouched_s and time.time() - left.stat().st_mtime < untouched_s:
+            continue
         if left.is_dir():
             shutil.rmtree(left)
         else:
@@ -135,6 +176,17 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}); remove it and run again") from error
+
+
+def write_parquet(path: Path | str, table: Any, **options: Any) -> None:
+    """Write a table of pandas or of datasets, atomically; `options` are those of its `to_parquet`.
+
+    Through memory: a stream that cannot take pyarrow's bytes, as on a full disk, makes it abort the process.
+    """
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, **options)
+    with atomic_write(path, "wb") as file:
+        file.write(buffer.getbuffer())
 
 
 def file_sha256(path: Path | str) -> str:
@@ -169,18 +221,15 @@ class FolderLock:
         self._lock = FileLock(self.folder / ".lock")
 
     def __enter__(self) -> "FolderLock":
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ArtifactError(
-                f"{self.folder} is in use by {self._holder()}; wait for that run to end, stop it, "
-                f"or set SAE_LIB_OUTPUT to another folder"
-            ) from None
-        except OSError as error:
-            raise ArtifactError(
-                f"cannot write into {self.folder} ({error.strerror}); set SAE_LIB_OUTPUT to a folder of yours"
-            ) from None
+        with explain_refusal(self.folder):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)
+            except Timeout:  # an OSError too
+                raise ArtifactError(
+                    f"{self.folder} is in use by {self._holder()}; wait for that run to end, stop it, "
+                    f"or set SAE_LIB_OUTPUT to another folder"
+                ) from None
         write_json(self._note, {"pid": os.getpid(), "host": socket.gethostname()})
         return self
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sae_lib.errors import ArtifactError
-from sae_lib.files import explain_full_disk
+from sae_lib.files import explain_full_disk, make_folder
 from sae_lib.live import HEADLESS_VARIABLE
 from sae_lib.paths import ROOT, shown
 
@@ -59,8 +59,8 @@ def run_notebook(
 
     check_parameters(source, parameters)
     running, final = folder / f"{source.stem}.running.ipynb", folder / source.name
-    folder.mkdir(parents=True, exist_ok=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
+    for needed in (folder, log.parent):
+        make_folder(needed)
     failed_copy = failed / source.name
 
     def stopped(cell: str, error: str) -> NotebookError:
@@ -90,7 +90,7 @@ def run_notebook(
                 config=_kernel_config(sockets),
             )
         except papermill.PapermillExecutionError as error:
-            cell = f"[{error.exec_count}] ({_first_line(error.source)[:60]})"
+            cell = f"[{error.exec_count}] ({_failing_line(error)[:60]})"
             raise stopped(cell, f"{error.ename}: {_first_line(error.evalue)}") from None
         except CellTimeoutError:
             raise stopped(_last_started(running), "the cell ran into its time limit") from None
@@ -267,6 +267,13 @@ def _last_started(executed: Path) -> str:
     return f"[{number}]"
 
 
+def _failing_line(error: Any) -> str:
+    """The line of a cell that its traceback points at; the cell's first where it points at none, as for bad syntax."""
+    told = TERMINAL_CODES.sub("", "\n".join(error.traceback))
+    pointed = re.search(r"^Cell In\[.*?^-+> \d+ (.*?)$", told, flags=re.MULTILINE | re.DOTALL)
+    return _first_line(pointed[1] if pointed else error.source)
+
+
 def _first_line(text: str) -> str:
     lines = TERMINAL_CODES.sub("", text).strip().splitlines()
     return lines[0].rstrip(" .;") if lines else "no message"
@@ -274,5 +281,5 @@ def _first_line(text: str) -> str:
 
 def _move(source: Path, target: Path) -> None:
     with suppress(FileNotFoundError):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         os.replace(source, target)

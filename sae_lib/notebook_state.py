@@ -11,14 +11,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
 
 from sae_lib.errors import ArtifactError
 from sae_lib.files import file_sha256, json_key, read_json, write_json
-from sae_lib.paths import LOCK_FILE, Paths, shown
-from sae_lib.profile import Profile
+from sae_lib.paths import LOCK_FILE, NOTEBOOKS, Paths, shown
+from sae_lib.profile import Notebook, Profile
 from sae_lib.report.provenance import manifest_file, output_path
 from sae_lib.source_key import PACKAGE_FOLDER, imported_modules, source_key
+from sae_lib.store_manifest import MANIFEST, lost_file
 
 PATTERN = "[0-9][0-9]_*.ipynb"
 # Fields of a profile that no result depends on.
@@ -57,7 +60,7 @@ class Stage:
                 for cell in json.loads(self.notebook.read_text(encoding="utf-8"))["cells"]
             ]
             code = [imported_modules(_without_magics(text)) for kind, text, _ in cells if kind == "code"]
-        except (ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
             raise ArtifactError(f"{shown(self.notebook)} cannot be read ({error}); restore it with git") from None
         return {
             "notebook": json_key(cells),
@@ -73,7 +76,7 @@ def find_stages(folder: Path) -> list[Stage]:
     """The notebooks of a folder in the order of their numbers.
 
     Raises:
-        ArtifactError: there are none, or two with one number.
+        ArtifactError: there are none, two with one number, or not all of the repository's own.
     """
     notebooks = sorted(folder.glob(PATTERN))
     if not notebooks:
@@ -82,7 +85,27 @@ def find_stages(folder: Path) -> list[Stage]:
     count = Counter(name.partition("_")[0] for name in names)
     if same := [name for name in names if count[name.partition("_")[0]] > 1]:
         raise ArtifactError(f"notebooks {', '.join(same)} have one number; rename or remove all but one of them")
+    gone = [number for number in get_args(Notebook) if number not in count]
+    if gone and folder == NOTEBOOKS:
+        raise ArtifactError(f"notebook {', '.join(gone)} is missing in {shown(folder)}; restore it with git")
     return [Stage(notebook, tuple(names[:place])) for place, notebook in enumerate(notebooks)]
+
+
+class Output(BaseModel):
+    """A file that a notebook made, as it was then."""
+
+    sha256: str
+    size: int
+    changed: int
+    """Time of its last change, in nanoseconds."""
+
+
+class Record(BaseModel):
+    """What a finished notebook was made from and what it made."""
+
+    parts: dict[str, str]
+    outputs: dict[str, Output]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -109,19 +132,21 @@ def statuses(stages: Sequence[Stage], profile: Profile, paths: Paths) -> list[St
 
 def why_not_done(stage: Stage, profile: Profile, paths: Paths) -> str | None:
     """Why a stage has to run, in words; None when what it made is still what it would make."""
-    record_file = _record_file(stage, paths)
-    if not record_file.is_file():
+    try:
+        record = Record.model_validate_json(_record_file(stage, paths).read_bytes())
+    except (OSError, ValidationError):
         return "not run yet"
-    record = read_json(record_file)
     now = stage.parts(profile, paths)
     for part, reason in REASONS.items():
-        if record["parts"].get(part) != now[part]:
+        if record.parts.get(part) != now[part]:
             return reason
     if not (paths.notebooks / stage.notebook.name).is_file():
         return "its executed copy is gone"
-    for name, known in record["outputs"].items():
+    for name, known in record.outputs.items():
         if not _unchanged(output_path(paths, name), known):
             return f"{name} is gone or was altered"
+    if f"{paths.store.name}/{MANIFEST}" in record.outputs and (lost := lost_file(paths.store)):
+        return f"{paths.store.name}/{lost} is gone or was altered"
     return None
 
 
@@ -144,19 +169,20 @@ def record_done(stage: Stage, parts: dict[str, str], paths: Paths, seconds: floa
     outputs = {}
     for name, sha256 in hashes.items():
         state = output_path(paths, name).stat()
-        outputs[name] = {"sha256": sha256, "size": state.st_size, "changed": state.st_mtime_ns}
-    write_json(_record_file(stage, paths), {"parts": parts, "outputs": outputs, "seconds": round(seconds, 1)})
+        outputs[name] = Output(sha256=sha256, size=state.st_size, changed=state.st_mtime_ns)
+    record = Record(parts=parts, outputs=outputs, seconds=round(seconds, 1))
+    write_json(_record_file(stage, paths), record.model_dump())
 
 
 def _record_file(stage: Stage, paths: Paths) -> Path:
     return paths.keys / f"{stage.name}.json"
 
 
-def _unchanged(file: Path, known: dict[str, Any]) -> bool:
+def _unchanged(file: Path, known: Output) -> bool:
     """Whether a file has the content it had; read only when its size is the same and its time is not."""
-    if not file.is_file() or file.stat().st_size != known["size"]:
+    if not file.is_file() or file.stat().st_size != known.size:
         return False
-    return file.stat().st_mtime_ns == known["changed"] or file_sha256(file) == known["sha256"]
+    return file.stat().st_mtime_ns == known.changed or file_sha256(file) == known.sha256
 
 
 def _sha256_or_none(file: Path) -> str | None:

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae_lib.errors import ArtifactError
+
 ROOT = Path(__file__).resolve().parent.parent
 LOCK_FILE = ROOT / "requirements.lock"
 NOTEBOOKS = ROOT / "notebooks"
@@ -18,9 +20,28 @@ COMMITTED_PROFILE = "pocket"
 
 
 def output_root() -> Path:
-    """Where all profiles write: the folder named by `SAE_LIB_OUTPUT`, or `build` in the repository."""
+    """Where all profiles write: the folder named by `SAE_LIB_OUTPUT`, or `build` in the repository.
+
+    Raises:
+        ArtifactError: no folder can have that name.
+    """
     named = os.environ.get(OUTPUT_VARIABLE)
-    return Path(named).expanduser().resolve() if named else ROOT / "build"
+    if not named:
+        return ROOT / "build"
+    try:
+        root = Path(named).expanduser().resolve()
+        root.exists()  # asks the system, which refuses a name that is too long
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(
+            f"{OUTPUT_VARIABLE}: '{named[:80]}' cannot be a folder ({reason}); set it to a folder of yours"
+        ) from None
+    return root
+
+
+def corpus_cache() -> Path:
+    """Where the packaged corpus is kept, for all profiles."""
+    return output_root() / "corpus"
 
 
 @dataclass(frozen=True)

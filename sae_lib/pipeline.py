@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,15 +22,17 @@ from typing import Any
 from sae_lib.disk import used_bytes
 from sae_lib.distributed import ALONE, Machines, do_beforehand
 from sae_lib.errors import ArtifactError
-from sae_lib.files import FolderLock, remove_unfinished
+from sae_lib.files import FolderLock, make_folder, remove_unfinished
 from sae_lib.notebook_runner import duration, run_notebook
 from sae_lib.notebook_state import Stage, find_stages, record_done, statuses, why_not_done
-from sae_lib.paths import NOTEBOOKS, Paths, shown, verdicts_file
+from sae_lib.paths import NOTEBOOKS, Paths, corpus_cache, shown, verdicts_file
 from sae_lib.profile import Profile, load_profile
 from sae_lib.report.provenance import manifest_file
 from sae_lib.time_left import TimeLeft
 
 INTERRUPTED = 130
+# What another run has not gone on writing for so long, nobody is writing.
+LONGEST_WRITE_S = 3600.0
 
 
 def run(
@@ -65,6 +68,8 @@ def run(
     with FolderLock(paths.root):
         for folder in (paths.root, paths.figures):
             remove_unfinished(folder)
+        with suppress(FileNotFoundError):  # another run's file, which took its name meanwhile
+            remove_unfinished(corpus_cache(), LONGEST_WRITE_S)
         if beforehand is not None:
             beforehand()
         clock = TimeLeft(chosen, seconds or {})
@@ -91,6 +96,8 @@ def _run_stage(stage: Stage, profile: Profile, paths: Paths, parameters: Mapping
     Its last manifest goes first, so that one that is there afterwards is of this run.
     """
     parts = stage.parts(profile, paths)
+    for folder in (paths.results, paths.keys):
+        make_folder(folder)
     manifest_file(paths, stage.name).unlink(missing_ok=True)
     started = time.monotonic()
     run_notebook(stage.notebook, paths.notebooks, paths.failed, paths.logs / f"{stage.name}.log", parameters, label)
@@ -128,7 +135,7 @@ def run_command(
             raise ArtifactError(stopping[0])
         expected = sum(seconds.get(status.stage.name.partition("_")[0], 0.0) for status in to_do)
         print(
-            f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run, at most about "
+            f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run, about "
             f"{duration(expected)} ({speed_note(profile, cost)}); `make plan` says more"
         )
     beforehand = None
@@ -173,7 +180,7 @@ def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) 
     groups = ", ".join(f"{count} {group}" for group, count in sorted(cost.saes.items()))
     used = used_bytes(paths.root)
     lines = {
-        "time": f"at most about {duration(left)} to go, of {duration(sum(cost.seconds.values()))} in all "
+        "time": f"about {duration(left)} to go, of {duration(sum(cost.seconds.values()))} in all "
         f"({speed_note(profile, cost)})",
         "SAEs": f"{sum(cost.saes.values())}: {groups}",
         "activations": f"{cost.rows:,} tokens x {cost.d_in} values",

@@ -22,6 +22,7 @@ from sae_lib.disk import free_bytes, nearest_folder, used_bytes
 from sae_lib.experiments import MAIN_GROUPS, plan_runs
 from sae_lib.memory import free_memory
 from sae_lib.paths import Paths
+from sae_lib.plan_input import missing_input, unwritable
 from sae_lib.plan_sizes import FLOAT, ModelSize, Sizes, model_size, run_sizes, weights_of
 from sae_lib.plan_speed import has_gpu, speed_here
 from sae_lib.profile import Profile, Score
@@ -122,7 +123,7 @@ def _seconds(profile: Profile, model: ModelSize, saes: Counter[str], speed: floa
 def blockers(profile: Profile, cost: Estimate, paths: Paths) -> list[str]:
     """What would stop a run, one line each with what to change; empty when nothing does."""
     on_gpu = profile.estimates.needs_gpu
-    found = [_disk(profile, cost, paths), _download(profile)]
+    found = [*missing_input(profile), unwritable(paths) or _disk(profile, cost, paths), _download(profile)]
     if on_gpu and not has_gpu():
         found.append(
             f"GPU: {profile.name} needs one ({profile.estimates.hardware}) and torch sees none; "

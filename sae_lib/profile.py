@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -20,18 +20,20 @@ from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.stability.config import StabilityConfig
 from sae_lib.metrics.toy.config import ToyConfig
 from sae_lib.recipes import METHODS, merged, method_recipe
-from sae_lib.run_config import DataConfig, TrainingConfig, distinct_seeds
+from sae_lib.run_config import DataConfig, Seed, TrainingConfig, distinct_seeds
 from sae_lib.sae_config import SAEConfig, Strict
 
 PROFILES = Path(__file__).parent / "profiles"
 Score = Literal["reconstruction", "absorption", "stability", "probing"]
 Notebook = Literal["01", "02", "03", "04", "05"]
+# What else lies in the output folder, beside the folders of profiles.
+SHARED_FOLDERS = ("benchmark", "browser", "corpus", "docs", "evaluate", "nbval", "oracles", "pocket-lm")
 
 
 class ModelConfig(Strict):
     """The language model and the layer whose residual stream the SAEs read."""
 
-    name: str
+    name: str = Field(min_length=1)
     """`pocket` (ships with the project), a Hugging Face hub id, or a local folder."""
     revision: str | None = Field(None, validate_default=True)
     """Commit, tag or branch of a hub id; left out, the commit that `hub.yaml` pins."""
@@ -93,10 +95,10 @@ class SweepConfig(Strict):
     """
 
     target_l0: float = Field(gt=0.0)
-    seeds: tuple[int, ...] = Field((7, 8), min_length=1)
+    seeds: tuple[Seed, ...] = Field((7, 8), min_length=1)
     levels: tuple[int, ...] = Field(min_length=2)
     """L0 of the methods that are told theirs; that of the main comparison is one more level."""
-    compare_at: tuple[float, ...] = Field(min_length=1)
+    compare_at: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(min_length=1)
     """L0 at which the methods' curves are read off and compared."""
     coefficients: dict[str, tuple[float, ...]]
     """Method -> values of l1_coefficient, the target's L0 inside their range."""
@@ -119,11 +121,11 @@ class AblationConfig(Strict):
     """The grids of the ablation notebook."""
 
     atm_c: tuple[float, ...] = (-0.5, 0.0, 0.5, 1.0)
-    atm_r: tuple[float, ...] = (0.5, 1.0, 2.0, 5.0)
-    atm_grid_seeds: tuple[int, ...] = Field((42,), min_length=1)
-    temporal_coefficients: tuple[float, ...] = (1e-2, 1.0)
+    atm_r: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.5, 1.0, 2.0, 5.0)
+    atm_grid_seeds: tuple[Seed, ...] = Field((42,), min_length=1)
+    temporal_coefficients: tuple[Annotated[float, Field(ge=0.0)], ...] = (1e-2, 1.0)
     """Values of lambda_2 beside the paper's."""
-    resampling_thresholds: tuple[float, ...] = (1e-5, 5e-4)
+    resampling_thresholds: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (1e-5, 5e-4)
     """Values of theta beside the paper's."""
     toy: ToyConfig = ToyConfig()
 
@@ -176,8 +178,8 @@ class Estimates(Strict):
 class Profile(Strict):
     """One scale of the experiment."""
 
-    name: str = Field(pattern=r"^\w[\w.-]*$")
-    """Of its folder under the output folder, which `make clean` removes: so no path."""
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=50)
+    """Of its folder under the output folder, which `make clean` removes: so no path, and no folder that is shared."""
     description: str
     model: ModelConfig
     corpus: CorpusConfig
@@ -191,6 +193,13 @@ class Profile(Strict):
     ablations: AblationConfig = AblationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     estimates: Estimates
+
+    @field_validator("name")
+    @classmethod
+    def _own_folder(cls, name: str) -> str:
+        if name.lower() in SHARED_FOLDERS:
+            raise ValueError(f"'{name}' is a folder that all profiles share; choose another name")
+        return name
 
     @model_validator(mode="after")
     def _methods_exist(self) -> Profile:
@@ -271,15 +280,17 @@ def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] 
 def load_profile(name: str | Path) -> Profile:
     """The profile `name` (a file of `sae_lib/profiles` without its ending) or the one in the YAML file at a path.
 
-    Raises ArtifactError: unknown profile, unknown key (with the nearest known one), value out of range.
+    Raises ArtifactError: unknown profile, unknown key (with the nearest known one), value out of range, the name of a
+    packaged profile in another file, whose results it would overwrite.
     """
-    path = Path(name)
+    path, packaged = Path(name), {path.stem: path for path in PROFILES.glob("*.yaml")}
     if path.suffix not in (".yaml", ".yml"):
         path = PROFILES / f"{name}.yaml"
     if not path.is_file():
-        raise ArtifactError(
-            f"profile: no profile '{name}'{nearest_hint(str(name), [p.stem for p in PROFILES.glob('*.yaml')])}"
-        )
+        if Path(name).is_dir():
+            raise ArtifactError(f"profile: {name} is a folder; name a YAML file")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ArtifactError(f"profile: no profile '{name}'{where}{nearest_hint(str(name), packaged)}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf8"))
     except UnicodeDecodeError:
@@ -289,6 +300,10 @@ def load_profile(name: str | Path) -> Profile:
     if not isinstance(content, dict):
         raise ArtifactError(f"profile {path.name}: expected keys and values, got {type(content).__name__}")
     try:
-        return Profile.model_validate(content)
+        profile = Profile.model_validate(content)
     except ValidationError as error:
         raise ArtifactError(explain(error, Profile, "")) from None
+    own = packaged.get(profile.name.lower())
+    if own is not None and not path.samefile(own):
+        raise ArtifactError(f"name: '{profile.name}' is a packaged profile; give {path.name} a name of its own")
+    return profile

@@ -3,11 +3,14 @@ on nothing else of a profile: an edit of a metric's settings makes no SAE stale.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from sae_lib.sae_config import Strict
+
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+"""An integer that every generator here takes: PyTorch's, NumPy's and scikit-learn's."""
 
 
 class DataConfig(Strict):
@@ -26,7 +29,7 @@ class DataConfig(Strict):
     """Where the activations are kept. On disk they are harvested once, and held in memory too where they fit. In memory
     alone (the GPU's, where there is one) they need no disk, but every process that reads them harvests again, such as
     the kernel of each notebook. auto: on disk, or in memory where the disk is too small."""
-    stream_seed: int = 0
+    stream_seed: Seed = 0
     """Order of the windows: the same for every method and seed."""
 
     @model_validator(mode="after")
@@ -53,8 +56,8 @@ class TrainingConfig(Strict):
     steps: int = Field(ge=1)
     schedule_scale: float = Field(1.0, gt=0.0)
     """Factor on every count of steps in the recipes (warm-ups, resampling intervals), for runs shorter than theirs."""
-    seeds: tuple[int, ...] = Field(min_length=1)
-    ablation_seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field(min_length=1)
+    ablation_seeds: tuple[Seed, ...] = Field(min_length=1)
     workers: int = Field(1, ge=1)
     """SAEs trained or evaluated side by side, each on one core (CPU only)."""
     log_every: int = Field(ge=1)

@@ -27,13 +27,13 @@ from sae_lib.autoencoders.latent_group import ALONE
 from sae_lib.checkpoint import save_checkpoint
 from sae_lib.corpus import build_tokens, load_tokens
 from sae_lib.experiments import Calibration, RunSpec, sweep_runs
-from sae_lib.files import FolderLock, atomic_write, json_key, write_json
+from sae_lib.files import FolderLock, json_key, write_json, write_parquet
 from sae_lib.harvest import harvest, harvest_in_memory, tokens_sha256
 from sae_lib.language_model import LanguageModel
 from sae_lib.live import live_curves
 from sae_lib.matched_l0 import crossing
 from sae_lib.model_loading import model_identity
-from sae_lib.paths import Paths, output_root
+from sae_lib.paths import Paths, corpus_cache
 from sae_lib.profile import Profile, load_profile
 from sae_lib.run_log import RunLog, forget_progress
 from sae_lib.store_manifest import content_key, finished_manifest
@@ -74,7 +74,7 @@ class Experiment:
     @property
     def corpus_cache(self) -> Path:
         """Where the packaged corpus is kept, for all profiles."""
-        return output_root() / "corpus"
+        return corpus_cache()
 
     def build_tokens(self, tokenizer: Any) -> dict[str, Any]:
         """Text to contexts (`corpus.build_tokens`)."""
@@ -115,6 +115,15 @@ class Experiment:
         if self.device != "cpu":
             store.preload(self.device)
         return store
+
+    def _check_store(self) -> None:
+        """Read the activations on the disk through, once in this process, and refuse them when they were altered."""
+
+        def read() -> str:
+            return ActivationStore.open(self.paths.store, check="full").key
+
+        if not only_in_memory(self.paths.store):
+            kept(self.source, "store checked", read)
 
     @property
     def store_key(self) -> str:
@@ -168,8 +177,7 @@ class Experiment:
     def save(self, table: pd.DataFrame, name: str) -> Path:
         """Write a table of results as `<name>.parquet`, whole or not at all; returns the file."""
         path = self.paths.results / f"{name}.parquet"
-        with atomic_write(path, "wb") as file:
-            table.to_parquet(file, index=False)
+        write_parquet(path, table, index=False)
         return path
 
     def run_key(self, spec: RunSpec, store_key: str) -> str:
@@ -181,6 +189,8 @@ class Experiment:
         store_key = self.store_key
         todo = {self.run_key(spec, store_key): spec for spec in specs}
         waiting = [s for key, s in todo.items() if not is_finished(self.run_folder(s, store_key), key)]
+        if waiting and ranks.rank() == 0:
+            self._check_store()
         methods = {self.run_folder(spec, store_key): spec.method for spec in waiting if spec.trained}
         lock = FolderLock(self.paths.runs) if ranks.rank() == 0 else nullcontext()
         with lock, live_curves(methods, self.profile.training.steps):

@@ -117,6 +117,15 @@ def damage(folder: Path, entry: Mapping[str, Any], check: Check) -> str | None:
     return "altered" if check == "full" and file_sha256(path) != entry["sha256"] else None
 
 
+def lost_file(folder: Path) -> str | None:
+    """The first file of a finished store on the disk that is missing or has another size, or None."""
+    manifest = read_json(folder / MANIFEST)
+    entries = (*manifest["index"].values(), *manifest["shards"])
+    if not any((folder / shard["file"]).is_file() for shard in manifest["shards"]):
+        return None  # it is kept in memory
+    return next((entry["file"] for entry in entries if damage(folder, entry, "size")), None)
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return text[:12] + "..." if len(text) > 40 else text

@@ -22,7 +22,7 @@ from sae_lib.autoencoders import WEIGHTS_FILE, Autoencoder
 from sae_lib.autoencoders.latent_group import ALONE, LatentGroup
 from sae_lib.checkpoint import load_checkpoint, save_checkpoint
 from sae_lib.errors import ArtifactError, first_line
-from sae_lib.files import atomic_write, json_key, read_json, write_json
+from sae_lib.files import json_key, read_json, write_json, write_parquet
 from sae_lib.run_config import DataConfig, TrainingConfig
 from sae_lib.sae_config import SAEConfig
 from sae_lib.source_key import source_key
@@ -130,8 +130,7 @@ def _leave_files(trainer: Trainer, sae: Autoencoder, folder: Path, key: str) -> 
         "seconds": round(trainer.seconds, 3),
         "final": {name: value for name, value in trainer.history[-1].items() if value == value},  # NaN is no JSON
     }
-    with atomic_write(folder / "history.parquet", "wb") as file:
-        history.to_parquet(file, index=False)
+    write_parquet(folder / "history.parquet", history, index=False)
     save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), {"config": run["config"], "key": key})
     write_json(folder / "run.json", run)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)

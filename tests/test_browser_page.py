@@ -271,7 +271,11 @@ def test_a_run_of_a_profile(opened, tmp_path, capsys):
     calibration = experiment.paths.results / "calibration.json"
     write_json(calibration, expected_calibration(experiment.profile).model_dump())
     assert command_line.main([*asked, "--method", "atm"]) == 1
-    assert "atm, seed 42 of small1 is not trained by this version" in capsys.readouterr().err
+    assert "atm, seed 42 of small1 is not trained by this version" in (said := capsys.readouterr().err)
+    assert "; run `make paper" in said
+    write_json(experiment.paths.keys / "02_train.json", {})
+    assert command_line.main([*asked, "--method", "atm"]) == 1
+    assert f"; remove {experiment.paths.keys / '02_train.json'} and run `make paper" in capsys.readouterr().err
     topk = [spec for spec in main_runs(experiment) if spec.method == "topk"]
     experiment.train(topk)
     assert command_line.main(asked) == 0

@@ -192,6 +192,17 @@ def test_the_packaged_corpus_is_cached(package, tmp_path, monkeypatch):
         load_documents(config, tmp_path / "cache")
 
 
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:100], lambda b: bytes(len(b) // 2) + b[len(b) // 2 :]])
+def test_a_damaged_cache_of_the_packaged_corpus_is_made_again(package, tmp_path, damage):
+    config = CorpusConfig(source="documentation", packages=(package,))
+    first = [dict(row) for row in load_documents(config, tmp_path)]
+    (file,) = tmp_path.glob("documentation-*.parquet")
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    assert [dict(row) for row in load_documents(config, tmp_path)] == first
+    assert file.read_bytes() == whole
+
+
 def tiny_profile(file: str) -> Profile:
     return Profile.model_validate(content() | {"corpus": {"source": "files", "files": [file], "held_out_fraction": 0.2,
                                                           "calibration_fraction": 0.2}})  # fmt: skip

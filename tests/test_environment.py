@@ -126,3 +126,10 @@ def test_missing_python_is_told_with_what_to_do(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert re.search(r"PYTHON=\S+python9\.9 is not a Python.*\n.*apt install python3\.11", done.stderr)
     assert not (tmp_path / ".venv").exists()
+
+
+def test_make_from_another_folder_is_told_where_to_run(tmp_path: Path) -> None:
+    done = make("-C", str(tmp_path), "-f", str(ROOT / "Makefile"), "smoke")
+    assert done.returncode != 0 and list(tmp_path.iterdir()) == []
+    [line] = done.stderr.splitlines()
+    assert "run make in the folder of the repository, or with make -C" in line

@@ -290,6 +290,10 @@ def test_command_line(pocket, tmp_path, capsys):
     assert command_line.main([*arguments, "--layer", "3"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "ask for layer 2" in error
+    assert command_line.main([*arguments, "--layer", "3", "--json", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"--json: {tmp_path} is a folder; name a file\n", "told before the work"
+    assert command_line.main([*arguments, "--layer", "3", "--json", str(output / "below.json")]) == 1
+    assert capsys.readouterr().err.startswith(f"cannot write into {output} (File exists); remove what has that name")
     assert command_line.main([*arguments, "--max-words", "0"]) == 1
     assert "max_words" in capsys.readouterr().err
 

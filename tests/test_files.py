@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from sae_lib.files import (
     file_sha256,
     json_key,
     read_json,
+    remove_unfinished,
     write_json,
 )
 from sae_lib.paths import ROOT
@@ -89,6 +91,80 @@ def test_full_disk_as_the_kernel_reports_it(tmp_path: Path) -> None:
 def test_other_errors_of_the_system_pass_unchanged(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), atomic_write(tmp_path / "a"):
         raise PermissionError(errno.EACCES, "no")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_takes_no_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    says = rf"^cannot write into {tmp_path} \({os.strerror(number)}\); set SAE_LIB_OUTPUT to a folder of yours$"
+    with pytest.raises(ArtifactError, match=says), atomic_write(tmp_path / "a"):
+        pass
+
+
+def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "logs").touch()
+    (tmp_path / "keys.json").mkdir()
+    says = r"cannot write into {} \({}\); remove what has that name, or set SAE_LIB_OUTPUT"
+    with pytest.raises(ArtifactError, match=says.format(tmp_path / "logs", "File exists")):
+        write_json(tmp_path / "logs" / "a.json", 1)
+    with pytest.raises(ArtifactError, match=says.format(tmp_path / "keys.json", "Is a directory")):
+        write_json(tmp_path / "keys.json", 1)
+    with pytest.raises(ArtifactError, match=says.format(tmp_path / "logs", "File exists")):
+        FolderLock(tmp_path / "logs").__enter__()
+    assert names(tmp_path) == ["keys.json", "logs"]
+
+
+def test_what_another_run_may_be_writing_is_left(tmp_path: Path) -> None:
+    for name in (".new.tmp", ".old.tmp"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / ".old.tmp", (0, 0))
+    remove_unfinished(tmp_path, untouched_s=3600)
+    assert names(tmp_path) == [".new.tmp"]
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == []
+
+
+FULL_DISK = """
+    import errno, io, os, sys
+    from pathlib import Path
+
+    import datasets
+    import pandas as pd
+
+    from sae_lib import files
+
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() + len(data) > 1000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    files.os.fdopen = lambda handle, mode, **_: Full(handle, "wb")
+    values = {"text": [os.urandom(50).hex() for _ in range(2000)]}
+    for table in (datasets.Dataset.from_dict(values), pd.DataFrame(values)):
+        try:
+            files.write_parquet(Path(sys.argv[1]) / "table.parquet", table)
+        except files.ArtifactError as error:
+            print(error)
+"""
+
+
+def test_a_table_that_fills_the_disk_does_not_end_the_process(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == [
+        f"disk full while writing into {tmp_path}"
+    ] * 2
+    assert names(tmp_path) == []
 
 
 def test_atomic_folder_replaces_the_old_one_whole(tmp_path: Path) -> None:

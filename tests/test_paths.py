@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sae_lib.errors import ArtifactError
 from sae_lib.paths import OUTPUT_VARIABLE, ROOT, Paths, output_root, shown
 
 
@@ -36,6 +37,15 @@ def test_relative_output_is_fixed_when_it_is_read(monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(OUTPUT_VARIABLE, "here")
     assert output_root() == tmp_path / "here"
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "x" * 300, "loop/below"])
+def test_a_name_that_no_folder_can_have_is_told(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setenv(OUTPUT_VARIABLE, name)
+    with pytest.raises(ArtifactError, match=rf"^SAE_LIB_OUTPUT: '{name[:80]}' cannot be a folder \(.*; set it to"):
+        output_root()
 
 
 def test_shown_paths_are_short_inside_the_checkout() -> None:

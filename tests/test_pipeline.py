@@ -20,10 +20,10 @@ from sae_lib import notebook_state, pipeline, plan
 from sae_lib.distributed import Machines
 from sae_lib.errors import ArtifactError
 from sae_lib.experiments import RunSpec
-from sae_lib.files import FolderLock, read_json
+from sae_lib.files import FolderLock, file_sha256, read_json, write_json
 from sae_lib.notebook_runner import NotebookError, NotebookOutput, duration, run_notebook
 from sae_lib.notebook_state import find_stages, record_done, statuses, why_not_done
-from sae_lib.paths import ROOT, Paths
+from sae_lib.paths import NOTEBOOKS, ROOT, Paths, corpus_cache
 from sae_lib.profile import Profile, load_profile
 from sae_lib.report.provenance import output_path, write_stage_manifest
 
@@ -109,12 +109,13 @@ def test_real_notebooks_run_fail_and_go_on(
 ) -> None:
     """Three kernels: the first notebook passes; the second fails, is mended, and runs without the first."""
     (notebooks / "03_report.ipynb").unlink()
-    bad = write_notebook(notebooks, "02_train", "print('so far')", "\nloss = 1 / 0", writes("02"))
+    failing = "import math\nlosses = [\n    1.0,\n]\nfor batch in losses:\n    loss = 1 / 0  # here"
+    bad = write_notebook(notebooks, "02_train", "print('so far')", failing, writes("02"))
     with pytest.raises(NotebookError) as stopped:
         pipeline.run(profile, {"profile": "pocket"}, notebooks=notebooks)
     failed = paths.failed / bad.name
     assert str(stopped.value) == (
-        f"02_train stopped in cell [4] (loss = 1 / 0): ZeroDivisionError: division by zero; open {failed}"
+        f"02_train stopped in cell [4] (loss = 1 / 0  # here): ZeroDivisionError: division by zero; open {failed}"
     )
     assert "ZeroDivisionError" in failed.read_text() and "so far" in failed.read_text()
     assert sorted(path.name for path in paths.notebooks.iterdir()) == ["01_data.ipynb"]
@@ -131,6 +132,12 @@ def test_real_notebooks_run_fail_and_go_on(
     capsys.readouterr()
     assert pipeline.run(profile, {"profile": "pocket"}, notebooks=notebooks) == []
     assert capsys.readouterr().out == "[1/2] 01_data: up to date\n[2/2] 02_train: up to date\n"
+
+
+def test_bad_syntax_shows_the_first_line(tmp_path: Path) -> None:
+    source = write_notebook(tmp_path, "01_data", "x = 1\ny = = 2")
+    with pytest.raises(NotebookError, match=r"^01_data stopped in cell \[2\] \(x = 1\): SyntaxError: "):
+        run_notebook(source, tmp_path / "done", tmp_path / "failed", tmp_path / "log", {})
 
 
 def test_dead_kernel_is_one_line(tmp_path: Path) -> None:
@@ -275,6 +282,74 @@ def test_lost_or_altered_results_are_made_again(
     assert run_stages(profile, notebooks, kernel) == []
 
 
+def test_a_lost_shard_is_made_again(profile: Profile, notebooks: Path, paths: Paths, kernel: Kernel) -> None:
+    """The manifest of the activations stands for them, unless none is there: they were kept in memory."""
+    shards = [paths.store / f"activations-{number}.npy" for number in range(2)]
+
+    def harvest(source: Path, *rest: Any) -> Path:
+        for shard in shards:
+            shard.parent.mkdir(parents=True, exist_ok=True)
+            shard.write_bytes(b"12")
+        entries = [{"file": shard.name, "bytes": 2, "sha256": file_sha256(shard)} for shard in shards]
+        write_json(paths.store / "manifest.json", {"index": {}, "shards": entries})
+        copy = kernel(source, *rest)
+        if source.stem == "01_data":
+            write_stage_manifest(paths, "01", [paths.store / "manifest.json"])
+        return copy
+
+    stages = find_stages(notebooks)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pipeline, "run_notebook", harvest)
+        for spoil in (lambda: shards[1].unlink(), lambda: shards[1].write_bytes(b"1")):
+            pipeline.run(profile, {}, notebooks=notebooks)
+            assert [why_not_done(stage, profile, paths) for stage in stages] == [None] * 3
+            spoil()
+            reason = "store/activations-1.npy is gone or was altered"
+            assert [why_not_done(stage, profile, paths) for stage in stages] == [reason, None, None]
+    for shard in shards:
+        shard.unlink()
+    assert why_not_done(stages[0], profile, paths) is None
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"parts": {}, "outputs": {"a": {}}, "seconds": 1}', "\xff"])
+def test_an_unusable_record_is_none(profile: Profile, notebooks: Path, paths: Paths, kernel: Kernel, text: str) -> None:
+    run_stages(profile, notebooks, kernel)
+    (paths.keys / "02_train.json").write_text(text, encoding="latin1")
+    assert why_not_done(find_stages(notebooks)[1], profile, paths) == "not run yet"
+    assert run_stages(profile, notebooks, kernel) == ["02_train"]
+
+
+@pytest.mark.parametrize("name", ["keys", "results", "logs", "notebooks"])
+def test_a_file_in_the_place_of_a_folder_is_named_before_the_work(
+    profile: Profile, notebooks: Path, paths: Paths, name: str
+) -> None:
+    paths.root.mkdir(parents=True)
+    (paths.root / name).touch()
+    with pytest.raises(
+        ArtifactError, match=rf"^cannot write into {paths.root / name} \(File exists\); remove what has"
+    ):
+        pipeline.run(profile, {"profile": "pocket"}, notebooks=notebooks)
+
+
+def test_only_what_nobody_writes_is_removed_from_the_shared_corpus(
+    profile: Profile, notebooks: Path, kernel: Kernel
+) -> None:
+    corpus_cache().mkdir(parents=True)
+    for name in (".a.tmp", ".b.tmp"):
+        (corpus_cache() / name).touch()
+    os.utime(corpus_cache() / ".a.tmp", (0, 0))
+    run_stages(profile, notebooks, kernel)
+    assert [file.name for file in corpus_cache().iterdir()] == [".b.tmp"]
+
+
+def test_all_notebooks_of_the_repository_have_to_be_there(notebooks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(find_stages(notebooks)) == 3
+    monkeypatch.setattr(notebook_state, "NOTEBOOKS", notebooks)
+    with pytest.raises(ArtifactError, match=r"^notebook 04, 05 is missing in \S+; restore it with git$"):
+        find_stages(notebooks)
+    assert len(find_stages(NOTEBOOKS)) == 5
+
+
 def test_status_says_what_waits_for_what(profile: Profile, notebooks: Path, paths: Paths, kernel: Kernel) -> None:
     found = find_stages(notebooks)
     assert [status.reason for status in statuses(found, profile, paths)] == ["not run yet"] * 3
@@ -406,7 +481,7 @@ def test_command_line(
     assert re.search(r"^  disk +0\.\d+ GB under ", planned, flags=re.MULTILINE)
     assert pipeline.main(["run"], notebooks) == 0
     ran = capsys.readouterr().out
-    assert ran.startswith("profile pocket: 3 of 3 notebooks to run, at most about ")
+    assert ran.startswith("profile pocket: 3 of 3 notebooks to run, about ")
     assert str(paths.figures) in ran.splitlines()[-2] and str(paths.results) in ran.splitlines()[-1]
     assert pipeline.main(["run"], notebooks) == 0
     assert capsys.readouterr().out.count("up to date") == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from sae_lib import disk as disk_module
-from sae_lib import plan, plan_sizes, plan_speed
+from sae_lib import plan, plan_input, plan_sizes, plan_speed
 from sae_lib.errors import ArtifactError
 from sae_lib.experiments import RunSpec, plan_runs
+from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.paths import Paths
 from sae_lib.plan_sizes import GiB, model_size, run_sizes
 from sae_lib.profile import PROFILES, Estimates, Profile, load_profile
@@ -314,6 +316,51 @@ def test_no_gpu(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     with_free(monkeypatch)
     [line] = plan.blockers(gemma, plan.estimate(gemma, speed=1.0), paths)
     assert line.startswith("GPU: gemma-2-2b needs one") and "PROFILE=pocket" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": {"layer": 4}}, "model.layer: 4 is beyond pocket, which has 4 layers: 0-3"),
+        ({"model": {"device": "cuda"}}, "model.device: cuda is not available on this machine; choose auto or cpu"),
+        (
+            {"corpus": {"packages": ("numpy", "nosuchpackage_zz")}},
+            "corpus.packages: 'nosuchpackage_zz' is not installed",
+        ),
+        ({"corpus": {"source": "files", "files": ("/nope.txt",)}}, "corpus.files: no such file: /nope.txt"),
+        (
+            {"evaluation": {"probing": ProbingConfig(source="documentation", datasets=("x",))}},
+            "probing.datasets: source 'documentation' has no dataset 'x'; it has package, kind, ",
+        ),
+    ],
+)
+def test_what_is_not_there(
+    profile: Profile, paths: Paths, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], says: str
+) -> None:
+    with_free(monkeypatch)
+    monkeypatch.setattr(plan_input, "has_gpu", lambda: False)
+    [line] = plan.blockers(change(profile, **changes), plan.estimate(profile, speed=1.0), paths)
+    assert line.startswith(says)
+
+
+def test_an_output_folder_that_cannot_be_written(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free(monkeypatch, disk=0)
+    cost = plan.estimate(profile, speed=1.0)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SAE_LIB_OUTPUT", str(tmp_path / "file" / "below"))
+    advice = "set SAE_LIB_OUTPUT to a folder that you may write"
+    assert plan.blockers(profile, cost, Paths("pocket")) == [f"output: {tmp_path}/file is not a folder; {advice}"]
+
+    def refused(**options: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setenv("SAE_LIB_OUTPUT", str(tmp_path / "new"))
+    monkeypatch.setattr(plan_input.tempfile, "TemporaryFile", refused)
+    line = f"output: cannot write in {tmp_path} (Read-only file system); {advice}"
+    assert plan.blockers(profile, cost, Paths("pocket")) == [line]
+    assert not (tmp_path / "new").exists()
 
 
 def test_weights_that_are_not_downloaded_need_room(

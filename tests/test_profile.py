@@ -119,6 +119,19 @@ def test_an_unknown_key_is_named_with_the_nearest(tmp_path, changes, says):
         ({"corpus": {"held_out_fraction": 0.7}}, "corpus.held_out_fraction: "),
         ({"model": {"dtype": "int8"}}, "model.dtype: "),
         ({"model": {"layer": -1}}, "model.layer: "),
+        ({"model": {"name": ""}}, "model.name: "),
+        ({"name": "n" * 51}, "name: "),
+        ({"training": {"seeds": [1, 2**64]}}, "training.seeds.1: "),
+        ({"training": {"seeds": [-1]}}, "training.seeds.0: "),
+        ({"training": {"seeds": [True, 2]}}, "training.seeds.0: "),
+        ({"training": {"ablation_seeds": [2**32]}}, "training.ablation_seeds.0: "),
+        ({"data": {"stream_seed": -1}}, "data.stream_seed: "),
+        ({"sweep": {"seeds": [-7]}}, "sweep.seeds.0: "),
+        ({"sweep": {"compare_at": [-1]}}, "sweep.compare_at.0: "),
+        ({"ablations": {"atm_grid_seeds": [-7]}}, "ablations.atm_grid_seeds.0: "),
+        ({"ablations": {"atm_r": [1, -1]}}, "ablations.atm_r.1: "),
+        ({"ablations": {"temporal_coefficients": [-1]}}, "ablations.temporal_coefficients.0: "),
+        ({"ablations": {"resampling_thresholds": [1.5]}}, "ablations.resampling_thresholds.0: "),
     ],
 )
 def test_a_value_out_of_range_is_named_and_shown(tmp_path, changes, says):
@@ -174,6 +187,33 @@ def test_files_that_are_no_profile(tmp_path):
         with pytest.raises(ArtifactError, match=says) as caught:
             load_profile(tmp_path / "wrong.yaml")
         assert "\n" not in str(caught.value)
+
+
+def test_where_a_profile_was_looked_for_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match=f"^profile: no profile 'mine.yaml' in {tmp_path}; "):
+        load_profile("mine.yaml")
+    (tmp_path / "mine.yaml").mkdir()
+    with pytest.raises(ArtifactError, match=r"^profile: mine\.yaml is a folder; name a YAML file$"):
+        load_profile("mine.yaml")
+
+
+@pytest.mark.parametrize("name", ["corpus", "nbval", "docs", "benchmark", "evaluate", "Corpus"])
+def test_a_name_is_no_shared_folder(tmp_path, name):
+    assert refusal(tmp_path, {"name": name}) == (
+        f"name: '{name}' is a folder that all profiles share; choose another name"
+    )
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_copy_of_a_packaged_profile_needs_a_name(tmp_path, name):
+    text = (PROFILES / f"{name}.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ArtifactError, match=f"^name: '{name}' is a packaged profile; give mine.yaml a name of its own"):
+        load_profile(tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text(text.replace(f"name: {name}\n", "name: mine\n", 1))
+    assert load_profile(tmp_path / "mine.yaml").name == "mine"
+    assert load_profile(PROFILES / f"{name}.yaml").name == name, "by its path, it is itself"
 
 
 def test_values_are_laid_over_a_recipe():

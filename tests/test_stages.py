@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from sae_lib import workers
 from sae_lib.activations import ActivationStore
 from sae_lib.errors import ArtifactError
 from sae_lib.experiments import RunSpec, plan_runs
@@ -198,6 +199,22 @@ def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
     while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not Path(f"/proc/{worker}").exists()
+
+
+def test_altered_activations_are_refused_before_anything_is_trained_on_them(opened, folder, monkeypatch):
+    experiment = opened(2)
+    monkeypatch.setattr(workers, "_KEPT", {})
+    (shard, *_) = sorted(experiment.paths.store.glob("activations-*.npy"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-8] + bytes(8))
+    specs = [spec for spec in plan_runs(experiment.profile, None, ["main"]) if spec.method == "standard"]
+    says = rf"{shard.name} in \S+ is altered; remove it and harvest again \(notebook 01_data\), that file alone"
+    with pytest.raises(ArtifactError, match=says):
+        experiment.train(specs)
+    assert not experiment.run_folder(specs[0], experiment.store_key).exists()
+    shard.unlink()
+    experiment.harvest(experiment.language_model(whole=False))
+    assert shard.read_bytes() == whole
 
 
 def test_a_store_that_is_not_there_is_named(folder, monkeypatch):

@@ -46,9 +46,12 @@ def examine_run(experiment: Experiment, method: str, seed: int, contexts: int = 
     folders = {known: experiment.run_folder(spec, store_key) for known, spec in specs.items()}
     made = {s: is_finished(folder, experiment.run_key(specs[s], store_key)) for s, folder in folders.items()}
     if not made[seed]:
+        # Else `make paper` would not look into the folders of finished runs.
+        record = experiment.paths.keys / "02_train.json"
+        fix = f"remove {shown(record)} and run" if record.is_file() else "run"
         raise ArtifactError(
-            f"run: {method}, seed {seed} of {experiment.profile.name} is not trained by this version of the code; "
-            f"run `make paper PROFILE={experiment.source}`"
+            f"run: {method}, seed {seed} of {experiment.profile.name} is not trained by this version of the code, or "
+            f"its weights are gone; {fix} `make paper PROFILE={experiment.source}`"
         )
     saes = {known: load_autoencoder(folder, experiment.device) for known, folder in folders.items() if made[known]}
     train = load_tokens(experiment.paths.tokens, "train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from sae_lib.errors import ArtifactError
 from sae_lib.evaluate import default_settings, evaluate_sae
 from sae_lib.evaluate.measures import MEASURES
 from sae_lib.evaluate.options import add_model_options
-from sae_lib.files import write_json
+from sae_lib.files import make_folder, write_json
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.profile import explain
 
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = vars(parser.parse_args(arguments))
     output, max_words = asked.pop("json"), asked.pop("max_words")
     try:
+        if output is not None:
+            _check_place(output)
         result = _evaluate(asked.pop("folder"), max_words, asked)
         if output is not None:
             write_json(output, result)
@@ -57,6 +60,15 @@ def _evaluate(folder: str, max_words: int | None, options: dict[str, Any]) -> di
         "tasks": [_plain(row) for row in result.tasks.to_dict(orient="records")],
         "notes": result.notes,
     }
+
+
+def _check_place(output: Path) -> None:
+    """Refuse a file that could not be written, before the work for it."""
+    make_folder(output.parent)
+    if output.is_dir():
+        raise ArtifactError(f"--json: {output} is a folder; name a file")
+    if not os.access(output.parent, os.W_OK):
+        raise ArtifactError(f"--json: nothing can be written into {output.parent.resolve()}; name a file elsewhere")
 
 
 def table(result: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from sae_lib.report.intervals import main_effects
 from sae_lib.report.names import MECHANISMS
 from sae_lib.report.table_files import Table
 from sae_lib.report.table_rows import ARROW_NOTE, FIRST_ROW_NOTE, UNRANKED_NOTE, marked, table_of, with_effects
+from sae_lib.sae_config import ResamplingConfig, TemporalConfig
 
 SHORT_COLUMNS = (
     "l0", "explained_variance", "ce_score", "absorption_fraction", "absorption_full", "letters", "words",
@@ -60,15 +61,34 @@ def sequence_table(evaluation: pd.DataFrame) -> Table:
     return table_of("run", named, (*columns, "num_split_features", "final_loss"), caption)
 
 
-def sensitivity_table(evaluation: pd.DataFrame) -> Table:
-    """TemporalSAE at other values of the two numbers that the paper calls sensitive, and without any warm-up."""
+def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame | None = None) -> Table:
+    """TemporalSAE at other values of the two numbers that the paper calls sensitive, and without any warm-up.
+
+    Args:
+        history: results/history.parquet; with it rows are marked in which no latent was resampled.
+    """
     rows = rows_of(evaluation, "sensitivity")
-    values = ["temporal_coefficient", "resampling_threshold"]
+    published = pd.Series(
+        {"temporal_coefficient": TemporalConfig().coefficient, "resampling_threshold": ResamplingConfig().threshold}
+    )
+    values = list(published.index)
     order = rows.groupby("label")[values].first().reset_index()
     order["varied"] = order["label"].str.startswith("resampling") + 2 * (order["label"] == NO_WARM_UP)
-    named = {label: rows[rows["label"] == label] for label in order.sort_values(["varied", *values])["label"]}
+    order["published"] = (order[values] == published).all(axis=1) & (order["varied"] < 2)
+    named = {}
+    for row in order.sort_values(["varied", *values]).itertuples():
+        part = rows[rows["label"] == row.label]
+        notes = ["as published"] if row.published else []
+        notes += ["no latent resampled"] if history is not None and _never_resampled(part, history) else []
+        named[f"{row.label} ({', '.join(notes)})" if notes else str(row.label)] = part
     caption = f"TemporalSAE with one value changed; mean ± sd over seeds. {ARROW_NOTE}. {FIRST_ROW_NOTE}."
     return marked(table_of("changed", named, SHORT_COLUMNS, caption), against_first=True)
+
+
+def _never_resampled(part: pd.DataFrame, history: pd.DataFrame) -> bool:
+    """Whether resampling was on in these SAEs' training, and found no latent to resample."""
+    counts = history[history["run"].isin(part["run"])].get("resampled", pd.Series(dtype=float)).dropna()
+    return len(counts) > 0 and not counts.any()
 
 
 def atm_table(evaluation: pd.DataFrame) -> Table:

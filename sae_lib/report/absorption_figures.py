@@ -87,7 +87,7 @@ def absorption_picture(toy: pd.DataFrame, toy_summary: pd.DataFrame) -> tuple[Fi
     """
     methods = in_order([*toy["method"]])
     if not methods:
-        raise ArtifactError("toy: no rows; run the toy SAEs of notebook 04 first")
+        raise ArtifactError("toy: no rows; run the toy SAEs of notebook 03 first")
     data = toy.groupby(["kind", "method", "row", "latent"], sort=False)["value"].agg(["mean", "std", "count"])
     data = data.reset_index()
     top = data.loc[data["kind"] == "activation", "mean"].max()

@@ -8,6 +8,7 @@ import pandas as pd
 
 from sae_lib.errors import ArtifactError
 from sae_lib.files import read_json, write_json
+from sae_lib.paths import shown
 from sae_lib.profile import Profile
 from sae_lib.report.claim_checks import DATA_CHECKS
 from sae_lib.report.claim_file import Claim, PublishedNumber, load_claims, require_claim_ids
@@ -194,12 +195,13 @@ def verify(profile: Profile, results_folder: Path | str, expected_file: Path | s
 
 
 def _expected(profile: Profile, path: Path) -> dict[str, dict[str, str]]:
+    make_them = f"after `make paper`, `python -m sae_lib.pipeline accept --profile {profile.name}` makes it"
     try:
         content = read_json(path)
     except FileNotFoundError:
-        raise ArtifactError(f"verdicts: there is no {path}; run `make paper` at profile {profile.name}") from None
+        raise ArtifactError(f"verdicts: there is no {shown(path)} to compare with; {make_them}") from None
     if not isinstance(content, dict) or content.get("profile") != profile.name:
-        raise ArtifactError(f"verdicts: {path} is not of profile {profile.name}; run `make paper` at that profile")
+        raise ArtifactError(f"verdicts: {shown(path)} is not of profile {profile.name}; {make_them}")
     verdicts = content.get("verdicts", {})
     require_claim_ids(set(verdicts), path.name)
     for name, entry in verdicts.items():

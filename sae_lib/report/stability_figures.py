@@ -21,7 +21,7 @@ from sae_lib.report.intervals import Interval, by_seed, pair_values, t_interval
 from sae_lib.report.names import MAIN_METHODS, METRICS, Metric, in_order, method_name
 from sae_lib.report.style import FULL_WIDTH, GREY, look, panel
 from sae_lib.report.table_files import Table
-from sae_lib.report.table_rows import ARROW_NOTE, cell
+from sae_lib.report.table_rows import ARROW_NOTE, cell, seeds_note
 
 # Column of the results -> how it is shown here. `_random`: latents of equal density that are no letter's; `_probe`: the
 # ground-truth probe, the ceiling; `_text`: in running text instead of prompts.
@@ -101,7 +101,8 @@ def stability_figure(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> 
 def context_table(evaluation: pd.DataFrame) -> Table:
     """Stability across contexts in full: in prompts and in running text, with controls and ceilings."""
     shown, data = [], []
-    for method, part in _methods(evaluation).items():
+    methods = _methods(evaluation)
+    for method, part in methods.items():
         line = {"method": method_name(method), "seeds": str(part["seed"].nunique())}
         for column, metric in CONTEXT_METRICS.items():
             interval = _interval(part, column)
@@ -114,7 +115,7 @@ def context_table(evaluation: pd.DataFrame) -> Table:
         "mean over words; any main latent: the same for any of the letter's; again: probability that it fires in "
         "another context of a word when it fires in one; equal density: latents that fire as often and are no "
         "letter's; probe: the ground-truth probe, the ceiling. Contexts are prompts with different examples, then the "
-        f"words' occurrences in held-out text. Mean ± sd over seeds. {ARROW_NOTE}."
+        f"words' occurrences in held-out text. Mean ± sd over seeds. {ARROW_NOTE}. {seeds_note(methods.values())}"
     )
     return Table(pd.DataFrame(shown), pd.DataFrame(data), caption)
 

@@ -195,6 +195,9 @@ def sweep_table(
     )
     if math.isfinite(words):
         caption += f" Absorption rests on {letters:.0f} letters and {words:.0f} words."
+    seeds = {group: ", ".join(map(str, sorted({*part["seed"]}))) for group, part in counts.groupby("group")}
+    levels = {"main": "of the main level", "sweep": "of the others"}
+    caption += f" Seeds: {'; '.join(f'{seeds[group]} {what}' for group, what in levels.items() if group in seeds)}."
     return Table(frame, pd.DataFrame(data), caption)
 
 

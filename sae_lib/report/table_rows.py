@@ -20,7 +20,7 @@ UNRANKED_NOTE = "L0 differs between rows: not to be ranked"
 
 
 def table_of(first: str, named: dict[str, pd.DataFrame], columns: Iterable[str], caption: str) -> Table:
-    """One row for each named set of SAEs, one column for each metric."""
+    """One row for each named set of SAEs, one column for each metric. The caption gets the rows' seeds."""
     shown, data = [], []
     for name, part in named.items():
         seeds = part["seed"].nunique()
@@ -31,7 +31,20 @@ def table_of(first: str, named: dict[str, pd.DataFrame], columns: Iterable[str],
             line[METRICS[column].header] = cell(interval, METRICS[column].decimals)
             data.append(record(name, column, interval))
         shown.append(line)
-    return Table(pd.DataFrame(shown), pd.DataFrame(data), caption)
+    return Table(pd.DataFrame(shown), pd.DataFrame(data), f"{caption} {seeds_note(named.values())}".strip())
+
+
+def seeds_note(rows: Iterable[pd.DataFrame]) -> str:
+    """The seeds of a table's rows, and which seeds a row has where they differ.
+
+    >>> seeds_note([pd.DataFrame({"seed": [42, 43]}), pd.DataFrame({"seed": [42]})])
+    'Seeds: 42, 43 in rows with 2; 42 in rows with 1.'
+    """
+    of_rows = dict.fromkeys(tuple(sorted({*part["seed"]})) for part in rows if len(part))
+    listed = {seeds: ", ".join(map(str, seeds)) for seeds in of_rows}
+    if len(listed) < 2:
+        return "".join(f"Seeds {names}." for names in listed.values())
+    return f"Seeds: {'; '.join(f'{names} in rows with {len(seeds)}' for seeds, names in listed.items())}."
 
 
 def marked(table: Table, against_first: bool = False) -> Table:

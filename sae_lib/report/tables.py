@@ -24,6 +24,7 @@ from sae_lib.report.table_rows import (
     marked,
     pair_cell,
     record,
+    seeds_note,
     split,
     table_of,
 )
@@ -55,12 +56,12 @@ DIFFERENCE_COLUMNS = (
 
 
 def profile_note(profile: Profile) -> str:
-    """Where the numbers of a table or figure come from, in one line."""
+    """Where the numbers of a table or figure come from, in one line. Which seeds they are of, a caption says."""
     training, data = profile.training, profile.data
     return (
         f"Profile {profile.name}: {profile.model.name}, layer {profile.model.layer}, "
         f"{data.train_tokens / 1e6:.3g} M tokens, {training.steps} steps of {data.batch_tokens} tokens, "
-        f"d_sae {training.d_sae}, seeds {', '.join(map(str, training.seeds))}."
+        f"d_sae {training.d_sae}."
     )
 
 
@@ -102,7 +103,7 @@ def stability_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> T
         cells = [pair_cell(interval, METRICS[column].decimals) for interval in intervals]
         shown = shown.assign(**{METRICS[column].header: cells})
         data.append(pd.DataFrame([record(n, column, i) for n, i in zip(parts, intervals, strict=True)]))
-    return Table(shown, pd.concat(data, ignore_index=True), caption)
+    return Table(shown, pd.concat(data, ignore_index=True), table.caption)
 
 
 def difference_table(evaluation: pd.DataFrame, baseline: str = "standard") -> Table:
@@ -122,7 +123,7 @@ def difference_table(evaluation: pd.DataFrame, baseline: str = "standard") -> Ta
     caption = (
         f"Each method minus {method_name(baseline)} at matched L0, seed by seed: mean [95 % t interval over seeds]. * "
         f"p < 0.05, paired t test, after Holm's correction over the column. {ARROW_NOTE}. Where L0 differs too, part "
-        "of a difference may be sparsity's."
+        f"of a difference may be sparsity's. {seeds_note(parts.values())}"
     )
     frame = pd.DataFrame([{"method": name, **line} for name, line in shown.items()]).fillna("–")
     return Table(frame, pd.DataFrame(data), caption)
@@ -168,8 +169,9 @@ def letters_table(letters: pd.DataFrame, probe: pd.DataFrame | None = None) -> T
         shown.append(line)
     caption = (
         "Absorption (fraction, ↓ lower is better) per letter at matched L0; mean ± sd over seeds; with the words that "
-        "a score rests on and the F1 of the letter's probe. – not scored: the probe does not find the letter."
-    )
+        "a score rests on and the F1 of the letter's probe. – not scored: the probe does not find the letter. "
+        f"{seeds_note(part for _, part in split(main, 'method'))}"
+    ).strip()
     columns = ["letter", "words (probe F1)", *(method_name(m) for m in in_order([*main["method"]]))]
     return Table(pd.DataFrame(shown, columns=columns).fillna("–"), pd.DataFrame(data), caption)
 

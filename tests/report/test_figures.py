@@ -146,6 +146,8 @@ def test_rare_letters_are_shown_with_their_words(results: Results) -> None:
 
 
 def test_picture_keeps_the_order_of_rows_and_latents(results: Results) -> None:
+    with pytest.raises(ArtifactError, match="toy SAEs of notebook 03 first"):
+        absorption_picture(results.toy.head(0), results.toy_summary)
     fig, _ = absorption_picture(results.toy, results.toy_summary)
     upper = fig.axes[0]
     assert [text.get_text() for text in upper.get_yticklabels()] == list(results.toy["row"].unique()[:5])

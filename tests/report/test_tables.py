@@ -83,9 +83,35 @@ def test_sequence_table_is_in_the_papers_order(evaluation: pd.DataFrame) -> None
 
 def test_sensitivity_table_is_in_order(evaluation: pd.DataFrame) -> None:
     assert list(ablation_tables.sensitivity_table(evaluation.iloc[::-1]).shown["changed"]) == [
-        "temporal coefficient 0.0001", "temporal coefficient 0.01", "temporal coefficient 1",
+        "temporal coefficient 0.0001 (as published)", "temporal coefficient 0.01", "temporal coefficient 1",
         "resampling threshold 1e-05", "no warm-up",
     ]  # fmt: skip
+
+
+def test_rows_without_resampling_are_marked(evaluation: pd.DataFrame) -> None:
+    rows = evaluation[evaluation["group"] == "sensitivity"]
+    idle = rows["label"] == "resampling threshold 1e-05"
+    steps = pd.DataFrame({"run": rows["run"], "resampled": np.where(idle, 0.0, 2.0)})
+    history = pd.concat([steps, steps.assign(resampled=0.0)])
+    found = [
+        name for name in ablation_tables.sensitivity_table(evaluation, history).shown["changed"] if "no la" in name
+    ]
+    assert found == ["resampling threshold 1e-05 (no latent resampled)"]
+    for unknown in (history.iloc[:0], history.drop(columns="resampled"), history.assign(resampled=np.nan), None):
+        shown = ablation_tables.sensitivity_table(evaluation, unknown).shown
+        assert not shown["changed"].str.contains("resampled").any()
+
+
+def test_captions_name_the_seeds_of_their_rows(evaluation: pd.DataFrame) -> None:
+    assert ablation_tables.sequence_table(evaluation).caption.endswith(" Seeds 42, 43, 44.")
+    atm = ablation_tables.atm_table(evaluation).caption
+    assert atm.endswith(" Seeds: 42, 43, 44 in rows with 3; 42 in rows with 1.")
+    main = evaluation[evaluation["group"] == "main"]
+    for caption in (tables.difference_table(main).caption, tables.letters_table(synthetic.letters()).caption):
+        assert caption.endswith(" Seeds 42, 43, 44, 45, 46.")
+    pairs = synthetic.seed_stability()
+    assert tables.stability_table(main, pairs).caption.endswith(" Seeds 42, 43, 44, 45, 46.")
+    assert "seeds" not in tables.profile_note(load_profile("pocket"))
 
 
 def test_atm_table_has_drops_effects_and_grid(evaluation: pd.DataFrame) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
+from sae_lib.run_config import Seed
 from sae_lib.sae_config import Strict
 
 
 class ToyConfig(Strict):
     """How many toy SAEs are trained, and for how long."""
 
-    seeds: tuple[int, ...] = Field((42, 43, 44, 45, 46), min_length=1)
-    sweep_seeds: tuple[int, ...] = Field((7, 8), min_length=1)
+    seeds: tuple[Seed, ...] = Field((42, 43, 44, 45, 46), min_length=1)
+    sweep_seeds: tuple[Seed, ...] = Field((7, 8), min_length=1)
     """Seeds of the sparsity sweep, from which the matched sparsity is interpolated; no reported seed is one of them."""
     steps: int = Field(500, ge=10)
     batch: int = Field(256, ge=8, multiple_of=8)

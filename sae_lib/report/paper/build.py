@@ -135,7 +135,7 @@ def _tables(profile: Profile, results: Results) -> dict[str, dict[str, Any]]:
         "sweep": lambda: sweep_table(evaluation, at=profile.sweep.compare_at),
         "factorial": lambda: ablation_tables.factorial_table(evaluation),
         "sequence": lambda: ablation_tables.sequence_table(evaluation),
-        "sensitivity": lambda: ablation_tables.sensitivity_table(evaluation),
+        "sensitivity": lambda: ablation_tables.sensitivity_table(evaluation, results.history),
         "atm": lambda: ablation_tables.atm_table(evaluation),
     }
     made = {}

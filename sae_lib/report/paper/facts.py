@@ -51,7 +51,7 @@ def sentences(profile: Profile, results: Results, claims: list[dict[str, Any]], 
     packaged = "the small Gemma-2 that is packaged with this artifact"
     return {
         "profile": profile,
-        "note": profile_note(profile),
+        "note": _setting(profile),
         "reader": packaged if profile.model.name == "pocket" else profile.model.name,
         "gemma": profile.model.name == PAPERS_MODEL,
         "quick": len(seeds) < _FEW_SEEDS,
@@ -104,6 +104,12 @@ def _trend(rows: pd.DataFrame, sign: int) -> Callable[[str], list[str]]:
     return methods
 
 
+def _setting(profile: Profile) -> str:
+    training = profile.training
+    seeds, ablation_seeds = (", ".join(map(str, each)) for each in (training.seeds, training.ablation_seeds))
+    return f"{profile_note(profile)} Seeds {seeds}; ablations {ablation_seeds}."
+
+
 def made_from(profile: Profile, results_folder: Path) -> list[list[str]]:
     """Name and value of what the paper was made from: settings, versions, what `PROVENANCE_FILE` says of the run (such
     as the device and the hash of the corpus), and the hashes of the results."""
@@ -112,7 +118,7 @@ def made_from(profile: Profile, results_folder: Path) -> list[list[str]]:
     run: dict[str, str] = read_json(path) if path.is_file() else {}
     facts = {
         "command": f"make paper PROFILE={profile.name}",
-        "setting": profile_note(profile),
+        "setting": _setting(profile),
         "lock": f"requirements.lock, {file_sha256(LOCK_FILE)[:12]}",
         "versions": ", ".join(f"{name} {pins[name]}" for name in VERSIONS if name in pins),
     }
