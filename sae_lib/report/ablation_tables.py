@@ -16,6 +16,7 @@ from sae_lib.report.table_files import Table
 from sae_lib.report.table_rows import ARROW_NOTE, FIRST_ROW_NOTE, UNRANKED_NOTE, marked, table_of, with_effects
 from sae_lib.sae_config import ResamplingConfig, TemporalConfig
 
+IDLE = "‡"
 SHORT_COLUMNS = (
     "l0", "explained_variance", "ce_score", "absorption_fraction", "absorption_full", "letters", "words",
     "dead_fraction",
@@ -78,10 +79,13 @@ def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame | None = N
     named = {}
     for row in order.sort_values(["varied", *values]).itertuples():
         part = rows[rows["label"] == row.label]
-        notes = ["as published"] if row.published else []
-        notes += ["no latent resampled"] if history is not None and _never_resampled(part, history) else []
-        named[f"{row.label} ({', '.join(notes)})" if notes else str(row.label)] = part
+        name = f"{row.label} (published)" if row.published else str(row.label)
+        if history is not None and _never_resampled(part, history):
+            name += f" {IDLE}"
+        named[name] = part
     caption = f"TemporalSAE with one value changed; mean ± sd over seeds. {ARROW_NOTE}. {FIRST_ROW_NOTE}."
+    if any(name.endswith(IDLE) for name in named):
+        caption += f" {IDLE} no latent was resampled."
     return marked(table_of("changed", named, SHORT_COLUMNS, caption), against_first=True)
 
 
