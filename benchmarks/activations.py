@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sae_lib.activations import ActivationStore
 from sae_lib.corpus import documents_of, load_documents, pack
-from sae_lib.harvest import harvest
+from sae_lib.harvest import harvest, tokens_sha256
 from sae_lib.language_model import LanguageModel
 from sae_lib.profile import CorpusConfig, ModelConfig
 from sae_lib.spelling import with_lessons
@@ -44,5 +44,5 @@ def load_text(lm: LanguageModel, folder: Path, train: int, held_out: int) -> Tex
 
 
 def load_store(lm: LanguageModel, text: Text, folder: Path) -> ActivationStore:
-    """Residual streams of the training contexts, harvested once."""
-    return harvest(lm, text.train, folder / f"store-{len(text.train)}")
+    """Residual streams of the training contexts, harvested once for each text."""
+    return harvest(lm, text.train, folder / f"store-{tokens_sha256(text.train)[:16]}")
