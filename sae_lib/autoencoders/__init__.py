@@ -42,7 +42,10 @@ def load_autoencoder(folder: Path | str, device: torch.device | str = "cpu") -> 
     """
     file = Path(folder) / WEIGHTS_FILE
     if not file.is_file():
-        raise ArtifactError(f"{folder}: no {WEIGHTS_FILE} here; train this SAE first (make paper does)")
+        raise ArtifactError(
+            f"{folder}: no {WEIGHTS_FILE} here; train this SAE first (make paper does; where it was trained and is gone, "
+            "remove the folder keys of the build before)"
+        )
     tensors, state = load_checkpoint(file, device)
     config = SAEConfig.model_validate(state["config"])
     sae = build_autoencoder(config, d_in=tensors["W_enc"].shape[0]).to(device)

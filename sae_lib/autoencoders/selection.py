@@ -80,9 +80,9 @@ def strongest_of_rows(pre: Float[Tensor, "batch d_sae"], k: int) -> Entries:
     shift = candidates.of_row(torch.arange(rows) * width - candidates.row_starts[:-1])
     table.view(-1)[torch.arange(len(values)) + shift] = values
     smallest = candidates.of_row(kth_largest(table, k).squeeze(1))
-    strongest = candidates.where(values >= smallest)
-    if int(strongest.row_starts.diff().max()) <= k:
-        return strongest
+    kept = candidates.where(values >= smallest)
+    if int(kept.row_starts.diff().max()) <= k:
+        return kept
     return candidates.where(_with_first_equal(values > smallest, values == smallest, candidates, k))
 
 
