@@ -43,8 +43,8 @@ def load_autoencoder(folder: Path | str, device: torch.device | str = "cpu") -> 
     file = Path(folder) / WEIGHTS_FILE
     if not file.is_file():
         raise ArtifactError(
-            f"{folder}: no {WEIGHTS_FILE} here; train this SAE first (make paper does; where it was trained and is gone, "
-            "remove the folder keys of the build before)"
+            f"{folder}: no {WEIGHTS_FILE} here; train this SAE first (make paper does; if it was trained and is gone, "
+            "remove the build's folder keys before)"
         )
     tensors, state = load_checkpoint(file, device)
     config = SAEConfig.model_validate(state["config"])
