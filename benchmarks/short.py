@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.measure import hardware_line
 from benchmarks.output import table
+from benchmarks.scaling import XLABELS
 from sae_lib.report.names import method_name
 
 PEERS = {"dictionary_learning": "dictionary_learning", "sae_lens": "SAELens"}
@@ -85,9 +86,9 @@ def evaluation(result: dict[str, Any]) -> str:
 def scaling(result: dict[str, Any]) -> str:
     """Exponents of cost against size."""
     told = []
-    for name, found in sorted(result["series"].items()):
-        p = found["all"]
-        told.append(f"{name.replace('_', ' ')} {p['exponent']:.2f} [{p['low']:.2f}, {p['high']:.2f}]")
+    for name, size in XLABELS.items():
+        p = result["series"][name]["all"]
+        told.append(f"{size} {p['exponent']:.2f} [{p['low']:.2f}, {p['high']:.2f}]")
     how = "Cost grows as size^p (`python -m benchmarks.scaling`; 1 is linear), p with its 95 % interval"
     return f"{how}: {'; '.join(told)}."
 
