@@ -77,23 +77,30 @@ def _dataset(config: CorpusConfig, cache: Path | None) -> Any:
     if config.source == "documentation":
         return _documentation_dataset(config, cache)
     if config.source == "files":
-        files = [str(Path(file)) for file in config.files]
-        missing = [file for file in files if not Path(file).is_file()]
-        if missing or not files:
-            raise ArtifactError(f"corpus.files: no such file: {', '.join(missing) or '(the list is empty)'}")
-        empty = [file for file in files if not Path(file).stat().st_size]
-        if empty:
-            raise ArtifactError(f"corpus.files: {', '.join(empty)} is empty; give files that hold text")
-        # data.jsonl.zst is a .jsonl file; datasets opens what is compressed by itself.
-        suffixes = {Path(file.removesuffix(".zst").removesuffix(".gz")).suffix for file in files}
-        if len(suffixes) != 1 or not suffixes <= set(LOADERS):
-            raise ArtifactError(
-                f"corpus.files: need files of one type out of {', '.join(LOADERS)}, got {sorted(suffixes)}"
-            )
-        return _load(datasets.load_dataset, LOADERS[suffixes.pop()], data_files=files, split="train", streaming=True)
+        files, loader = text_files(config)
+        return _load(datasets.load_dataset, loader, data_files=files, split="train", streaming=True)
     return _load(
         datasets.load_dataset, config.name, config.subset, split=config.split, revision=config.revision, streaming=True
     )
+
+
+def text_files(config: CorpusConfig) -> tuple[list[str], str]:
+    """The files of `corpus.files`, and which of datasets' loaders reads them.
+
+    Raises ArtifactError: a file is missing or empty, or they are not of one known type.
+    """
+    files = [str(Path(file)) for file in config.files]
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing or not files:
+        raise ArtifactError(f"corpus.files: no such file: {', '.join(missing) or '(the list is empty)'}")
+    empty = [file for file in files if not Path(file).stat().st_size]
+    if empty:
+        raise ArtifactError(f"corpus.files: {', '.join(empty)} is empty; give files that hold text")
+    # data.jsonl.zst is a .jsonl file; datasets opens what is compressed by itself.
+    suffixes = {Path(file.removesuffix(".zst").removesuffix(".gz")).suffix for file in files}
+    if len(suffixes) != 1 or not suffixes <= set(LOADERS):
+        raise ArtifactError(f"corpus.files: need files of one type out of {', '.join(LOADERS)}, got {sorted(suffixes)}")
+    return files, LOADERS[suffixes.pop()]
 
 
 def _load(load: Any, *arguments: Any, **options: Any) -> Any:

@@ -42,7 +42,7 @@ def load_model(config: ModelConfig, *, whole: bool) -> LoadedModel:
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
-    device, dtype = _device(config.device), _dtype(config.dtype)
+    device, dtype = device_of(config), _dtype(config.dtype)
     if device != "cpu" and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
         raise ArtifactError("model.dtype: bfloat16 is not available on this GPU; choose float32 or float16")
     auto = AutoModelForCausalLM if whole else AutoModel
@@ -87,10 +87,7 @@ def _configuration(folder: Path, config: ModelConfig, *, whole: bool) -> PreTrai
         )
     text = loaded.get_text_config()
     depth = text.num_hidden_layers
-    if not 0 <= config.layer < depth:
-        raise ArtifactError(
-            f"model.layer: {config.layer} is beyond {config.name}, which has {depth} layers: 0-{depth - 1}"
-        )
+    config.check_layer(depth)
     if not whole:
         text.num_hidden_layers = config.layer + 1
         if getattr(text, "layer_types", None):
@@ -139,7 +136,9 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
         raise ArtifactError(f"model.name: the tokenizer of {name} cannot be read ({_line(error)})") from error
 
 
-def _device(name: str) -> str:
+def device_of(config: ModelConfig) -> str:
+    """The device that `model.device` stands for. Raises ArtifactError when this machine does not have it."""
+    name = config.device
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and not torch.cuda.is_available():

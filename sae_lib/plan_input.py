@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from sae_lib import documentation
 from sae_lib.errors import ArtifactError
 from sae_lib.paths import OUTPUT_VARIABLE, Paths
 from sae_lib.plan_sizes import model_size
-from sae_lib.plan_speed import has_gpu
-from sae_lib.profile import CorpusConfig, ModelConfig, Profile
+from sae_lib.profile import Profile
 
 
 def unwritable(paths: Paths) -> str | None:
@@ -31,43 +30,30 @@ def unwritable(paths: Paths) -> str | None:
 
 
 def missing_input(profile: Profile) -> list[str]:
-    """What a profile names and this machine, or the model, does not have."""
-    found = [_layer(profile.model), _device(profile.model), _text(profile.corpus), _probing(profile)]
-    return [line for line in found if line is not None]
+    """What a profile names and this machine, or the model, does not have: what its run would say of it."""
+    # These import torch.
+    from sae_lib.corpus import text_files
+    from sae_lib.metrics.probing.sources import known_datasets
+    from sae_lib.model_loading import device_of
 
-
-def _layer(model: ModelConfig) -> str | None:
-    layers = model_size(model).layers
-    if model.layer < layers:
-        return None
-    return f"model.layer: {model.layer} is beyond {model.name}, which has {layers} layers: 0-{layers - 1}"
-
-
-def _device(model: ModelConfig) -> str | None:
-    if model.device != "cuda" or has_gpu():
-        return None
-    return "model.device: cuda is not available on this machine; choose auto or cpu"
-
-
-def _text(corpus: CorpusConfig) -> str | None:
-    if corpus.source == "files":
-        missing = [file for file in corpus.files if not Path(file).is_file()]
-        return f"corpus.files: no such file: {', '.join(missing)}" if missing else None
-    if corpus.source == "documentation":
+    corpus = profile.corpus
+    checks: tuple[Callable[[], object], ...] = (
+        lambda: profile.model.check_layer(model_size(profile.model).layers),
+        lambda: device_of(profile.model),
+        lambda: text_files(corpus) if corpus.source == "files" else None,
+        lambda: _packages(corpus.packages) if corpus.source == "documentation" else None,
+        lambda: known_datasets(profile.evaluation.probing),
+    )
+    found = []
+    for check in checks:
         try:
-            for package in corpus.packages:
-                documentation.package_folder(package)
-            documentation.versions(corpus.packages)
+            check()
         except ArtifactError as error:
-            return str(error)
-    return None
+            found.append(str(error))
+    return found
 
 
-def _probing(profile: Profile) -> str | None:
-    from sae_lib.metrics.probing.sources import known_datasets  # imports torch
-
-    try:
-        known_datasets(profile.evaluation.probing)
-    except ArtifactError as error:
-        return str(error)
-    return None
+def _packages(packages: Sequence[str]) -> None:
+    for package in packages:
+        documentation.package_folder(package)
+    documentation.versions(packages)

@@ -47,6 +47,13 @@ class ModelConfig(Strict):
     def _pinned(cls, revision: str | None, info: Any) -> str | None:
         return hub.model_revision(info.data.get("name", ""), revision)
 
+    def check_layer(self, depth: int) -> None:
+        """Raises ArtifactError when the model, of `depth` blocks, has no such block."""
+        if self.layer >= depth:
+            raise ArtifactError(
+                f"model.layer: {self.layer} is beyond {self.name}, which has {depth} layers: 0-{depth - 1}"
+            )
+
 
 class CorpusConfig(Strict):
     """Where text comes from."""

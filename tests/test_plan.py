@@ -338,7 +338,7 @@ def test_what_is_not_there(
     profile: Profile, paths: Paths, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], says: str
 ) -> None:
     with_free(monkeypatch)
-    monkeypatch.setattr(plan_input, "has_gpu", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     [line] = plan.blockers(change(profile, **changes), plan.estimate(profile, speed=1.0), paths)
     assert line.startswith(says)
 
