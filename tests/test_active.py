@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
 
-from sae_lib.autoencoders import active, fused
-from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, Entries, find_entries
+from sae_lib.autoencoders import active, fused, kernels
+from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, Entries, entries_above
 from sae_lib.autoencoders.base import Step
 from sae_lib.autoencoders.latents import DenseLatents, Latents
 from sae_lib.autoencoders.selection import strongest_of_batch, strongest_of_rows
@@ -33,7 +34,7 @@ def f() -> torch.Tensor:
 
 def both_ways(f: torch.Tensor) -> tuple[ActiveLatents, torch.Tensor, DenseLatents, torch.Tensor]:
     """The same latents by their entries and as a matrix, each with the leaf that its gradient reaches."""
-    entries = find_entries(np.greater, f, 0.0)
+    entries = entries_above(f, 0.0)
     assert entries is not None
     leaf = f[f > 0].clone().requires_grad_()
     matrix = f.clone().requires_grad_()
@@ -45,29 +46,60 @@ def directions() -> torch.Tensor:
 
 
 def test_entries_by_hand():
-    entries = Entries(np.array([1, 3, 5]), (3, 2))  # rows (0, 1), (1, 1), (2, 1)
-    assert entries.row_starts.tolist() == [0, 1, 2, 3] and entries.latent.tolist() == [1, 1, 1]
+    found = np.array([2.0, -3.0, 5.0], dtype=np.float32)
+    entries = Entries(np.array([1, 1, 1]), found, np.array([0, 1, 2, 3]), 2)  # rows (0, 2), (0, -3), (0, 5)
+    assert entries.shape == (3, 2) and entries.flat.tolist() == [1, 3, 5]
     order, row, starts = entries.by_latent
     assert order.tolist() == [0, 1, 2] and row.tolist() == [0, 1, 2] and starts.tolist() == [0, 0, 3]
     assert entries.sum_by_latent(torch.tensor([1.0, 2.0, 4.0])).tolist() == [0.0, 7.0]
+    some = entries.where(entries.found > 0)
+    assert some.flat.tolist() == [1, 5] and some.found.tolist() == [2.0, 5.0]
+    assert some.row_starts.tolist() == [0, 1, 1, 2]
 
 
 def test_too_many_are_left_to_the_matrix():
     values = torch.zeros(10, 10)
     values[0] = 1.0
-    assert find_entries(np.greater, values, 0.0) is not None
+    assert entries_above(values, 0.0) is not None
     values[1, 0] = 1.0
-    assert find_entries(np.greater, values, 0.0) is None
-    assert find_entries(np.greater, values, 0.0, share=0.2) is not None
+    assert entries_above(values, 0.0) is None
+    assert entries_above(values, 0.0, share=0.2) is not None
 
 
 @pytest.mark.parametrize("columns", [24, 27])
 def test_entries_are_where_the_comparison_holds(columns: int):
     values = torch.randn(9, columns, generator=torch.Generator().manual_seed(5))
     values[0], values[1] = -1.0, 1.0  # none of the first eight, all of the next
-    entries = find_entries(np.greater, values, 0.5, share=1.0)
+    entries = entries_above(values, 0.5, share=1.0)
     assert entries is not None
     assert entries.flat.tolist() == (values > 0.5).flatten().nonzero().squeeze(1).tolist()
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 50])
+def test_pieces_change_nothing(pieces: int, monkeypatch: pytest.MonkeyPatch):
+    pre = torch.randn(41, 75, generator=torch.Generator().manual_seed(3))
+    found = [entries_above(pre, 1.0, share=1.0), strongest_of_rows(pre, 5)]
+    monkeypatch.setattr(kernels, "use_threads", lambda: pieces)
+    cut = [entries_above(pre, 1.0, share=1.0), strongest_of_rows(pre, 5)]
+    for whole, mine in zip(found, cut, strict=True):
+        assert whole is not None and mine is not None
+        for name in ("latent", "found", "row_starts"):
+            assert torch.equal(getattr(mine, name), getattr(whole, name)), name
+    few = int((pre > 1.0).sum())
+    assert kernels.above(pre.numpy(), np.ones(75, np.float32), few) is not None
+    assert kernels.above(pre.numpy(), np.ones(75, np.float32), few - 1) is None
+
+
+def test_as_many_threads_as_pytorch():
+    assert kernels.use_threads() == torch.get_num_threads() == numba.get_num_threads()
+
+
+def test_numbers_that_are_none_are_not_among_the_strongest():
+    pre = torch.rand(4, 40, generator=torch.Generator().manual_seed(3))
+    pre[0, 3], pre[1], pre[2, 5] = torch.nan, torch.nan, torch.inf
+    entries = strongest_of_rows(pre, 3)
+    assert entries.row_starts.tolist() == [0, 3, 3, 6, 9]
+    assert 3 not in entries.latent[:3].tolist() and 5 in entries.latent[3:6].tolist()
 
 
 def test_statistics(f: torch.Tensor):

@@ -7,17 +7,17 @@ encoder's. On a GPU the dense products are faster, so this is for CPUs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
 
+from sae_lib.autoencoders import kernels
 from sae_lib.autoencoders.latents import Latents
 
 LARGEST_SHARE = 1 / 10  # of the entries; above it the dense products are faster
@@ -25,34 +25,35 @@ SMALLEST_BATCH = 2**16  # entries; below it finding what is active costs more th
 
 
 class Entries:
-    """Places in a matrix `[batch, d_sae]`, row by row and, within a row, by latent."""
+    """Places in a matrix `[batch, d_sae]`, row by row and, within a row, by latent; and what the matrix has there."""
 
-    def __init__(self, flat: Int[np.ndarray, " n"], shape: tuple[int, int]) -> None:
-        self.shape = shape
-        self.flat = torch.from_numpy(flat)
-        """row * d_sae + latent, ascending."""
-        self.row_starts = torch.from_numpy(np.searchsorted(flat, np.arange(shape[0] + 1) * shape[1]))
+    def __init__(
+        self,
+        latent: Int[np.ndarray, " n"],
+        found: Float[np.ndarray, " n"],
+        row_starts: Int[np.ndarray, " batch_and_1"],
+        d_sae: int,
+    ) -> None:
+        self.shape = (len(row_starts) - 1, d_sae)
+        self.latent, self.found = torch.from_numpy(latent), torch.from_numpy(found)
+        self.row_starts = torch.from_numpy(row_starts)
 
     @cached_property
-    def latent(self) -> Int[Tensor, " n"]:
-        return self.flat - self.of_row(torch.arange(self.shape[0]) * self.shape[1])
-
-    def of_row(self, values: Shaped[Tensor, " batch"]) -> Shaped[Tensor, " n"]:
-        """For each entry what `values` has for its row."""
-        return torch.from_numpy(np.repeat(values.numpy(), np.diff(self.row_starts.numpy())))
+    def flat(self) -> Int[Tensor, " n"]:
+        """row * d_sae + latent, ascending."""
+        rows = np.arange(self.shape[0]) * self.shape[1]
+        return self.latent + torch.from_numpy(np.repeat(rows, np.diff(self.row_starts.numpy())))
 
     def where(self, kept: Bool[Tensor, " n"]) -> Entries:
         """Some of them."""
-        return Entries(self.flat.numpy()[kept.numpy()], self.shape)
+        before = functional.pad(kept.cumsum(dim=0), (1, 0))
+        latent, found = self.latent.numpy()[kept.numpy()], self.found.numpy()[kept.numpy()]
+        return Entries(latent, found, before[self.row_starts].numpy(), self.shape[1])
 
     @cached_property
     def by_latent(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " latents_and_1"]]:
         """The entries' order by latent (and row), their rows in that order, and where each latent's begin."""
-        numbers = np.arange(len(self.flat), dtype=np.int32)
-        columns, starts = self.latent.numpy().astype(np.int32), self.row_starts.numpy().astype(np.int32)
-        # SciPy's change of format is a counting sort.
-        by_latent = csr_array((numbers, columns, starts), shape=self.shape).tocsc()
-        order, row, starts = by_latent.data, by_latent.indices, by_latent.indptr
+        order, row, starts = kernels.by_latent(self.latent.numpy(), self.row_starts.numpy(), self.shape[1])
         return torch.from_numpy(order), torch.from_numpy(row), torch.from_numpy(starts)
 
     def sum_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
@@ -69,35 +70,16 @@ class Entries:
         return _sum_bags(row, rows, starts, values.index_select(0, order))
 
 
-def find_entries(
-    compare: Callable[..., Any],
-    values: Float[Tensor, "batch d_sae"],
-    bound: Float[Tensor, "..."] | float,
-    share: float | None = None,
+def entries_above(
+    values: Float[Tensor, "batch d_sae"], bound: Float[Tensor, " d_sae"] | float, share: float | None = None
 ) -> Entries | None:
-    """Where `compare(values, bound)`, one of NumPy's comparisons; None where that is more than `share` of all entries,
-    so many that dense products are faster.
+    """Where `values` are above the bound; None where that is more than `share` of all entries, so many that dense
+    products are faster.
     """
-    limit = bound.numpy() if isinstance(bound, Tensor) else np.float32(bound)
-    # NumPy's comparisons are vectorised; those of PyTorch that give booleans are not.
-    flags = compare(values.numpy(), limit, out=_space("flags", values.shape, torch.bool).numpy())
-    places = _places(flags.reshape(-1), (LARGEST_SHARE if share is None else share) * flags.size)
-    return None if places is None else Entries(places, (values.shape[0], values.shape[1]))
-
-
-def _places(flags: Bool[np.ndarray, " size"], most: float) -> Int[np.ndarray, " n"] | None:
-    """Where few flags are true, None if more than `most`: numpy.flatnonzero, first of eight flags taken as one number,
-    then within those.
-    """
-    if flags.size % 8:
-        places = np.flatnonzero(flags)
-        return places if len(places) <= most else None
-    eights = flags.view(np.uint64)
-    busy = np.flatnonzero(eights != 0)
-    if len(busy) > most:
-        return None
-    within = np.flatnonzero(eights[busy].view(np.bool_))
-    return busy[within >> 3] * 8 + (within & 7) if len(within) <= most else None
+    most = int((LARGEST_SHARE if share is None else share) * values.numel())
+    limits = bound.numpy() if isinstance(bound, Tensor) else np.full(values.shape[1], bound, dtype=np.float32)
+    found = kernels.above(values.numpy(), limits, most)
+    return None if found is None else Entries(*found, values.shape[1])
 
 
 def worthwhile(x: Float[Tensor, "batch d_in"], d_sae: int, k: int | None = None) -> bool:
@@ -122,8 +104,8 @@ class EncoderProduct:
             self.pre: Tensor = torch.mm(inputs, weights.T, out=_space("pre", (len(x), len(bias)), x.dtype))
 
     def at(self, entries: Entries) -> Float[Tensor, " n"]:
-        """The product at these entries."""
-        values: Tensor = _EncodeEntries.apply(*self._inputs, self.pre, entries)
+        """The product at entries found in it."""
+        values: Tensor = _EncodeEntries.apply(*self._inputs, entries)
         return values
 
     def whole(self) -> Float[Tensor, "batch d_sae"]:
@@ -134,16 +116,16 @@ class EncoderProduct:
 
 class _EncodeEntries(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, pre: Tensor, entries: Entries) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, entries: Entries) -> Tensor:
         ctx.save_for_backward(x)
         ctx.entries = entries
-        return pre.view(-1).index_select(0, entries.flat)
+        return entries.found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
         (x,) = ctx.saved_tensors
         entries: Entries = ctx.entries
-        return None, entries.weighted_rows(x, grad).T, entries.sum_by_latent(grad), None, None
+        return None, entries.weighted_rows(x, grad).T, entries.sum_by_latent(grad), None
 
 
 class _EncodeAll(torch.autograd.Function):
@@ -181,30 +163,21 @@ class _Decode(torch.autograd.Function):
 
 
 class _Change(torch.autograd.Function):
-    """sum_i w_i ||f_i - f_{i-1}||^2 = sum_i w_i (||f_i||^2 + ||f_{i-1}||^2 - 2 f_i.f_{i-1}); gradients at entries.
-
-    In the entries' order by latent and row, f_{i-1} is the entry before, if its place is one row less, and else zero.
-    """
+    """sum_i w_i ||f_i - f_{i-1}||^2 over rows; gradients at entries."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, entries: Entries, paired: Tensor, both: bool) -> Tensor:
-        order, row, _ = entries.by_latent
-        f, place = values.index_select(0, order), entries.flat.index_select(0, order)
-        weight = functional.pad(paired.to(values.dtype), (0, 1))  # w_i, and none after the last row
+        weight = functional.pad(paired.to(values.dtype), (0, 1))
         weight[0] = 0.0
-        mine, next_ = weight.index_select(0, row), weight.index_select(0, row + 1)
-        follows = place.diff() == entries.shape[1]
-        previous = functional.pad(f[:-1] * follows, (1, 0))
-        gradient = mine * (f - previous)
-        if both:
-            gradient += next_ * (f - functional.pad(f[1:] * follows, (0, 1)))
-        ctx.save_for_backward(torch.empty_like(gradient).index_copy_(0, order.long(), gradient))
-        return torch.dot(f, (mine + next_) * f) - 2.0 * torch.dot(f, mine * previous)
+        places = (tensor.numpy() for tensor in (*entries.by_latent, weight))
+        total, half = kernels.change(values.numpy(), *places, both)
+        ctx.save_for_backward(torch.from_numpy(half))
+        return values.new_tensor(total)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return 2.0 * grad * gradient, None, None, None
+        (half,) = ctx.saved_tensors
+        return 2.0 * grad * half, None, None, None
 
 
 @lru_cache(maxsize=4)
@@ -268,7 +241,7 @@ class ActiveLatents(Latents):
         return self.entries.sum_by_latent(self.values.detach().square()) / self.n_rows
 
     def mean_product(self, error: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
-        return self.entries.weighted_rows(error, self.values.detach()) / self.n_rows
+        return self.entries.weighted_rows(error, self.values.detach() / self.n_rows)
 
 
 def _sum_bags(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, find_entries
+from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
 from sae_lib.autoencoders.base import Autoencoder, Step, indicator, squared_error
 from sae_lib.autoencoders.latents import DenseLatents, Latents
 from sae_lib.sae_config import SAEConfig
@@ -48,7 +47,7 @@ class Gated(Autoencoder):
         return self._magnitude(step.pre) * gate.detach().sign()
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
-        entries = find_entries(np.greater, product.pre, -self.b_gate.detach())
+        entries = entries_above(product.pre, -self.b_gate.detach())
         if entries is None:
             return None
         u = product.at(entries)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, find_entries
+from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
 from sae_lib.autoencoders.base import Autoencoder, Step, indicator
 from sae_lib.autoencoders.latents import Latents
 from sae_lib.sae_config import SAEConfig
@@ -67,7 +66,7 @@ class JumpReLU(Autoencoder):
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
         self.threshold.data.clamp_(min=0.0)
         # What the kernel reaches below the threshold has no activation, but a gradient.
-        entries = find_entries(np.greater, product.pre, self.threshold.detach() - self.cfg.bandwidth / 2)
+        entries = entries_above(product.pre, self.threshold.detach() - self.cfg.bandwidth / 2)
         if entries is None:
             return None
         z = product.at(entries)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from sae_lib.autoencoders.active import LARGEST_SHARE, Entries, find_entries
+from sae_lib.autoencoders import kernels
+from sae_lib.autoencoders.active import LARGEST_SHARE, Entries, entries_above
 from sae_lib.autoencoders.base import indicator
 from sae_lib.autoencoders.latent_group import ALONE, LatentGroup
 
-GROUP_SIZES = (1, 2, 4, 8)
-GROUPS_FOR_EACH = 4  # groups for each of the k largest, at least
 # BatchTopK guesses from the step before what will be strong enough, so that few others are above it.
 GUESS_FACTOR = 0.95
 CANDIDATES = 3  # times what is kept at most: above it sorting all is faster
@@ -61,39 +60,8 @@ def strongest(
 
 
 def strongest_of_rows(pre: Float[Tensor, "batch d_sae"], k: int) -> Entries:
-    """Where the positive ones of each row's k largest are; of equal values the first.
-
-    The row is cut into more than k groups. The k-th largest of the groups' maxima has k values that are no smaller, so
-    it is at most the k-th largest of all; and few others are above it, because two of the largest rarely share a group.
-    """
-    rows, n = pre.shape
-    size = max(size for size in GROUP_SIZES if (n % size == 0 and n >= GROUPS_FOR_EACH * k * size) or size == 1)
-    bound = kth_largest(pre.view(rows, size, n // size).amax(dim=1), k).clamp_min_(torch.finfo(pre.dtype).tiny)
-    candidates = find_entries(np.greater_equal, pre, bound, share=1.0)
-    assert candidates is not None
-    width = int(candidates.row_starts.diff().max())
-    if width <= k:
-        return candidates
-    values = pre.view(-1).index_select(0, candidates.flat)
-    # All rows' candidates side by side; a row with fewer than k keeps all it has.
-    table = values.new_zeros(rows, width)
-    shift = candidates.of_row(torch.arange(rows) * width - candidates.row_starts[:-1])
-    table.view(-1)[torch.arange(len(values)) + shift] = values
-    smallest = candidates.of_row(kth_largest(table, k).squeeze(1))
-    kept = candidates.where(values >= smallest)
-    if int(kept.row_starts.diff().max()) <= k:
-        return kept
-    return candidates.where(_with_first_equal(values > smallest, values == smallest, candidates, k))
-
-
-def _with_first_equal(
-    above: Bool[Tensor, " n"], equal: Bool[Tensor, " n"], entries: Entries, k: int
-) -> Bool[Tensor, " n"]:
-    """`above`, and of each row as many of the first that are `equal` as make k together."""
-    before = functional.pad(torch.stack([above, equal]).cumsum(dim=1), (1, 0))
-    of_rows = before[:, entries.row_starts]
-    number = before[1, 1:] - entries.of_row(of_rows[1, :-1])
-    return above | equal & (number <= entries.of_row(k - of_rows[0].diff()))
+    """Where the positive ones of each row's k largest are; of equal values the first."""
+    return Entries(*kernels.strongest_of_rows(pre.numpy(), k), pre.shape[1])
 
 
 def strongest_of_batch(
@@ -104,10 +72,9 @@ def strongest_of_batch(
     entries where they are many.
     """
     tiny = torch.finfo(pre.dtype).tiny
-    candidates = find_entries(np.greater, pre, guess, CANDIDATES * LARGEST_SHARE) if guess else None
-    if candidates is None or len(candidates.flat) < count:
+    candidates = entries_above(pre, guess, CANDIDATES * LARGEST_SHARE) if guess else None
+    if candidates is None or len(candidates.found) < count:
         smallest = kth_largest(pre.flatten(), count).squeeze().clamp_min(tiny)
-        return find_entries(np.greater_equal, pre, smallest), smallest
-    values = pre.view(-1).index_select(0, candidates.flat)
-    smallest = kth_largest(values, count).squeeze().clamp_min(tiny)
-    return candidates.where(values >= smallest), smallest
+        return entries_above(pre, float(np.nextafter(smallest.numpy(), np.float32(0)))), smallest
+    smallest = kth_largest(candidates.found, count).squeeze().clamp_min(tiny)
+    return candidates.where(candidates.found >= smallest), smallest

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, find_entries
+from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.latents import Latents
 
@@ -26,7 +25,7 @@ class Standard(Autoencoder):
         return step.pre.relu_()  # nothing else needs the pre-activations
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
-        entries = find_entries(np.greater, product.pre, 0.0)
+        entries = entries_above(product.pre, 0.0)
         return None if entries is None else ActiveLatents(product.at(entries), entries)
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:

@@ -1,0 +1,231 @@
+"""Loops over latents on a CPU, compiled by Numba: NumPy and PyTorch take several passes over memory for each.
+
+Entries of a matrix `[rows, n]` are held as in SciPy's CSR arrays: those of row i are
+`latent[starts[i] : starts[i + 1]]`, ascending, with `values` beside them. Rows are cut into pieces, one for each
+thread; how many there are changes no result.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import no_type_check
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+
+Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""latent, values, starts."""
+
+TINY = np.finfo(np.float32).tiny
+GROUP_SIZES = (16, 8, 4, 2)
+GROUPS_FOR_EACH = 4  # groups for each of the k largest, at least
+
+
+def use_threads() -> int:
+    """As many threads as PyTorch uses, for the loops that are cut into pieces; returns their number."""
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    numba.set_num_threads(threads)
+    return int(threads)
+
+
+@lru_cache(maxsize=2)
+def _rooms(pieces: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each piece notes latents and values, whatever is in there: memory that is new in each step costs more."""
+    return np.empty((pieces, size), np.int64), np.empty((pieces, size), np.float32)
+
+
+@no_type_check
+@njit(cache=True)
+def _noted(row, flags, busy, latent, values, end):
+    """Note where flags are set from place `end` on, and return the place after them. Some places more are written.
+
+    What to write where depends on flags, but whether to does not: a branch that is hard to foresee costs more.
+    """
+    eights = flags[: len(row) // 8 * 8].view(np.uint64)
+    some = 0
+    for i in range(len(eights)):
+        busy[some] = i
+        some += eights[i] != 0
+    for i in busy[:some]:
+        for j in range(8 * i, 8 * i + 8):
+            latent[end], values[end] = j, row[j]
+            end += flags[j]
+    for j in range(8 * len(eights), len(row)):
+        latent[end], values[end] = j, row[j]
+        end += flags[j]
+    return end
+
+
+@no_type_check
+@njit(cache=True)
+def _gathered(latent, values, counts):
+    """What all pieces have noted, one after the other, and where rows start."""
+    pieces, rows = len(latent), len(counts)
+    starts = np.zeros(rows + 1, np.int64)
+    for i in range(rows):
+        starts[i + 1] = starts[i] + counts[i]
+    all_latents, all_values = np.empty(starts[rows], np.int64), np.empty(starts[rows], np.float32)
+    for piece in range(pieces):
+        first, last = starts[piece * rows // pieces], starts[(piece + 1) * rows // pieces]
+        all_latents[first:last] = latent[piece, : last - first]
+        all_values[first:last] = values[piece, : last - first]
+    return all_latents, all_values, starts
+
+
+@no_type_check
+@njit(cache=True, parallel=True)
+def _above(pre, bound, most, latent, values):
+    pieces, (rows, n) = len(latent), pre.shape
+    counts = np.zeros(rows, np.int64)
+    for piece in prange(pieces):
+        flags, busy = np.empty(n, np.uint8), np.empty(n // 8 + 1, np.int32)
+        end = 0
+        for i in range(piece * rows // pieces, (piece + 1) * rows // pieces):
+            row, start = pre[i], end
+            for j in range(n):
+                flags[j] = row[j] > bound[j]
+            end = _noted(row, flags, busy, latent[piece], values[piece], start)
+            counts[i] = end - start
+            if end > most:
+                break
+    return counts
+
+
+def above(pre: np.ndarray, bound: np.ndarray, most: int) -> Csr | None:
+    """The entries of `pre` above `bound`, which has one value for each column; None where they are more than `most`."""
+    latent, values = _rooms(use_threads(), most + pre.shape[1] + 8)
+    counts = _above(pre, bound, most, latent, values)
+    found: Csr | None = _gathered(latent, values, counts) if counts.sum() <= most else None
+    return found
+
+
+@no_type_check
+@njit(cache=True)
+def _kth_largest(values, k):
+    """The k-th largest of `values`, which it puts in another order (Hoare's selection)."""
+    first, last, wanted = 0, len(values) - 1, k - 1
+    while first < last:
+        pivot = values[(first + last) // 2]
+        i, j = first, last
+        while i <= j:
+            while values[i] > pivot:
+                i += 1
+            while values[j] < pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i, j = i + 1, j - 1
+        if wanted <= j:
+            last = j
+        elif wanted >= i:
+            first = i
+        else:
+            break
+    return values[wanted]
+
+
+@no_type_check
+@njit(cache=True)
+def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
+    """Note the positive ones of the row's k largest; of equal values the first.
+
+    The row is cut into more than k groups. A bound that the maxima of k groups reach is at most the k-th largest of
+    all; and few others are above the highest such bound, because two of the largest rarely share a group.
+    """
+    n, groups = len(row), len(maxima)
+    maxima[:] = row[:groups]
+    for first in range(groups, n, groups):
+        for j in range(groups):
+            maxima[j] = row[first + j] if row[first + j] > maxima[j] else maxima[j]
+    bound, high = TINY, maxima.max()
+    for _ in range(9):
+        middle = (bound + high) / np.float32(2)
+        reached = 0
+        for j in range(groups):
+            reached += maxima[j] >= middle
+        bound, high = (middle, high) if reached >= k else (bound, middle)
+    for j in range(n):
+        flags[j] = row[j] >= bound
+    start, end = end, _noted(row, flags, busy, latent, values, end)
+    if end - start <= k:
+        return end
+    smallest = _kth_largest(values[start:end].copy(), k)
+    of_equal = k - (values[start:end] > smallest).sum()
+    kept = start
+    for i in range(start, end):
+        if values[i] > smallest or (values[i] == smallest and of_equal > 0):
+            of_equal -= values[i] == smallest
+            latent[kept], values[kept] = latent[i], values[i]
+            kept += 1
+    return kept
+
+
+@no_type_check
+@njit(cache=True, parallel=True)
+def _strongest_of_rows(pre, k, groups, latent, values):
+    pieces, (rows, n) = len(latent), pre.shape
+    counts = np.zeros(rows, np.int64)
+    for piece in prange(pieces):
+        flags, busy = np.empty(n, np.uint8), np.empty(n // 8 + 1, np.int32)
+        maxima = np.empty(groups, np.float32)
+        end = 0
+        for i in range(piece * rows // pieces, (piece + 1) * rows // pieces):
+            start = end
+            end = _strongest_of_row(pre[i], k, maxima, flags, busy, latent[piece], values[piece], start)
+            counts[i] = end - start
+    return counts
+
+
+def strongest_of_rows(pre: np.ndarray, k: int) -> Csr:
+    """The positive ones of each row's k largest; of equal values the first."""
+    (rows, n), pieces = pre.shape, use_threads()
+    fitting = [size for size in GROUP_SIZES if n % size == 0 and n >= GROUPS_FOR_EACH * k * size]
+    latent, values = _rooms(pieces, (rows // pieces + 1) * k + n + 8)
+    counts = _strongest_of_rows(pre, k, n // max(fitting, default=1), latent, values)
+    found: Csr = _gathered(latent, values, counts)
+    return found
+
+
+@no_type_check
+@njit(cache=True)
+def by_latent(latent, starts, n):
+    """The entries' order by latent (and row), their rows in that order, and where each latent's begin."""
+    first = np.zeros(n + 1, np.int32)
+    for j in latent:
+        first[j + 1] += 1
+    for j in range(n):
+        first[j + 1] += first[j]
+    place = first[:n].copy()
+    order, row = np.empty(len(latent), np.int32), np.empty(len(latent), np.int32)
+    for r in range(len(starts) - 1):
+        for i in range(starts[r], starts[r + 1]):
+            to = place[latent[i]]
+            order[to], row[to] = i, r
+            place[latent[i]] = to + 1
+    return order, row, first
+
+
+@no_type_check
+@njit(cache=True)
+def change(values, order, row, first, weight, both):
+    """sum_i w_i ||f_i - f_{i-1}||^2 over rows i, and half its gradient at the entries: that of f_i, and that of f_{i-1}
+    if `both`. `weight` has one entry more than there are rows, 0, as the first is.
+    """
+    total, gradient = 0.0, np.empty(len(values), np.float32)
+    for j in range(len(first) - 1):
+        before, before_row = np.float32(0), -1
+        for i in range(first[j], first[j + 1]):
+            value, r = values[order[i]], row[i]
+            if before_row != r - 1:
+                before = np.float32(0)
+            followed = i + 1 < first[j + 1] and row[i + 1] == r + 1
+            after = values[order[i + 1]] if followed else np.float32(0)
+            rise, fall = weight[r] * (value - before), weight[r + 1] * (value - after)
+            total += rise * (value - before)
+            if not followed:  # else the next entry counts it
+                total += fall * value
+            gradient[order[i]] = rise + fall if both else rise
+            before, before_row = value, r
+    return total, gradient
