@@ -46,7 +46,7 @@ class Entries:
 
     def where(self, kept: Bool[Tensor, " n"]) -> Entries:
         """Some of them."""
-        before = functional.pad(kept.cumsum(dim=0), (1, 0))
+        before = functional.pad(kept.cumsum(dim=0, dtype=self.latent.dtype), (1, 0))
         latent, found = self.latent.numpy()[kept.numpy()], self.found.numpy()[kept.numpy()]
         return Entries(latent, found, before[self.row_starts].numpy(), self.shape[1])
 
@@ -220,7 +220,7 @@ class ActiveLatents(Latents):
     ) -> list[Float[Tensor, "batch d_in"]]:
         firsts = torch.arange(self.n_rows)[:, None] * self.d_sae + torch.tensor([0, *sizes[:-1]]).cumsum(0)
         bounds = torch.cat([firsts.view(-1), torch.tensor([self.n_rows * self.d_sae])])
-        starts = torch.searchsorted(self.entries.flat, bounds)
+        starts = torch.searchsorted(self.entries.flat, bounds).to(self.entries.latent.dtype)
         parts: Tensor = _Decode.apply(self.values, W_dec, self.entries, starts)
         return list(parts.view(self.n_rows, len(sizes), -1).unbind(dim=1))
 
@@ -234,11 +234,17 @@ class ActiveLatents(Latents):
             return self.entries.by_latent[2].diff() / self.n_rows
         return self.entries.sum_by_latent(values.sign()) / self.n_rows
 
+    @cached_property
+    def _sums_and_squares(self) -> tuple[Tensor, Tensor]:
+        values, latent = self.values.detach().numpy(), self.entries.latent.numpy()
+        sums, squares = kernels.sums_and_squares(values, latent, self.d_sae)
+        return torch.from_numpy(sums), torch.from_numpy(squares)
+
     def mean(self) -> Float[Tensor, " d_sae"]:
-        return self.entries.sum_by_latent(self.values.detach()) / self.n_rows
+        return self._sums_and_squares[0] / self.n_rows
 
     def mean_square(self) -> Float[Tensor, " d_sae"]:
-        return self.entries.sum_by_latent(self.values.detach().square()) / self.n_rows
+        return self._sums_and_squares[1] / self.n_rows
 
     def mean_product(self, error: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
         return self.entries.weighted_rows(error, self.values.detach() / self.n_rows)

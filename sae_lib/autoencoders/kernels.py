@@ -33,7 +33,7 @@ def use_threads() -> int:
 @lru_cache(maxsize=2)
 def _rooms(pieces: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Where each piece notes latents and values, whatever is in there: memory that is new in each step costs more."""
-    return np.empty((pieces, size), np.int64), np.empty((pieces, size), np.float32)
+    return np.empty((pieces, size), np.int32), np.empty((pieces, size), np.float32)
 
 
 @no_type_check
@@ -63,10 +63,10 @@ def _noted(row, flags, busy, latent, values, end):
 def _gathered(latent, values, counts):
     """What all pieces have noted, one after the other, and where rows start."""
     pieces, rows = len(latent), len(counts)
-    starts = np.zeros(rows + 1, np.int64)
+    starts = np.zeros(rows + 1, np.int32)
     for i in range(rows):
         starts[i + 1] = starts[i] + counts[i]
-    all_latents, all_values = np.empty(starts[rows], np.int64), np.empty(starts[rows], np.float32)
+    all_latents, all_values = np.empty(starts[rows], np.int32), np.empty(starts[rows], np.float32)
     for piece in range(pieces):
         first, last = starts[piece * rows // pieces], starts[(piece + 1) * rows // pieces]
         all_latents[first:last] = latent[piece, : last - first]
@@ -209,11 +209,22 @@ def by_latent(latent, starts, n):
 
 @no_type_check
 @njit(cache=True)
+def sums_and_squares(values, latent, n):
+    """Of each latent's `values` the sum, and the sum of the squares."""
+    sums, squares = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    for i in range(len(values)):
+        sums[latent[i]] += values[i]
+        squares[latent[i]] += values[i] * values[i]
+    return sums, squares
+
+
+@no_type_check
+@njit(cache=True)
 def change(values, order, row, first, weight, both):
     """sum_i w_i ||f_i - f_{i-1}||^2 over rows i, and half its gradient at the entries: that of f_i, and that of f_{i-1}
     if `both`. `weight` has one entry more than there are rows, 0, as the first is.
     """
-    total, gradient = 0.0, np.empty(len(values), np.float32)
+    rises, falls, gradient = 0.0, 0.0, np.empty(len(values), np.float32)
     for j in range(len(first) - 1):
         before, before_row = np.float32(0), -1
         for i in range(first[j], first[j + 1]):
@@ -223,9 +234,8 @@ def change(values, order, row, first, weight, both):
             followed = i + 1 < first[j + 1] and row[i + 1] == r + 1
             after = values[order[i + 1]] if followed else np.float32(0)
             rise, fall = weight[r] * (value - before), weight[r + 1] * (value - after)
-            total += rise * (value - before)
-            if not followed:  # else the next entry counts it
-                total += fall * value
+            rises += rise * (value - before)
+            falls += np.float32(0) if followed else fall * value  # the next entry's rise, where there is one
             gradient[order[i]] = rise + fall if both else rise
             before, before_row = value, r
-    return total, gradient
+    return rises + falls, gradient

@@ -85,7 +85,7 @@ class AdaptiveTemporalMasking(Mechanism):
             x_hat = step.group.total(step.latents.decode(sae.W_dec)) + sae.b_dec if masked else step.x_hat
             assert x_hat is not None
             # E[f_i d_i.e] = d_i.E[f_i e]: one product for all latents.
-            gain = gain + 2.0 * (f.mean_product(step.x - x_hat.detach()) * sae.W_dec).sum(dim=1)
+            gain = gain + 2.0 * f.mean_product(step.x - x_hat.detach()).mul_(sae.W_dec).sum(dim=1)
         moving_average(self.contribution, gain.clamp_min(0.0), self.cfg.decay)
         self._update_probability(step.group)
 
