@@ -63,7 +63,7 @@ def main(asked_for: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--precisions", nargs="+", choices=PRECISIONS, help="default: bf16 where the device computes in it"
     )
-    parser.add_argument("--block", type=float, default=0.05, help="seconds of a turn at least")
+    parser.add_argument("--block", type=float, default=0.25, help="seconds of a turn at least")
     asked = parser.parse_args(asked_for)
     use_cores(asked.threads)
     device = device_in_use()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -79,19 +80,33 @@ def test_entries_are_where_the_comparison_holds(columns: int):
 def test_pieces_change_nothing(pieces: int, monkeypatch: pytest.MonkeyPatch):
     pre = torch.randn(41, 75, generator=torch.Generator().manual_seed(3))
     found = [entries_above(pre, 1.0, share=1.0), strongest_of_rows(pre, 5)]
+    kept = torch.get_num_threads()
     monkeypatch.setattr(kernels, "use_threads", lambda: pieces)
     cut = [entries_above(pre, 1.0, share=1.0), strongest_of_rows(pre, 5)]
     for whole, mine in zip(found, cut, strict=True):
         assert whole is not None and mine is not None
         for name in ("latent", "found", "row_starts"):
             assert torch.equal(getattr(mine, name), getattr(whole, name)), name
+    torch.set_num_threads(kept)  # Numba's threads change it as they start
     few = int((pre > 1.0).sum())
     assert kernels.above(pre.numpy(), np.ones(75, np.float32), few) is not None
     assert kernels.above(pre.numpy(), np.ones(75, np.float32), few - 1) is None
 
 
-def test_as_many_threads_as_pytorch():
-    assert kernels.use_threads() == torch.get_num_threads() == numba.get_num_threads()
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_pytorch_keeps_its_number_of_threads(threads: int):
+    code = f"""
+import torch
+from sae_lib.autoencoders.active import entries_above
+from sae_lib.autoencoders.selection import strongest_of_rows
+torch.set_num_threads({threads})
+pre = torch.rand(99, 80)
+strongest_of_rows(pre, 5), entries_above(pre, 0.99)
+print(torch.get_num_threads())
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout.split() == [
+        str(threads).encode()
+    ]
 
 
 def test_numbers_that_are_none_are_not_among_the_strongest():

@@ -2,7 +2,7 @@
 
 Entries of a matrix `[rows, n]` are held as in SciPy's CSR arrays: those of row i are
 `latent[starts[i] : starts[i + 1]]`, ascending, with `values` beside them. Rows are cut into pieces, one for each
-thread; how many there are changes no result.
+thread; how many there are changes no result. One piece alone starts none.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ GROUPS_FOR_EACH = 4  # groups for each of the k largest, at least
 
 def use_threads() -> int:
     """As many threads as PyTorch uses, for the loops that are cut into pieces; returns their number."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(threads)
-    return int(threads)
+    threads = torch.get_num_threads()
+    if threads > 1:
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        if torch.get_num_threads() != threads:  # the first call sets OpenMP's number, which is PyTorch's too
+            torch.set_num_threads(threads)
+    return threads
 
 
 @lru_cache(maxsize=2)
@@ -75,28 +78,37 @@ def _gathered(latent, values, counts):
 
 
 @no_type_check
+@njit(cache=True)
+def _above_piece(pre, bound, most, latent, values, counts):
+    n, end = pre.shape[1], 0
+    flags, busy = np.empty(n, np.uint8), np.empty(n // 8 + 1, np.int32)
+    for i in range(len(pre)):
+        row, start = pre[i], end
+        for j in range(n):
+            flags[j] = row[j] > bound[j]
+        end = _noted(row, flags, busy, latent, values, start)
+        counts[i] = end - start
+        if end > most:
+            break
+
+
+@no_type_check
 @njit(cache=True, parallel=True)
-def _above(pre, bound, most, latent, values):
-    pieces, (rows, n) = len(latent), pre.shape
-    counts = np.zeros(rows, np.int64)
-    for piece in prange(pieces):
-        flags, busy = np.empty(n, np.uint8), np.empty(n // 8 + 1, np.int32)
-        end = 0
-        for i in range(piece * rows // pieces, (piece + 1) * rows // pieces):
-            row, start = pre[i], end
-            for j in range(n):
-                flags[j] = row[j] > bound[j]
-            end = _noted(row, flags, busy, latent[piece], values[piece], start)
-            counts[i] = end - start
-            if end > most:
-                break
-    return counts
+def _above_pieces(pre, bound, most, latent, values, counts):
+    pieces, rows = len(latent), len(pre)
+    for p in prange(pieces):
+        mine = slice(p * rows // pieces, (p + 1) * rows // pieces)
+        _above_piece(pre[mine], bound, most, latent[p], values[p], counts[mine])
 
 
 def above(pre: np.ndarray, bound: np.ndarray, most: int) -> Csr | None:
     """The entries of `pre` above `bound`, which has one value for each column; None where they are more than `most`."""
     latent, values = _rooms(use_threads(), most + pre.shape[1] + 8)
-    counts = _above(pre, bound, most, latent, values)
+    counts = np.zeros(len(pre), np.int64)
+    if len(latent) == 1:
+        _above_piece(pre, bound, most, latent[0], values[0], counts)
+    else:
+        _above_pieces(pre, bound, most, latent, values, counts)
     found: Csr | None = _gathered(latent, values, counts) if counts.sum() <= most else None
     return found
 
@@ -132,7 +144,8 @@ def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
     """Note the positive ones of the row's k largest; of equal values the first.
 
     The row is cut into more than k groups. A bound that the maxima of k groups reach is at most the k-th largest of
-    all; and few others are above the highest such bound, because two of the largest rarely share a group.
+    all; and few others are above the highest such bound, because two of the largest rarely share a group. Halving the
+    distance to it nine times comes near enough.
     """
     n, groups = len(row), len(maxima)
     maxima[:] = row[:groups]
@@ -163,27 +176,37 @@ def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
 
 
 @no_type_check
+@njit(cache=True)
+def _strongest_piece(pre, k, groups, latent, values, counts):
+    n, end = pre.shape[1], 0
+    flags, busy = np.empty(n, np.uint8), np.empty(n // 8 + 1, np.int32)
+    maxima = np.empty(groups, np.float32)
+    for i in range(len(pre)):
+        start = end
+        end = _strongest_of_row(pre[i], k, maxima, flags, busy, latent, values, start)
+        counts[i] = end - start
+
+
+@no_type_check
 @njit(cache=True, parallel=True)
-def _strongest_of_rows(pre, k, groups, latent, values):
-    pieces, (rows, n) = len(latent), pre.shape
-    counts = np.zeros(rows, np.int64)
-    for piece in prange(pieces):
-        flags, busy = np.empty(n, np.uint8), np.empty(n // 8 + 1, np.int32)
-        maxima = np.empty(groups, np.float32)
-        end = 0
-        for i in range(piece * rows // pieces, (piece + 1) * rows // pieces):
-            start = end
-            end = _strongest_of_row(pre[i], k, maxima, flags, busy, latent[piece], values[piece], start)
-            counts[i] = end - start
-    return counts
+def _strongest_pieces(pre, k, groups, latent, values, counts):
+    pieces, rows = len(latent), len(pre)
+    for p in prange(pieces):
+        mine = slice(p * rows // pieces, (p + 1) * rows // pieces)
+        _strongest_piece(pre[mine], k, groups, latent[p], values[p], counts[mine])
 
 
 def strongest_of_rows(pre: np.ndarray, k: int) -> Csr:
     """The positive ones of each row's k largest; of equal values the first."""
     (rows, n), pieces = pre.shape, use_threads()
     fitting = [size for size in GROUP_SIZES if n % size == 0 and n >= GROUPS_FOR_EACH * k * size]
+    groups = n // max(fitting, default=1)
     latent, values = _rooms(pieces, (rows // pieces + 1) * k + n + 8)
-    counts = _strongest_of_rows(pre, k, n // max(fitting, default=1), latent, values)
+    counts = np.zeros(rows, np.int64)
+    if pieces == 1:
+        _strongest_piece(pre, k, groups, latent[0], values[0], counts)
+    else:
+        _strongest_pieces(pre, k, groups, latent, values, counts)
     found: Csr = _gathered(latent, values, counts)
     return found
 
