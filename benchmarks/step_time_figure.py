@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from sae_lib.report.names import method_name
@@ -54,5 +55,8 @@ def _panel(ax: Any, shape: dict[str, Any], methods: list[str]) -> None:
         short = {"float32": "fp32", "bfloat16": "bf16"}[precision]
         ax.axvline(float(np.median(floors)) * 1e3, color=color, linestyle=line, linewidth=0.8, label=f"floor, {short}")
     ax.set(xscale="log", xlabel="ms per step (lower is better)", ylim=(len(methods) - 0.5, -0.5))
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.set_yticks(range(len(methods)), [method_name(method) for method in methods])
     ax.set_title(f"{shape['d_in']} × {shape['d_sae']}, batch {shape['batch']}")

@@ -229,6 +229,10 @@ class ActiveLatents(Latents):
         return change
 
     def rate(self) -> Float[Tensor, " d_sae"]:
+        return self._rate
+
+    @cached_property
+    def _rate(self) -> Tensor:
         values = self.values.detach()
         if np.all(values.numpy() > 0):  # as many as there are entries
             return self.entries.by_latent[2].diff() / self.n_rows

@@ -7,8 +7,9 @@ thread; how many there are changes no result. One piece alone starts none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import numba
 import numpy as np
@@ -37,6 +38,22 @@ def use_threads() -> int:
 def _rooms(pieces: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Where each piece notes latents and values, whatever is in there: memory that is new in each step costs more."""
     return np.empty((pieces, size), np.int32), np.empty((pieces, size), np.float32)
+
+
+def _in_pieces(
+    one: Callable[..., None], several: Callable[..., None], most: int, pre: np.ndarray, *options: Any
+) -> Csr:
+    """What `one` notes of all rows, or `several` piece by piece: latents, values, and how many each row has. A
+    piece has places for `most` and for one row more.
+    """
+    pieces = use_threads()
+    latent, values = _rooms(pieces, most + pre.shape[1] + 8)
+    counts = np.zeros(len(pre), np.int64)
+    if pieces == 1:
+        one(pre, *options, latent[0], values[0], counts)
+    else:
+        several(pre, *options, latent, values, counts)
+    return latent, values, counts
 
 
 @no_type_check
@@ -103,12 +120,7 @@ def _above_pieces(pre, bound, most, latent, values, counts):
 
 def above(pre: np.ndarray, bound: np.ndarray, most: int) -> Csr | None:
     """The entries of `pre` above `bound`, which has one value for each column; None where they are more than `most`."""
-    latent, values = _rooms(use_threads(), most + pre.shape[1] + 8)
-    counts = np.zeros(len(pre), np.int64)
-    if len(latent) == 1:
-        _above_piece(pre, bound, most, latent[0], values[0], counts)
-    else:
-        _above_pieces(pre, bound, most, latent, values, counts)
+    latent, values, counts = _in_pieces(_above_piece, _above_pieces, most, pre, bound, most)
     found: Csr | None = _gathered(latent, values, counts) if counts.sum() <= most else None
     return found
 
@@ -198,16 +210,10 @@ def _strongest_pieces(pre, k, groups, latent, values, counts):
 
 def strongest_of_rows(pre: np.ndarray, k: int) -> Csr:
     """The positive ones of each row's k largest; of equal values the first."""
-    (rows, n), pieces = pre.shape, use_threads()
+    rows, n = pre.shape
     fitting = [size for size in GROUP_SIZES if n % size == 0 and n >= GROUPS_FOR_EACH * k * size]
     groups = n // max(fitting, default=1)
-    latent, values = _rooms(pieces, (rows // pieces + 1) * k + n + 8)
-    counts = np.zeros(rows, np.int64)
-    if pieces == 1:
-        _strongest_piece(pre, k, groups, latent[0], values[0], counts)
-    else:
-        _strongest_pieces(pre, k, groups, latent, values, counts)
-    found: Csr = _gathered(latent, values, counts)
+    found: Csr = _gathered(*_in_pieces(_strongest_piece, _strongest_pieces, rows * k, pre, k, groups))
     return found
 
 

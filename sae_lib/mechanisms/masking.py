@@ -77,9 +77,8 @@ class AdaptiveTemporalMasking(Mechanism):
     def before_update(self, sae: Autoencoder, step: Step) -> None:
         assert step.latents is not None and step.f is not None
         f = step.latents if self.cfg.fed_by == "pre_mask" else step.f
-        rate = step.firing_rate if f is step.latents and step.firing_rate is not None else f.rate()
         moving_average(self.magnitude, f.mean(), self.cfg.decay)
-        moving_average(self.frequency, rate, self.cfg.decay)
+        moving_average(self.frequency, f.rate(), self.cfg.decay)
         gain = f.mean_square() * sae.W_dec.square().sum(dim=1)
         if self.needs_unmasked_reconstruction:
             masked = step.index >= self.cfg.warmup_steps
