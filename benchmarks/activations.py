@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_lib.activations import ActivationStore
-from sae_lib.corpus import documents_of, load_documents, pack
-from sae_lib.harvest import harvest, tokens_sha256
-from sae_lib.language_model import LanguageModel
-from sae_lib.profile import CorpusConfig, ModelConfig
-from sae_lib.spelling import with_lessons
+from sae_lib.data.activations import ActivationStore
+from sae_lib.data.config import CorpusConfig, ModelConfig
+from sae_lib.data.corpus import documents_of, load_documents
+from sae_lib.data.harvest import harvest, tokens_sha256
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.spelling import with_lessons
+from sae_lib.data.tokens import pack
 
 MODEL = ModelConfig(name="pocket", layer=2, dtype="float32", device="cpu")
 CORPUS = CorpusConfig(

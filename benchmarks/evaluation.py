@@ -42,19 +42,21 @@ from benchmarks.saebench import (
     save_probe_inputs,
     train_probe,
 )
-from sae_lib.autoencoders import Autoencoder, load_autoencoder
-from sae_lib.language_model import LanguageModel
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.build import load_autoencoder
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.data.config import DataConfig
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import steps_batch
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.absorption.score import evaluate_absorption_many
 from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
-from sae_lib.paths import output_root
-from sae_lib.recipes import method_recipe
-from sae_lib.report.style import COLUMN_WIDTH, set_style
-from sae_lib.run_config import DataConfig, TrainingConfig
-from sae_lib.sae_config import SAEConfig
-from sae_lib.training import train_sae
+from sae_lib.report.figures.style import COLUMN_WIDTH, set_style
+from sae_lib.training.recipes import method_recipe
+from sae_lib.training.run import train_sae
+from sae_lib.training.run_config import TrainingConfig
+from sae_lib.util.paths import output_root
 from tests.oracles.same_draws import share_draws
 
 D_SAE = 1024

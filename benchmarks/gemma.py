@@ -3,8 +3,8 @@
     python -m benchmarks.gemma                # on a GPU: full size, 10 M tokens, 4,882 steps, d_sae 16,384
     python -m benchmarks.gemma --scaled       # on a CPU: the same code, every size divided (`--divide`, `--fewer`)
 
-Text to tokens, harvest, one SAE of each method, and its evaluation go through `sae_lib.stages.Experiment` and
-`sae_lib.scoring.evaluate`, as the notebooks call them, with the `gemma-2-2b` profile on a local model folder. Random
+Text to tokens, harvest, one SAE of each method, and its evaluation go through `sae_lib.study.experiment.Experiment` and
+`sae_lib.study.scoring.evaluate`, as the notebooks call them, with the `gemma-2-2b` profile on a local folder. Random
 weights cost what trained ones cost, except in the metrics: absorption looks at the letters that a model knows, and this
 one knows few; its tokenizer is the packaged one, whose words are 7,437 instead of some 130,000. Texts are random words;
 sparse probing, whose datasets are on the hub, is left out.
@@ -34,15 +34,14 @@ from benchmarks.gemma_profile import BASE, write_profile
 from benchmarks.measure import device_in_use, use_cores
 from benchmarks.output import arguments, quiet, save, table
 from benchmarks.random_model import GEMMA_2_2B, packaged_vocabulary
-from sae_lib.experiments import MAIN_METHODS, RunSpec, calibrated, expected_calibration
-from sae_lib.files import read_json
-from sae_lib.paths import OUTPUT_VARIABLE, output_root
-from sae_lib.profile import load_profile
-from sae_lib.references import absorption_reference, core_reference, stability_reference
+from sae_lib.profiles.profile import load_profile
+from sae_lib.profiles.runs import MAIN_METHODS, RunSpec, calibrated, expected_calibration
+from sae_lib.report.figures.style import COLUMN_WIDTH, set_style
 from sae_lib.report.names import method_name
-from sae_lib.report.style import COLUMN_WIDTH, set_style
-from sae_lib.scoring import evaluate
-from sae_lib.stages import Experiment
+from sae_lib.study.experiment import Experiment
+from sae_lib.study.scoring import absorption_reference, core_reference, evaluate, stability_reference
+from sae_lib.util.files import read_json
+from sae_lib.util.paths import OUTPUT_VARIABLE, output_root
 
 SCORES = ("reconstruction", "absorption", "stability")
 REFERENCES = (core_reference, absorption_reference, stability_reference)

@@ -10,9 +10,9 @@ import yaml
 from transformers import AutoTokenizer
 
 from benchmarks.random_model import save_random_gemma, write_documents
-from sae_lib.files import atomic_write
-from sae_lib.model_files import POCKET_FOLDER
-from sae_lib.profile import load_profile
+from sae_lib.data.model_files import POCKET_FOLDER
+from sae_lib.profiles.profile import load_profile
+from sae_lib.util.files import atomic_write
 
 BASE = "gemma-2-2b"
 

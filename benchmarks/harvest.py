@@ -29,11 +29,11 @@ from benchmarks.harvest_peers import PEERS, blocks, flop_per_token, peers_instal
 from benchmarks.measure import device_in_use, interleaved, ratio, spread, use_cores
 from benchmarks.output import arguments, interval, save, table
 from benchmarks.random_model import GEMMA_2_2B, packaged_vocabulary, random_tokens, save_random_gemma
-from sae_lib.corpus import pack
-from sae_lib.harvest import harvest
-from sae_lib.language_model import LanguageModel
-from sae_lib.profile import ModelConfig
-from sae_lib.report.style import COLUMN_WIDTH, GREY, set_style
+from sae_lib.data.config import ModelConfig
+from sae_lib.data.harvest import harvest
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.tokens import pack
+from sae_lib.report.figures.style import COLUMN_WIDTH, GREY, set_style
 
 POSITIONS = 128
 BATCH = 32  # contexts per forward pass, for all

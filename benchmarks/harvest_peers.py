@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from sae_lib.language_model import LanguageModel
+from sae_lib.data.language_model import LanguageModel
 
 Harvester = Callable[[], object]
 NEEDS = {"SAELens": ("sae_lens", "transformer_lens"), "dictionary_learning": ("dictionary_learning", "nnsight")}

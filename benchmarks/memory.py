@@ -30,11 +30,11 @@ import yaml
 from matplotlib.figure import Figure
 
 from benchmarks.output import arguments, save, table
-from sae_lib.paths import OUTPUT_VARIABLE, ROOT
-from sae_lib.profile import PROFILES
+from sae_lib.profiles.profile import PROFILES
+from sae_lib.util.paths import OUTPUT_VARIABLE, ROOT
 
 TRAIN = """
-from sae_lib.training import train_sae
+from sae_lib.training.run import train_sae
 spec = next(spec for spec in plan_runs(e.profile, groups=["main"]) if spec.method == "temporal_sae")
 train_sae(spec.config, store, e.profile.data, e.profile.training, 0, e.paths.runs / "memory" / {name!r})
 """
@@ -45,8 +45,8 @@ STAGES = {
     "train, rows in memory": "store = e.open_store(); store.preload()" + TRAIN.format(name="resident"),
 }
 SCRIPT = """
-from sae_lib.experiments import plan_runs
-from sae_lib.stages import Experiment
+from sae_lib.profiles.runs import plan_runs
+from sae_lib.study.experiment import Experiment
 e = Experiment.open({!r})
 {}
 """

@@ -12,8 +12,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.measure import hardware, hardware_line
-from sae_lib.files import atomic_write, write_json
-from sae_lib.paths import ROOT, shown
+from sae_lib.util.files import atomic_write, write_json
+from sae_lib.util.paths import ROOT, shown
 
 FOLDER = ROOT / "benchmarks"
 

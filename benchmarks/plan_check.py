@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.output import FOLDER, results_file, table
-from sae_lib.disk import used_bytes
-from sae_lib.errors import ArtifactError
-from sae_lib.files import read_json, write_json
-from sae_lib.paths import Paths
-from sae_lib.plan import Estimate, estimate, step_seconds
-from sae_lib.profile import Profile, load_profile
+from sae_lib.profiles.profile import Profile, load_profile
+from sae_lib.study.plan import Estimate, estimate, step_seconds
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import read_json, used_bytes, write_json
+from sae_lib.util.paths import Paths
 
 
 def measured_step(profile: Profile, paths: Paths) -> float:

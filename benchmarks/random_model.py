@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sae_lib.activations import ActivationStore
-from sae_lib.files import atomic_folder, atomic_write
-from sae_lib.harvest import harvest
-from sae_lib.language_model import LanguageModel
-from sae_lib.model_files import POCKET_FOLDER
-from sae_lib.profile import ModelConfig
+from sae_lib.data.activations import ActivationStore
+from sae_lib.data.config import ModelConfig
+from sae_lib.data.harvest import harvest
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.model_files import POCKET_FOLDER
+from sae_lib.util.files import atomic_folder, atomic_write
 
 # google/gemma-2-2b, as its config.json publishes it.
 GEMMA_2_2B: dict[str, Any] = {

@@ -29,7 +29,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.language_model import LanguageModel
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 
 TEMPLATE = "{word} has the first letter:"

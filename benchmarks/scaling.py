@@ -33,15 +33,15 @@ from benchmarks.measure import device_in_use, exponent, interleaved, spread, use
 from benchmarks.output import arguments, interval, quiet, save, table
 from benchmarks.random_model import packaged_vocabulary, random_store, random_tokens, save_random_gemma
 from benchmarks.steppers import Ours, Rows, our_config
-from sae_lib.experiments import RunSpec
-from sae_lib.harvest import harvest
-from sae_lib.language_model import LanguageModel
-from sae_lib.paths import OUTPUT_VARIABLE
-from sae_lib.profile import ModelConfig
-from sae_lib.report.style import DARK, FULL_WIDTH, set_style
-from sae_lib.run_config import TrainingConfig
-from sae_lib.stages import Experiment
-from sae_lib.training import train_sae
+from sae_lib.data.config import ModelConfig
+from sae_lib.data.harvest import harvest
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.profiles.runs import RunSpec
+from sae_lib.report.figures.style import DARK, FULL_WIDTH, set_style
+from sae_lib.study.experiment import Experiment
+from sae_lib.training.run import train_sae
+from sae_lib.training.run_config import TrainingConfig
+from sae_lib.util.paths import OUTPUT_VARIABLE
 
 D_IN = 128
 SMALL = {"num_hidden_layers": 2, "hidden_size": D_IN, "intermediate_size": 512, "num_attention_heads": 4,

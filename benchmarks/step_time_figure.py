@@ -10,8 +10,8 @@ import seaborn as sns
 from matplotlib import ticker
 from matplotlib.figure import Figure
 
+from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, set_style
 from sae_lib.report.names import method_name
-from sae_lib.report.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, set_style
 
 MARKS = {
     ("sae_lib", "float32"): ("ours, fp32", "#0173b2", "o"),

@@ -1,6 +1,6 @@
 """One optimiser step of ours and of the peers behind one interface, on the same rows.
 
-Ours is `sae_lib.trainer.Trainer.step`, which also fetches its batch from the store in memory (bf16) and brings it to
+Ours is `sae_lib.training.trainer.Trainer.step`: it fetches its batch from the store in memory (bf16) and brings it to
 float32. The peers are handed ready float32 batches, scaled to E||x||^2 = 1, so they are spared that.
 """
 
@@ -14,11 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sae_lib.activations import ActivationStore, WindowStream
-from sae_lib.recipes import METHODS, merged, method_recipe
-from sae_lib.run_config import DataConfig, TrainingConfig
-from sae_lib.sae_config import SAEConfig
-from sae_lib.trainer import Trainer
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.data.activations import ActivationStore, WindowStream
+from sae_lib.data.config import DataConfig
+from sae_lib.training.recipes import METHODS, merged, method_recipe
+from sae_lib.training.run_config import TrainingConfig
+from sae_lib.training.trainer import Trainer
 
 WINDOW = 16
 REFERENCE_STEPS = 4882  # the papers' run, whose schedules are shortened to the warm-up here
@@ -89,7 +90,7 @@ class Rows:
 
 
 class Ours:
-    """A method of `sae_lib.recipes`, in float32 or under bf16 autocast."""
+    """A method of `sae_lib.training.recipes`, in float32 or under bf16 autocast."""
 
     def __init__(self, rows: Rows, method: str, d_sae: int, k: int, warm_steps: int, precision: str) -> None:
         self.rows, self.k = rows, k

@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.measure import hardware_line
 from benchmarks.output import FOLDER, interval, results_file, table
 from benchmarks.short import PEERS, short
-from sae_lib.files import atomic_write, read_json
 from sae_lib.report.names import method_name
+from sae_lib.util.files import atomic_write, read_json
 
 SERIES = ("harvest_tokens", "train_tokens", "width", "saes")
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from sae_lib.autoencoders import Autoencoder, build_autoencoder
-from sae_lib.checkpoint import save_checkpoint
-from sae_lib.files import write_json
-from sae_lib.recipes import METHODS, method_recipe
-from sae_lib.sae_config import TOPK_FAMILY, SAEConfig
-from sae_lib.store_manifest import content_key
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.build import build_autoencoder
+from sae_lib.autoencoders.config import TOPK_FAMILY, SAEConfig
+from sae_lib.data.store_manifest import content_key
+from sae_lib.training.recipes import METHODS, method_recipe
+from sae_lib.util.checkpoint import save_checkpoint
+from sae_lib.util.files import write_json
 
 D_IN, D_SAE, K = 8, 24, 4
 THRESHOLD = 1.2

@@ -17,11 +17,11 @@ from benchmarks.measure import exponent, hardware, hardware_line, interleaved, r
 from benchmarks.output import results_file, table
 from benchmarks.random_model import random_store, random_tokens, save_random_gemma, write_documents
 from benchmarks.steppers import PEER_METHODS, Ours, Rows, peers_installed
-from sae_lib.files import read_json
-from sae_lib.language_model import LanguageModel
-from sae_lib.paths import OUTPUT_VARIABLE
-from sae_lib.profile import ModelConfig
-from sae_lib.recipes import METHODS
+from sae_lib.data.config import ModelConfig
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.training.recipes import METHODS
+from sae_lib.util.files import read_json
+from sae_lib.util.paths import OUTPUT_VARIABLE
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
          "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 8192}  # fmt: skip

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sae_lib.autoencoders import Autoencoder
-from sae_lib.stages import Experiment
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.study.experiment import Experiment
 from tests.tiny_training import DATA, tiny_store, tiny_training
 
 LONGEST = 40

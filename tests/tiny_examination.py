@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib.autoencoders import Autoencoder
-from sae_lib.browser import Examination, examine
-from sae_lib.language_model import LanguageModel
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference
+from sae_lib.share.browser import Examination, examine
 from tests.metrics.tiny_saes import make_sae
 
 D_IN, D_SAE = 32, 64

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sae_lib.profile import ModelConfig
+from sae_lib.data.config import ModelConfig
 
 VOCABULARY = 40
 BOS, EOS, PAD, UNKNOWN = range(4)

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lib.activations import ActivationStore
 from sae_lib.autoencoders.base import Step
+from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.latents import DenseLatents
-from sae_lib.harvest import harvest
-from sae_lib.language_model import LanguageModel
-from sae_lib.recipes import merged, method_recipe
-from sae_lib.run_config import DataConfig, TrainingConfig
-from sae_lib.sae_config import SAEConfig
+from sae_lib.data.activations import ActivationStore
+from sae_lib.data.config import DataConfig
+from sae_lib.data.harvest import harvest
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.training.recipes import merged, method_recipe
+from sae_lib.training.run_config import TrainingConfig
 from tests.tiny_models import VOCABULARY, random_tokens
 
 D_IN, D_SAE = 8, 16

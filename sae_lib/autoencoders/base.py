@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sae_lib.autoencoders.active import EncoderProduct, worthwhile
-from sae_lib.autoencoders.latent_group import ALONE, LatentGroup
+from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.latents import DenseLatents, Latents
-from sae_lib.sae_config import SAEConfig
+from sae_lib.util.latent_group import ALONE, LatentGroup
 
 
 @dataclass

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
 from sae_lib.autoencoders.base import Autoencoder, Step, indicator, squared_error
+from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.latents import DenseLatents, Latents
-from sae_lib.sae_config import SAEConfig
 
 
 class Gated(Autoencoder):

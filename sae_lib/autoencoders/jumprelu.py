@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
 from sae_lib.autoencoders.base import Autoencoder, Step, indicator
+from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.latents import Latents
-from sae_lib.sae_config import SAEConfig
 
 
 class _Jump(torch.autograd.Function):

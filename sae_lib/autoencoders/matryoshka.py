@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Step, squared_error
-from sae_lib.autoencoders.latent_group import LatentGroup
+from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.topk import BatchTopK
-from sae_lib.sae_config import SAEConfig
+from sae_lib.util.latent_group import LatentGroup
 
 
 class Matryoshka(BatchTopK):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.mechanisms.adaptive_temporal_masking import AdaptiveTemporalMasking, UniformDropout
 from sae_lib.mechanisms.base import Mechanism
 from sae_lib.mechanisms.gradient_scaling import GradientScaling
-from sae_lib.mechanisms.masking import AdaptiveTemporalMasking, UniformDropout
 from sae_lib.mechanisms.resampling import Resampling
-from sae_lib.mechanisms.temporal import TemporalPenalty
-from sae_lib.sae_config import SAEConfig
+from sae_lib.mechanisms.temporal_penalty import TemporalPenalty
 
 __all__ = [
     "AdaptiveTemporalMasking",

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step
+from sae_lib.autoencoders.config import GradientScalingConfig
 from sae_lib.mechanisms.base import Mechanism, moving_average
-from sae_lib.sae_config import GradientScalingConfig
 
 
 class GradientScaling(Mechanism):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step
+from sae_lib.autoencoders.config import ResamplingConfig
 from sae_lib.mechanisms.base import Mechanism, moving_average
-from sae_lib.sae_config import ResamplingConfig
 
 ALIVE_FRACTION = 0.2  # of the mean norm of the alive encoder rows, for `encoder_norm: alive_fraction`
 

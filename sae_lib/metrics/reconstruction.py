@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.language_model import LanguageModel
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.core_reference import CoreReference, build_core_reference, losses
 from sae_lib.metrics.statistics import ReconstructionSums
-from sae_lib.metrics.width import require_width
+from sae_lib.metrics.stored_reference import require_width
 
 __all__ = ["CoreReference", "build_core_reference", "evaluate_reconstruction"]
 

@@ -1,4 +1,9 @@
-"""What a metric needs from the language model, on disk: tensors, and a record that carries their checksum."""
+"""What a metric needs from the language model, on disk: tensors, and a record that carries their checksum.
+
+One check for all metrics: an SAE as wide as what it is to read.
+"""
+
+from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +11,19 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from sae_lib.errors import ArtifactError
-from sae_lib.files import atomic_write, file_sha256, read_json, write_json
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import atomic_write, file_sha256, read_json, write_json
+
+
+def require_width(
+    sae: Autoencoder, width: int, holder: str = "the reference's residual stream has", name: str = "sae"
+) -> None:
+    """Raises ArtifactError when the SAE's d_in is not `width`, that of what `holder` names."""
+    if sae.d_in != width:
+        raise ArtifactError(
+            f"{name}: d_in is {sae.d_in}, {holder} {width}; evaluate it on the model and layer it was trained on"
+        )
 
 
 def save_reference(stem: Path, tensors: dict[str, Tensor], record: dict[str, Any], made_from: dict[str, Any]) -> None:

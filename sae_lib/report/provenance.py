@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_lib.environment import differences
-from sae_lib.errors import ArtifactError
-from sae_lib.files import file_sha256, read_json, write_json
-from sae_lib.paths import LOCK_FILE, ROOT, Paths, shown
+from sae_lib.util.environment import differences
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import file_sha256, read_json, write_json
+from sae_lib.util.paths import LOCK_FILE, ROOT, Paths, shown
 
 if TYPE_CHECKING:
-    from sae_lib.profile import Profile
+    from sae_lib.profiles.profile import Profile
 
 # What a change of makes the code another revision; notebooks' outputs and figures are made by it.
 CODE = ("sae_lib", "Makefile", "requirements.lock", "pyproject.toml")

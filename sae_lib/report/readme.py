@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sae_lib.errors import ArtifactError
-from sae_lib.files import atomic_write
-from sae_lib.paths import ROOT
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import atomic_write
+from sae_lib.util.paths import ROOT
 
 BLOCK = re.compile(r"(<!-- (?P<file>[\w./-]+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -27,12 +27,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import datasets  # noqa: F401 (imported by the package where text is read; here before the fork)
 import torch
 
-from sae_lib import scoring  # noqa: F401
-from sae_lib.language_model import LanguageModel
-from sae_lib.notebook_state import find_stages
-from sae_lib.paths import Paths
-from sae_lib.profile import load_profile
-from sae_lib.report import figures, notebook_figures, table_files, tables  # noqa: F401
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.profiles.profile import load_profile
+from sae_lib.report.tables import write as table_files  # noqa: F401
+from sae_lib.study import scoring  # noqa: F401
+from sae_lib.study.up_to_date import find_stages
+from sae_lib.util.paths import Paths
 from tests.faults import small_artifact
 from tests.faults.comparison import compare
 from tests.faults.small_artifact import NAME, STAGES

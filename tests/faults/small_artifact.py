@@ -17,9 +17,9 @@ import nbformat
 import numpy as np
 import yaml
 
-from sae_lib import pipeline
-from sae_lib.files import atomic_write
-from sae_lib.profile import PROFILES, load_profile
+from sae_lib.profiles.profile import PROFILES, load_profile
+from sae_lib.study import pipeline
+from sae_lib.util.files import atomic_write
 
 NAME = "small"
 STAGES = ("tokens", "harvest", "training", "scores", "tables", "figures")
@@ -30,7 +30,7 @@ METHODS = ("topk", "temporal_sae")
 NOTEBOOKS = {
     "01_data": """
         from sae_lib.report.provenance import write_stage_manifest
-        from sae_lib.stages import Experiment
+        from sae_lib.study.experiment import Experiment
 
         experiment = Experiment.open(profile)
         paths = experiment.paths
@@ -42,9 +42,9 @@ NOTEBOOKS = {
         write_stage_manifest(paths, "01", [paths.tokens / "manifest.json", paths.store / "manifest.json"])
     """,
     "02_train": """
-        from sae_lib.experiments import plan_runs
+        from sae_lib.profiles.runs import plan_runs
         from sae_lib.report.provenance import write_stage_manifest
-        from sae_lib.stages import Experiment
+        from sae_lib.study.experiment import Experiment
 
         experiment = Experiment.open(profile)
         specs = [s for s in plan_runs(experiment.profile, None, ["main"]) if s.method in METHODS]
@@ -55,15 +55,15 @@ NOTEBOOKS = {
     "03_paper": """
         import pandas as pd
 
-        from sae_lib.experiments import plan_runs
-        from sae_lib.report.figures import training_curves
-        from sae_lib.report.notebook_figures import density_figure
+        from sae_lib.profiles.runs import plan_runs
+        from sae_lib.report.figures.training import training_curves
+        from sae_lib.report.figures.explaining import density_figure
         from sae_lib.report.provenance import write_stage_manifest
-        from sae_lib.report.style import save_figure
-        from sae_lib.report.table_files import write_table
-        from sae_lib.report.tables import main_table
-        from sae_lib.scoring import across_seeds, evaluate
-        from sae_lib.stages import Experiment
+        from sae_lib.report.figures.style import save_figure
+        from sae_lib.report.tables.write import write_table
+        from sae_lib.report.tables.main import main_table
+        from sae_lib.study.scoring import across_seeds, evaluate
+        from sae_lib.study.experiment import Experiment
 
         experiment = Experiment.open(profile)
         paths = experiment.paths

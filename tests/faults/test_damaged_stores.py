@@ -14,14 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae_lib import scoring
-from sae_lib.autoencoders import WEIGHTS_FILE, load_autoencoder
-from sae_lib.corpus import build_tokens, load_tokens
-from sae_lib.errors import ArtifactError
-from sae_lib.files import read_json, write_json
+from sae_lib.autoencoders.build import WEIGHTS_FILE, load_autoencoder
+from sae_lib.data.corpus import build_tokens
+from sae_lib.data.tokens import load_tokens
 from sae_lib.report.results import Results
-from sae_lib.training import CHECKPOINT_FILE, read_history, train_sae
-from tests.test_corpus import TOKENIZER, tiny_profile
+from sae_lib.study import scoring
+from sae_lib.training.run import CHECKPOINT_FILE, read_history, train_sae
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import read_json, write_json
+from tests.data.test_corpus import TOKENIZER, parts, tiny_profile
 from tests.tiny_training import DATA, tiny_config, tiny_store, tiny_training
 
 Damage = Callable[[Path], object]
@@ -72,7 +73,7 @@ def corpus(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("split", ["train", "held_out", "calibration"])
 def test_damaged_tokens_are_made_again(tmp_path: Path, corpus: Path, split: Any, spoil: Damage) -> None:
     """Metrics read the held-out tokens and nothing else tells whether they are still those of the manifest."""
-    folder, arguments = tmp_path / "tokens", (tiny_profile(str(corpus)), TOKENIZER)
+    folder, arguments = tmp_path / "tokens", (*parts(tiny_profile(str(corpus))), TOKENIZER)
     manifest = build_tokens(*arguments, folder, tmp_path / "cache")
     before = (folder / f"{split}.npy").read_bytes()
     spoil(folder / f"{split}.npy")
@@ -163,7 +164,7 @@ def test_a_damaged_checkpoint_is_refused_or_gives_the_same_weights(
         raise Stopped
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("sae_lib.training.Trainer.finish", stop)
+        interrupted.setattr("sae_lib.training.run.Trainer.finish", stop)
         with pytest.raises(Stopped):
             train()
     spoil(folder / CHECKPOINT_FILE)

@@ -11,13 +11,13 @@ from typing import Any
 import nbformat
 import pytest
 
-from sae_lib import pipeline, plan
-from sae_lib.errors import ArtifactError
-from sae_lib.notebook_runner import run_notebook
-from sae_lib.notebook_state import find_stages, why_not_done
-from sae_lib.paths import Paths
-from sae_lib.profile import Profile, load_profile
-from tests.test_pipeline import NAMES, Kernel, write_notebook, writes
+from sae_lib.profiles.profile import Profile, load_profile
+from sae_lib.study import pipeline, plan
+from sae_lib.study.notebooks import run_notebook
+from sae_lib.study.up_to_date import find_stages, why_not_done
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.paths import Paths
+from tests.study.test_pipeline import NAMES, Kernel, write_notebook, writes
 
 Edit = Callable[[Any], object]
 

@@ -12,12 +12,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sae_lib.errors import ArtifactError
-from sae_lib.experiments import Calibration, plan_runs
-from sae_lib.paths import Paths, output_root
-from sae_lib.profile import PROFILES, Profile, load_profile
-from sae_lib.recipes import METHODS
-from tests.test_profile import content
+from sae_lib.profiles.profile import PROFILES, Profile, load_profile
+from sae_lib.profiles.runs import Calibration, plan_runs
+from sae_lib.training.recipes import METHODS
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.paths import Paths, output_root
+from tests.profiles.test_profile import content
 
 Place = tuple[Any, ...]
 CALIBRATION = Calibration(coefficients=dict.fromkeys(METHODS, 0.1), dropout_probability=0.3)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sae_lib.files import write_json
-from sae_lib.paths import ROOT
+from sae_lib.util.files import write_json
+from sae_lib.util.paths import ROOT
 from tests.faults.comparison import compare
 from tests.faults.small_artifact import STAGES
 

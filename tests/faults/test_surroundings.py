@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from sae_lib import pipeline, plan
-from sae_lib.errors import ArtifactError
-from sae_lib.files import FolderLock
-from sae_lib.paths import ROOT, Paths
-from tests.test_pipeline import write_notebook, writes
+from sae_lib.study import pipeline, plan
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import FolderLock
+from sae_lib.util.paths import ROOT, Paths
+from tests.study.test_pipeline import write_notebook, writes
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def run_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Com
 
 BOTH = """
     import sys
-    from sae_lib import pipeline
+    from sae_lib.study import pipeline
     sys.exit(max(pipeline.main([command, "--profile", "smoke"]) for command in ("clean", "verify")))
 """
 ODD = "à la carte, 山 🙂"
@@ -146,7 +146,7 @@ def test_commands_from_another_folder_without_a_home_into_an_odd_path(
 
 RUN = """
     import pathlib, sys
-    from sae_lib import pipeline, plan
+    from sae_lib.study import pipeline, plan
     plan.blockers = lambda *_: []
     sys.exit(pipeline.main(["run", "--profile", "pocket"], pathlib.Path(sys.argv[1])))
 """
@@ -178,7 +178,7 @@ def test_make_shuts_out_packages_of_other_projects(tmp_path: Path) -> None:
     (prefix / "bin").mkdir(parents=True)
     seen = tmp_path / "seen"
     show = f'for name in PYTHONPATH PYTHONHOME PYTHONNOUSERSITE; do echo "$name=${{!name-unset}}"; done > "{seen}"'
-    (prefix / "bin" / "python").write_text(f'#!/bin/bash\n{show}\n[ "$2" != sae_lib.pipeline ] || exit 3\n')
+    (prefix / "bin" / "python").write_text(f'#!/bin/bash\n{show}\n[ "$2" != sae_lib.study.pipeline ] || exit 3\n')
     (prefix / "bin" / "python").chmod(0o755)
     for name in ("numpy", "sae_lib"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')\n")

@@ -6,8 +6,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from sae_lib.language_model import LanguageModel
-from sae_lib.metrics.absorption.vocabulary import LETTERS, QUESTION, alphabetic_words
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.words import LETTERS, QUESTION, alphabetic_words
 
 D_IN = 32
 

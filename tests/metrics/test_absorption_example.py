@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_lib.autoencoders import Autoencoder
-from sae_lib.errors import ArtifactError
-from sae_lib.language_model import LanguageModel
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.example import explain_word
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.absorption.score import evaluate_absorption
+from sae_lib.util.errors import ArtifactError
 from tests.metrics.conftest import D_IN
 from tests.metrics.tiny_saes import make_sae
 

@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from sae_lib.errors import ArtifactError
-from sae_lib.language_model import LanguageModel
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.words import Word, alphabetic_words, build_prompts, prompt_pieces
 from sae_lib.metrics.absorption import reference as reference_module
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.absorption.score import evaluate_absorption
-from sae_lib.metrics.absorption.vocabulary import Word, alphabetic_words, build_prompts, prompt_pieces
+from sae_lib.util.errors import ArtifactError
 from tests.metrics.tiny_saes import make_sae
 
 CONFIG = AbsorptionConfig(max_words=600, icl_examples=2, probe_epochs=15, probe_batch=16)

@@ -7,15 +7,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sae_lib.autoencoders import Autoencoder
-from sae_lib.errors import ArtifactError
+from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.absorption import latents, score
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.latents import WordLatents, unit_latents
 from sae_lib.metrics.absorption.probes import LinearProbes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
-from sae_lib.metrics.absorption.score import evaluate_absorption, evaluate_absorption_many, score_words
-from sae_lib.metrics.absorption.word_scores import Letters, score_words_of_letters
+from sae_lib.metrics.absorption.score import (
+    Letters,
+    evaluate_absorption,
+    evaluate_absorption_many,
+    score_words,
+    score_words_of_letters,
+)
+from sae_lib.util.errors import ArtifactError
 from tests.metrics.tiny_saes import make_sae
 
 CONFIG = AbsorptionConfig()

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from sae_lib.errors import ArtifactError
-from sae_lib.metrics.absorption.vocabulary import (
+from sae_lib.data.words import (
     LETTERS,
     PromptPieces,
     Word,
@@ -15,6 +14,7 @@ from sae_lib.metrics.absorption.vocabulary import (
     single_token_words,
     split_words,
 )
+from sae_lib.util.errors import ArtifactError
 
 
 class FakeTokenizer:

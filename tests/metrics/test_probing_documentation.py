@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from sae_lib.errors import ArtifactError
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.documentation import DATASETS, PATTERNS, documentation_texts
 from sae_lib.metrics.probing.tasks import draw_tasks
+from sae_lib.util.errors import ArtifactError
 
 # What a pattern finds, and what looks like it.
 EXAMPLES = {

@@ -9,12 +9,11 @@ import datasets
 import pandas as pd
 import pytest
 
-from sae_lib.errors import ArtifactError
 from sae_lib.metrics.probing.config import HUB_REVISIONS, LabelledFiles, ProbingConfig
-from sae_lib.metrics.probing.datasets import HUB_DATASETS, hub_texts
-from sae_lib.metrics.probing.labelled_files import file_texts
+from sae_lib.metrics.probing.datasets import HUB_DATASETS, file_texts, hub_texts
 from sae_lib.metrics.probing.sources import known_datasets
 from sae_lib.metrics.probing.tasks import tasks_of
+from sae_lib.util.errors import ArtifactError
 
 CONFIG = ProbingConfig(train_per_task=16, test_per_task=8)
 SHARED = Path(__file__).parents[3] / "shared" / "data"

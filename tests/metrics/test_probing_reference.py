@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from sae_lib import corpus as corpora
-from sae_lib.errors import ArtifactError
-from sae_lib.language_model import LanguageModel
+from sae_lib.data import corpus as corpora
+from sae_lib.data.config import CorpusConfig
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing.config import LabelledFiles, ProbingConfig
 from sae_lib.metrics.probing.reference import ProbingPart, ProbingReference, build_probing_reference
 from sae_lib.metrics.probing.score import evaluate_probing
-from sae_lib.profile import CorpusConfig
+from sae_lib.util.errors import ArtifactError
 from tests.metrics.test_probing_documentation import documents
 from tests.metrics.tiny_saes import make_sae
 

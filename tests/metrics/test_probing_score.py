@@ -7,11 +7,11 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from sae_lib.errors import ArtifactError
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.reference import ProbingPart, ProbingReference
 from sae_lib.metrics.probing.score import evaluate_probing
 from sae_lib.metrics.probing.tasks import ProbingTask
+from sae_lib.util.errors import ArtifactError
 from tests.metrics.tiny_saes import make_sae
 
 CONFIG = ProbingConfig(ks=(1, 2))

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sae_lib.autoencoders import Autoencoder
-from sae_lib.errors import ArtifactError
-from sae_lib.language_model import LanguageModel
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics import core_reference
-from sae_lib.metrics.losses import LossSums, distribution
+from sae_lib.metrics.core_reference import LossSums, distribution
 from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
 from sae_lib.metrics.statistics import ReconstructionSums, reconstruction_statistics
+from sae_lib.util.errors import ArtifactError
 from tests.metrics.tiny_saes import make_sae
 
 D_IN = 32

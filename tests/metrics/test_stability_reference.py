@@ -5,15 +5,19 @@ import dataclasses
 import pytest
 import torch
 
-from sae_lib.errors import ArtifactError
-from sae_lib.language_model import LanguageModel
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.words import Word
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
-from sae_lib.metrics.absorption.vocabulary import Word
 from sae_lib.metrics.stability import reference as module
 from sae_lib.metrics.stability.config import StabilityConfig
-from sae_lib.metrics.stability.occurrences import find_occurrences, whole_words
-from sae_lib.metrics.stability.reference import StabilityReference, build_stability_reference
+from sae_lib.metrics.stability.reference import (
+    StabilityReference,
+    build_stability_reference,
+    find_occurrences,
+    whole_words,
+)
+from sae_lib.util.errors import ArtifactError
 
 PROMPTS = AbsorptionConfig(max_words=300, icl_examples=3, probe_epochs=15, probe_batch=16)
 CONFIG = StabilityConfig(words_per_letter=2, contexts=3, min_occurrences=3, max_occurrences=5, text_contexts=6)

@@ -8,15 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sae_lib.errors import ArtifactError
 from sae_lib.metrics.stability import seeds
-from sae_lib.metrics.stability.seeds import (
-    COLUMNS,
-    compare_directions,
-    match_exactly,
-    match_greedily,
-    seed_stability,
-)
+from sae_lib.metrics.stability.seeds import COLUMNS, compare_directions, match_exactly, match_greedily, seed_stability
+from sae_lib.util.errors import ArtifactError
 from tests.metrics.tiny_saes import make_sae
 
 

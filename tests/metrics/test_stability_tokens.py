@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from sae_lib.autoencoders import Autoencoder
-from sae_lib.errors import ArtifactError
+from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.stability import tokens
 from sae_lib.metrics.stability.tokens import token_stability
+from sae_lib.util.errors import ArtifactError
 from tests.metrics.tiny_saes import make_sae
 
 

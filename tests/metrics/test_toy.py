@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sae_lib.metrics.toy import experiments, pool
 from sae_lib.metrics.toy.config import ToyConfig
 from sae_lib.metrics.toy.data import PAIR, TREE, chain
-from sae_lib.metrics.toy.matching import Cell, match_l0
+from sae_lib.metrics.toy.experiments import Cell, match_l0
 from sae_lib.metrics.toy.methods import TOY_METHODS, at_level, sparsity_knob, toy_config
 from sae_lib.metrics.toy.pool import ToyPool
 from sae_lib.metrics.toy.score import toy_metrics

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from sae_lib.autoencoders import Autoencoder, build_autoencoder
-from sae_lib.sae_config import SAEConfig
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.build import build_autoencoder
+from sae_lib.autoencoders.config import SAEConfig
 
 
 def make_sae(*, d_in: int, seed: int = 0, **config: Any) -> Autoencoder:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sae_lib.language_model import LanguageModel
-from sae_lib.profile import ModelConfig
+from sae_lib.data.config import ModelConfig
+from sae_lib.data.language_model import LanguageModel
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from benchmarks.activations import CONTEXT_LENGTH, MODEL, load_store, load_text
-from sae_lib.language_model import LanguageModel
-from sae_lib.paths import ROOT, output_root
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.util.paths import ROOT, output_root
 
 FOLDER = ROOT / "notebooks" / "foreign_sae"
 D_SAE, K, SEED = 512, 24, 0

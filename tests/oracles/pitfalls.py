@@ -23,16 +23,16 @@ from transformer_lens import HookedTransformer
 
 from benchmarks.activations import MODEL, load_text
 from benchmarks.saebench import TEMPLATE, hooked_transformer, quiet, run_absorption, run_core, save_probe_inputs
-from sae_lib.autoencoders import Autoencoder
-from sae_lib.interop import load_sae
-from sae_lib.language_model import LanguageModel
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import steps_batch
 from sae_lib.metrics.absorption.probes import f1_score
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.absorption.score import evaluate_absorption
 from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
-from sae_lib.paths import ROOT, output_root
+from sae_lib.share.load import load_sae
+from sae_lib.util.paths import ROOT, output_root
 from tests.oracles.make_foreign_sae import FOLDER
 
 README = ROOT / "tests" / "oracles" / "README.md"

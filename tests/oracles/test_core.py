@@ -12,10 +12,11 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from benchmarks.saebench import run_core
-from sae_lib.autoencoders import Autoencoder, build_autoencoder
-from sae_lib.language_model import LanguageModel
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.build import build_autoencoder
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
-from sae_lib.sae_config import SAEConfig
 
 CONTEXTS, POSITIONS = 6, 24
 SAES: list[dict[str, Any]] = [{"architecture": "topk", "k": 12}, {"architecture": "standard"}]

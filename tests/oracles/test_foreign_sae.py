@@ -7,8 +7,8 @@ pytest.importorskip("sae_lens", reason="the oracles' environment is not this one
 import torch
 from sae_lens import SAE
 
-from sae_lib.interop import load_sae
-from sae_lib.language_model import LanguageModel
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.share.load import load_sae
 from tests.oracles.make_foreign_sae import FOLDER, K
 
 

@@ -14,9 +14,9 @@ from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchT
 from dictionary_learning.trainers.top_k import TopKTrainer
 from torch import Tensor
 
-from sae_lib.autoencoders import Autoencoder, build_autoencoder
-from sae_lib.autoencoders.base import Step, squared_error
-from sae_lib.sae_config import SAEConfig
+from sae_lib.autoencoders.base import Autoencoder, Step, squared_error
+from sae_lib.autoencoders.build import build_autoencoder
+from sae_lib.autoencoders.config import SAEConfig
 
 D_IN, D_SAE, BATCH, K = 12, 40, 32, 5
 TRAINER: dict[str, Any] = {

@@ -15,9 +15,9 @@ from sae_bench.evals.absorption.k_sparse_probing import (
 )
 
 from benchmarks.saebench import TEMPLATE, TOKEN_POSITION, PeerSAE, save_probe_inputs
+from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import accepted_f1, main_latents
-from sae_lib.metrics.absorption.vocabulary import LETTERS
 from tests.oracles.peers import StoredModel
 from tests.oracles.same_draws import share_draws
 from tests.oracles.word_data import word_data, word_reference, word_sae

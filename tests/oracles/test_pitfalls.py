@@ -11,9 +11,9 @@ from sae_bench.evals.absorption.k_sparse_probing import train_sparse_multi_probe
 from torch.nn import functional as F
 
 from benchmarks.saebench import save_probe_inputs
+from sae_lib.data.words import Word, split_words
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import main_latents, steps_batch
-from sae_lib.metrics.absorption.vocabulary import Word, split_words
 from tests.oracles.peers import StoredModel
 from tests.oracles.pitfalls import asked_words, logits
 from tests.oracles.word_data import BLURRED, word_data, word_reference, word_sae

@@ -11,15 +11,8 @@ from sae_bench.evals.absorption.vocab import get_alpha_tokens
 from transformer_lens import HookedTransformer
 
 from benchmarks.saebench import TEMPLATE, TOKEN_POSITION
-from sae_lib.language_model import LanguageModel
-from sae_lib.metrics.absorption.vocabulary import (
-    Word,
-    alphabetic_words,
-    build_prompts,
-    prompt_pieces,
-    single_token_words,
-    split_words,
-)
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.words import Word, alphabetic_words, build_prompts, prompt_pieces, single_token_words, split_words
 
 HOOK = "blocks.2.hook_resid_post"
 

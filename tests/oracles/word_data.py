@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sae_lib.autoencoders import Autoencoder, build_autoencoder
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.build import build_autoencoder
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.probes import f1_score, initial_probes, train_probes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
-from sae_lib.metrics.absorption.vocabulary import LETTERS
-from sae_lib.sae_config import SAEConfig
 
 KINDS = 4  # kinds of words within a letter, each with a direction of its own
 BLURRED = (3, 16, 21)  # letters whose direction is almost that of the letter before: no probe finds them

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import matplotlib.pyplot as plt
 import pytest
 
-from sae_lib.report.style import set_style
+from sae_lib.report.figures.style import set_style
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae_lib.profile import load_profile
-from sae_lib.report import claims as ledger
-from sae_lib.report.claim_file import Claim, load_claims
-from sae_lib.report.claims import evaluate_claims, verify, write_verdicts
-from sae_lib.report.paper_checks import PAPER_CHECKS
+from sae_lib.profiles.profile import load_profile
+from sae_lib.report.claims import ledger
+from sae_lib.report.claims.file import Claim, load_claims
+from sae_lib.report.claims.ledger import evaluate_claims, verify, write_verdicts
+from sae_lib.report.claims.paper_checks import PAPER_CHECKS
+from sae_lib.report.claims.verdicts import CONTRADICTED, REPRODUCED
 from sae_lib.report.results import KEYS, PAIR_METRICS, Results
-from sae_lib.report.verdicts import CONTRADICTED, REPRODUCED
 from tests.report import synthetic
 
 CLAIMS = {claim.id: claim for claim in load_claims()}

@@ -14,27 +14,25 @@ import pytest
 import yaml
 from scipy import stats
 
-from sae_lib.errors import ArtifactError
-from sae_lib.files import read_json, write_json
-from sae_lib.profile import Profile, load_profile
-from sae_lib.report import (
-    ablation_tables,
-    absorption_figures,
-    figures,
-    notebook_figures,
-    stability_figures,
-    sweep_figures,
-    tables,
-    toy_figures,
-)
-from sae_lib.report.claim_file import CLAIM_IDS, CLAIMS_FILE, load_claims
-from sae_lib.report.claim_links import MAKERS, Cell, evidence_links, notebook_cells
-from sae_lib.report.claims import claims_table, evaluate_claims, verify, write_verdicts
-from sae_lib.report.intervals import by_seed, difference, main_effects, t_interval
-from sae_lib.report.paper_checks import PAPER_CHECKS, overlap, quotient, rounding
+from sae_lib.profiles.profile import Profile, load_profile
+from sae_lib.report.claims.data_checks import top_share
+from sae_lib.report.claims.file import CLAIM_IDS, CLAIMS_FILE, load_claims
+from sae_lib.report.claims.ledger import claims_table, evaluate_claims, verify, write_verdicts
+from sae_lib.report.claims.links import MAKERS, Cell, evidence_links, notebook_cells
+from sae_lib.report.claims.paper_checks import PAPER_CHECKS, overlap, quotient, rounding
+from sae_lib.report.claims.verdicts import VERDICTS, Comparison, decide
+from sae_lib.report.figures import absorption as absorption_figures
+from sae_lib.report.figures import explaining as notebook_figures
+from sae_lib.report.figures import stability as stability_figures
+from sae_lib.report.figures import sweep as sweep_figures
+from sae_lib.report.figures import toy as toy_figures
+from sae_lib.report.figures import training as figures
 from sae_lib.report.results import KEYS, Results
-from sae_lib.report.training_checks import top_share
-from sae_lib.report.verdicts import VERDICTS, Comparison, decide
+from sae_lib.report.statistics import by_seed, difference, main_effects, t_interval
+from sae_lib.report.tables import ablations as ablation_tables
+from sae_lib.report.tables import main as tables
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import read_json, write_json
 from tests.report import synthetic
 
 CLAIMS = load_claims()
@@ -440,7 +438,7 @@ def test_verify_on_a_clean_clone_reads_the_committed_results(results: Results, t
 
 def test_expected_verdicts_are_checked(results: Results, tmp_path: Path) -> None:
     folder, path = save(Results(), tmp_path / "results"), tmp_path / "verdicts.json"
-    accept = "`python -m sae_lib.pipeline accept --profile pocket` makes it"
+    accept = "`python -m sae_lib.study.pipeline accept --profile pocket` makes it"
     with pytest.raises(ArtifactError, match=f"there is no .* {accept}$"):
         verify(POCKET, folder, path)
     write_verdicts(evaluate_claims(POCKET, Results()), POCKET, path)

@@ -11,13 +11,13 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from sae_lib.errors import ArtifactError
-from sae_lib.report.absorption_figures import absorption_picture, letters_figure
-from sae_lib.report.figures import ablation_effects, key_metrics, training_curves
+from sae_lib.report.figures.absorption import absorption_picture, letters_figure
+from sae_lib.report.figures.style import LOOKS, save_figure
+from sae_lib.report.figures.sweep import pareto_figure
+from sae_lib.report.figures.training import ablation_effects, key_metrics, training_curves
 from sae_lib.report.names import MAIN_METHODS, METHODS, TOY_METHODS
 from sae_lib.report.results import Results
-from sae_lib.report.style import LOOKS, save_figure
-from sae_lib.report.sweep_figures import pareto_figure
+from sae_lib.util.errors import ArtifactError
 from tests.report import synthetic
 
 Drawn = tuple[Figure, pd.DataFrame]

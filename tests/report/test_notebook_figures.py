@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from sae_lib.report.notebook_figures import density_figure, mechanism_figure, probe_figure
+from sae_lib.report.figures.explaining import density_figure, mechanism_figure, probe_figure
 from tests.report import synthetic
 
 

@@ -15,20 +15,20 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from sae_lib.errors import ArtifactError
-from sae_lib.files import file_sha256, write_json
-from sae_lib.paths import ROOT
-from sae_lib.profile import load_profile
-from sae_lib.report.claim_file import load_claims
-from sae_lib.report.claim_links import MAKERS, NOTEBOOKS_FROM_FIGURES, notebook_cells
-from sae_lib.report.claims import evaluate_claims
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.profiles.profile import load_profile
+from sae_lib.report.claims.file import load_claims
+from sae_lib.report.claims.ledger import evaluate_claims
+from sae_lib.report.claims.links import MAKERS, NOTEBOOKS_FROM_FIGURES, notebook_cells
+from sae_lib.report.figures.style import save_figure
 from sae_lib.report.paper.build import FIGURES, as_shown, build_paper
 from sae_lib.report.paper.facts import PROVENANCE_FILE, made_from, sentences
 from sae_lib.report.paper.template import PROSE, escaped, rendered, typed_numbers
 from sae_lib.report.paper.values import Change, quantities
 from sae_lib.report.results import KEYS, Results
-from sae_lib.report.style import save_figure
-from sae_lib.sae_config import SAEConfig
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import file_sha256, write_json
+from sae_lib.util.paths import ROOT
 from tests.report import synthetic
 
 POCKET = load_profile("pocket")
@@ -233,7 +233,8 @@ def test_the_page_needs_nothing_but_itself(made: tuple[bytes, str]) -> None:
 def test_the_same_results_give_the_same_bytes(made: tuple[bytes, str], folder: Path, tmp_path: Path) -> None:
     """In another process, whose sets have another order, and into another folder."""
     code = (
-        "import sys; from sae_lib.profile import load_profile; from sae_lib.report.paper.build import build_paper; "
+        "import sys; from sae_lib.profiles.profile import load_profile; "
+        "from sae_lib.report.paper.build import build_paper; "
         "build_paper(load_profile('pocket'), sys.argv[1], sys.argv[2])"
     )
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sae_lib.files import file_sha256, write_json
-from sae_lib.paths import LOCK_FILE, Paths
-from sae_lib.profile import load_profile
+from sae_lib.profiles.profile import load_profile
 from sae_lib.report import provenance as module
 from sae_lib.report.provenance import Provenance, code_revision, provenance
+from sae_lib.util.files import file_sha256, write_json
+from sae_lib.util.paths import LOCK_FILE, Paths
 
 
 def test_facts_come_from_the_profile_the_lock_and_the_manifests() -> None:

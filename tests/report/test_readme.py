@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from sae_lib.errors import ArtifactError
-from sae_lib.paths import ROOT
-from sae_lib.plan import estimate
-from sae_lib.profile import load_profile
+from sae_lib.profiles.profile import load_profile
 from sae_lib.report.readme import BLOCK, main, with_tables
+from sae_lib.study.plan import estimate
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.paths import ROOT
 
 
 def test_the_readme_has_the_tables_of_the_committed_results():

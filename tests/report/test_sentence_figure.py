@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from sae_lib.report.sentence_figure import sentence_figure, strongest_latents
+from sae_lib.report.figures.explaining import sentence_figure, strongest_latents
 
 # Tokens by latents: 0 fires on tokens 0 and 1, 1 on token 2 alone, 2 never, 3 on all.
 F = np.array([[4.0, 0.0, 0.0, 1.0], [2.0, 0.0, 0.0, 1.0], [0.0, 8.0, 0.0, 2.0]], dtype=np.float32)

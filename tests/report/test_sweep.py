@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sae_lib.report.groups import l0_is_matched
-from sae_lib.report.intervals import holm, p_value, pair_values, t_interval
-from sae_lib.report.sweep import Curve, gap_between, sweep_table
+from sae_lib.report.results import l0_is_matched
+from sae_lib.report.statistics import holm, p_value, pair_values, t_interval
+from sae_lib.report.tables.sweep import Curve, gap_between, sweep_table
 from tests.report import synthetic
 
 

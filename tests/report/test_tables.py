@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sae_lib.errors import ArtifactError
-from sae_lib.profile import load_profile
-from sae_lib.report import ablation_tables, tables
-from sae_lib.report.groups import dropped_part, sequence_numbers
+from sae_lib.profiles.profile import load_profile
 from sae_lib.report.names import MAIN_METHODS, METHODS
-from sae_lib.report.sweep import sweep_table
-from sae_lib.report.table_files import Table, to_latex, to_markdown, write_table
+from sae_lib.report.results import dropped_part, sequence_numbers
+from sae_lib.report.tables import ablations as ablation_tables
+from sae_lib.report.tables import main as tables
+from sae_lib.report.tables.sweep import sweep_table
+from sae_lib.report.tables.write import Table, to_latex, to_markdown, write_table
+from sae_lib.util.errors import ArtifactError
 from tests.report import synthetic
 
 ABSORPTION_BUILDERS = [

@@ -9,13 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae_lib.errors import ArtifactError
-from sae_lib.report.toy_figures import (
-    toy_importance_figure,
-    toy_matched_figure,
-    toy_rho_figure,
-    toy_sweep_figure,
-)
+from sae_lib.report.figures.toy import toy_importance_figure, toy_matched_figure, toy_rho_figure, toy_sweep_figure
+from sae_lib.util.errors import ArtifactError
 
 SEEDS = (42, 43, 44)
 

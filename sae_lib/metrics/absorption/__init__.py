@@ -7,13 +7,13 @@ direction. **Lower is better**, and an SAE that is dense or random scores low as
 explained variance.
 
 - `config`: every number of the metric, by name.
-- `vocabulary`: which words, in which prompts.
 - `probes`: the linear probes, on residual streams and on latents.
 - `reference`: what depends on the language model only, computed once and kept on disk.
 - `latents`: an SAE's latents on the words, encoded once.
 - `main_latents`: which latents stand for a letter.
-- `word_scores`: the score of a word.
-- `score`: the score of a letter, of an SAE, of several SAEs at once.
+- `score`: the score of a word, of a letter, of an SAE, of several SAEs at once.
+
+Which words, in which prompts: `sae_lib.data.words`.
 
 Nothing is imported here, so that reading a configuration does not load PyTorch.
 """

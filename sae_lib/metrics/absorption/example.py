@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.errors import ArtifactError
+from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.latents import unit_latents
 from sae_lib.metrics.absorption.main_latents import main_latents
 from sae_lib.metrics.absorption.reference import AbsorptionReference
-from sae_lib.metrics.absorption.vocabulary import LETTERS
-from sae_lib.metrics.absorption.word_scores import score_words
+from sae_lib.metrics.absorption.score import score_words
+from sae_lib.util.errors import ArtifactError
 
 
 class WordExample(NamedTuple):

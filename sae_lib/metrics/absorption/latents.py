@@ -7,7 +7,7 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.errors import ArtifactError
+from sae_lib.util.errors import ArtifactError
 
 # Rows that are encoded at a time.
 ROWS = 2048

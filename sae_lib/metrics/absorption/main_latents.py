@@ -13,11 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.latents import WordLatents, latent_bytes, latent_columns
 from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, train_probes_together
 from sae_lib.metrics.absorption.reference import AbsorptionReference
-from sae_lib.metrics.absorption.vocabulary import LETTERS
 
 # For each counted letter its main latents and the F1 of the first alone.
 MainLatents = list[tuple[Int[Tensor, "..."], float]]  # as many latents as the split rule accepts

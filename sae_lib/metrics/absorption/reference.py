@@ -15,17 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_lib.files import json_key
-from sae_lib.language_model import LanguageModel
-from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.probes import (
-    LinearProbes,
-    f1_score,
-    initial_probes,
-    letter_labels,
-    train_probes,
-)
-from sae_lib.metrics.absorption.vocabulary import (
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.words import (
     LETTERS,
     Prompts,
     alphabetic_words,
@@ -35,8 +26,11 @@ from sae_lib.metrics.absorption.vocabulary import (
     single_token_words,
     split_words,
 )
+from sae_lib.metrics.absorption.config import AbsorptionConfig
+from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, letter_labels, train_probes
 from sae_lib.metrics.stored_reference import load_reference, save_reference
-from sae_lib.source_key import source_key
+from sae_lib.util.files import json_key
+from sae_lib.util.source_key import source_key
 
 LEFT_OUT_EXAMPLES = 5
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sae_lib import hub
+from sae_lib.data import hub
 
 # What only the scoring of an SAE reads: changing it does not make a language model's reference stale.
 _SCORING_FIELDS = {"lm_batch", "ks"}

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sae_lib.errors import ArtifactError
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.tasks import LabelledTexts, Tokens
+from sae_lib.util.errors import ArtifactError
 
 PATTERNS: dict[str, dict[str, str]] = {
     "layout": {

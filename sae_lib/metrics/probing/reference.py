@@ -19,17 +19,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_lib.errors import ArtifactError
-from sae_lib.files import atomic_folder, file_sha256, json_key, read_json, write_json
-from sae_lib.language_model import LanguageModel
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.probes import logistic_accuracy
 from sae_lib.metrics.probing.sources import known_datasets, load_parts, text_key
 from sae_lib.metrics.probing.tasks import LabelledTexts, ProbingTask, Tokens, draw_tasks
-from sae_lib.source_key import source_key
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import atomic_folder, file_sha256, json_key, read_json, write_json
+from sae_lib.util.source_key import source_key
 
 if TYPE_CHECKING:
-    from sae_lib.profile import CorpusConfig
+    from sae_lib.data.config import CorpusConfig
 
 # Tokens encoded at a time: what a core's cache holds at pocket scale, and enough to keep a GPU busy.
 _ROWS = {"cpu": 1024, "cuda": 16384}

@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.errors import ArtifactError
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.probes import sparse_accuracies
 from sae_lib.metrics.probing.reference import ProbingReference
-from sae_lib.metrics.width import require_width
+from sae_lib.metrics.stored_reference import require_width
+from sae_lib.util.errors import ArtifactError
 
 CHANCE = 0.5  # every task has as many positives as negatives
 

@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lib import corpus as corpora
-from sae_lib import documentation
-from sae_lib.errors import ArtifactError
-from sae_lib.files import file_sha256
+from sae_lib.data import corpus as corpora
+from sae_lib.data import documentation
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.datasets import HUB_DATASETS, hub_texts
+from sae_lib.metrics.probing.datasets import HUB_DATASETS, file_texts, hub_texts
 from sae_lib.metrics.probing.documentation import DATASETS, documentation_texts
-from sae_lib.metrics.probing.labelled_files import file_texts
 from sae_lib.metrics.probing.tasks import LabelledTexts, tasks_of, tokenise
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import file_sha256
 
 if TYPE_CHECKING:
-    from sae_lib.profile import CorpusConfig
+    from sae_lib.data.config import CorpusConfig
 
 
 def known_datasets(config: ProbingConfig) -> tuple[str, ...]:

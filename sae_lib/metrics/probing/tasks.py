@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sae_lib.errors import ArtifactError
+from sae_lib.util.errors import ArtifactError
 
 Tokens = tuple[int, ...]
 

@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.errors import ArtifactError
-from sae_lib.metrics.absorption.vocabulary import LETTERS
+from sae_lib.data.words import LETTERS
 from sae_lib.metrics.stability.reference import StabilityReference
-from sae_lib.metrics.width import require_width
+from sae_lib.metrics.stored_reference import require_width
+from sae_lib.util.errors import ArtifactError
 
 RANDOM_LATENTS = 5
 

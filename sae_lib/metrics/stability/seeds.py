@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.errors import ArtifactError
+from sae_lib.util.errors import ArtifactError
 
 # The exact assignment takes about n^3: on one CPU core 0.1 s for 1,024 latents, 1 s for 4,096, 5 to 10 s for
 # 8,192, and there are ten pairs of five seeds for each method.

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.errors import ArtifactError
-from sae_lib.metrics.width import require_width
+from sae_lib.metrics.stored_reference import require_width
+from sae_lib.util.errors import ArtifactError
 
 MIN_DENSITY = 1e-3
 

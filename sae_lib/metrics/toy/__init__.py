@@ -10,9 +10,8 @@ taken over by the child's decoder row (Chanin et al. 2024, arXiv 2409.14507).
 - `training`: one toy SAE, trained by the `Trainer` of every other SAE.
 - `score`: its metrics, latents matched to true features.
 - `pool`: many toy SAEs, on several cores, each once.
-- `matching`: the sparsity at which a method has the true L0.
-- `experiments`: the tables of the ground-truth study.
-- `picture`: which latents fire on which inputs.
+- `experiments`: the tables of the ground-truth study, sparsity matched to the true L0; which latents fire on which
+  inputs.
 
 Nothing is imported here, so that reading a configuration does not load PyTorch.
 """

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from sae_lib.run_config import Seed
-from sae_lib.sae_config import Strict
+from sae_lib.util.strict import Seed, Strict
 
 
 class ToyConfig(Strict):

@@ -6,6 +6,10 @@ Columns of every row: experiment, toy, method, label, seed, rho, sparsity (the l
 trained with), l0_ratio (l0 / true_l0: how close the match came), and the metrics of `score.toy_metrics` and
 `training.train_and_score`; temporal_coefficient (NaN without a penalty). Of some: temporal, resampling and
 gradient_scaling (factorial); importance.
+
+What absorption looks like: which latents fire on which inputs of a family, and where their decoder rows point.
+
+Methods compared at one L0, the true one: the sparsity of each is chosen by a sweep with seeds of its own.
 """
 
 from __future__ import annotations
@@ -13,18 +17,114 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.config import TOPK_FAMILY, SAEConfig
 from sae_lib.metrics.toy.config import ToyConfig
 from sae_lib.metrics.toy.data import PAIR, RARE, TREE, Toy, chain
-from sae_lib.metrics.toy.matching import Cell, levels, match_l0, runs_of
-from sae_lib.metrics.toy.methods import TOY_METHODS, as_published, sparsity_knob, toy_config
-from sae_lib.metrics.toy.picture import train_and_picture
+from sae_lib.metrics.toy.methods import (
+    GATED_L1,
+    TOY_METHODS,
+    as_published,
+    at_level,
+    crossing,
+    sparsity_knob,
+    toy_config,
+)
 from sae_lib.metrics.toy.pool import ToyPool
-from sae_lib.sae_config import TOPK_FAMILY
+from sae_lib.metrics.toy.score import decoder_cosines, held_out, match_latents
+from sae_lib.metrics.toy.training import ToyRun, train_toy
+
+
+class Cell(NamedTuple):
+    """What is matched: a configuration, whatever its sparsity, on a toy."""
+
+    toy: Toy
+    config: SAEConfig
+
+
+def levels(cell: Cell, settings: ToyConfig) -> tuple[float, ...]:
+    """The values of the cell's sparsity in the sweep."""
+    if not _has_l1(cell):
+        return settings.k_levels
+    factor = GATED_L1 if cell.config.architecture == "gated" else 1.0
+    return tuple(factor * value for value in settings.l1_levels)
+
+
+def runs_of(cell: Cell, value: float, seeds: Iterable[int], settings: ToyConfig) -> list[ToyRun]:
+    """A cell at one sparsity, with each seed."""
+    config = at_level(cell.config, value)
+    return [ToyRun(cell.toy, config, seed, settings.steps, settings.batch) for seed in seeds]
+
+
+def match_l0(pool: ToyPool, cells: Sequence[Cell], settings: ToyConfig) -> list[float]:
+    """For each cell the sparsity at which its L0 comes nearest to the true L0 of its toy.
+
+    Where that is an L1 coefficient, it is interpolated between the levels of the sweep (`crossing`), trained, added to
+    the levels and interpolated again, `settings.refinements` times. JumpReLU is told the true L0. k is a whole number:
+    it is the one nearest to the true L0, at least 1, and how near that is depends on the toy.
+    """
+    tried = {cell: list(levels(cell, settings)) for cell in cells if _has_l1(cell)}
+    chosen: dict[Cell, float] = {}
+    for _ in range(settings.refinements + 1):
+        asked = [(cell, value) for cell, values in tried.items() for value in values]
+        runs = [runs_of(cell, value, settings.sweep_seeds, settings) for cell, value in asked]
+        metrics = iter(pool.run([run for each in runs for run in each], "sweep"))
+        l0 = {place: float(np.mean([next(metrics)["l0"] for _ in settings.sweep_seeds])) for place in asked}
+        for cell, values in tried.items():
+            found = crossing(values, [l0[cell, value] for value in values], cell.toy.true_l0)
+            chosen[cell] = round(found, 6)
+            tried[cell] = sorted({*values, chosen[cell]})
+    return [chosen[cell] if cell in chosen else _told(cell) for cell in cells]
+
+
+def _has_l1(cell: Cell) -> bool:
+    return sparsity_knob(cell.config) == "l1_coefficient"
+
+
+def _told(cell: Cell) -> float:
+    if sparsity_knob(cell.config) == "target_l0":
+        return cell.toy.true_l0
+    return max(1, round(cell.toy.true_l0))
+
+
+def train_and_picture(run: ToyRun) -> dict[str, float]:
+    """Train; `family_picture` with "kind/row/latent" as the name of each value."""
+    frame = family_picture(train_toy(run)[0], run.toy)
+    return {"/".join(place): value for *place, value in frame.itertuples(index=False)}
+
+
+@torch.no_grad()
+def family_picture(sae: Autoencoder, toy: Toy) -> pd.DataFrame:
+    """What the latents of one family do, mean over the families of the toy.
+
+    Returns:
+        kind, row, latent, value. kind 'activation': mean activation of the latent of feature `latent` on inputs of kind
+        `row` ('parent only', 'parent + child 1' ... 'none'). kind 'cosine': cosine of the decoder row of the latent of
+        feature `latent` and the direction of feature `row`.
+    """
+    x, activations = held_out(toy)
+    f = sae.encode(x)
+    latent = match_latents(f, activations)
+    cosine = decoder_cosines(sae, toy.directions())[latent]
+    rows: list[tuple[str, str, str, float]] = []
+    for parent, children in toy.children.items():
+        family = {"parent": parent} | {f"child {i + 1}": child for i, child in enumerate(children)}
+        on = activations > 0
+        inputs = {"parent only": on[:, parent] & ~on[:, children].any(dim=1)}
+        inputs |= {f"parent + child {i + 1}": on[:, child] for i, child in enumerate(children)}
+        inputs["none"] = ~on[:, parent]
+        means = {row: f[chosen][:, latent].mean(dim=0) for row, chosen in inputs.items()}
+        rows += [("activation", row, name, float(means[row][i])) for row in means for name, i in family.items()]
+        rows += [("cosine", row, name, float(cosine[i, j])) for row, j in family.items() for name, i in family.items()]
+    frame = pd.DataFrame(rows, columns=["kind", "row", "latent", "value"])
+    return frame.groupby(["kind", "row", "latent"], sort=False, as_index=False)["value"].mean()
+
 
 PAIR_METHODS = ("standard", "atm", "dropout")
 MECHANISMS = ("temporal", "resampling", "gradient_scaling")

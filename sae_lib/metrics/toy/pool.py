@@ -11,11 +11,11 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from sae_lib.errors import ArtifactError
-from sae_lib.files import read_json, write_json
 from sae_lib.metrics.toy.training import ToyRun, train_and_score
-from sae_lib.source_key import source_key
-from sae_lib.workers import begin_worker
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import read_json, write_json
+from sae_lib.util.parallel import begin_worker
+from sae_lib.util.source_key import source_key
 
 Numbers = dict[str, float]
 Work = Callable[[ToyRun], Numbers]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sae_lib.autoencoders import Autoencoder
+from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.statistics import reconstruction_statistics
 from sae_lib.metrics.toy.data import Toy
 

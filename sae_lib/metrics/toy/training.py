@@ -13,14 +13,15 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lib.activations import ActivationStore
-from sae_lib.autoencoders import Autoencoder
-from sae_lib.files import json_key
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.data.activations import ActivationStore
+from sae_lib.data.config import DataConfig
 from sae_lib.metrics.toy.data import SEQUENCE, Toy
 from sae_lib.metrics.toy.score import toy_metrics
-from sae_lib.run_config import DataConfig, TrainingConfig
-from sae_lib.sae_config import SAEConfig
-from sae_lib.trainer import Trainer
+from sae_lib.training.run_config import TrainingConfig
+from sae_lib.training.trainer import Trainer
+from sae_lib.util.files import json_key
 
 TRAIN_ROWS = 2**16
 LOG_EVERY = 10

@@ -18,19 +18,20 @@ import pandas as pd
 import typst
 import yaml
 
-from sae_lib.errors import ArtifactError
-from sae_lib.files import atomic_write
-from sae_lib.profile import Profile
-from sae_lib.report import ablation_tables, tables
-from sae_lib.report.claim_file import load_claims
-from sae_lib.report.claim_links import evidence_links, notebook_cells
-from sae_lib.report.claims import evaluate_claims
+from sae_lib.profiles.profile import Profile
+from sae_lib.report.claims.file import load_claims
+from sae_lib.report.claims.ledger import evaluate_claims
+from sae_lib.report.claims.links import evidence_links, notebook_cells
 from sae_lib.report.paper.facts import made_from, sentences
 from sae_lib.report.paper.template import PROSE, rendered
 from sae_lib.report.paper.values import quantities
 from sae_lib.report.results import Results
-from sae_lib.report.sweep import sweep_table
-from sae_lib.report.table_files import Table
+from sae_lib.report.tables import ablations as ablation_tables
+from sae_lib.report.tables import main as tables
+from sae_lib.report.tables.sweep import sweep_table
+from sae_lib.report.tables.write import Table
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import atomic_write
 
 HERE = Path(__file__).parent
 TITLE = "Does time reduce feature absorption? TemporalSAE and ATM, reproduced"

@@ -10,22 +10,21 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sae_lib.environment import locked_pins
-from sae_lib.files import file_sha256, read_json
-from sae_lib.paths import LOCK_FILE
-from sae_lib.profile import Profile
-from sae_lib.recipes import PAPER
-from sae_lib.report.claim_file import Claim
-from sae_lib.report.claims import PAPERS_MODEL
-from sae_lib.report.groups import toy_rows
-from sae_lib.report.intervals import CONFIDENCE
+from sae_lib.autoencoders.config import MaskingConfig, ResamplingConfig, SAEConfig, TemporalConfig
+from sae_lib.profiles.profile import Profile
+from sae_lib.report.claims.file import Claim
+from sae_lib.report.claims.ledger import PAPERS_MODEL
+from sae_lib.report.claims.paper_checks import PAPER_CHECKS
+from sae_lib.report.claims.verdicts import INCONSISTENT, NOT_RUN
 from sae_lib.report.names import MAIN_METHODS, METRICS, in_order, method_name
 from sae_lib.report.paper.template import listed
-from sae_lib.report.paper_checks import PAPER_CHECKS
-from sae_lib.report.results import Results
-from sae_lib.report.tables import profile_note
-from sae_lib.report.verdicts import INCONSISTENT, NOT_RUN
-from sae_lib.sae_config import MaskingConfig, ResamplingConfig, SAEConfig, TemporalConfig
+from sae_lib.report.results import Results, toy_rows
+from sae_lib.report.statistics import CONFIDENCE
+from sae_lib.report.tables.main import profile_note
+from sae_lib.training.recipes import PAPER
+from sae_lib.util.environment import locked_pins
+from sae_lib.util.files import file_sha256, read_json
+from sae_lib.util.paths import LOCK_FILE
 
 OWN = ("temporal_sae", "atm", "dropout")
 # Beside the results: what notebook 05 knows of the run (`provenance`).

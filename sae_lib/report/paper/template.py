@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined, TemplateError
 
-from sae_lib.errors import ArtifactError
 from sae_lib.report.paper.values import NOTHING, Change, Quantity
+from sae_lib.util.errors import ArtifactError
 
 PROSE = Path(__file__).parent / "paper.typ"
 _SPECIAL = re.compile(r"([\\#$*_`<>@\[\]~=/\"'+-])")

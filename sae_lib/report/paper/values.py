@@ -13,12 +13,11 @@ from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
-from sae_lib.errors import ArtifactError
-from sae_lib.report.groups import drop_effect, toy_rows
-from sae_lib.report.intervals import Interval, difference, main_effects, t_interval
 from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METHODS, METRICS, TOY_METHODS, method_name
-from sae_lib.report.results import PAIR_METRICS, Results, seeds_of
-from sae_lib.report.table_rows import cell, effect_cell
+from sae_lib.report.results import PAIR_METRICS, Results, drop_effect, seeds_of, toy_rows
+from sae_lib.report.statistics import Interval, difference, main_effects, t_interval
+from sae_lib.report.tables.write import cell, effect_cell
+from sae_lib.util.errors import ArtifactError
 
 RUNS = tuple(f"run_{number}" for number in (1, 2, 3, 4))
 NOTHING = "(not run)"

@@ -1,0 +1,53 @@
+"""The SAE variants, one family per file, behind one interface (`base.Autoencoder`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.gated import Gated
+from sae_lib.autoencoders.jumprelu import JumpReLU
+from sae_lib.autoencoders.matryoshka import Matryoshka
+from sae_lib.autoencoders.standard import Standard
+from sae_lib.autoencoders.topk import BatchTopK, TopK
+from sae_lib.util.checkpoint import load_checkpoint
+from sae_lib.util.errors import ArtifactError
+
+ARCHITECTURES: dict[str, type[Autoencoder]] = {
+    "standard": Standard,
+    "gated": Gated,
+    "topk": TopK,
+    "batchtopk": BatchTopK,
+    "matryoshka": Matryoshka,
+    "jumprelu": JumpReLU,
+}
+WEIGHTS_FILE = "sae.safetensors"
+
+__all__ = ["ARCHITECTURES", "Autoencoder", "build_autoencoder", "load_autoencoder"]
+
+
+def build_autoencoder(config: SAEConfig, d_in: int, seed: int = 0) -> Autoencoder:
+    """A freshly initialised SAE of `config.architecture`; the same seed gives the same weights."""
+    generator = torch.Generator().manual_seed(seed)
+    return ARCHITECTURES[config.architecture](config, d_in, generator)
+
+
+def load_autoencoder(folder: Path | str, device: torch.device | str = "cpu") -> Autoencoder:
+    """The trained SAE of a run folder, in evaluation mode; it takes raw residual-stream activations.
+
+    Raises ArtifactError when the folder holds no finished SAE.
+    """
+    file = Path(folder) / WEIGHTS_FILE
+    if not file.is_file():
+        raise ArtifactError(
+            f"{folder}: no {WEIGHTS_FILE} here; train this SAE first (make paper does; if it was trained and is gone, "
+            "remove the build's folder keys before)"
+        )
+    tensors, state = load_checkpoint(file, device)
+    config = SAEConfig.model_validate(state["config"])
+    sae = build_autoencoder(config, d_in=tensors["W_enc"].shape[0]).to(device)
+    sae.load_state_dict(tensors)
+    return sae.eval()

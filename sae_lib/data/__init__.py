@@ -1,0 +1,1 @@
+"""What SAEs are trained on: text, tokens, the language model, its activations."""

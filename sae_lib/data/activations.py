@@ -1,0 +1,264 @@
+"""Activations, on disk or in memory, and the one stream of batches that every SAE is trained on.
+
+The store is a folder of .npy shards `[row, d_in]` (bf16 bit patterns) in token order, with `contexts.npy` and
+`positions.npy` that say where each row comes from. `harvest.py` makes it. A batch is a set of windows of
+consecutive rows, because the temporal mechanisms compare a token with the one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_lib.data.store_manifest import INDEX_FILES, Check, content_key, damage, finished_manifest
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.memory import RESIDENT_SHARE, free_memory
+
+ROWS_PER_CHUNK = 2**16
+
+
+class Batch(NamedTuple):
+    """Windows of consecutive rows.
+
+    Attributes:
+        activations: residual stream, in token order along `step`.
+        has_predecessor: whether the step before, in the same window, is the position before in the same
+            context.
+        number: place in the stream, counted from 0.
+    """
+
+    activations: Float[Tensor, "window step d_in"]
+    has_predecessor: Bool[Tensor, "window step"]
+    number: int
+
+
+class ActivationStore:
+    """The rows that one model gave for one corpus; opened with `open`, never changed.
+
+    Attributes:
+        folder: where its manifest is, and its shards unless all rows are in memory only.
+        manifest: shapes, model identity, layer, corpus hash, and for every shard its rows, bytes and sha256.
+        n_rows, d_in: size of the store.
+        contexts: context of each row, int32.
+        positions: position of each row in its context, uint16.
+        resident: all rows in the memory of one device, bf16; None while they are read from the disk.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: dict[str, Any],
+        contexts: NDArray[np.int32],
+        positions: NDArray[np.uint16],
+        *,
+        shards: Sequence[NDArray[np.uint16]] = (),
+        resident: Tensor | None = None,
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.n_rows: int = manifest["rows"]
+        self.d_in: int = manifest["d_in"]
+        self.contexts = contexts
+        self.positions = positions
+        self.resident = resident
+        self._shards = shards
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str,
+        *,
+        identity: str | None = None,
+        corpus_sha256: str | None = None,
+        layer: int | None = None,
+        check: Check = "size",
+    ) -> ActivationStore:
+        """Open a finished store; nothing is read but what the check needs.
+
+        Args:
+            identity, corpus_sha256, layer: what the store must have been made from; None accepts any.
+            check: compare the size of every file, or ("full") its sha256.
+
+        Raises:
+            ArtifactError: no store, an unfinished one, a truncated or altered file, or another model, corpus
+                or layer.
+        """
+        folder = Path(folder)
+        manifest = finished_manifest(folder, {"identity": identity, "corpus_sha256": corpus_sha256, "layer": layer})
+        for entry in (*manifest["index"].values(), *manifest["shards"]):
+            if fault := damage(folder, entry, check):
+                # The runner of the notebooks sees that a file is gone, not that it was altered.
+                fix = "remove it and harvest" if fault == "altered" else "harvest"
+                raise ArtifactError(
+                    f"store: {entry['file']} in {folder} is {fault}; {fix} again (notebook 01_data), "
+                    "that file alone is made again"
+                )
+        contexts, positions = (np.load(folder / name, mmap_mode="r") for name in INDEX_FILES)
+        shards = [np.load(folder / shard["file"], mmap_mode="r") for shard in manifest["shards"]]
+        return cls(folder, manifest, contexts, positions, shards=shards)
+
+    @property
+    def key(self) -> str:
+        """sha256 over what the store holds and was made from, wherever the store or the model lie."""
+        return content_key(self.manifest)
+
+    def preload(self, device: str = "cpu") -> bool:
+        """Take all rows into the memory of `device` as bf16, if they fit; says whether they did.
+
+        Rows that are on no disk stay where they are.
+        """
+        if self.resident is not None and (not self._shards or self.resident.device.type == torch.device(device).type):
+            return True
+        if self.n_rows * self.d_in * 2 > RESIDENT_SHARE * free_memory(device):
+            return False
+        resident = torch.empty(self.n_rows, self.d_in, dtype=torch.bfloat16, device=device)
+        for i, shard in enumerate(self._shards):
+            first = i * self.manifest["shard_rows"]
+            resident[first : first + len(shard)].copy_(_bfloat16(np.array(shard)))
+        self.resident = resident
+        return True
+
+    def rows(
+        self, indices: Int[np.ndarray, "*shape"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "*shape d_in"]:
+        """The rows with these numbers, on the device of the preloaded rows, else on the CPU.
+
+        Raises:
+            IndexError: a number outside 0 .. n_rows - 1.
+        """
+        flat = np.asarray(indices, dtype=np.int64).reshape(-1)
+        if flat.size and (flat.min() < 0 or flat.max() >= self.n_rows):
+            raise IndexError(f"rows {flat.min()} to {flat.max()} asked for, the store has 0 to {self.n_rows - 1}")
+        if self.resident is not None:
+            values = self.resident.index_select(0, torch.from_numpy(flat).to(self.resident.device))
+        else:
+            values = _bfloat16(self._gather(flat))
+        return values.view(*np.shape(indices), self.d_in).to(dtype)
+
+    def mean_squared_norm(self, n: int) -> float:
+        """E||x||^2 over `n` rows spread evenly over the store (all rows, if there are fewer)."""
+        picked = np.linspace(0, self.n_rows - 1, min(n, self.n_rows)).round().astype(np.int64)
+        total = 0.0
+        for start in range(0, len(picked), ROWS_PER_CHUNK):
+            total += float(self.rows(picked[start : start + ROWS_PER_CHUNK]).square().sum(dtype=torch.float64))
+        return total / len(picked)
+
+    def _gather(self, flat: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """Rows from the memory-mapped shards, each shard read in ascending order."""
+        order = np.argsort(flat, kind="stable")
+        ascending = flat[order]
+        size = self.manifest["shard_rows"]
+        bounds = np.searchsorted(ascending, np.arange(len(self._shards) + 1) * size)
+        values = np.empty((len(flat), self.d_in), dtype=np.uint16)
+        for i in np.flatnonzero(np.diff(bounds)):
+            part = slice(bounds[i], bounds[i + 1])
+            values[order[part]] = self._shards[int(i)][ascending[part] - i * size]
+        return values
+
+
+class WindowStream:
+    """An endless stream of batches in which any batch can be asked for by its number.
+
+    The store is cut into windows of `window` consecutive rows (the last `n_rows % window` rows belong to
+    none). Each epoch is a permutation of all windows, drawn from (seed, epoch) alone; the epochs laid end to
+    end are cut into batches, so every window is drawn once before any is drawn again. The stream depends on
+    the store, `window`, `batch_rows` and `seed` and on nothing else: not on what trains on it, nor on which
+    batches were asked for before.
+
+    >>> batch = WindowStream(store, window=8, batch_rows=1024, seed=0).batch(0)      # doctest: +SKIP
+    >>> batch.activations.shape                                                      # doctest: +SKIP
+    torch.Size([128, 8, 64])
+
+    Raises:
+        ArtifactError: `batch_rows` is no multiple of `window`, or more than the store has.
+    """
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        window: int,
+        batch_rows: int,
+        seed: int,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if window < 1 or batch_rows < 1:
+            raise ArtifactError(f"data.window, data.batch_tokens: {window} and {batch_rows}, both must be 1 or more")
+        if batch_rows % window:
+            below = batch_rows // window * window
+            nearest = f"{below} or {below + window}" if below else f"{window}"
+            raise ArtifactError(
+                f"data.batch_tokens: {batch_rows} is no multiple of data.window {window}; take {nearest}"
+            )
+        self.store, self.window, self.seed = store, window, seed
+        self.device, self.dtype = torch.device(device), dtype
+        self.n_windows = store.n_rows // window
+        self.windows_per_batch = batch_rows // window
+        if self.windows_per_batch > self.n_windows:
+            raise ArtifactError(
+                f"data.batch_tokens: {batch_rows} rows in windows of {window} are more than the "
+                f"{store.n_rows} rows of the store; lower it"
+            )
+        self._has_predecessor = self._predecessors().to(self.device)
+        self._orders: dict[int, NDArray[np.int32]] = {}
+
+    def batch(self, index: int) -> Batch:
+        """Batch number `index`, counted from 0."""
+        windows = self.windows(index)
+        picked = torch.from_numpy(windows)
+        resident = self.store.resident
+        if resident is not None:
+            table = resident[: self.n_windows * self.window].view(self.n_windows, self.window * self.store.d_in)
+            values = table.index_select(0, _sent(picked, resident.device))
+        else:
+            values = self.store.rows(windows[:, None] * self.window + np.arange(self.window), torch.bfloat16)
+        values = _sent(values.view(-1, self.window, self.store.d_in), self.device).to(self.dtype)
+        return Batch(values, self._has_predecessor.index_select(0, _sent(picked, self.device)), index)
+
+    def windows(self, index: int) -> Int[np.ndarray, "window"]:
+        """Numbers of the windows in batch `index`: window j is rows j * window to (j + 1) * window - 1."""
+        if index < 0:
+            raise IndexError(f"batch {index}: batches are counted from 0")
+        first = index * self.windows_per_batch
+        epoch, offset = divmod(first, self.n_windows)
+        head = self._order(epoch)[offset : offset + self.windows_per_batch]
+        rest = self.windows_per_batch - len(head)
+        both = np.concatenate([head, self._order(epoch + 1)[:rest]]) if rest else head
+        return both.astype(np.int64)
+
+    def _order(self, epoch: int) -> NDArray[np.int32]:
+        """The permutation of an epoch; the two in use are kept."""
+        if epoch not in self._orders:
+            order = np.arange(self.n_windows, dtype=np.int32)
+            np.random.default_rng([self.seed, epoch]).shuffle(order)
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
+        return self._orders[epoch]
+
+    def _predecessors(self) -> Bool[Tensor, "window step"]:
+        rows = self.n_windows * self.window
+        linked = np.zeros(rows, dtype=bool)
+        for start in range(1, rows, ROWS_PER_CHUNK):
+            stop = min(start + ROWS_PER_CHUNK, rows)
+            contexts, positions = (a[start - 1 : stop] for a in (self.store.contexts, self.store.positions))
+            linked[start:stop] = (contexts[1:] == contexts[:-1]) & (positions[1:] == positions[:-1] + 1)
+        linked[:: self.window] = False
+        return torch.from_numpy(linked).view(self.n_windows, self.window)
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on `device`; to a GPU without waiting for it."""
+    if values.device.type == "cpu" and device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+def _bfloat16(patterns: NDArray[np.uint16]) -> Tensor:
+    return torch.from_numpy(patterns.view(np.int16)).view(torch.bfloat16)

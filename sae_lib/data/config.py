@@ -1,0 +1,104 @@
+"""The model, the text and their sizes: what a profile says about its data."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sae_lib.data import hub
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.strict import Seed, Strict
+
+
+class ModelConfig(Strict):
+    """The language model and the layer whose residual stream the SAEs read."""
+
+    name: str = Field(min_length=1)
+    """`pocket` (ships with the project), a Hugging Face hub id, or a local folder."""
+    revision: str | None = Field(None, validate_default=True)
+    """Commit, tag or branch of a hub id; left out, the commit that `hub.yaml` pins."""
+    layer: int = Field(ge=0)
+    """Index of the block, counted from 0, after which the residual stream is read."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @field_validator("revision")
+    @classmethod
+    def _pinned(cls, revision: str | None, info: Any) -> str | None:
+        return hub.model_revision(info.data.get("name", ""), revision)
+
+    def check_layer(self, depth: int) -> None:
+        """Raises ArtifactError when the model, of `depth` blocks, has no such block."""
+        if self.layer >= depth:
+            raise ArtifactError(
+                f"model.layer: {self.layer} is beyond {self.name}, which has {depth} layers: 0-{depth - 1}"
+            )
+
+
+class CorpusConfig(Strict):
+    """Where text comes from."""
+
+    source: Literal["documentation", "hub", "files"]
+    packages: tuple[str, ...] = ()
+    name: str | None = None
+    revision: str | None = Field(None, validate_default=True)
+    """Commit, tag or branch of `name`; left out, the commit that `hub.yaml` pins. A dataset that is not pinned there
+    needs one: unlike a model's, its commit is in no key, so that nothing would notice that the text has changed."""
+    subset: str | None = None
+    split: str = "train"
+    files: tuple[str, ...] = ()
+    text_field: str = "text"
+    lessons_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the training contexts that are spelling lessons (`spelling.py`), as in the packaged model's own training
+    text; 0 for models that were trained by others."""
+    held_out_fraction: float = Field(0.05, gt=0.0, lt=0.5)
+    """Share of the documents that metrics are computed on."""
+    calibration_fraction: float = Field(0.05, gt=0.0, lt=0.5)
+    """Share of the documents on which sparsity is matched between methods; no metric is computed on it."""
+
+    @field_validator("revision")
+    @classmethod
+    def _pinned(cls, revision: str | None, info: Any) -> str | None:
+        return hub.dataset_revision(info.data.get("name"), revision)
+
+    @model_validator(mode="after")
+    def _has_source(self) -> CorpusConfig:
+        needed = {"documentation": "packages", "hub": "name", "files": "files"}[self.source]
+        if not getattr(self, needed):
+            raise ValueError(f"source '{self.source}' needs corpus.{needed}")
+        if self.source == "hub" and self.revision is None:
+            raise ValueError(
+                f"{self.name} is not pinned in sae_lib/data/hub.yaml, so it needs a revision: a commit from "
+                f"{hub.CORPUS.page}/{self.name}/commits/main, or main to read whatever is newest"
+            )
+        return self
+
+
+class DataConfig(Strict):
+    """Sizes of the activation store and of its batches."""
+
+    context_length: int = Field(128, ge=8)
+    train_tokens: int = Field(ge=1)
+    """Rows of the activation store (BOS and EOS not counted)."""
+    held_out_contexts: int = Field(ge=1)
+    calibration_contexts: int = Field(ge=1)
+    window: int = Field(ge=1)
+    """Consecutive tokens that stay together in a batch; 1 is the ordinary shuffle of single tokens."""
+    batch_tokens: int = Field(ge=1)
+    shard_rows: int = Field(ge=1)
+    store: Literal["disk", "memory", "auto"] = "auto"
+    """Where the activations are kept. On disk they are harvested once, and held in memory too where they fit. In memory
+    alone (the GPU's, where there is one) they need no disk, but every process that reads them harvests again, such as
+    the kernel of each notebook. auto: on disk, or in memory where the disk is too small."""
+    stream_seed: Seed = 0
+    """Order of the windows: the same for every method and seed."""
+
+    @model_validator(mode="after")
+    def _whole_windows(self) -> DataConfig:
+        if self.batch_tokens % self.window:
+            nearest = max(1, round(self.batch_tokens / self.window)) * self.window
+            raise ValueError(f"batch_tokens {self.batch_tokens} is no multiple of window {self.window}; try {nearest}")
+        if self.batch_tokens > self.train_tokens:
+            raise ValueError(f"batch_tokens {self.batch_tokens} is above train_tokens {self.train_tokens}")
+        return self

@@ -1,0 +1,188 @@
+"""The Hugging Face hub: which commit of what is read, and what its refusals mean.
+
+`hub.yaml` is the one place where models and datasets of the hub are pinned. A pin reaches every content key as the
+revision that it stands for, so the file itself is in none: a new entry makes no result stale.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import yaml
+
+PINS = Path(__file__).with_suffix(".yaml")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+REFUSED = (401, 403)
+PAGE = "https://huggingface.co"
+
+
+class Pin(NamedTuple):
+    """One entry of `hub.yaml`."""
+
+    revision: str | None
+    """The commit that is read; None where no commit could be confirmed."""
+    licence: str
+    gated: bool
+    """Whether its terms must be accepted on its page before it can be read."""
+    config: Mapping[str, Any] = MappingProxyType({})
+    """Of a model, what a plan needs of its config.json."""
+
+    @property
+    def d_in(self) -> int:
+        """Width of a model's residual stream."""
+        return int(self.config.get("hidden_size") or self.config["n_embd"])
+
+
+class Source(NamedTuple):
+    """Where a hub id is named, for messages."""
+
+    name: str
+    """Field that names the repository."""
+    revision: str
+    """Field that names its commit."""
+    page: str
+    """What precedes the repository's name in the address of its page."""
+    instead: str
+    """What to do without the hub."""
+
+
+MODEL = Source("model.name", "model.revision", PAGE, "name a folder, or use the profile pocket")
+CORPUS = Source("corpus.name", "corpus.revision", f"{PAGE}/datasets", "set corpus.source to documentation or files")
+PROBING = Source(
+    "probing.datasets", "probing.revisions", f"{PAGE}/datasets", "set probing.source to documentation or files"
+)
+
+
+@cache
+def _pins() -> dict[str, dict[str, Pin]]:
+    content = yaml.safe_load(PINS.read_text(encoding="utf8"))
+    return {kind: {name: Pin(**entry) for name, entry in entries.items()} for kind, entries in content.items()}
+
+
+def model(name: str) -> Pin | None:
+    """The pin of a model, None for one that is not in `hub.yaml`.
+
+    >>> model("openai-community/gpt2").d_in
+    768
+    """
+    return _pins()["models"].get(name)
+
+
+def dataset(name: str) -> Pin | None:
+    """The pin of a dataset, None for one that is not in `hub.yaml`."""
+    return _pins()["datasets"].get(name)
+
+
+def model_revision(name: str, revision: str | None) -> str | None:
+    """The revision of a model that is read: the one given, or else the pinned one."""
+    pin = model(name)
+    return revision or (pin.revision if pin else None)
+
+
+def dataset_revision(name: str | None, revision: str | None) -> str | None:
+    """The revision of a dataset that is read: the one given, or else the pinned one."""
+    pin = dataset(name) if name else None
+    return revision or (pin.revision if pin else None)
+
+
+def explain(error: BaseException, name: str, revision: str | None, source: Source) -> str | None:
+    """What went wrong with reading a repository of the hub and what to do, in one line.
+
+    None for an error that neither the hub, the network nor the hub's cache has to do with.
+
+    Args:
+        error: what huggingface_hub, datasets or httpx2 raised; its causes are looked at as well.
+        name: the repository that was asked for.
+        revision: its revision; None is the newest.
+        source: the fields that name both.
+    """
+    from huggingface_hub import errors
+
+    chain = tuple(_chain(error))
+
+    def is_any(kinds: type[BaseException] | tuple[type[BaseException], ...], dataset_says: str) -> bool:
+        return any(isinstance(each, kinds) or _dataset_says(each, dataset_says) for each in chain)
+
+    page = f"{source.page}/{name}"
+    pin = model(name) if source is MODEL else dataset(name)
+    status = next((code for each in chain if (code := _status(each))), None)
+    if is_any(errors.GatedRepoError, "gated dataset") or (pin and pin.gated and status in REFUSED):
+        return f"{source.name}: {name} is gated: accept its terms at {page}, then {_token_advice()}"
+    if is_any(errors.RevisionNotFoundError, "Revision "):
+        pinned = " (pinned in sae_lib/data/hub.yaml)" if pin and revision == pin.revision else ""
+        return (
+            f"{source.revision}: {name} has no revision {revision}{pinned} on the hub; {page}/commits/main lists them"
+        )
+    if is_any((errors.RepositoryNotFoundError, errors.HFValidationError), "doesn't exist on the Hub"):
+        kind = "neither a local folder nor a model" if source is MODEL else "no dataset"
+        return (
+            f"{source.name}: {name} is {kind} on the hub that you may read; "
+            "check the spelling, or set HF_TOKEN if it is private"
+        )
+    if status is not None:
+        return f"{source.name}: {_answer(status, name, page, source)}"
+    return _out_of_reach(error, chain, f"{name} at revision {revision or 'main'}", source)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _dataset_says(error: BaseException, words: str) -> bool:
+    # datasets drops the cause of its DatasetNotFoundError; its text is all that is left.
+    return type(error).__name__ == "DatasetNotFoundError" and words in str(error)
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of an HTTP answer that is an error."""
+    code = getattr(getattr(error, "response", None), "status_code", None)
+    return code if isinstance(code, int) and code >= 400 else None
+
+
+def _token_advice() -> str:
+    from huggingface_hub import get_token
+
+    if get_token():
+        return "use a token of the account that accepted them, with access to gated repositories (HF_TOKEN)"
+    return "run `hf auth login` or set HF_TOKEN"
+
+
+def _answer(status: int, name: str, page: str, source: Source) -> str:
+    if status == 401:
+        return "the hub refuses your token (401); run `hf auth login` again, or unset HF_TOKEN"
+    if status == 403:
+        return f"the hub refuses to give {name} (403); let your token read it, or see {page}"
+    if status == 429:
+        return "the hub asks for fewer requests (429); wait some minutes, log in with `hf auth login`, then run again"
+    if status >= 500:
+        return f"the hub answers {status} for {name}, after retries; run again later, or {source.instead}"
+    return f"the hub answers {status} for {name}; see {page}"
+
+
+def _out_of_reach(error: BaseException, chain: tuple[BaseException, ...], asked: str, source: Source) -> str | None:
+    """No answer at all: the cache cannot be written, or there is no network."""
+    from httpx2 import HTTPError
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return (
+            f"{source.name}: {asked} cannot be written to the hub's cache {constants.HF_HUB_CACHE} "
+            f"({error.strerror}); set HF_HOME to a folder with room that you may write"
+        )
+    unreachable = (HTTPError, errors.EntryNotFoundError, ConnectionError, TimeoutError)
+    # datasets makes a FileNotFoundError of the last of them, and only its text tells.
+    if not any(isinstance(each, unreachable) or "LocalEntryNotFoundError" in str(each) for each in chain):
+        return None
+    connect = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect"
+    what = f"{asked} is not wholly in the hub's cache and the hub cannot be reached"
+    return f"{source.name}: {what}; {connect}, or {source.instead}"

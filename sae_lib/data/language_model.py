@@ -1,0 +1,253 @@
+"""A causal language model, read at one place: the residual stream after block `layer`.
+
+Loaded for harvesting, the model is cut: later blocks and the head are never read from disk, and a forward
+pass ends where the residual stream is read. Loaded whole, it also gives logits, with the residual stream
+replaced on the way by whatever is to be judged: a reconstruction, zeros, a mean.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sae_lib.data.model_loading import load_model
+from sae_lib.util.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sae_lib.data.config import ModelConfig
+
+
+class LanguageModel:
+    """Any causal language model of transformers with its tokenizer, in evaluation mode and without gradients.
+
+    Attributes:
+        model: the transformers model; the base model alone, cut after `layer`, when it was loaded with
+            `whole=False`.
+        layer: 0-based index of the block whose output is read (Gemma's layer 12 is the output of the
+            thirteenth block).
+        d_in: width of the residual stream.
+        vocab_size: rows of the token embedding; every token id is below it.
+        bos_token_id: the token that opens a context. A tokenizer without one lends its EOS, and a warning
+            says so.
+        special_ids: BOS, EOS, padding and every other special token: positions that no SAE sees.
+        identity: sha256 over weights, configuration, tokenizer, layer and dtype (for a hub model: its commit
+            instead of its files). The same whether cut or whole.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        layer: int,
+        whole: bool,
+        identity: str,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.layer = layer
+        self.whole = whole
+        self.identity = identity
+        self.d_in: int = model.config.get_text_config().hidden_size
+        embedding: Any = model.get_input_embeddings()
+        self.vocab_size: int = embedding.weight.shape[0]
+        self.device: torch.device = model.device
+        self.dtype: torch.dtype = model.dtype
+        self.bos_token_id = _bos_token_id(tokenizer, name)
+        declared = {
+            self.bos_token_id,
+            tokenizer.eos_token_id,
+            tokenizer.pad_token_id,
+            *tokenizer.all_special_ids,
+        }
+        self.special_ids = frozenset(int(token) for token in declared if token is not None)
+        self._blocks = _blocks(model, name)
+        self._block = self._blocks[layer]
+        self._returns_tuple = False
+        self._resumes: bool | None = None
+
+    @classmethod
+    def load(cls, config: ModelConfig, *, whole: bool) -> LanguageModel:
+        """Load the model that a profile names.
+
+        Args:
+            config: name ("pocket", a local folder, or a hub id), revision, layer, dtype, device.
+            whole: keep the later blocks and the head, for `logits`; otherwise the model is cut after `layer`.
+
+        Raises:
+            ArtifactError: one line, for a model that is not there or may not be read, a layer it does not
+                have, a dtype or device that is not available, weights larger than the free memory, damaged
+                files, a tokenizer without BOS and EOS.
+        """
+        model, tokenizer, identity = load_model(config, whole=whole)
+        return cls(model, tokenizer, name=config.name, layer=config.layer, whole=whole, identity=identity)
+
+    @torch.no_grad()
+    def residual_stream(self, tokens: Int[Tensor, "context position"]) -> Float[Tensor, "context position d_in"]:
+        """The residual stream after block `layer`, in the model's dtype. Nothing later is computed."""
+
+        def stop(block: nn.Module, inputs: Any, output: Any) -> None:
+            self._returns_tuple = isinstance(output, tuple)
+            raise _Reached(output[0] if isinstance(output, tuple) else output)
+
+        with self._hook(stop):
+            try:
+                self.model.base_model(input_ids=self._ids(tokens), use_cache=False)
+            except _Reached as reached:
+                return reached.residual
+        raise RuntimeError(f"the forward pass of {self.name} never reached block {self.layer}")
+
+    @torch.no_grad()
+    def logits(
+        self, tokens: Int[Tensor, "context position"], splice: Callable[[Tensor], Tensor] | None = None
+    ) -> Float[Tensor, "context position vocab"]:
+        """Next-token logits, in the model's dtype; with `splice`, the residual stream after block `layer` is
+        replaced by `splice(residual)`, which must keep its shape `[context, position, d_in]`.
+
+        Raises:
+            ArtifactError: the model was cut.
+            ValueError: `splice` changed the shape.
+        """
+        self._require_whole()
+        if splice is None:
+            return self.model(input_ids=self._ids(tokens), use_cache=False).logits
+
+        def replace(block: nn.Module, inputs: Any, output: Any) -> Any:
+            residual = output[0] if isinstance(output, tuple) else output
+            spliced = splice(residual)
+            if spliced.shape != residual.shape:
+                raise ValueError(f"splice made {tuple(spliced.shape)} of a residual stream {tuple(residual.shape)}")
+            spliced = spliced.to(residual.dtype)
+            return (spliced, *output[1:]) if isinstance(output, tuple) else spliced
+
+        with self._hook(replace):
+            return self.model(input_ids=self._ids(tokens), use_cache=False).logits
+
+    def not_special(self, tokens: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        """The positions that an SAE sees, for tokens on the CPU."""
+        return ~torch.isin(tokens, torch.tensor(sorted(self.special_ids)))
+
+    def can_resume(self, tokens: Int[Tensor, "context position"]) -> bool:
+        """Whether `resume` and `head` give what a whole forward pass gives. Tried once, on the first context.
+
+        They do in every family whose blocks hand nothing but the residual stream from one to the next.
+        """
+        if self._resumes is None:
+            try:
+                resumed = self.head(self.resume(self.residual_stream(tokens[:1])))
+            except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError):
+                self._resumes = False  # the family's code asks for something else
+            else:
+                expected = self.logits(tokens[:1])
+                rounding = 16 * torch.finfo(self.dtype).eps * float(expected.abs().max())
+                self._resumes = bool((resumed - expected).abs().max() <= rounding)
+        return self._resumes
+
+    @torch.no_grad()
+    def resume(self, residual: Float[Tensor, "context position d_in"]) -> Float[Tensor, "context position d_out"]:
+        """What the head reads, from the residual stream after block `layer`: only the later blocks are computed.
+
+        Raises:
+            ArtifactError: the model was cut.
+        """
+        self._require_whole()
+        residual = residual.to(self.device, self.dtype)
+        with ExitStack() as stack:
+            for block in self._blocks[: self.layer + 1]:
+                stack.enter_context(_instead(block, lambda *_, **__: self._as_output(residual)))
+            return self.model.base_model(inputs_embeds=residual, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def head(self, hidden: Float[Tensor, "*position d_out"]) -> Float[Tensor, "*position vocab"]:
+        """Next-token logits of what `resume` gives, by the model's own code, in the model's dtype.
+
+        Raises:
+            ArtifactError: the model was cut.
+        """
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+        self._require_whole()
+        states = hidden.to(self.device, self.dtype).reshape(1, -1, hidden.shape[-1])
+        given = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
+        ids = torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
+        with _instead(self.model.base_model, lambda *_, **__: given):
+            logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
+        return logits.reshape(*hidden.shape[:-1], -1)
+
+    def _as_output(self, residual: Tensor) -> Any:
+        """The residual stream as this family's blocks return it."""
+        return (residual,) if self._returns_tuple else residual
+
+    def _require_whole(self) -> None:
+        if not self.whole:
+            raise ArtifactError(
+                f"{self.name} was cut after layer {self.layer}: load it with whole=True to compute logits"
+            )
+
+    def _ids(self, tokens: Tensor) -> Tensor:
+        return tokens.to(self.device, torch.long)
+
+    @contextmanager
+    def _hook(self, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
+        handle = self._block.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+@contextmanager
+def _instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Have a module answer with `forward`, an attribute of its own that hides its class's method."""
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+class _Reached(Exception):
+    """Ends a forward pass after the block that is read, and carries its output."""
+
+    def __init__(self, residual: Tensor) -> None:
+        super().__init__()
+        self.residual = residual
+
+
+def _bos_token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    if tokenizer.bos_token_id is not None:
+        return int(tokenizer.bos_token_id)
+    if tokenizer.eos_token_id is None:
+        raise ArtifactError(
+            f"model.name: the tokenizer of {name} has neither BOS nor EOS; set bos_token in its tokenizer_config.json"
+        )
+    warnings.warn(
+        f"the tokenizer of {name} has no BOS: its EOS {tokenizer.eos_token!r} opens every context",
+        stacklevel=4,
+    )
+    return int(tokenizer.eos_token_id)
+
+
+def _blocks(model: PreTrainedModel, name: str) -> nn.ModuleList:
+    """The decoder's blocks, whatever its family calls them: the outermost list of the model's depth."""
+    depth = model.config.get_text_config().num_hidden_layers
+    lists = [
+        (path.count("."), module)
+        for path, module in model.base_model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    if not lists:
+        raise ArtifactError(
+            f"model.name: {name} ({type(model).__name__}) has no list of {depth} decoder blocks to read from"
+        )
+    return min(lists, key=lambda found: found[0])[1]

@@ -1,0 +1,130 @@
+"""Lines that teach and ask for first letters, as token ids.
+
+Three forms, all ending a line with the upper-case first letter after a space:
+
+- immediate: ``{word} {X}`` (3 tokens a line): the letter is asked for at the word itself;
+- dense: ``{word}: {X}`` (4 tokens a line), learned many times faster than the prompt;
+- prompt: ``{word} has the first letter: {X}`` (8 tokens a line), the form that the absorption metric asks in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_lib.data import words as vocabulary
+from sae_lib.data.words import ALPHABETIC
+from sae_lib.data.words import QUESTION as ASK
+from sae_lib.util.errors import ArtifactError
+
+LETTERS = vocabulary.LETTERS.upper()
+IGNORED = -100  # label of a position that the loss leaves out
+
+
+def single_token(tokenizer: Any, text: str) -> int:
+    """The id of `text`, which must be one token. Raises ArtifactError when the tokenizer splits it."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise ArtifactError(f"model.name: the tokenizer splits {text!r} into {len(ids)} tokens; spelling needs one")
+    return int(ids[0])
+
+
+def alphabetic_tokens(tokenizer: Any) -> NDArray[np.int64]:
+    """Ids of all vocabulary entries that are ASCII letters after at most one leading space, ascending."""
+    texts = ((token_id, tokenizer.decode([token_id])) for token_id in range(len(tokenizer)))
+    special = set(tokenizer.all_special_ids)
+    return np.array([i for i, text in texts if i not in special and ALPHABETIC.fullmatch(text)], dtype=np.int64)
+
+
+class SpellingLines:
+    """Random windows of spelling lines for one tokenizer.
+
+    `windows(rng, n, length, dense)` gives tokens and labels `[n, length]`; only the letters carry a label, because the
+    words themselves are drawn at random and cannot be predicted.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.bos = int(tokenizer.bos_token_id)
+        self.words = alphabetic_tokens(tokenizer)
+        first = [tokenizer.decode([i]).strip()[0].upper() for i in self.words]
+        self.letters = [single_token(tokenizer, f" {letter}") for letter in LETTERS]
+        self.answers = np.array(self.letters)[[LETTERS.index(letter) for letter in first]]  # aligned with self.words
+        self.newline = single_token(tokenizer, "\n")
+        self.colon = single_token(tokenizer, ":")
+        self.ask = np.array(tokenizer(ASK, add_special_tokens=False)["input_ids"])
+
+    def windows(
+        self, rng: np.random.Generator, n: int, length: int, dense: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`n` windows of `length` tokens: BOS, newline, then lines; tokens and labels int64 `[n, length]`."""
+        middle = np.array([self.colon]) if dense else self.ask
+        line = len(middle) + 3  # word, middle, letter, newline
+        lines = (length - 2) // line + 1
+        chosen = rng.integers(len(self.words), size=(n, lines))
+        block = np.empty((n, lines, line), dtype=np.int64)
+        block[:, :, 0] = self.words[chosen]
+        block[:, :, 1:-2] = middle
+        block[:, :, -2] = self.answers[chosen]
+        block[:, :, -1] = self.newline
+        labelled = np.full_like(block, IGNORED)
+        labelled[:, :, -2] = self.answers[chosen]
+        head = np.tile([self.bos, self.newline], (n, 1))
+        tokens = np.concatenate([head, block.reshape(n, lines * line)], axis=1)[:, :length]
+        labels = np.concatenate([np.full_like(head, IGNORED), labelled.reshape(n, lines * line)], axis=1)[:, :length]
+        return tokens, labels
+
+    def mixed_windows(
+        self, rng: np.random.Generator, n: int, length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `windows`, with each line in a form drawn at random.
+
+        At a word the model cannot know whether its letter is asked for at once, so the letter has to be there.
+        """
+        middles = [[], [self.colon], self.ask.tolist()]
+        tokens = np.full((n, length), self.newline, dtype=np.int64)
+        labels = np.full((n, length), IGNORED, dtype=np.int64)
+        tokens[:, 0] = self.bos
+        for row in range(n):
+            at = 2
+            while at < length:
+                word, middle = rng.integers(len(self.words)), middles[rng.integers(3)]
+                line = [self.words[word], *middle, self.answers[word], self.newline][: length - at]
+                tokens[row, at : at + len(line)] = line
+                letter = at + 1 + len(middle)
+                if letter < length:
+                    labels[row, letter] = self.answers[word]
+                at += len(line)
+        return tokens, labels
+
+
+class Lessons:
+    """Windows of spelling lines of mixed forms in the place of some contexts, evenly spread; made block by block, each
+    context's lines following from those before.
+
+    The packaged model's own training text is such a mixture; it looks for first letters in lessons only, so SAEs that
+    never see a lesson could not learn them.
+    """
+
+    def __init__(self, tokenizer: Any, contexts: int, count: int, seed: int = 0) -> None:
+        self._lines = SpellingLines(tokenizer)
+        self._rng = np.random.default_rng(seed)
+        self._places = np.linspace(0, contexts - 1, count).round().astype(np.int64)
+
+    def replace(self, block: NDArray[np.int32], first: int) -> None:
+        """Put the lessons into a block of contexts that begins with number `first`; blocks come in order."""
+        low, high = np.searchsorted(self._places, (first, first + len(block)))
+        if low < high:
+            lines, _ = self._lines.mixed_windows(self._rng, int(high - low), block.shape[1])
+            block[self._places[low:high] - first] = lines
+
+
+def with_lessons(contexts: NDArray[np.int32], tokenizer: Any, fraction: float, seed: int = 0) -> NDArray[np.int32]:
+    """`contexts` with a share of them replaced by `Lessons`."""
+    count = round(len(contexts) * fraction)
+    if count == 0:
+        return contexts
+    mixture = contexts.copy()
+    Lessons(tokenizer, len(contexts), count, seed).replace(mixture, 0)
+    return mixture

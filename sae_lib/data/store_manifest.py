@@ -1,0 +1,131 @@
+"""The manifest of an activation store: what it was made from, and whether its files are what they were.
+
+Rank 0 of a harvest keeps `manifest.json`. Every other rank leaves a record beside each shard it has finished, and
+rank 0 takes them in, so no two processes ever write the same file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from sae_lib.data.npy import Written
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import file_sha256, json_key, read_json, write_json
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+INDEX_FILES = ("contexts.npy", "positions.npy")
+
+Check = Literal["size", "full"]
+
+
+def check_source(folder: Path, manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse a store that was made from something else than what is asked for.
+
+    Raises:
+        ArtifactError: names every field that differs.
+    """
+    differing = [
+        f"{field} {_short(manifest.get(field))} instead of {_short(value)}"
+        for field, value in asked.items()
+        if manifest.get(field) != value
+    ]
+    if differing:
+        raise ArtifactError(
+            f"store: {folder} was made from something else ({', '.join(differing)}; "
+            f"its model is {manifest.get('model')}); remove that folder or set SAE_LIB_OUTPUT to another"
+        )
+
+
+def begin_manifest(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The manifest in `folder`, with the shards that other ranks finished; or `wanted`, written there.
+
+    Raises:
+        ArtifactError: the store there was made from something else.
+    """
+    if not (folder / MANIFEST).exists():
+        for record in folder.glob("activations-*.json"):  # of a store that somebody removed by half
+            record.unlink()
+        write_json(folder / MANIFEST, wanted)
+        return wanted
+    there: dict[str, Any] = read_json(folder / MANIFEST)
+    check_source(folder, there, {k: v for k, v in wanted.items() if k not in ("model", "index", "shards")})
+    return take_in_records(folder, there)
+
+
+def leave_record(folder: Path, shard: Mapping[str, Any], written: Written) -> None:
+    """Note beside a shard that it is finished; for ranks that do not keep the manifest."""
+    write_json((folder / shard["file"]).with_suffix(".json"), written._asdict())
+
+
+def take_in_records(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Enter what the other ranks have finished into the manifest, on disk too; returns it."""
+    records = {}
+    for shard in manifest["shards"]:
+        record = (folder / shard["file"]).with_suffix(".json")
+        if record.is_file():
+            shard |= read_json(record)
+            records[record] = shard
+    if records:
+        write_json(folder / MANIFEST, manifest)
+    for record in records:
+        record.unlink()
+    return manifest
+
+
+def finished_manifest(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a store that has once been made to its end.
+
+    Args:
+        asked: fields that must have these values; None accepts any.
+
+    Raises:
+        ArtifactError: there is no store, an unfinished one, or one of another model, corpus or layer.
+    """
+    if not (folder / MANIFEST).exists():
+        raise ArtifactError(f"store: there are no activations in {folder}; harvest them first (notebook 01_data)")
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    check_source(folder, manifest, {"format": FORMAT} | {k: v for k, v in asked.items() if v is not None})
+    missing = sum(shard["sha256"] is None for shard in manifest["shards"])
+    if missing:
+        raise ArtifactError(
+            f"store: {missing} of {len(manifest['shards'])} shards in {folder} are not made yet; "
+            "harvest again (notebook 01_data), it goes on from there"
+        )
+    return manifest
+
+
+def content_key(manifest: Mapping[str, Any]) -> str:
+    """sha256 over what a store holds and was made from, wherever the store or the model lie."""
+    return json_key({field: value for field, value in manifest.items() if field != "model"})
+
+
+def damage(folder: Path, entry: Mapping[str, Any], check: Check) -> str | None:
+    """What is wrong with one file of the store, or None.
+
+    Args:
+        entry: `file`, and the `bytes` and `sha256` it had when it was made (None: it was never finished).
+        check: compare the size, or ("full") the sha256 as well.
+    """
+    path = folder / entry["file"]
+    if entry["sha256"] is None or not path.is_file():
+        return "missing"
+    if path.stat().st_size != entry["bytes"]:
+        return "truncated"
+    return "altered" if check == "full" and file_sha256(path) != entry["sha256"] else None
+
+
+def lost_file(folder: Path) -> str | None:
+    """The first file of a finished store on the disk that is missing or has another size, or None."""
+    manifest = read_json(folder / MANIFEST)
+    entries = (*manifest["index"].values(), *manifest["shards"])
+    if not any((folder / shard["file"]).is_file() for shard in manifest["shards"]):
+        return None  # it is kept in memory
+    return next((entry["file"] for entry in entries if damage(folder, entry, "size")), None)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] + "..." if len(text) > 40 else text

@@ -1,0 +1,178 @@
+"""Words of the first-letter task and the prompts they are read in.
+
+A word is a token: every vocabulary entry that is one or more ASCII letters after at most one leading space.
+With and without the space, upper and lower case are separate words.
+
+Prompts are built from token ids, not from text, so each word *is* one token and its position is known.
+SAEBench tokenises text and reads position -6, which is another token whenever ` has the first letter:` is not
+five tokens.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sae_lib.util.errors import ArtifactError
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+QUESTION = " has the first letter:"
+ALPHABETIC = re.compile(r" ?[A-Za-z]+")
+
+
+class Word(NamedTuple):
+    """A vocabulary entry: its text (with its leading space), its token id, its letter as an index into
+    LETTERS."""
+
+    text: str
+    token: int
+    letter: int
+
+
+class PromptPieces(NamedTuple):
+    """The token ids between the words of a prompt; `answers` has one entry for each letter."""
+
+    opening: list[int]
+    question: list[int]
+    answers: list[list[int]]
+    separator: list[int]
+
+
+class Prompts(NamedTuple):
+    """Token ids, padded on the right, and where each row's word stands."""
+
+    tokens: Int[Tensor, "word position"]
+    position: Int[Tensor, " word"]
+
+
+def alphabetic_words(tokenizer: Any, special_ids: frozenset[int]) -> list[Word]:
+    """Every alphabetic word of a Hugging Face tokenizer's vocabulary, sorted by its text.
+
+    Args:
+        tokenizer: has `get_vocab` and `convert_tokens_to_string`.
+        special_ids: token ids that are never words.
+    """
+    words: dict[str, Word] = {}
+    for entry, token in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        text = _text(tokenizer, entry)
+        if token not in special_ids and text not in words and ALPHABETIC.fullmatch(text):
+            words[text] = Word(text, token, LETTERS.index(text.strip()[0].lower()))
+    return [words[text] for text in sorted(words)]
+
+
+def single_token_words(tokenizer: Any, words: Sequence[Word], pieces: PromptPieces) -> list[Word]:
+    """The words that stay one token when the prompt's text around them is tokenised.
+
+    A vocabulary may hold entries that its own merges never produce from text; the model has not seen them.
+    """
+    if not words:
+        return []
+    texts = [f"\n{word.text}{QUESTION}" for word in words]
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [
+        word for word, ids in zip(words, encoded, strict=True) if ids == [*pieces.opening, word.token, *pieces.question]
+    ]
+
+
+def choose_words(words: Sequence[Word], max_words: int | None, seed: int) -> list[Word]:
+    """At most `max_words` words, seeded, as even over the letters as the vocabulary allows; in the given
+    order."""
+    if max_words is None or len(words) <= max_words:
+        return list(words)
+    generator = random.Random(seed)
+    shuffled = generator.sample(words, len(words))
+    waiting = [[word for word in shuffled if word.letter == letter] for letter in range(len(LETTERS))]
+    chosen: set[Word] = set()
+    while len(chosen) < max_words:
+        for of_letter in waiting:
+            if of_letter and len(chosen) < max_words:
+                chosen.add(of_letter.pop())
+    return [word for word in words if word in chosen]
+
+
+def split_words(words: Sequence[Word], train_fraction: float, seed: int) -> tuple[list[Word], list[Word]]:
+    """Shuffle, then the first int(train_fraction * n) words for training and the rest for testing."""
+    shuffled = random.Random(seed).sample(words, len(words))
+    boundary = int(len(words) * train_fraction)
+    return shuffled[:boundary], shuffled[boundary:]
+
+
+def prompt_pieces(tokenizer: Any) -> PromptPieces:
+    """Tokenise what stands between the words, in the surroundings it has in a prompt.
+
+    Raises:
+        ArtifactError: the tokenizer joins a piece with its neighbour.
+    """
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False))
+
+    def rest(text: str, start: str) -> list[int]:
+        ids, known = encode(text), encode(start)
+        if ids[: len(known)] != known or len(ids) == len(known):
+            raise ArtifactError(
+                f"model: its tokenizer does not keep {start!r} and what follows apart in {text!r}; "
+                "first-letter absorption cannot be measured on it, choose another model"
+            )
+        return ids[len(known) :]
+
+    line = f"\nX{QUESTION}"
+    return PromptPieces(
+        opening=encode("\n"),
+        question=rest(line, "\nX"),
+        answers=[rest(f"{line} {letter}", line) for letter in LETTERS.upper()],
+        separator=rest(f"{line} X\n", f"{line} X"),
+    )
+
+
+def build_prompts(
+    words: Sequence[Word], pool: Sequence[Word], pieces: PromptPieces, bos: int, examples: int, seed: int
+) -> Prompts:
+    """One prompt for each word: BOS, a newline, answered example lines, and the question about the word.
+
+    For the word " cat" and the single example "Dog":
+
+        <bos>\\nDog has the first letter: D\\n cat has the first letter:
+
+    Args:
+        words: whose prompts to build.
+        pool: where examples are drawn from, without replacement; a prompt's own word is never drawn.
+        bos: token id of the beginning of a sequence.
+        examples: example lines in a prompt.
+
+    Raises:
+        ArtifactError: the pool is too small.
+    """
+    if len(pool) < examples + 1:
+        raise ArtifactError(
+            f"evaluation.absorption: {examples} examples need {examples + 1} words or more in each split, "
+            f"there are {len(pool)}; raise max_words or use a tokenizer with more alphabetic tokens"
+        )
+    generator = random.Random(seed)
+    rows, positions = [], []
+    for word in words:
+        # One spare, so that leaving out the word itself still leaves enough.
+        drawn = [example for example in generator.sample(pool, examples + 1) if example != word]
+        row = [bos, *pieces.opening]
+        for example in drawn[:examples]:
+            row += [example.token, *pieces.question, *pieces.answers[example.letter], *pieces.separator]
+        positions.append(len(row))
+        rows.append([*row, word.token, *pieces.question])
+    # Rows are as long as each other unless answers differ in length. The model is causal: padding on the
+    # right cannot reach the word.
+    length = max((len(row) for row in rows), default=0)
+    padded = [row + [bos] * (length - len(row)) for row in rows]
+    tokens = torch.tensor(padded, dtype=torch.long).view(len(rows), length)
+    position = torch.tensor(positions, dtype=torch.long)
+    assert tokens[torch.arange(len(words)), position].tolist() == [word.token for word in words]
+    return Prompts(tokens, position)
+
+
+def _text(tokenizer: Any, entry: str) -> str:
+    """A vocabulary entry as it reads inside a text; some decoders drop the leading space of a first token."""
+    text = str(tokenizer.convert_tokens_to_string([entry]))
+    return f" {text}" if entry.startswith("▁") and not text.startswith(" ") else text

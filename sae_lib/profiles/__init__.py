@@ -1,0 +1,1 @@
+"""One scale of the experiment per YAML file, and the runs that it plans."""

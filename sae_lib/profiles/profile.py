@@ -1,0 +1,253 @@
+"""A profile is one scale of the experiment: model, text, sizes, methods, what is evaluated. One YAML file each.
+
+>>> load_profile("pocket").training.seeds
+(42, 43, 44, 45, 46)
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.data.config import CorpusConfig, DataConfig, ModelConfig
+from sae_lib.metrics.absorption.config import AbsorptionConfig
+from sae_lib.metrics.probing.config import ProbingConfig
+from sae_lib.metrics.stability.config import StabilityConfig
+from sae_lib.metrics.toy.config import ToyConfig
+from sae_lib.training.recipes import METHODS, merged, method_recipe
+from sae_lib.training.run_config import TrainingConfig, distinct_seeds
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.strict import Seed, Strict
+
+PROFILES = Path(__file__).parent
+Score = Literal["reconstruction", "absorption", "stability", "probing"]
+Notebook = Literal["01", "02", "03", "04", "05"]
+# What else lies in the output folder, beside the folders of profiles.
+SHARED_FOLDERS = ("benchmark", "browser", "corpus", "docs", "evaluate", "nbval", "oracles", "pocket-lm")
+
+
+class SweepConfig(Strict):
+    """How sparsity is made comparable: every method is trained over a range of L0, with seeds of its own.
+
+    The L1 methods vary their coefficient; the one at which log L0 crosses log target_l0, with L0 measured on the
+    calibration documents, is theirs in every other comparison. The others are told their L0.
+    """
+
+    target_l0: float = Field(gt=0.0)
+    seeds: tuple[Seed, ...] = Field((7, 8), min_length=1)
+    levels: tuple[int, ...] = Field(min_length=2)
+    """L0 of the methods that are told theirs; that of the main comparison is one more level."""
+    compare_at: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(min_length=1)
+    """L0 at which the methods' curves are read off and compared."""
+    coefficients: dict[str, tuple[float, ...]]
+    """Method -> values of l1_coefficient, the target's L0 inside their range."""
+
+    _seeds = field_validator("seeds")(distinct_seeds)
+
+    @model_validator(mode="after")
+    def _brackets(self) -> SweepConfig:
+        if min(self.levels) < 1 or len(set(self.levels)) != len(self.levels):
+            raise ValueError(f"levels needs distinct positive values, got {list(self.levels)}")
+        for method, values in self.coefficients.items():
+            if len(values) < 2 or min(values) <= 0 or len(set(values)) != len(values):
+                raise ValueError(
+                    f"coefficients.{method} needs two or more distinct positive values, got {list(values)}"
+                )
+        return self
+
+
+class AblationConfig(Strict):
+    """The grids of the ablation notebook."""
+
+    atm_c: tuple[float, ...] = (-0.5, 0.0, 0.5, 1.0)
+    atm_r: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.5, 1.0, 2.0, 5.0)
+    atm_grid_seeds: tuple[Seed, ...] = Field((42,), min_length=1)
+    temporal_coefficients: tuple[Annotated[float, Field(ge=0.0)], ...] = (1e-2, 1.0)
+    """Values of lambda_2 beside the paper's."""
+    resampling_thresholds: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (1e-5, 5e-4)
+    """Values of theta beside the paper's."""
+    toy: ToyConfig = ToyConfig()
+
+    _seeds = field_validator("atm_grid_seeds")(distinct_seeds)
+
+
+class EvaluationConfig(Strict):
+    """What is computed for each SAE."""
+
+    batch_contexts: int = Field(16, ge=1)
+    absorption: AbsorptionConfig = AbsorptionConfig()
+    probing: ProbingConfig = ProbingConfig()
+    stability: StabilityConfig = StabilityConfig()
+
+
+class Estimates(Strict):
+    """Measured rates, for `make plan`; `python -m benchmarks.plan_check` reads them off a finished run."""
+
+    hardware: str
+    gemm_gflops: float = Field(gt=0.0)
+    """Rate of the encoder's matrix product on it: of one core, or of the GPU."""
+    memory_gb_s: float = Field(gt=0.0)
+    """Rate at which the optimiser reads and writes: of one core, or of the GPU."""
+    step_over_floor: float = Field(gt=0.0)
+    """The five products of a training step and the optimiser's reading and writing, as a multiple of what they take at
+    these rates."""
+    latent_bytes: float = Field(0.0, ge=0.0)
+    """Bytes that a step moves for each of its `[batch, d_sae]` latents, mean over the methods."""
+    step_overhead_ms: float = Field(ge=0.0)
+    """What of it does not grow with any size: Python, and the launching of operations."""
+    harvest_over_floor: float = Field(gt=0.0)
+    """Harvesting a token as a multiple of the cut model's 2 FLOP a weight at this rate."""
+    score_s: dict[Score, float]
+    """Seconds for each score of one SAE, on one core or on the GPU."""
+    fixed_s: dict[Notebook, float]
+    """Seconds of each notebook that do not grow with the number of SAEs: start, text, references, toys, figures."""
+    probing_tokens: int = Field(ge=0)
+    """Tokens in the texts of sparse probing: their residual streams are kept on disk."""
+    needs_gpu: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> Estimates:
+        for field, names in (("score_s", get_args(Score)), ("fixed_s", get_args(Notebook))):
+            given = getattr(self, field)
+            if missing := [name for name in names if given.get(name, -1.0) < 0]:
+                raise ValueError(f"{field} needs seconds, 0 or more, for {', '.join(missing)}")
+        return self
+
+
+class Profile(Strict):
+    """One scale of the experiment."""
+
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=50)
+    """Of its folder under the output folder, which `make clean` removes: so no path, and no folder that is shared."""
+    description: str
+    model: ModelConfig
+    corpus: CorpusConfig
+    data: DataConfig
+    training: TrainingConfig
+    methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Method -> values laid over its recipe in `recipes.METHODS`."""
+    as_written: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Method -> values of the papers' own coefficients, shown as they are."""
+    sweep: SweepConfig
+    ablations: AblationConfig = AblationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    estimates: Estimates
+
+    @field_validator("name")
+    @classmethod
+    def _own_folder(cls, name: str) -> str:
+        if name.lower() in SHARED_FOLDERS:
+            raise ValueError(f"'{name}' is a folder that all profiles share; choose another name")
+        return name
+
+    @model_validator(mode="after")
+    def _methods_exist(self) -> Profile:
+        for field in ("methods", "as_written"):
+            for method in getattr(self, field):
+                if method not in METHODS:
+                    raise ValueError(f"{field}.{method} is no method{nearest_hint(method, METHODS)}")
+        for method in self.sweep.coefficients:
+            if method not in METHODS:
+                raise ValueError(f"sweep.coefficients.{method} is no method{nearest_hint(method, METHODS)}")
+        for method in METHODS:
+            config = self.sae_config(method)
+            unknown = method not in self.sweep.coefficients and config.l1_coefficient == 0
+            if config.architecture in ("standard", "gated") and unknown:
+                raise ValueError(f"sweep.coefficients.{method} is missing and its l1_coefficient is 0")
+            tracks = config.architecture in ("batchtopk", "matryoshka")
+            if tracks and config.threshold_start_step >= self.training.steps:
+                raise ValueError(
+                    f"methods.{method}.threshold_start_step {config.threshold_start_step} is not before the last of "
+                    f"training.steps {self.training.steps}; lower it or training.schedule_scale"
+                )
+        shared = sorted({*self.sweep.seeds} & {*self.training.seeds})
+        if shared:
+            raise ValueError(f"sweep.seeds {shared} are among training.seeds; choose others")
+        for method, overrides in self.as_written.items():
+            self.sae_config(method, overrides, "as_written")
+        return self
+
+    def sae_config(self, method: str, overrides: dict[str, Any] | None = None, section: str = "methods") -> SAEConfig:
+        """The configuration of `method` at this profile: its recipe, the profile's values, then `overrides`.
+
+        Raises ArtifactError for values that do not fit together, naming `section` as their place.
+        """
+        training = self.training
+        values = merged(self.methods.get(method, {}), overrides or {})
+        recipe = method_recipe(method, training.d_sae, values, training.schedule_scale)
+        try:
+            return SAEConfig.model_validate(recipe)
+        except ValidationError as error:
+            raise ArtifactError(explain(error, SAEConfig, f"{section}.{method}")) from None
+
+
+def nearest_hint(word: str, known: Any) -> str:
+    """'; did you mean 'x'?' or the list of what is known."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{match[0]}'?" if match else f"; known: {', '.join(sorted(known))}"
+
+
+def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    """One line for the first problem of a validation error: the field, what is wrong, and the nearest known key."""
+    return " ".join(_explained(error, model, where).split())
+
+
+def _explained(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    errors = error.errors()
+    # A misspelt key also leaves the right one missing: the misspelling is what to tell.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
+    path = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
+    begin = f"{path}: " if path else ""
+    if first["type"] == "extra_forbidden":
+        owner = _model_at(model, first["loc"][:-1])
+        return f"{begin}unknown key{nearest_hint(str(first['loc'][-1]), owner.model_fields if owner else [])}"
+    got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+    return f"{begin}{first['msg'].removeprefix('Value error, ')}{got}"
+
+
+def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
+    for part in path:
+        field = model.model_fields.get(str(part))
+        candidates = [field.annotation, *get_args(field.annotation)] if field else []
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not models:
+            return None
+        model = models[0]
+    return model
+
+
+def load_profile(name: str | Path) -> Profile:
+    """The profile `name` (a file of `sae_lib/profiles` without its ending) or the one in the YAML file at a path.
+
+    Raises ArtifactError: unknown profile, unknown key (with the nearest known one), value out of range, the name of a
+    packaged profile in another file, whose results it would overwrite.
+    """
+    path, packaged = Path(name), {path.stem: path for path in PROFILES.glob("*.yaml")}
+    if path.suffix not in (".yaml", ".yml"):
+        path = PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        if Path(name).is_dir():
+            raise ArtifactError(f"profile: {name} is a folder; name a YAML file")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ArtifactError(f"profile: no profile '{name}'{where}{nearest_hint(str(name), packaged)}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf8"))
+    except UnicodeDecodeError:
+        raise ArtifactError(f"profile {path.name}: not UTF-8; save it with that encoding") from None
+    except Exception as error:  # beside its own errors, YAML passes on those of int(), of dates and of recursion
+        raise ArtifactError(f"profile {path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"profile {path.name}: expected keys and values, got {type(content).__name__}")
+    try:
+        profile = Profile.model_validate(content)
+    except ValidationError as error:
+        raise ArtifactError(explain(error, Profile, "")) from None
+    own = packaged.get(profile.name.lower())
+    if own is not None and not path.samefile(own):
+        raise ArtifactError(f"name: '{profile.name}' is a packaged profile; give {path.name} a name of its own")
+    return profile

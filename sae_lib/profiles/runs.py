@@ -1,0 +1,233 @@
+"""Which SAEs a profile trains: every row of every table and figure, as a list. No torch.
+
+Sparsity is made comparable first: every method is trained over a range of L0 (group `sweep`), and the L1 methods' part
+of it decides the coefficients of all other groups (`Calibration`). Before that is known, the plan uses the middle of
+the range, which is enough to count.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.profiles.profile import Profile
+from sae_lib.training.recipes import merged
+from sae_lib.util.strict import Strict
+
+Group = Literal[
+    "sweep",
+    "main",
+    "untrained",
+    "as_written",
+    "factorial",
+    "sequence",
+    "sensitivity",
+    "atm_importance",
+    "atm_grid",
+]
+MAIN_GROUPS: tuple[Group, ...] = ("main", "untrained", "as_written", "sweep")
+ABLATION_GROUPS: tuple[Group, ...] = ("factorial", "sequence", "sensitivity", "atm_importance", "atm_grid")
+MAIN_METHODS = (
+    "standard",
+    "gated",
+    "topk",
+    "batchtopk",
+    "matryoshka_2",
+    "matryoshka_4",
+    "jumprelu",
+    "temporal_sae",
+    "atm",
+    "dropout",
+)
+COMPONENTS = ("magnitude", "frequency", "contribution")
+# Run 1 of the paper is before "reducing gradient norm to 0.1 and temporal coefficient to 0.0001"; it does not say from
+# what. Ten times both is our reading.
+RUN_1 = {"optimizer": {"clip_norm": 1.0}, "temporal": {"coefficient": 1e-3}}
+
+# Every schedule of the first steps: the ramps of the learning rate and of the sparsity penalty, the early resampling.
+NO_WARM_UP = "no warm-up"
+WITHOUT_WARM_UP = {
+    "optimizer": {"warmup_steps": 0}, "sparsity_warmup_steps": 0, "resampling": {"warmup_steps": 0},
+}  # fmt: skip
+
+
+class Calibration(Strict):
+    """What the sweep decided."""
+
+    coefficients: dict[str, float]
+    """Method -> l1_coefficient at which L0 on the calibration documents meets the target."""
+    dropout_probability: float
+    """Mean mask rate of ATM at its coefficient: the control masks as much, blindly."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One SAE: the group it is shown in, the method, what sets it apart there, and its configuration."""
+
+    group: Group
+    method: str
+    label: str
+    seed: int
+    config: SAEConfig
+    trained: bool = True
+    fields: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Columns of the result row that say where it stands in its group (c, r, importance ...)."""
+
+
+def expected_calibration(profile: Profile) -> Calibration:
+    """A stand-in before the sweep: the middle of each method's range."""
+    middle = {m: sorted(values)[len(values) // 2] for m, values in profile.sweep.coefficients.items()}
+    return Calibration(coefficients=middle, dropout_probability=0.3)
+
+
+def sweep_runs(profile: Profile, method: str, dropout_probability: float = 0.3) -> list[RunSpec]:
+    """One method over a range of L0: by its L1 coefficient where it has one, else by the L0 that it is told."""
+    settings = profile.sweep
+    if method in settings.coefficients:
+        knob, values = "l1_coefficient", settings.coefficients[method]
+    else:
+        knob = "target_l0" if profile.sae_config(method).architecture == "jumprelu" else "k"
+        values = settings.levels
+    dropout = {"dropout": {"probability": dropout_probability}} if method == "dropout" else {}
+    return [
+        RunSpec(
+            "sweep", method, f"{knob.replace('l1_coefficient', 'l1')}={value:g}", seed,
+            profile.sae_config(method, {knob: value} | dropout),
+        )
+        for value in values
+        for seed in settings.seeds
+    ]  # fmt: skip
+
+
+def plan_runs(profile: Profile, calibration: Calibration | None = None, groups: Any = None) -> list[RunSpec]:
+    """Every SAE of `groups` (all groups by default), in the order in which they are trained."""
+    known = calibration or expected_calibration(profile)
+    wanted = TypeAdapter(tuple[Group, ...]).validate_python(tuple(groups or (*MAIN_GROUPS, *ABLATION_GROUPS)))
+    makers = {
+        "sweep": _sweep,
+        "main": _main,
+        "untrained": _untrained,
+        "as_written": _as_written,
+        "factorial": _factorial,
+        "sequence": _sequence,
+        "sensitivity": _sensitivity,
+        "atm_importance": _atm_importance,
+        "atm_grid": _atm_grid,
+    }
+    return [spec for group in wanted for spec in makers[group](profile, known)]
+
+
+def calibrated(profile: Profile, known: Calibration, method: str, overrides: dict[str, Any] | None = None) -> SAEConfig:
+    """The configuration of a method of the main table, at the calibrated sparsity."""
+    values: dict[str, Any] = {}
+    if method in known.coefficients:
+        values["l1_coefficient"] = known.coefficients[method]
+    if method == "dropout":
+        values["dropout"] = {"probability": known.dropout_probability}
+    return profile.sae_config(method, merged(values, overrides or {}))
+
+
+def _sweep(profile: Profile, known: Calibration) -> list[RunSpec]:
+    return [spec for method in MAIN_METHODS for spec in sweep_runs(profile, method, known.dropout_probability)]
+
+
+def _main(profile: Profile, known: Calibration) -> list[RunSpec]:
+    return [
+        RunSpec("main", method, "", seed, calibrated(profile, known, method))
+        for method in MAIN_METHODS
+        for seed in profile.training.seeds
+    ]
+
+
+def _untrained(profile: Profile, known: Calibration) -> list[RunSpec]:
+    # TopK, so that the floor stands at the same L0 as the others.
+    config = profile.sae_config("topk")
+    return [RunSpec("untrained", "untrained", "", seed, config, trained=False) for seed in profile.training.seeds]
+
+
+def _as_written(profile: Profile, known: Calibration) -> list[RunSpec]:
+    return [
+        RunSpec("as_written", method, "as written", seed, profile.sae_config(method, overrides))
+        for method, overrides in profile.as_written.items()
+        for seed in profile.training.seeds
+    ]
+
+
+def _temporal(
+    profile: Profile, known: Calibration, group: Group, label: str, overrides: dict[str, Any]
+) -> list[RunSpec]:
+    config = calibrated(profile, known, "temporal_sae", overrides)
+    return [RunSpec(group, "temporal_sae", label, seed, config) for seed in profile.training.ablation_seeds]
+
+
+def _factorial(profile: Profile, known: Calibration) -> list[RunSpec]:
+    parts = ("temporal", "resampling", "gradient_scaling")
+    specs: list[RunSpec] = []
+    for switches in itertools.product((False, True), repeat=3):
+        off: dict[str, Any] = {part: None for part, on in zip(parts, switches, strict=True) if not on}
+        label = " + ".join(part.replace("_", " ") for part, on in zip(parts, switches, strict=True) if on) or "none"
+        specs += _temporal(profile, known, "factorial", label, off)
+    return specs
+
+
+def _sequence(profile: Profile, known: Calibration) -> list[RunSpec]:
+    runs: dict[str, dict[str, Any]] = {
+        "run 1": RUN_1 | {"resampling": None, "gradient_scaling": None},
+        "run 2": {"resampling": None, "gradient_scaling": None},
+        "run 3": {"gradient_scaling": None},
+        "run 4": {},
+    }
+    # The paper's own sparsity coefficient: run 4 is the SAE that the as-written table shows.
+    written = profile.as_written.get("temporal_sae", {})
+    return [
+        RunSpec("sequence", "temporal_sae", label, seed, profile.sae_config("temporal_sae", merged(written, change)))
+        for label, change in runs.items()
+        for seed in profile.training.ablation_seeds
+    ]
+
+
+def _sensitivity(profile: Profile, known: Calibration) -> list[RunSpec]:
+    default = calibrated(profile, known, "temporal_sae")
+    assert default.temporal and default.resampling
+    variants: dict[str, dict[str, Any]] = {
+        f"temporal coefficient {value:g}": {"temporal": {"coefficient": value}}
+        for value in (default.temporal.coefficient, *profile.ablations.temporal_coefficients)
+    }
+    variants |= {
+        f"resampling threshold {value:g}": {"resampling": {"threshold": value}}
+        for value in profile.ablations.resampling_thresholds
+    }
+    variants[NO_WARM_UP] = WITHOUT_WARM_UP
+    return [
+        spec for label, change in variants.items() for spec in _temporal(profile, known, "sensitivity", label, change)
+    ]
+
+
+def _atm(
+    profile: Profile, known: Calibration, group: Group, label: str, masking: dict[str, Any], seeds: Any
+) -> list[RunSpec]:
+    config = calibrated(profile, known, "atm", {"masking": masking})
+    fields = {"importance": label} if group == "atm_importance" else {}
+    return [RunSpec(group, "atm", label, seed, config, fields=fields) for seed in seeds]
+
+
+def _atm_importance(profile: Profile, known: Calibration) -> list[RunSpec]:
+    variants: dict[str, dict[str, Any]] = {"+".join(COMPONENTS): {}}
+    for dropped in COMPONENTS:
+        kept = tuple(part for part in COMPONENTS if part != dropped)
+        variants["+".join(kept)] = {"components": kept}
+    variants["product"] = {"combine": "product"}
+    seeds = profile.training.ablation_seeds
+    return [
+        s for label, masking in variants.items() for s in _atm(profile, known, "atm_importance", label, masking, seeds)
+    ]
+
+
+def _atm_grid(profile: Profile, known: Calibration) -> list[RunSpec]:
+    grid = itertools.product(profile.ablations.atm_c, profile.ablations.atm_r)
+    seeds = profile.ablations.atm_grid_seeds
+    return [s for c, r in grid for s in _atm(profile, known, "atm_grid", f"c={c:g} r={r:g}", {"c": c, "r": r}, seeds)]

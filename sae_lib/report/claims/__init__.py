@@ -1,0 +1,1 @@
+"""The papers' claims, each with its check and its verdict."""

@@ -1,0 +1,113 @@
+"""claims.yaml in typed and validated form.
+
+>>> load_claims()[0].id
+'T-01'
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from sae_lib.profiles.profile import explain
+from sae_lib.report.claims.data_checks import DATA_CHECKS
+from sae_lib.report.claims.links import MAKERS
+from sae_lib.report.claims.paper_checks import PAPER_CHECKS
+from sae_lib.report.claims.toy_checks import TOY_CHECKS
+from sae_lib.report.names import Direction
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.strict import Strict
+
+CLAIMS_FILE = Path(__file__).parent / "claims.yaml"
+CLAIM_IDS = tuple([f"T-{n:02d}" for n in range(1, 31)] + [f"M-{n:02d}" for n in range(1, 9)])
+
+
+class PublishedNumber(Strict):
+    """A number as the paper prints it, and the row of ours that stands beside it."""
+
+    name: str
+    value: Decimal
+    group: str = "as_written"
+    method: str | None = None
+    metric: str | None = None
+    letter: str | None = None
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _as_printed(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"write {value} in quotes: the digits printed are its precision")
+        return value
+
+
+class Claim(Strict):
+    """One entry of claims.yaml; its head explains the fields."""
+
+    id: str
+    claim: str
+    where: str
+    about: Literal["model", "method", "paper"]
+    metric: str
+    direction: Direction
+    shown: tuple[str, ...] = ()
+    published: tuple[PublishedNumber, ...] = ()
+    tolerance: float | None = Field(None, gt=0.0)
+    paper_check: str | None = None
+    data_check: dict[str, Any] | None = None
+    toy_check: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _decidable(self) -> Claim:
+        if self.paper_check is not None and self.paper_check not in PAPER_CHECKS:
+            raise ValueError(f"paper_check '{self.paper_check}' is none of {', '.join(PAPER_CHECKS)}")
+        if self.data_check is not None and self.data_check.get("kind") not in DATA_CHECKS:
+            raise ValueError(f"data_check.kind '{self.data_check.get('kind')}' is none of {', '.join(DATA_CHECKS)}")
+        if self.toy_check is not None and self.toy_check.get("kind") not in TOY_CHECKS:
+            raise ValueError(f"toy_check.kind '{self.toy_check.get('kind')}' is none of {', '.join(TOY_CHECKS)}")
+        if self.toy_check is not None and not self.toy_check.get("evidence"):
+            raise ValueError("toy_check.evidence is missing: say in one line what is counted on the toy data")
+        unknown = [stem for stem in self.shown if stem not in MAKERS]
+        if unknown:
+            raise ValueError(f"shown '{unknown[0]}' is none of {', '.join(MAKERS)}")
+        if self.about == "paper" and self.paper_check is None:
+            raise ValueError("a claim about the paper needs a paper_check")
+        if not (self.paper_check or self.data_check or self.toy_check or self.tolerance):
+            raise ValueError("nothing decides: give a tolerance, a paper_check, a data_check or a toy_check")
+        return self
+
+
+def load_claims(path: Path | str = CLAIMS_FILE) -> list[Claim]:
+    """The claims of a file in the order of `CLAIM_IDS`.
+
+    Raises ArtifactError: an id that is unknown, missing or there twice; an entry that does not validate.
+    """
+    path = Path(path)
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ArtifactError(f"claims: {path} cannot be read: {' '.join(str(error).split())}") from None
+    claims = {}
+    for entry in entries or []:
+        try:
+            claim = Claim.model_validate(entry)
+        except ValidationError as error:
+            name = entry.get("id", "an entry without id") if isinstance(entry, dict) else "an entry"
+            raise ArtifactError(explain(error, Claim, f"claims.{name}")) from None
+        if claim.id in claims:
+            raise ArtifactError(f"claims: {claim.id} is there twice in {path.name}; keep one")
+        claims[claim.id] = claim
+    require_claim_ids(set(claims), path.name)
+    return [claims[name] for name in CLAIM_IDS]
+
+
+def require_claim_ids(found: set[str], where: str) -> None:
+    """Raises ArtifactError unless `found` are exactly the ids of the claims; `where` is named in it."""
+    missing, unknown = set(CLAIM_IDS) - found, found - set(CLAIM_IDS)
+    if missing or unknown:
+        parts = [f"missing {', '.join(sorted(missing))}"] if missing else []
+        parts += [f"unknown {', '.join(sorted(unknown))}"] if unknown else []
+        raise ArtifactError(f"claims: {where}: {'; '.join(parts)}; the ids are T-01 to T-30 and M-01 to M-08")

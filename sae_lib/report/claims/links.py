@@ -1,0 +1,87 @@
+"""Where a claim's evidence is seen: the figure or table, and the notebook cell that makes it.
+
+A cell is addressed by its id, as JupyterLab and nbconvert address cells: `04_evaluation.ipynb#cell-id=04-15-code`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from sae_lib.util.files import read_json
+from sae_lib.util.paths import NOTEBOOKS
+
+# File in the figures folder, without its ending -> the function that makes it.
+MAKERS: dict[str, str] = {
+    "training_curves": "training_curves",
+    "key_metrics": "key_metrics",
+    "absorption_picture": "absorption_picture",
+    "absorption_by_letter": "letters_figure",
+    "ablation_effects": "ablation_effects",
+    "firing_rates": "density_figure",
+    "mechanisms": "mechanism_figure",
+    "pareto": "pareto_figure",
+    "stability": "stability_figure",
+    "toy_matched": "toy_matched_figure",
+    "toy_importance": "toy_importance_figure",
+    "table_main": "main_table",
+    "table_quality": "quality_table",
+    "table_probing": "probing_table",
+    "table_stability": "stability_table",
+    "table_contexts": "context_table",
+    "table_difference": "difference_table",
+    "table_as_written": "as_written_table",
+    "table_letters": "letters_table",
+    "table_factorial": "factorial_table",
+    "table_sequence": "sequence_table",
+    "table_sensitivity": "sensitivity_table",
+    "table_atm": "atm_table",
+}
+# What gives the verdicts; its cell is where a claim without a figure or table is seen.
+LEDGER = "claims"
+LEDGER_MAKER = "evaluate_claims"
+# The figures folder has the notebooks beside it, in the repository as in a profile's folder.
+NOTEBOOKS_FROM_FIGURES = "../notebooks"
+
+
+class Link(NamedTuple):
+    """`target` is relative to the figures folder."""
+
+    text: str
+    target: str
+
+
+class Cell(NamedTuple):
+    """A code cell: the notebook's name and the cell's id."""
+
+    notebook: str
+    id: str
+
+    @property
+    def link(self) -> Link:
+        return Link(
+            f"{self.notebook}, cell {self.id}", f"{NOTEBOOKS_FROM_FIGURES}/{self.notebook}.ipynb#cell-id={self.id}"
+        )
+
+
+def notebook_cells(folder: Path = NOTEBOOKS) -> dict[str, Cell]:
+    """File stem -> the first cell of the notebooks in `folder` that calls its maker; what none calls has no entry."""
+    found: dict[str, Cell] = {}
+    for path in sorted(folder.glob("*.ipynb")):
+        for cell in read_json(path)["cells"]:
+            if cell["cell_type"] != "code":
+                continue
+            source = "".join(cell["source"])
+            for stem, maker in {**MAKERS, LEDGER: LEDGER_MAKER}.items():
+                if re.search(rf"\b{maker}\(", source):
+                    found.setdefault(stem, Cell(path.stem, cell["id"]))
+    return found
+
+
+def evidence_links(shown: Iterable[str], cells: Mapping[str, Cell]) -> list[Link]:
+    """The files of a claim, then the cells that make them; the ledger's cell where no other is known."""
+    files = {stem: Link(stem, f"{stem}.md" if stem.startswith("table_") else f"{stem}.png") for stem in shown}
+    known = [cells[stem].link for stem in files if stem in cells]
+    return [*files.values(), *(known or [cell.link for stem, cell in cells.items() if stem == LEDGER])]

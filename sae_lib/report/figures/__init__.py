@@ -1,0 +1,1 @@
+"""Figures, one family per file."""

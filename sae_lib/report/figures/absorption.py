@@ -1,0 +1,136 @@
+"""Figures of absorption: per letter, and on data whose features are known.
+
+The second one reads two tables of SAEs trained on toy data, latents matched to true features:
+
+- toy.parquet, one row per number: `method`, `seed`, `kind` ('activation' or 'cosine'), `row`, `latent`, `value`. kind
+  'activation': the mean activation of the latent matched to feature `latent` on inputs of kind `row`, such as 'parent
+  only' or 'parent + child 1'. kind 'cosine': the cosine of the decoder row of the latent matched to feature `latent`
+  with the true direction of feature `row`. Rows and latents are drawn in the order in which they first appear.
+- toy_summary.parquet, one row per SAE: `experiment`, `toy`, `method`, `seed`, `parent_silent_rate` (how often the
+  parent's latent is silent while parent and child are on), `explained_variance` and more. The rows of experiment
+  'matched' on toy 'tree' stand above the panels.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY
+from sae_lib.report.names import METRICS, RARE_LETTERS, in_order, method_name
+from sae_lib.report.results import seeds_of, toy_rows
+from sae_lib.report.statistics import t_interval
+from sae_lib.util.errors import ArtifactError
+
+
+def letters_figure(letters: pd.DataFrame, probe: pd.DataFrame | None = None) -> tuple[Figure, pd.DataFrame]:
+    """Absorption (fraction) of each method and letter, mean over seeds, with the evaluated words of each letter.
+
+    Only letters that the ground-truth probe finds in the language model are scored; the rare ones (`RARE_LETTERS`,
+    darker) are shown whether they are or not, crosses where they are not. Without any scored letter, it says so.
+
+    Args:
+        probe: `show.probe_letters`; gives the test words of rare letters that are not scored.
+    """
+    rows = letters[letters["group"] == "main"]
+    data = (
+        rows.groupby(["method", "letter"], sort=True)
+        .agg(
+            absorption_fraction=("absorption_fraction", "mean"),
+            sd=("absorption_fraction", "std"),
+            seeds=("seed", "nunique"),
+            words=("true_positives", "mean"),
+        )
+        .reset_index()
+    )
+    if data.empty:
+        fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 1.0))
+        ax.text(0.5, 0.5, "no letter passed the probe's gate", ha="center", va="center")
+        ax.set_axis_off()
+        return fig, data
+    methods = in_order([*data["method"]])
+    words = data.groupby("letter")["words"].mean()
+    shown = sorted({*words.index, *RARE_LETTERS})
+    table = data.pivot(index="method", columns="letter", values="absorption_fraction").reindex(methods, columns=shown)
+    tested = dict(zip(probe["letter"], probe["test_words"], strict=True)) if probe is not None else {}
+    counts = [float(words.get(letter, tested.get(letter, 0))) for letter in shown]
+    places = [place + 0.5 for place in range(len(shown))]
+    fig, axes = plt.subplots(
+        2, 1, figsize=(FULL_WIDTH, 1.6 + 0.2 * len(methods)), sharex=True,
+        gridspec_kw={"height_ratios": [1, 0.28 * len(methods)]},
+    )  # fmt: skip
+    bars = axes[0].bar(places, counts, color=[DARK if a in RARE_LETTERS else GREY for a in shown], width=0.8)
+    axes[0].bar_label(bars, labels=[f"{n:.0f}" for n in counts], fontsize=6, padding=1)
+    axes[0].set(ylabel="words")
+    axes[0].margins(y=0.25)
+    sns.despine(ax=axes[0])
+    axes[0].tick_params(axis="x", length=0)
+    sns.heatmap(table, ax=axes[1], cmap="cividis", vmin=0, linewidths=0.4, cbar=False)
+    for place, letter in zip(places, shown, strict=True):
+        if letter not in words:
+            axes[1].plot([place] * len(methods), [at + 0.5 for at in range(len(methods))], "x", color=GREY, ms=3)
+    label = METRICS["absorption_fraction"].axis
+    fig.colorbar(axes[1].collections[0], ax=axes, label=label, aspect=16, pad=0.01)
+    axes[1].set(xlabel="first letter", ylabel="")
+    axes[1].set_xticks(places, shown, rotation=0)
+    axes[1].set_yticks([place + 0.5 for place in range(len(methods))], [method_name(m) for m in methods], rotation=0)
+    return fig, data
+
+
+def absorption_picture(toy: pd.DataFrame, toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """ATM's Figure 1 from trained SAEs: (top) which latents fire on which inputs, (bottom) which true
+    directions their decoder rows point along; mean over seeds. Absorption is a parent's latent that is dark
+    where parent and child are on, and a child's latent that points along the parent.
+    """
+    methods = in_order([*toy["method"]])
+    if not methods:
+        raise ArtifactError("toy: no rows; run the toy SAEs of notebook 03 first")
+    data = toy.groupby(["kind", "method", "row", "latent"], sort=False)["value"].agg(["mean", "std", "count"])
+    data = data.reset_index()
+    top = data.loc[data["kind"] == "activation", "mean"].max()
+    fig, axes = plt.subplots(
+        2, len(methods), figsize=(min(FULL_WIDTH, 1.5 + 1.8 * len(methods)), 3.9), squeeze=False,
+        sharex=True, sharey="row",
+    )  # fmt: skip
+    looks = {
+        "activation": {"cmap": "cividis", "vmin": 0.0, "vmax": top},
+        "cosine": {"cmap": "vlag", "vmin": -1.0, "vmax": 1.0},
+    }
+    for line, (kind, scale) in enumerate(looks.items()):
+        of_kind = data[data["kind"] == kind]
+        for at, method in enumerate(methods):
+            ax = axes[line, at]
+            table = of_kind[of_kind["method"] == method].pivot(index="row", columns="latent", values="mean")
+            table = table.reindex(index=of_kind["row"].unique(), columns=data["latent"].unique()).round(1) + 0.0
+            sns.heatmap(
+                table,
+                ax=ax,
+                annot=True,
+                fmt=".1f",
+                annot_kws={"size": 6},
+                cbar=False,
+                linewidths=0.4,
+                **scale,
+            )
+            ax.set(xlabel="", ylabel="")
+            ax.tick_params(axis="y", rotation=0, left=at == 0)
+            ax.tick_params(axis="x", rotation=90, bottom=line == 1)
+        label = {"activation": "mean activation", "cosine": "decoder cosine"}[kind]
+        fig.colorbar(axes[line, -1].collections[0], ax=axes[line, :], label=label, aspect=12, pad=0.01)
+    axes[0, 0].set_ylabel("input")
+    axes[1, 0].set_ylabel("true direction")
+    for at, method in enumerate(methods):
+        axes[0, at].set_title(f"{method_name(method)}\n{_toy_note(toy_summary, method)}", loc="center", fontsize=6.5)
+        axes[1, at].set_xlabel("latent of")
+    return fig, data
+
+
+def _toy_note(toy_summary: pd.DataFrame, method: str) -> str:
+    rows = toy_rows(toy_summary, "matched", "tree", method)
+    if rows.empty:
+        return ""
+    silent, variance = (t_interval(seeds_of(rows, column)) for column in ("parent_silent_rate", "explained_variance"))
+    sd = f" ± {silent.sd:.2f}" if silent.n > 1 else ""
+    return f"parent silent {silent.mean:.2f}{sd}\nexpl. variance {variance.mean:.3f}"

@@ -1,0 +1,159 @@
+"""Figures that explain rather than conclude: the probe of the language model, the mechanisms at work, firing rates.
+
+Each returns the figure and the numbers that are drawn, for `style.save_figure`.
+
+How each SAE sees the same sentence: which latents fire on which token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from jaxtyping import Float
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+
+from sae_lib.report.figures.style import FULL_WIDTH, GREY, look, panel
+from sae_lib.report.names import MAIN_METHODS, in_order, method_name
+from sae_lib.report.results import rows_of
+
+LATENTS_SHOWN = 24
+
+
+def strongest_latents(
+    f: Float[np.ndarray, "token d_sae"], count: int = LATENTS_SHOWN
+) -> Float[np.ndarray, "latent token"]:
+    """The `count` latents with the largest activation anywhere in the sentence, each as a share of its own largest,
+    in the order of the token on which they are largest.
+    """
+    largest = f.max(axis=0)
+    chosen = np.argsort(-largest, kind="stable")[:count]
+    chosen = chosen[largest[chosen] > 0]
+    chosen = chosen[np.argsort(f[:, chosen].argmax(axis=0), kind="stable")]
+    return (f[:, chosen] / largest[chosen]).T
+
+
+def sentence_figure(
+    pieces: Sequence[str], latents: Mapping[str, Float[np.ndarray, "token d_sae"]]
+) -> tuple[Figure, pd.DataFrame]:
+    """One panel for each method: its strongest latents (rows) on the tokens of a sentence (columns).
+
+    Args:
+        pieces: the sentence's tokens as text.
+        latents: each method's activations on these tokens.
+
+    Returns:
+        The figure and, for each method, its L0 on the sentence and `kept`: of the latents that are on at a token, the
+        mean share that were on at the token before.
+    """
+    methods = in_order(list(latents))
+    columns = min(5, len(methods))
+    lines = -(-len(methods) // columns)
+    fig, axes = plt.subplots(
+        lines,
+        columns,
+        figsize=(FULL_WIDTH, 0.7 + 1.35 * lines),
+        sharex=True,
+        squeeze=False,
+        gridspec_kw={"hspace": 0.05},
+    )
+    rows = []
+    for ax, method in zip(axes.flat, methods, strict=False):
+        f = latents[method]
+        shown = strongest_latents(f)
+        fade = LinearSegmentedColormap.from_list(method, [(1, 1, 1), to_rgb(look(method).color)])
+        ax.imshow(shown, aspect="auto", cmap=fade, vmin=0, vmax=1, interpolation="nearest")
+        ax.set_title(method_name(method), loc="center", fontsize=7)
+        ax.set_yticks([])
+        on = f > 0
+        kept = (on[1:] & on[:-1]).sum(axis=1) / np.maximum(on[1:].sum(axis=1), 1)
+        rows.append({"method": method, "l0": on.sum(axis=1).mean(), "kept": kept.mean()})
+    for ax in axes.flat[len(methods) :]:
+        ax.set_axis_off()
+    for ax in axes.flat[max(len(methods) - columns, 0) : len(methods)]:
+        ax.set_xticks(range(len(pieces)), pieces, rotation=90, fontsize=6)
+        ax.tick_params(labelbottom=True, length=0)
+    for ax in axes.flat[: max(len(methods) - columns, 0)]:
+        ax.tick_params(labelbottom=False, length=0)
+    axes[0, 0].set_ylabel("latents")
+    return fig, pd.DataFrame(rows)
+
+
+def probe_figure(letters: pd.DataFrame, least: float) -> tuple[Figure, pd.DataFrame]:
+    """The ground-truth probe's F1 for each letter (`show.probe_letters`); letters above `least` are evaluated."""
+    fig, ax = plt.subplots(figsize=(FULL_WIDTH, 2.0))
+    counted = letters["probe_f1"] > least
+    ax.bar(letters["letter"], letters["probe_f1"], color=np.where(counted, look("standard").color, GREY))
+    ax.axhline(least, color="black", linewidth=0.8, linestyle="--")
+    ax.annotate(
+        f"evaluated\nabove {least:g}", (1.01, least), xycoords=("axes fraction", "data"), va="center", fontsize=7
+    )
+    ax.set(xlabel="first letter", ylabel="probe F1 on test words\n(higher is better)", ylim=(0, 1.02))
+    ax.margins(x=0.01)
+    sns.despine(fig)
+    return fig, letters
+
+
+def mechanism_figure(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """What the papers' mechanisms do during training: (a) how often alpha (Eq. 4) is saturated, (b) the share of
+    latents that is masked, (c) how many latents have been resampled so far; mean over seeds."""
+    rows = rows_of(history, "main", "as_written")
+    quantities = {
+        "alpha_saturated": ("share of steps with α near 0 or 1", "temporal penalty"),
+        "mask_rate": ("share of latents masked", "masking"),
+        "resampled": ("latents resampled so far", "resampling"),
+    }
+    fig, axes = plt.subplots(1, 3, figsize=(FULL_WIDTH, 2.3), sharex=True)
+    data = []
+    for ax, letter, (column, (label, title)) in zip(axes, "abc", quantities.items(), strict=True):
+        known = rows.dropna(subset=[column]) if column in rows else rows.iloc[:0]
+        for (method, group), part in known.groupby(["method", "group"], sort=True):
+            values = part.pivot_table(index="step", columns="seed", values=column)
+            mean = (values.cumsum() if column == "resampled" else values).mean(axis=1)
+            note = "" if group == "main" else ", as written"
+            ax.plot(
+                mean.index, mean, color=look(method).color, linestyle="-" if group == "main" else ":",
+                label=f"{method_name(method.removeprefix('paper_'))}{note}",
+            )  # fmt: skip
+            data.append(
+                pd.DataFrame({"quantity": column, "method": method, "group": group, "mean": mean}).reset_index()
+            )
+        ax.set(xlabel="optimiser step", ylabel=label)
+        if column != "resampled":
+            ax.set_ylim(-0.03, 1.03)
+        if ax.lines:
+            ax.legend(fontsize=6)
+        panel(ax, letter, title)
+    sns.despine(fig)
+    return fig, pd.concat(data, ignore_index=True) if data else pd.DataFrame(columns=["quantity", "method", "step"])
+
+
+def density_figure(density: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Firing rates of the latents on held-out text, latents per bin, mean over seeds. What never fires is in
+    the bin on the left."""
+    rows = rows_of(density, "main")
+    data = rows.groupby(["method", "log10_rate_left"], sort=True)["count"].mean().reset_index()
+    methods = [method for method in in_order([*data["method"]]) if method in MAIN_METHODS]
+    columns = min(len(methods), 5)
+    lines = -(-len(methods) // columns)
+    fig, axes = plt.subplots(
+        lines, columns, figsize=(FULL_WIDTH, 0.5 + 1.4 * lines), sharex=True, sharey=True, squeeze=False
+    )
+    for ax in axes.flat[len(methods) :]:
+        ax.set_axis_off()
+    for ax in axes.flat[max(len(methods) - columns, 0) : len(methods)]:
+        ax.tick_params(labelbottom=True)
+    for ax, method in zip(axes.flat, methods, strict=False):
+        part = data[data["method"] == method]
+        width = np.diff(part["log10_rate_left"]).min()
+        ax.bar(part["log10_rate_left"], part["count"], width=width, align="edge", color=look(method).color)
+        ax.set_title(method_name(method), loc="center", fontsize=7)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("latents")
+    fig.supxlabel("log10 of the firing rate (share of tokens on which a latent is on)", fontsize=8)
+    sns.despine(fig)
+    return fig, data

@@ -1,0 +1,136 @@
+"""Pareto figure: what each method gives at each L0."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sae_lib.report.figures.style import FULL_WIDTH, look, panel
+from sae_lib.report.names import METRICS, in_order, method_name
+from sae_lib.report.statistics import Interval, by_seed, t_interval
+from sae_lib.report.tables.sweep import MAIN_LEVEL, SWEEP_METRICS, curves
+
+AS_WRITTEN = "as written"
+# A curve's values below these, and the papers' own SAEs below the curves, stand at the edge of the axis with the value
+# beside: one collapsed SAE would push all others into a corner.
+FLOORS = {"explained_variance": 0.0, "ce_score": 0.0}
+_COLUMNS = ["method", "level", "metric", "l0", "mean", "sd", "n", "low", "high"]
+
+
+def pareto_figure(evaluation: pd.DataFrame, metrics: tuple[str, ...] = SWEEP_METRICS) -> tuple[Figure, pd.DataFrame]:
+    """Absorption, explained variance, CE score and sparse probing against L0, one curve per method.
+
+    A marker is the mean of a level's SAEs, large at the level of the main table, with its 95 % t interval (the seeds'
+    own there, from the pooled spread elsewhere); hollow, without a line, the papers' own coefficients.
+    """
+    data = _points(evaluation, metrics)
+    fig, grid = plt.subplots(2, 2, figsize=(FULL_WIDTH, 5.6), sharex=True)
+    titles = {"absorption_fraction": "absorption", "explained_variance": "reconstruction", "ce_score": "behaviour",
+              "probing_k1": "sparse probing"}  # fmt: skip
+    for ax, letter, metric in zip(grid.flat, "abcd", metrics, strict=True):
+        of_metric = data[data["metric"] == metric]
+        edge = _axis(ax, of_metric, metric)
+        for method in in_order([*of_metric["method"]]):
+            _draw(ax, of_metric[of_metric["method"] == method], method, edge)
+        panel(ax, letter, titles.get(metric, METRICS[metric].label))
+    for ax in grid[1]:
+        ax.set_xlabel("L0 (active latents per token)")
+    _log_ticks(grid[0, 0])
+    trained = in_order([method for method in data["method"] if not method.startswith("paper_")])
+    handles: list[Line2D] = []
+    for method in trained:
+        style = look(method)
+        handles += grid[0, 0].plot(
+            [], [], color=style.color, marker=style.marker, linestyle=style.line, linewidth=0.9,
+            label=method_name(method),
+        )  # fmt: skip
+    if (data["level"] == AS_WRITTEN).any():
+        note = "papers' own coefficients"
+        handles.append(Line2D([], [], color="black", marker="o", markerfacecolor="none", linestyle="", label=note))
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=3.4)
+    sns.despine(fig)
+    return fig, data
+
+
+def _points(evaluation: pd.DataFrame, metrics: tuple[str, ...]) -> pd.DataFrame:
+    records = []
+    written = evaluation[evaluation["group"] == "as_written"]
+    for metric in metrics:
+        if metric not in evaluation:
+            continue
+        for method, curve in curves(evaluation, metric).items():
+            records += [
+                _record(method, level.label, metric, math.exp(level.log_l0), curve.at_level(level))
+                for level in curve.levels
+            ]
+        for method in in_order([*written["method"]]):
+            part = written[written["method"] == method]
+            interval, l0 = t_interval(by_seed(part, metric)), t_interval(by_seed(part, "l0")).mean
+            if interval.n and l0 > 0:
+                records.append(_record(method, AS_WRITTEN, metric, l0, interval))
+    return pd.DataFrame(records, columns=_COLUMNS)
+
+
+def _record(method: str, level: str, metric: str, l0: float, interval: Interval) -> dict[str, object]:
+    known = ("mean", "sd", "n", "low", "high")
+    return {"method": method, "level": level, "metric": metric, "l0": l0} | {k: getattr(interval, k) for k in known}
+
+
+def _draw(ax: Axes, part: pd.DataFrame, method: str, edge: float) -> None:
+    style = look(method)
+    written = part["level"] == AS_WRITTEN
+    for points, line, hollow in ((part[~written], style.line, False), (part[written], "", True)):
+        if points.empty:
+            continue
+        mean = points["mean"].clip(edge)
+        main = np.flatnonzero(points["level"] == MAIN_LEVEL).tolist()
+        small = [i for i in range(len(points)) if i not in main]
+        face = "none" if hollow else style.color
+        ax.plot(points["l0"], mean, color=style.color, linestyle=line, linewidth=0.9)
+        for places, size in ((small, 4.5 if hollow else 3.0), (main, 5.5)):
+            ax.plot(
+                points["l0"].iloc[places], mean.iloc[places], color=style.color, marker=style.marker, linestyle="",
+                markersize=size, markerfacecolor=face,
+            )  # fmt: skip
+        low, high = points["low"].clip(edge), points["high"].clip(edge)
+        for l0, value in points.loc[points["mean"] < edge, ["l0", "mean"]].itertuples(index=False):
+            ax.annotate(
+                f"↓ {value:.2f}", (l0, edge), (5, -2), textcoords="offset points", fontsize=6, color=style.color
+            )
+        ax.vlines(points["l0"], low, high, color=style.color, linewidth=0.7, alpha=0.6)
+
+
+def _axis(ax: Axes, points: pd.DataFrame, metric: str) -> float:
+    """Label and limits; returns the place of what is below the axis.
+
+    The limits follow the means of the curves, since an interval over two seeds may be far wider.
+    """
+    label, higher = METRICS[metric].axis, METRICS[metric].direction == "higher"
+    edge = -math.inf
+    if points.empty:
+        ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
+        ax.set_yticks([])
+    else:
+        means = points["mean"].where(points["level"] != AS_WRITTEN).fillna(points["mean"].max())
+        shown = means.clip(FLOORS.get(metric, -math.inf))
+        room = 0.12 * max(float(shown.max() - shown.min()), 1e-3)
+        low = float(shown.min()) - room if higher else min(0.0, float(shown.min()))
+        ax.set_ylim(low, max(float(shown.max()), float(points["mean"].max())) + room)
+        edge = low + room / 3 if higher else low
+    ax.set(xscale="log", ylabel=label)
+    return edge
+
+
+def _log_ticks(ax: Axes) -> None:
+    """Ticks at 1, 2 and 5 of each power of ten, as plain numbers."""
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())

@@ -1,0 +1,200 @@
+"""Figures of training and of the ablations: training curves (the paper's Figure 1), key metrics (Figure 2), effects.
+
+Each function takes tidy results and returns the figure with the numbers that are drawn, for `style.save_figure`. Call
+`style.set_style()` once before. Intervals are 95 % t intervals over seeds unless an axis says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from sae_lib.report.figures.style import FULL_WIDTH, GREY, look, panel
+from sae_lib.report.names import MAIN_METHODS, MECHANISMS, METRICS, in_order, method_name
+from sae_lib.report.results import DROPPED, drop_effect, dropped_part, rows_of
+from sae_lib.report.statistics import Interval, by_seed, main_effects, t_interval
+
+_EFFECT_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "l0")
+
+
+def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Training loss (a) and unexplained variance (b) over steps at matched L0; the bands run from the lowest
+    to the highest seed. The losses of different methods count different things, so only (b) compares them."""
+    rows = rows_of(history, "main")
+    rows = rows.assign(unexplained=1 - rows["explained_variance"])
+    quantities = {"loss": "training loss, each method's own", "unexplained": "1 − explained variance"}
+    fig, axes = plt.subplots(1, 2, figsize=(FULL_WIDTH, 2.6), sharex=True)
+    data = []
+    for ax, (column, label) in zip(axes, quantities.items(), strict=True):
+        for method in in_order([*rows["method"]]):
+            part = rows[(rows["method"] == method) & (rows[column] > 0)]
+            if part.empty:
+                continue
+            over = part.groupby("step")[column].agg(["mean", "min", "max", "count"]).reset_index()
+            style = look(method)
+            ax.fill_between(over["step"], over["min"], over["max"], color=style.color, alpha=0.2, linewidth=0)
+            ax.plot(
+                over["step"], over["mean"], color=style.color, linestyle=style.line, marker=style.marker,
+                markevery=(0.1, 0.2), markersize=3.5, label=method_name(method),
+            )  # fmt: skip
+            data.append(over.assign(quantity=column, method=method))
+        ax.set(yscale="log", xlabel="optimiser step", ylabel=f"{label}\n(lower is better)")
+        _plain_log_ticks(ax)
+    panel(axes[0], "a", "loss: scales differ between methods")
+    panel(axes[1], "b", "reconstruction: one scale for all")
+    _legend_on_the_right(fig, axes[1])
+    sns.despine(fig)
+    columns = ["quantity", "method", "step", "mean", "min", "max", "count"]
+    return fig, pd.concat(data, ignore_index=True)[columns] if data else pd.DataFrame(columns=columns)
+
+
+def key_metrics(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Absorption (a), reconstruction against sparsity (b) and L0 (c) of each method at matched L0: seeds as
+    small dots, mean with its interval."""
+    rows = rows_of(evaluation, "main")
+    methods = [method for method in in_order([*rows["method"]]) if method in MAIN_METHODS]
+    size = (FULL_WIDTH, max(2.5, 0.9 + 0.24 * len(methods)))
+    fig, axes = plt.subplots(1, 3, figsize=size, gridspec_kw={"width_ratios": [1, 1.15, 1]})
+    data = []
+    for place, method in enumerate(methods):
+        part = rows[rows["method"] == method]
+        seeds = {m: by_seed(part, m) for m in ("absorption_fraction", "explained_variance", "l0")}
+        mean = {m: t_interval(values) for m, values in seeds.items()}
+        style = look(method)
+        for ax, metric in ((axes[0], "absorption_fraction"), (axes[2], "l0")):
+            ax.plot(seeds[metric], [place + 0.25] * len(seeds[metric]), ".", color=style.color, alpha=0.5, ms=3)
+            _interval_dot(ax, mean[metric], place, style.color, style.marker)
+        axes[1].errorbar(
+            mean["l0"].mean, mean["explained_variance"].mean, xerr=_half(mean["l0"]),
+            yerr=_half(mean["explained_variance"]), fmt=style.marker, color=style.color, elinewidth=0.8,
+        )  # fmt: skip
+        data += [{"method": method, "metric": m, **interval._asdict()} for m, interval in mean.items()]
+    for ax, metric in ((axes[0], "absorption_fraction"), (axes[2], "l0")):
+        ax.set(ylim=(len(methods) - 0.5, -0.5), xlabel=METRICS[metric].axis)
+        ax.set_yticks(range(len(methods)), [method_name(m) for m in methods])
+    axes[2].tick_params(axis="y", labelleft=False, length=0)
+    axes[0].set_xlim(left=min(0.0, axes[0].get_xlim()[0]))
+    axes[1].set(xlabel="L0, active latents per token\n(fewer is sparser)", ylabel=METRICS["explained_variance"].axis)
+    axes[2].set(xlabel="L0, active latents per token\n(fewer is sparser)")
+    panel(axes[0], "a", "absorption")
+    panel(axes[1], "b", "reconstruction–sparsity")
+    panel(axes[2], "c", "sparsity")
+    sns.despine(fig)
+    return fig, pd.DataFrame(data)
+
+
+def ablation_effects(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """(a) main effects of TemporalSAE's mechanisms; (b) what dropping a part of ATM's importance changes;
+    (c) ATM over c and r. Absorption stands beside explained variance, CE score and L0 everywhere."""
+    rows = rows_of(evaluation, "factorial", "atm_importance", "atm_grid")
+    factorial, parts, atm_grid = (rows[rows["group"] == group] for group in ("factorial", "atm_importance", "atm_grid"))
+    dropped = set(parts["importance"].map(dropped_part)) if len(parts) else set()
+    names = {part: label for part, label in DROPPED.items() if part and part in dropped}
+    effects = {metric: main_effects(factorial, metric, MECHANISMS) for metric in _EFFECT_METRICS}
+    drops = {metric: {part: drop_effect(parts, metric, part) for part in names} for metric in _EFFECT_METRICS}
+
+    fig = plt.figure(figsize=(FULL_WIDTH, 5.4))
+    rows_of_panels = fig.add_gridspec(3, 1, height_ratios=[1, 1, 1.3])
+    upper, middle, lower = (fig.add_subfigure(rows_of_panels[at]) for at in range(3))
+    _effect_panels(upper, effects, MECHANISMS)
+    upper.suptitle("(a) TemporalSAE: main effect of each mechanism, 2×2×2 factorial", x=0.01, ha="left", fontsize=8)
+    _effect_panels(middle, drops, names)
+    middle.suptitle("(b) ATM: one part of the importance dropped, against all three", x=0.01, ha="left", fontsize=8)
+    for ax, metric in zip(lower.subplots(1, 3), ("absorption_fraction", "explained_variance", "l0"), strict=True):
+        _heatmap(ax, atm_grid.pivot_table(index="c", columns="r", values=metric, aggfunc="mean"), metric)
+    seeds = atm_grid["seed"].nunique()
+    lower.suptitle(f"(c) ATM over c and r, mean of {seeds} seed{'s' * (seeds != 1)}", x=0.01, ha="left", fontsize=8)
+
+    data = [
+        {"part": part, "name": name, "metric": metric, **interval._asdict()}
+        for part, of_metric in (("mechanism", effects), ("importance", drops))
+        for metric, intervals in of_metric.items()
+        for name, interval in intervals.items()
+    ]
+    data += [
+        {"part": "grid", "name": f"c={c:g}, r={r:g}", "metric": metric, **t_interval(part[metric])._asdict()}
+        for (c, r), part in atm_grid.groupby(["c", "r"], sort=True)
+        for metric in ("absorption_fraction", "explained_variance", "l0")
+    ]
+    return fig, pd.DataFrame(data)
+
+
+def _effect_panels(fig: SubFigure, effects: dict[str, dict[str, Interval]], names: Mapping[str, str]) -> None:
+    """One panel for each metric, one row for each name: mean difference and its interval."""
+    axes = fig.subplots(1, len(effects), sharey=True)
+    for ax, (metric, intervals) in zip(axes, effects.items(), strict=True):
+        for place, name in enumerate(names):
+            _interval_dot(ax, intervals[name], place, look("standard").color, "o")
+        ax.axvline(0, color=GREY, linewidth=0.6, zorder=0)
+        ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
+        ax.set_yticks(range(len(names)), list(names.values()))
+        ax.set_xlabel(_change_label(metric))
+        ax.locator_params(axis="x", nbins=3)
+        ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.3g}".replace("-", "−")))
+        sns.despine(ax=ax)
+
+
+def _change_label(metric: str) -> str:
+    better = METRICS[metric].direction
+    label = {"absorption_fraction": "absorption", "explained_variance": "expl. variance"}.get(metric)
+    name = f"Δ {label or METRICS[metric].label}"
+    return name + {"lower": "\n(← better)", "higher": "\n(better →)", "none": "\n"}[better]
+
+
+def _heatmap(ax: Axes, table: pd.DataFrame, metric: str) -> None:
+    if table.empty:
+        ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
+        ax.set_axis_off()
+        return
+    digits = min(METRICS[metric].decimals, 3)
+    sns.heatmap(
+        table,
+        ax=ax,
+        cmap="cividis",
+        annot=True,
+        fmt=f".{digits}f",
+        annot_kws={"size": 7},
+        cbar=False,
+        linewidths=0.5,
+    )
+    ax.set_title(METRICS[metric].axis, fontsize=7)
+    ax.set(xlabel="r", ylabel="c")
+    ax.set_yticklabels([f"{value:g}" for value in table.index], rotation=0)
+    ax.set_xticklabels([f"{value:g}" for value in table.columns])
+
+
+def _half(interval: Interval) -> list[list[float]] | None:
+    if not np.isfinite(interval.low):
+        return None
+    return [[interval.mean - interval.low], [interval.high - interval.mean]]
+
+
+def _interval_dot(ax: Axes, interval: Interval, place: float, color: str, marker: str) -> None:
+    """Mean and interval on a row of a dot plot; a missing one says so."""
+    if interval.n == 0:
+        ax.text(0.5, place, "not run", ha="center", va="center", fontsize=6, transform=ax.get_yaxis_transform())
+        return
+    ax.errorbar(interval.mean, place, xerr=_half(interval), fmt=marker, color=color, elinewidth=1.0, capsize=2)
+
+
+def _legend_on_the_right(fig: Figure, ax: Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        fig.legend(handles, labels, loc="outside right center", handlelength=3.2)
+
+
+def _plain_log_ticks(ax: Axes) -> None:
+    """Numbers such as 0.05 instead of powers of ten when the axis spans less than two decades."""
+    low, high = ax.get_ylim()
+    if low > 0 and high / low < 100:
+        formatter = ticker.FuncFormatter(lambda value, _: f"{value:g}")
+        ax.yaxis.set_major_formatter(formatter)
+        ax.yaxis.set_minor_formatter(formatter)
+        ax.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))

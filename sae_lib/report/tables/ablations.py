@@ -1,0 +1,115 @@
+"""Tables of the ablations: TemporalSAE's mechanisms and values, ATM's importance, c and r.
+
+Each builder takes the rows of results/evaluation.parquet and returns a `Table`. Absorption never stands alone: L0,
+explained variance and CE score are columns of every table that shows it, and the letters and words it rests on.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from sae_lib.autoencoders.config import ResamplingConfig, TemporalConfig
+from sae_lib.profiles.runs import NO_WARM_UP
+from sae_lib.report.names import MECHANISMS
+from sae_lib.report.results import DROPPED, drop_effect, dropped_part, rows_of, sequence_numbers
+from sae_lib.report.statistics import main_effects
+from sae_lib.report.tables.write import ARROW_NOTE, FIRST_ROW_NOTE, UNRANKED_NOTE, Table, marked, table_of, with_effects
+
+IDLE = "‡"
+SHORT_COLUMNS = (
+    "l0", "explained_variance", "ce_score", "absorption_fraction", "absorption_full", "letters", "words",
+    "dead_fraction",
+)  # fmt: skip
+# The same for every row: how many letters and words stand behind an absorption score.
+COUNTS = ("letters", "words")
+
+
+def factorial_table(evaluation: pd.DataFrame) -> Table:
+    """The 2x2x2 factorial of TemporalSAE's mechanisms, then the main effect of each with its 95 % t interval."""
+    rows = rows_of(evaluation, "factorial")
+    factors = list(MECHANISMS)
+    named = {}
+    for cell, part in rows.groupby(factors, sort=True):
+        present = [MECHANISMS[factor] for factor, on in zip(factors, cell, strict=True) if on]
+        named[" + ".join(present) or "none"] = part
+    caption = (
+        "TemporalSAE's mechanisms, every combination: mean ± sd over seeds; below, the main effect of each "
+        f"mechanism [95 % t interval over seeds]. {ARROW_NOTE}. {FIRST_ROW_NOTE}."
+    )
+    cells = marked(table_of("mechanisms", named, SHORT_COLUMNS, caption), against_first=True)
+    columns = [column for column in SHORT_COLUMNS if column in rows and column not in COUNTS]
+    effects = {column: main_effects(rows, column, factors) for column in columns}
+    return with_effects(
+        cells,
+        {f"effect of {MECHANISMS[f]}": {column: effects[column][f] for column in columns} for f in factors},
+    )
+
+
+def sequence_table(evaluation: pd.DataFrame) -> Table:
+    """The paper's own sequence of runs, each adding a part to the one before."""
+    rows = rows_of(evaluation, "sequence")
+    titles = {
+        1: "Run 1: temporal penalty",
+        2: "Run 2: lower clip norm and coefficient",
+        3: "Run 3: + resampling",
+        4: "Run 4: + gradient scaling",
+    }
+    numbers = sequence_numbers(rows)
+    named = {title: rows[numbers == number] for number, title in titles.items() if (numbers == number).any()}
+    caption = f"TemporalSAE's four runs, section 6.2; mean ± sd over seeds. {ARROW_NOTE}. {UNRANKED_NOTE}."
+    columns = [column for column in SHORT_COLUMNS if column != "dead_fraction"]
+    return table_of("run", named, (*columns, "num_split_features", "final_loss"), caption)
+
+
+def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame | None = None) -> Table:
+    """TemporalSAE at other values of the two numbers that the paper calls sensitive, and without any warm-up.
+
+    Args:
+        history: results/history.parquet; with it rows are marked in which no latent was resampled.
+    """
+    rows = rows_of(evaluation, "sensitivity")
+    published = pd.Series(
+        {"temporal_coefficient": TemporalConfig().coefficient, "resampling_threshold": ResamplingConfig().threshold}
+    )
+    values = list(published.index)
+    order = rows.groupby("label")[values].first().reset_index()
+    order["varied"] = order["label"].str.startswith("resampling") + 2 * (order["label"] == NO_WARM_UP)
+    order["published"] = (order[values] == published).all(axis=1) & (order["varied"] < 2)
+    named = {}
+    for row in order.sort_values(["varied", *values]).itertuples():
+        part = rows[rows["label"] == row.label]
+        name = f"{row.label} (published)" if row.published else str(row.label)
+        if history is not None and _never_resampled(part, history):
+            name += f" {IDLE}"
+        named[name] = part
+    caption = f"TemporalSAE with one value changed; mean ± sd over seeds. {ARROW_NOTE}. {FIRST_ROW_NOTE}."
+    if any(name.endswith(IDLE) for name in named):
+        caption += f" {IDLE} no latent was resampled."
+    return marked(table_of("changed", named, SHORT_COLUMNS, caption), against_first=True)
+
+
+def _never_resampled(part: pd.DataFrame, history: pd.DataFrame) -> bool:
+    """Whether resampling was on in these SAEs' training, and found no latent to resample."""
+    counts = history[history["run"].isin(part["run"])].get("resampled", pd.Series(dtype=float)).dropna()
+    return len(counts) > 0 and not counts.any()
+
+
+def atm_table(evaluation: pd.DataFrame) -> Table:
+    """ATM with one part of the importance dropped, and over the grid of c and r."""
+    rows = rows_of(evaluation, "atm_importance", "atm_grid")
+    parts = rows[rows["group"] == "atm_importance"]
+    dropped = parts["importance"].map(dropped_part)
+    named = {label: parts[dropped == part] for part, label in DROPPED.items() if (dropped == part).any()}
+    if (parts["importance"] == "product").any():
+        named["product of the parts"] = parts[parts["importance"] == "product"]
+    for (c, r), part in rows[rows["group"] == "atm_grid"].groupby(["c", "r"], sort=True):
+        named[f"c = {c:g}, r = {r:g}"] = part
+    caption = f"ATM's importance score and its c and r; mean ± sd over seeds. {ARROW_NOTE}. {FIRST_ROW_NOTE}."
+    table = marked(table_of("ATM", named, SHORT_COLUMNS, caption), against_first=True)
+    columns = [column for column in SHORT_COLUMNS if column in rows and column not in COUNTS]
+    effects = {
+        f"{label} − all parts": {column: drop_effect(parts, column, part) for column in columns}
+        for part, label in DROPPED.items()
+        if part and (dropped == part).any() and (dropped == "").any()
+    }
+    return with_effects(table, effects)

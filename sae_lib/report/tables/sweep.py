@@ -1,0 +1,222 @@
+"""Methods compared at common sparsity: every metric as a curve over log L0, read off at the same L0 for all of them.
+
+A method's levels are the coefficients (or k, or target L0) of group `sweep` and its level of group `main`. A level has
+the mean log L0 and the mean metric of its seeds, and the curve is piecewise linear between levels. With L0* between
+levels a and b at log-distance w from a,
+
+    value(L0*) = (1 - w) mean_a + w mean_b.
+
+Its interval assumes one standard deviation over seeds for all levels of a method, s^2 = sum (n_i - 1) s_i^2 / df with
+df = sum (n_i - 1): standard error s sqrt((1 - w)^2 / n_a + w^2 / n_b), t with df degrees of freedom. Within
+`MATCHED_L0` of the main level, which has more seeds than the others, the interval is that of its own seeds, moved along
+the curve. What a straight line misses between two levels is in no interval, and nothing is read off beyond the levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from sae_lib.report.names import MAIN_METHODS, METRICS, in_order, method_name
+from sae_lib.report.results import MATCHED_L0, rows_of
+from sae_lib.report.statistics import CONFIDENCE, Interval, by_seed, difference, holm, p_value, t_interval
+from sae_lib.report.tables.write import Table
+
+SWEEP_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "probing_k1")
+COMMON_L0 = (20.0, 40.0, 80.0)
+MAIN_LEVEL = "main"
+# Levels closer than this are one place on the curve: two of them would put a step of noise into it.
+SAME_PLACE = 1.15
+# An L0 this close to the last level is still read off.
+END = 1.05
+
+
+class Level(NamedTuple):
+    """The SAEs of one method at one sparsity: mean log L0, and the metric by seed."""
+
+    label: str
+    log_l0: float
+    values: pd.Series
+
+    @property
+    def mean(self) -> float:
+        return float(self.values.mean())
+
+
+class Estimate(NamedTuple):
+    """A value read off a curve: its interval, standard error and degrees of freedom, and the seeds' own values where
+    the main level is near (empty elsewhere)."""
+
+    interval: Interval
+    error: float
+    df: float
+    own: pd.Series
+
+
+class Curve(NamedTuple):
+    """One method's metric over log L0: levels in order of L0."""
+
+    levels: tuple[Level, ...]
+
+    @classmethod
+    def of(cls, rows: pd.DataFrame, metric: str) -> Curve:
+        """The curve of one method's rows of groups `main` and `sweep`.
+
+        Of levels at one place the one with most seeds stays; rows without the metric or active latents are left out.
+        """
+        numbers = rows.assign(**{column: pd.to_numeric(rows.get(column)) for column in ("l0", metric)})
+        known = numbers[(numbers["l0"] > 0) & np.isfinite(numbers[metric].astype(float))]
+        label = known["label"].astype(str).where(known["group"] != "main", MAIN_LEVEL)
+        found = [
+            Level(str(name), float(np.log(part["l0"]).mean()), by_seed(part, metric))
+            for name, part in known.groupby(label, sort=True)
+        ]
+        levels: list[Level] = []
+        for level in sorted(found, key=lambda level: -len(level.values)):
+            if all(abs(level.log_l0 - other.log_l0) > math.log(SAME_PLACE) for other in levels):
+                levels.append(level)
+        return cls(tuple(sorted(levels, key=lambda level: level.log_l0)))
+
+    @property
+    def main(self) -> Level | None:
+        return next((level for level in self.levels if level.label == MAIN_LEVEL), None)
+
+    def pooled(self) -> tuple[float, int]:
+        """The common standard deviation over seeds, and its degrees of freedom."""
+        df = sum(len(level.values) - 1 for level in self.levels)
+        squares = sum(float(((level.values - level.mean) ** 2).sum()) for level in self.levels)
+        return (math.sqrt(squares / df), df) if df else (math.nan, 0)
+
+    def at_level(self, level: Level) -> Interval:
+        """A level's mean with its interval: of its own seeds for the main level, pooled elsewhere."""
+        return (
+            t_interval(level.values) if level.label == MAIN_LEVEL else self._pooled_interval((level,), (1.0,)).interval
+        )
+
+    def at(self, l0: float) -> Estimate | None:
+        """The value at `l0`; None beyond the levels."""
+        places = [level.log_l0 for level in self.levels]
+        x = math.log(l0)
+        slack = math.log(END)
+        if not places or not places[0] - slack <= x <= places[-1] + slack:
+            return None
+        value = float(np.interp(x, places, [level.mean for level in self.levels]))
+        if self.main and abs(x - self.main.log_l0) <= math.log(MATCHED_L0) and len(self.main.values) > 1:
+            own = self.main.values + (value - self.main.mean)
+            interval = t_interval(own)
+            return Estimate(interval, interval.sd / math.sqrt(interval.n), interval.n - 1, own)
+        right = min(int(np.searchsorted(places, x)), len(places) - 1)
+        left = max(right - 1, 0)
+        gap = places[right] - places[left]
+        weight = min(max((x - places[left]) / gap, 0.0), 1.0) if gap else 1.0
+        return self._pooled_interval((self.levels[left], self.levels[right]), (1 - weight, weight))
+
+    def _pooled_interval(self, levels: Sequence[Level], weights: Sequence[float]) -> Estimate:
+        used = [(level, weight) for level, weight in zip(levels, weights, strict=True) if weight > 0]
+        mean = sum(weight * level.mean for level, weight in used)
+        n = sum(len(level.values) for level, _ in used)
+        sd, df = self.pooled()
+        error = sd * math.sqrt(sum(weight**2 / len(level.values) for level, weight in used))
+        half = _t(df) * error
+        return Estimate(Interval(mean, sd, n, mean - half, mean + half), error, df, pd.Series(dtype=float))
+
+
+class Gap(NamedTuple):
+    """first - second at one L0, its 95 % interval and two-sided p."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def gap_between(first: Estimate, second: Estimate) -> Gap:
+    """Paired by seed where both have their own seeds there; elsewhere Welch's t, as if they were independent.
+
+    The seeds see the same data in the same order, which makes the second reading the wider one.
+    """
+    paired = difference(first.own, second.own)
+    if paired.n > 1:
+        return Gap(paired.mean, paired.low, paired.high, p_value(paired))
+    mean = first.interval.mean - second.interval.mean
+    variances = (first.error**2, second.error**2)
+    error = math.sqrt(sum(variances))
+    if not math.isfinite(error) or error == 0:
+        return Gap(mean, math.nan, math.nan, math.nan)
+    df = error**4 / sum(v**2 / d for v, d in zip(variances, (first.df, second.df), strict=True) if d)
+    return Gap(mean, mean - _t(df) * error, mean + _t(df) * error, float(2 * stats.t.sf(abs(mean) / error, df)))
+
+
+def _t(df: float) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) if df > 0 else math.nan
+
+
+def curves(evaluation: pd.DataFrame, metric: str) -> dict[str, Curve]:
+    """Method -> its curve, in the order of tables; methods without a level are left out."""
+    rows = rows_of(evaluation, "main", "sweep")
+    found = {m: Curve.of(rows[rows["method"] == m], metric) for m in in_order([*rows["method"]]) if m in MAIN_METHODS}
+    return {method: curve for method, curve in found.items() if curve.levels}
+
+
+def sweep_table(
+    evaluation: pd.DataFrame,
+    metrics: Sequence[str] = SWEEP_METRICS,
+    at: Sequence[float] = COMMON_L0,
+    baseline: str = "standard",
+) -> Table:
+    """Every method at each L0 of `at`: one block of rows per L0, within which rows may be ranked.
+
+    A star marks a difference from `baseline` that holds after Holm's correction over its column. `data` has the
+    value, its interval, the difference, its interval, p and adjusted p.
+    """
+    shown: dict[tuple[float, str], dict[str, Any]] = {}
+    data: list[dict[str, Any]] = []
+    for metric in metrics:
+        of_method = curves(evaluation, metric) if metric in evaluation else {}
+        column = [_record(of_method, metric, l0, method, baseline) for l0 in at for method in of_method]
+        for record, adjusted in zip(column, holm(record["p"] for record in column), strict=True):
+            line = shown.setdefault((record["l0"], record["row"]), {})
+            line[METRICS[metric].header] = _cell(record, adjusted, METRICS[metric].decimals)
+            data.append(record | {"p_holm": adjusted})
+    order = [(l0, method_name(method)) for l0 in at for method in MAIN_METHODS if (l0, method_name(method)) in shown]
+    frame = pd.DataFrame([{"L0": f"{l0:g}", "method": name, **shown[l0, name]} for l0, name in order]).fillna("–")
+    counts = rows_of(evaluation, "main", "sweep")
+    letters, words = (t_interval(pd.to_numeric(counts.get(c, []))).mean for c in ("letters", "words"))
+    caption = (
+        "Methods at common L0: mean [95 % t interval over seeds], read off each method's curve, piecewise linear in "
+        "log L0 between its levels; between levels the interval takes the spread over seeds to be the same at all of "
+        f"a method's levels. * differs from {method_name(baseline)} at p < 0.05 after Holm's correction over the "
+        "column; – the method has no level on one of the two sides. ↑ higher is better, ↓ lower is better."
+    )
+    if math.isfinite(words):
+        caption += f" Absorption rests on {letters:.0f} letters and {words:.0f} words."
+    seeds = {group: ", ".join(map(str, sorted({*part["seed"]}))) for group, part in counts.groupby("group")}
+    levels = {"main": "of the main level", "sweep": "of the others"}
+    caption += f" Seeds: {'; '.join(f'{seeds[group]} {what}' for group, what in levels.items() if group in seeds)}."
+    return Table(frame, pd.DataFrame(data), caption)
+
+
+def _record(of_method: dict[str, Curve], metric: str, l0: float, method: str, baseline: str) -> dict[str, Any]:
+    estimate = of_method[method].at(l0)
+    reference = of_method[baseline].at(l0) if baseline in of_method and method != baseline else None
+    interval = estimate.interval if estimate else t_interval([])
+    gap = gap_between(estimate, reference) if estimate and reference else Gap(*[math.nan] * 4)
+    return {
+        "row": method_name(method), "l0": l0, "metric": metric, "better": METRICS[metric].direction, "n": interval.n,
+        "mean": interval.mean, "sd": interval.sd, "low": interval.low, "high": interval.high,
+        "difference": gap.mean, "difference_low": gap.low, "difference_high": gap.high, "p": gap.p,
+    }  # fmt: skip
+
+
+def _cell(record: dict[str, Any], adjusted: float, decimals: int) -> str:
+    if record["n"] == 0:
+        return "–"
+    text = f"{record['mean']:.{decimals}f}"
+    if math.isfinite(record["low"]):
+        text += f" [{record['low']:.{decimals}f}, {record['high']:.{decimals}f}]"
+    return text + (" *" if adjusted < 1 - CONFIDENCE else "")

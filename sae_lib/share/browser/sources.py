@@ -1,0 +1,128 @@
+"""The SAE to look at: one of a profile's main table, or a folder of any origin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sae_lib.autoencoders.build import load_autoencoder
+from sae_lib.data.tokens import load_tokens
+from sae_lib.metrics.absorption.config import AbsorptionConfig
+from sae_lib.profiles.runs import Calibration, RunSpec, plan_runs
+from sae_lib.report.names import method_name
+from sae_lib.share.browser.examination import Examination, examine
+from sae_lib.share.evaluate import default_settings
+from sae_lib.share.evaluate.inputs import Inputs, check_width, documents, open_model
+from sae_lib.share.load import load_with_origin
+from sae_lib.share.origin import check_origin
+from sae_lib.study.experiment import Experiment
+from sae_lib.study.scoring import absorption_reference, language_model
+from sae_lib.training.run import is_finished
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import read_json
+from sae_lib.util.paths import output_root, shown
+
+CONTEXTS = 1024
+
+
+def examine_run(experiment: Experiment, method: str, seed: int, contexts: int = CONTEXTS) -> Examination:
+    """An SAE of the profile's main table (or its untrained control), with the other seeds for comparison.
+
+    The contexts are taken evenly from the training text, where the spelling lessons of the packaged corpus are too.
+
+    Raises:
+        ArtifactError: there is no such method or seed in the profile, or the SAE is not trained yet.
+    """
+    specs = {spec.seed: spec for spec in _main_specs(experiment) if spec.method == method}
+    if not specs:
+        known = dict.fromkeys(spec.method for spec in _main_specs(experiment))
+        raise ArtifactError(f"method: {method!r} is not in the main table; choose from {', '.join(known)}")
+    if seed not in specs:
+        raise ArtifactError(f"seed: {method} has no seed {seed}; choose from {', '.join(map(str, specs))}")
+    store_key = experiment.open_store().key
+    folders = {known: experiment.run_folder(spec, store_key) for known, spec in specs.items()}
+    made = {s: is_finished(folder, experiment.run_key(specs[s], store_key)) for s, folder in folders.items()}
+    if not made[seed]:
+        # Else `make paper` would not look into the folders of finished runs.
+        record = experiment.paths.keys / "02_train.json"
+        fix = f"remove {shown(record)} and run" if record.is_file() else "run"
+        raise ArtifactError(
+            f"run: {method}, seed {seed} of {experiment.profile.name} is not trained by this version of the code, or "
+            f"its weights are gone; {fix} `make paper PROFILE={experiment.source}`"
+        )
+    saes = {known: load_autoencoder(folder, experiment.device) for known, folder in folders.items() if made[known]}
+    train = load_tokens(experiment.paths.tokens, "train")
+    chosen = np.linspace(0, len(train) - 1, min(contexts, len(train))).astype(int)
+    return examine(
+        saes.pop(seed),
+        language_model(experiment),
+        torch.from_numpy(np.array(train[chosen], dtype=np.int64)),
+        absorption_reference(experiment),
+        experiment.profile.evaluation.absorption,
+        seeds=saes,
+        title=f"{method_name(method)}, seed {seed} · {experiment.profile.name}",
+        text="training text",
+        batch=experiment.profile.evaluation.batch_contexts,
+    )
+
+
+def _main_specs(experiment: Experiment) -> list[RunSpec]:
+    file = experiment.paths.results / "calibration.json"
+    if not file.is_file():
+        raise ArtifactError(
+            f"profile: {experiment.profile.name} has no trained SAEs in {shown(experiment.paths.root)}; "
+            f"run `make paper PROFILE={experiment.source}`"
+        )
+    return plan_runs(experiment.profile, Calibration(**read_json(file)), ("main", "untrained"))
+
+
+def examine_folder(
+    folder: Path | str,
+    model: str,
+    layer: int | None = None,
+    *,
+    revision: str | None = None,
+    files: Sequence[Path | str] = (),
+    text_field: str = "text",
+    contexts: int = CONTEXTS,
+    context_length: int = 128,
+    max_words: int | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    cache: Path | str | None = None,
+    any_origin: bool = False,
+) -> Examination:
+    """An SAE in a folder that `share.load.load_sae` reads, on any model; arguments as in `evaluate.evaluate_sae`.
+
+    Where the tokenizer has no words to spell, letters are left out and the facts say why.
+
+    Raises:
+        ArtifactError: as `evaluate_sae` does.
+    """
+    sae, origin = load_with_origin(folder)
+    layer = origin.layer if layer is None else layer
+    if layer is None:
+        raise ArtifactError("layer: the SAE's files name no layer; say after which block (from 0) it was trained")
+    if not any_origin:
+        check_origin(origin, model, layer)
+    lm = open_model(model, layer, revision, device, dtype)
+    check_width(sae, lm)
+    config = AbsorptionConfig(max_words=max_words)
+    settings = default_settings().model_copy(update={"absorption": config})
+    kept = Path(cache) if cache is not None else output_root() / "evaluate"
+    inputs = Inputs(lm, settings, documents(files, text_field), contexts, context_length, kept)
+    tokens = inputs.tokens
+    try:
+        reference, why = inputs.absorption, ""
+    except ArtifactError as error:
+        reference, why = None, str(error)
+    found = examine(
+        sae.to(lm.device).eval(), lm, tokens, reference, config, title=f"{Path(folder).name} · {lm.name}",
+        text="held-out text" if not files else "the given files",
+    )  # fmt: skip
+    if why:
+        found.facts["first letters"] = f"not shown ({why})"
+    return found

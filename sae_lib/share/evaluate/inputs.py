@@ -1,0 +1,165 @@
+"""What an evaluation reads: the model, the text, and what every SAE shares of the two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from pydantic import ValidationError
+from torch import Tensor
+
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.data.config import CorpusConfig, ModelConfig
+from sae_lib.data.corpus import documents_of, load_documents
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.tokens import pack
+from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
+from sae_lib.metrics.probing.reference import ProbingReference, build_probing_reference
+from sae_lib.metrics.reconstruction import CoreReference, build_core_reference
+from sae_lib.metrics.stability.reference import StabilityReference, build_stability_reference
+from sae_lib.profiles.profile import EvaluationConfig, explain, load_profile
+from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.paths import output_root
+
+
+def open_model(model: str | LanguageModel, layer: int, revision: str | None, device: str, dtype: str) -> LanguageModel:
+    """The whole model, read after block `layer`; a loaded one is taken as it is.
+
+    Raises:
+        ArtifactError: as `LanguageModel.load`; a loaded model that is cut or reads another layer.
+    """
+    if isinstance(model, LanguageModel):
+        if model.layer != layer or not model.whole:
+            raise ArtifactError(
+                f"model: {model.name} was loaded {'whole' if model.whole else 'cut'} for layer {model.layer}; "
+                f"load it with whole=True for layer {layer}"
+            )
+        return model
+    values = {"name": model, "revision": revision, "layer": layer, "device": device, "dtype": dtype}
+    try:
+        config = ModelConfig.model_validate(values)
+    except ValidationError as error:
+        raise ArtifactError(explain(error, ModelConfig, "model")) from None
+    return LanguageModel.load(config, whole=True)
+
+
+def check_width(sae: Autoencoder, lm: LanguageModel) -> None:
+    """Raises ArtifactError, with the likely cause, when the SAE is not as wide as the residual stream."""
+    if sae.d_in == lm.d_in:
+        return
+    if sae.d_in == getattr(lm.model.config.get_text_config(), "intermediate_size", None):
+        cause = f"{sae.d_in} is the width of that model's MLP, so the SAE reads its neurons"
+    else:
+        cause = "it was trained on another model, or on another place than the residual stream"
+    raise ArtifactError(f"sae: d_in is {sae.d_in}, the residual stream of {lm.name} is {lm.d_in} wide; {cause}")
+
+
+def documents(files: Sequence[Path | str], text_field: str) -> Iterator[str]:
+    """All texts of the user's files; without files, the held-out documents of the packaged corpus.
+
+    Raises:
+        ArtifactError: a file that cannot be read, or has no such column.
+    """
+    if not files:
+        packaged = load_profile("pocket").corpus
+        yield from documents_of("held_out", load_documents(packaged, _corpus_cache()), packaged)
+        return
+    names = tuple(str(Path(file).expanduser()) for file in files)
+    rows = iter(load_documents(CorpusConfig(source="files", files=names)))
+    while (row := _next(rows, names)) is not None:
+        if not isinstance(row.get(text_field), str):
+            raise ArtifactError(f"text_field: there is no text in a column '{text_field}'; there is {', '.join(row)}")
+        yield row[text_field]
+
+
+def _next(rows: Iterator[dict[str, Any]], names: Sequence[str]) -> dict[str, Any] | None:
+    try:
+        return next(rows, None)
+    except Exception as error:  # datasets raises what its parsers raise
+        reason = first_line(error)
+        raise ArtifactError(f"files: {', '.join(names)} cannot be read ({type(error).__name__}: {reason})") from error
+
+
+def _corpus_cache() -> Path:
+    """Where the packaged corpus is kept for all uses."""
+    return output_root() / "corpus"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A language model and text, and the metrics' references: each made when it is first asked for, and kept in
+    `folder` under a name made of all that it depends on."""
+
+    lm: LanguageModel
+    settings: EvaluationConfig
+    texts: Iterable[str]
+    contexts: int
+    context_length: int
+    folder: Path
+
+    def read_texts(self) -> None:
+        """Read the texts. Raises ArtifactError when they fill no context."""
+        _ = self._read
+
+    @property
+    def tokens(self) -> Int[Tensor, "context position"]:
+        """As many contexts as were asked for, or as the text fills."""
+        return self._read[0]
+
+    @property
+    def text_notes(self) -> list[str]:
+        """What there is to say about the contexts."""
+        return self._read[1]
+
+    @cached_property
+    def core(self) -> CoreReference:
+        return build_core_reference(self.lm, self.tokens, self.settings.batch_contexts, self.folder)
+
+    @cached_property
+    def absorption(self) -> AbsorptionReference:
+        return build_absorption_reference(self.lm, self.settings.absorption, self.folder)
+
+    @cached_property
+    def probing(self) -> ProbingReference:
+        packaged = load_profile("pocket").corpus
+        return build_probing_reference(self.lm, self.settings.probing, packaged, self.folder, _corpus_cache())
+
+    @cached_property
+    def stability(self) -> StabilityReference:
+        settings = self.settings
+        return build_stability_reference(
+            self.lm, self.absorption, settings.absorption, settings.stability, self.tokens, self.folder
+        )
+
+    @cached_property
+    def _read(self) -> tuple[Int[Tensor, "context position"], list[str]]:
+        notes, length, lm = [], self.context_length, self.lm
+        longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", length)
+        if length > longest:
+            notes.append(f"contexts have {longest} tokens, the most that {lm.name} takes, not {length}")
+            length = longest
+        if length < 2 or self.contexts < 1:
+            raise ArtifactError(
+                f"contexts, context_length: {self.contexts} and {length}; take 1 or more contexts of 2 or more tokens"
+            )
+        taken: list[str] = []
+        n_tokens = 0
+        for text in [self.texts] if isinstance(self.texts, str) else self.texts:
+            if text.strip():
+                taken.append(text)
+                n_tokens += len(lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) + 1
+            if n_tokens >= self.contexts * (length - 1):
+                break
+        filled = min(self.contexts, n_tokens // (length - 1))
+        if not filled:
+            raise ArtifactError(
+                f"texts: {n_tokens:,} tokens fill no context of {length}; give more text, or lower context_length"
+            )
+        if filled < self.contexts:
+            notes.append(f"the text fills {filled} contexts of {length} tokens, {self.contexts} were asked for")
+        return torch.from_numpy(pack(taken, lm.tokenizer, length, filled)).long(), notes

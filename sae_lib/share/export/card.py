@@ -1,0 +1,178 @@
+"""The model card of an exported SAE: README.md with the front matter that the Hugging Face hub reads.
+
+Every statement about the SAE is taken from its run folder; what a run does not say is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sae_lib import __version__
+from sae_lib.autoencoders.config import TOPK_FAMILY
+from sae_lib.report.names import MECHANISMS, METRICS, method_name
+from sae_lib.share.export.facts import Facts
+from sae_lib.share.export.references import FORMULAS, METHOD_PAPERS, METRIC_PAPERS
+from sae_lib.share.export.usage import loading
+
+LICENSE = "mit"
+# Settings that mean something only with some architectures.
+ONLY_WITH = {
+    "k": TOPK_FAMILY,
+    "auxk_coefficient": TOPK_FAMILY,
+    "dead_after_tokens": TOPK_FAMILY,
+    "threshold_momentum": ("batchtopk", "matryoshka"),
+    "threshold_start_step": ("batchtopk", "matryoshka"),
+    "target_l0": ("jumprelu",),
+    "bandwidth": ("jumprelu",),
+    "initial_threshold": ("jumprelu",),
+    "l0_coefficient": ("jumprelu",),
+    "l1_coefficient": ("standard", "gated"),
+}
+
+
+def card(facts: Facts, architecture: str, formats: Sequence[str], repo: str | None = None) -> str:
+    """The text of README.md.
+
+    Args:
+        facts: what is known about the SAE.
+        architecture: its form at inference (`InferenceForm.architecture`).
+        formats: "saelens", "dictionary_learning": the folders beside the card.
+        repo: id of the hub repository that it will lie in, if it is known.
+    """
+    sections = [
+        _front_matter(facts, formats),
+        _what_it_is(facts, architecture),
+        "## Loading it\n\n" + loading(facts, formats, repo),
+        _measured(facts),
+        "## How it was trained\n\n" + _table(("setting", "value"), [*_data_rows(facts), *_config_rows(facts)]),
+        "## Limits\n\n" + _bullets(_limits(facts)),
+        _sources(facts),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(facts: Facts, formats: Sequence[str]) -> str:
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        license=LICENSE,
+        library_name=formats[0],
+        tags=["sparse-autoencoder", "mechanistic-interpretability", facts.method.replace("_", "-"), *formats],
+        base_model=facts.place.model if facts.place.on_hub else None,
+        datasets=facts.dataset,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _what_it_is(facts: Facts, architecture: str) -> str:
+    config = facts.config
+    on = [name for part, name in MECHANISMS.items() if getattr(config, part)]
+    mechanisms = f" Mechanisms in training: {', '.join(on)}." if on else ""
+    state = "" if facts.trained else " It is **untrained**: the weights are as they were initialised."
+    encoded = "(x - b_dec)" if config.subtract_b_dec else "x"
+    bias = "" if architecture == "gated" else " + b_enc"
+    return (
+        f"# {method_name(facts.method)} sparse autoencoder\n\n"
+        f"{config.d_sae:,} latents on {facts.place.described}; it is {facts.d_in:,} wide.{mechanisms}{state}\n\n"
+        f"```\nu     = {encoded} W_enc{bias}\n{FORMULAS[architecture]}\nx_hat = f W_dec + b_dec\n```\n\n"
+        "It takes raw activations; any scale used in training is folded into the weights."
+    )
+
+
+def _data_rows(facts: Facts) -> Iterable[tuple[str, str]]:
+    revision = f", revision {facts.revision}" if facts.revision else ""
+    yield "model", (facts.place.model or "not known") + revision
+    yield "place", facts.place.block or facts.place.transformer_lens_hook or "not known"
+    if facts.text:
+        yield "text", facts.text
+    if facts.context_length:
+        yield "context length", f"{facts.context_length} tokens, the first of them BOS; special tokens are left out"
+    yield "tokens", f"{facts.tokens:,}"
+    yield "steps", f"{facts.steps:,}" + (f" of {facts.tokens // facts.steps:,} tokens" if facts.trained else "")
+    yield "seed", str(facts.seed)
+
+
+def _config_rows(facts: Facts) -> Iterable[tuple[str, str]]:
+    """The configuration, flat; what is off, or has no meaning with this architecture, is left out."""
+    architecture = facts.config.architecture
+    for name, value in _flat(facts.config.model_dump(mode="json")):
+        if value not in (None, []) and architecture in ONLY_WITH.get(name, (architecture,)):
+            yield f"`{name}`", ", ".join(map(str, value)) if isinstance(value, list) else _shown(value)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _measured(facts: Facts) -> str:
+    rows = [
+        (
+            metric.label,
+            f"{facts.scores[name]:.{metric.decimals}f}",
+            "–" if metric.direction == "none" else metric.direction,
+        )
+        for name, metric in METRICS.items()
+        if name in facts.scores
+    ]
+    if not rows:
+        return "## Measured\n\nNo scores are kept with this run."
+    tokens = facts.scores.get("tokens")
+    explained = {
+        "l0": f"L0 to KL score: on {int(tokens):,} tokens of held-out text." if tokens else "",
+        "absorption_fraction": "Absorption: how often the latents of a first letter fail to fire on a word with it.",
+        "probing_k1": "Probing: accuracy of a linear probe on the k best latents, or on the residual stream.",
+        "context_firing": "Contexts: how often a letter's latents fire on a word, over different prompts.",
+        "token_change": "Tokens: how much latents change from a token to the next, and to a random one (shuffled).",
+    }
+    notes = [note for name, note in explained.items() if name in facts.scores and note]
+    table = _table(("metric", "value", "better"), rows)
+    return f"## Measured\n\n{table}\n\nOf this SAE alone, one seed. {' '.join(notes)}"
+
+
+def _limits(facts: Facts) -> Iterable[str]:
+    yield (
+        f"Trained on {facts.tokens:,} tokens of one corpus: what is rare there is unlikely to have a latent."
+        if facts.trained
+        else "Untrained: a baseline for metrics, its latents mean nothing."
+    )
+    dead = facts.scores.get("dead_fraction")
+    if dead:
+        yield f"{dead:.1%} of the latents never fired on the held-out text."
+    explained = facts.scores.get("explained_variance")
+    if explained is not None:
+        lost = f"{1 - explained:.1%} of the activations' variance is not in the reconstruction."
+        yield lost if explained > 0 else "The reconstruction is further from the activations than their mean is."
+    yield "A latent is no guarantee of a meaning: latents are labelled by what makes them fire, one by one."
+    if facts.place.model and not facts.place.on_hub:
+        yield f"{facts.place.described_model} is not on the hub, and the SAE is of no use without it."
+    if facts.place.on_hub:
+        yield f"The terms of {facts.place.model} apply to the model itself, which is not part of this repository."
+
+
+def _sources(facts: Facts) -> str:
+    papers = METHOD_PAPERS.get(facts.method.rstrip("_0123456789"), ())
+    cited = [*papers, *(METRIC_PAPERS if facts.scores else ())]
+    return (
+        f"## Citation and licence\n\nMade with sae_lib {__version__}, run `{facts.run}`. "
+        f"Licence: {LICENSE.upper()}.\n\n{_bullets(cited)}"
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)

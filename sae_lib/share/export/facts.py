@@ -1,0 +1,159 @@
+"""What a run folder, and what lies beside it, say about an SAE. Nothing is added to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.build import WEIGHTS_FILE, load_autoencoder
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.data.store_manifest import MANIFEST, content_key
+from sae_lib.profiles.profile import Profile, load_profile
+from sae_lib.share.export.place import Place, place
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import read_json
+
+RUN_FILE = "run.json"
+SCORE_FILES = ("reconstruction", "absorption", "stability", "probing")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One trained SAE. None or empty: nothing says."""
+
+    run: str
+    """Name of the run folder."""
+    method: str
+    """As in `report.names.METHODS`."""
+    config: SAEConfig
+    d_in: int
+    place: Place
+    revision: str | None
+    """Of a model on the hub."""
+    seed: int
+    steps: int
+    tokens: int
+    context_length: int | None
+    dataset: str | None
+    """Hub id of the training text."""
+    text: str | None
+    """The training text in words."""
+    scores: dict[str, float]
+
+    @property
+    def trained(self) -> bool:
+        return self.steps > 0
+
+
+def read_run(folder: Path, profile: str | None = None) -> tuple[Autoencoder, Facts]:
+    """The SAE of a finished run folder and what is known about it.
+
+    Args:
+        folder: of one run, `build/<profile>/runs/<run>`.
+        profile: name or path of the profile it was trained with, for the training text; the folder's own by default.
+
+    Raises:
+        ArtifactError: no such folder, no run in it, a run that has not finished, damaged files, an unknown profile or
+            one of another model, layer or width.
+    """
+    if not folder.is_dir():
+        raise ArtifactError(f"run: there is no folder {folder}; give a folder of build/<profile>/runs")
+    if not (folder / RUN_FILE).is_file():
+        started = any(folder.glob("checkpoint*")) or (folder / WEIGHTS_FILE).is_file()
+        fault = "has not finished training; run make paper to the end" if started else "is no run of this project"
+        raise ArtifactError(f"run: {folder} {fault} (it has no {RUN_FILE})")
+    run = read_json(folder / RUN_FILE)
+    if not isinstance(run, dict) or not {"seed", "steps", "tokens"} <= set(run):
+        raise ArtifactError(f"run: {folder / RUN_FILE} names no seed, steps and tokens; train this SAE again")
+    sae = load_autoencoder(folder)
+    store = _store(folder, run)
+    model, layer = (run.get(key, store.get(key)) for key in ("model", "layer"))
+    found = _profile(folder, profile, model, layer, sae.d_sae)
+    return sae, Facts(
+        run=folder.resolve().name,
+        method=method(sae.cfg, trained=run["steps"] > 0),
+        config=sae.cfg,
+        d_in=sae.d_in,
+        place=place(model, layer),
+        revision=found.model.revision if found else None,
+        seed=run["seed"],
+        steps=run["steps"],
+        tokens=run["tokens"],
+        context_length=found.data.context_length if found else store.get("positions"),
+        dataset=found.corpus.name if found and found.corpus.source == "hub" else None,
+        text=_text(found) if found else None,
+        scores=_scores(folder),
+    )
+
+
+def method(config: SAEConfig, *, trained: bool) -> str:
+    """The method of the tables that a configuration belongs to.
+
+    >>> method(SAEConfig(d_sae=8, architecture="topk", k=2), trained=True)
+    'topk'
+    """
+    if not trained:
+        return "untrained"
+    if config.temporal or config.resampling or config.gradient_scaling:
+        return "temporal_sae"
+    if config.dropout:
+        return "dropout"
+    if config.architecture == "matryoshka":
+        return f"matryoshka_{len(config.prefixes)}"
+    if config.architecture != "standard":
+        return config.architecture
+    # The papers' own recipe encodes x, the baselines' x - b_dec.
+    name = "atm" if config.masking else "standard"
+    return name if config.subtract_b_dec else f"paper_{name}"
+
+
+def _store(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of the activations that the SAE was trained on, if they lie where this project keeps them."""
+    file = folder.resolve().parent.parent / "store" / MANIFEST
+    manifest: dict[str, Any] = read_json(file) if file.is_file() else {}
+    key = content_key(manifest)
+    # An untrained SAE has read nothing: it names no store, and belongs to the one beside it.
+    return manifest if run.get("store_key", key) == key else {}
+
+
+def _profile(folder: Path, asked: str | None, model: str | None, layer: int | None, d_sae: int) -> Profile | None:
+    """The profile, if it is one of this model, layer and width."""
+    try:
+        found = load_profile(asked or folder.resolve().parent.parent.name)
+    except ArtifactError:
+        if asked:
+            raise
+        return None
+    theirs = (found.model.name, found.model.layer, found.training.d_sae)
+    if theirs == (model, layer, d_sae):
+        return found
+    if asked:
+        raise ArtifactError(
+            f"profile: {found.name} reads layer {theirs[1]} of {theirs[0]} with {theirs[2]} latents, this SAE layer "
+            f"{layer} of {model} with {d_sae}; name the profile it was trained with"
+        )
+    return None
+
+
+def _text(profile: Profile) -> str:
+    corpus = profile.corpus
+    what = {
+        "hub": f"{corpus.name} ({corpus.split} split, revision {corpus.revision or 'main'})",
+        "documentation": f"documentation strings of {', '.join(corpus.packages)}",
+        "files": f"local files ({', '.join(Path(file).name for file in corpus.files)})",
+    }[corpus.source]
+    lessons = f"; {corpus.lessons_fraction:.0%} of the contexts are spelling lessons" if corpus.lessons_fraction else ""
+    return what + lessons
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    """Every score that is kept with the run, by name; what could not be measured is left out."""
+    scores: dict[str, float] = {}
+    for name in SCORE_FILES:
+        file = folder / f"{name}.json"
+        if file.is_file():
+            summary = read_json(file).get("summary", {})
+            scores |= {key: value for key, value in summary.items() if isinstance(value, int | float)}
+    return scores

@@ -1,0 +1,88 @@
+"""Many GPUs, many machines: what the notebooks would do one after the other, done before them by ranks of torchrun.
+
+Every piece of work is kept under a content key and is never done twice, so a distributed run is a step before the
+notebooks: its ranks make the tokens, the activations, the SAEs and their scores with the calls that the notebooks make,
+and the notebooks, on one process as always, find all of it done.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from sae_lib.util.errors import ArtifactError
+
+PORT = 29400  # of the head machine, where the others meet it
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a run is spread over: `GPUS=`, `NODES=` and `HEAD=` of make."""
+
+    gpus: int = 1
+    """GPUs of each machine; where the profile computes on the CPU, processes of one core each."""
+    nodes: int = 1
+    head: str = ""
+    """Name or address of the machine where the others meet and where the notebooks run."""
+
+    @classmethod
+    def asked(cls, gpus: str, nodes: str, head: str) -> Machines:
+        """From the words of a command line. Raises ArtifactError: no number of 1 or more, or several machines without
+        a head that has a name."""
+        counts = {"GPUS": gpus, "NODES": nodes}
+        for name, value in counts.items():
+            if not (value.isdecimal() and int(value) >= 1):
+                raise ArtifactError(f"{name}={value}: give a number of 1 or more")
+        machines = cls(int(gpus), int(nodes), head)
+        if machines.nodes > 1 and not head:
+            raise ArtifactError(
+                f"NODES={nodes} needs HEAD=<host>: the name of one of the machines, the same in the command of each"
+            )
+        if machines.nodes > 1:
+            machines.here_is_head()
+        return machines
+
+    @property
+    def alone(self) -> bool:
+        """Whether one process does everything."""
+        return self.gpus * self.nodes == 1
+
+    def here_is_head(self) -> bool:
+        """Whether this machine is the head. Raises ArtifactError for a head whose address nobody knows."""
+        if self.nodes == 1:
+            return True
+        try:
+            address = socket.getaddrinfo(self.head, 0, type=socket.SOCK_STREAM)[0]
+        except OSError as error:
+            raise ArtifactError(f"HEAD={self.head}: no such host ({error.strerror}); give its address") from None
+        with socket.socket(address[0], socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind(address[4])  # which only an address of this machine allows
+            except OSError:
+                return False
+        return True
+
+
+ALONE = Machines()
+
+
+def do_beforehand(profile: str, machines: Machines) -> None:
+    """Do the work of the notebooks on `machines`; every machine calls this. Returns when all have finished.
+
+    Raises SystemExit when it was not done: what stood in the way has been printed, and what was finished is kept.
+    """
+    command = [
+        *(sys.executable, "-m", "sae_lib.study.distributed.launch", "--profile", profile),
+        *("--gpus", str(machines.gpus), "--nodes", str(machines.nodes), "--head", machines.head),
+    ]
+    with subprocess.Popen(command) as launcher:
+        try:
+            code = launcher.wait()
+        except KeyboardInterrupt:
+            launcher.terminate()
+            launcher.wait()
+            raise
+    if code:
+        raise SystemExit(code if code > 0 else 1)

@@ -1,0 +1,299 @@
+"""The work of the notebooks: harvest, train, calibrate. Each call does only what is not done yet.
+
+In a distributed run every rank makes the same calls: the work is shared out, and what must happen once is rank 0's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.build import WEIGHTS_FILE, build_autoencoder, load_autoencoder
+from sae_lib.data.activations import ActivationStore
+from sae_lib.data.corpus import build_tokens
+from sae_lib.data.harvest import harvest, harvest_in_memory, tokens_sha256
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.model_loading import model_identity
+from sae_lib.data.store_manifest import content_key, finished_manifest
+from sae_lib.data.store_place import choose_place, only_in_memory, store_bytes
+from sae_lib.data.tokens import load_tokens
+from sae_lib.metrics.toy.methods import crossing
+from sae_lib.profiles.profile import Profile, load_profile
+from sae_lib.profiles.runs import Calibration, RunSpec, sweep_runs
+from sae_lib.report.figures.live import live_curves
+from sae_lib.training.log import RunLog, forget_progress
+from sae_lib.training.run import CHECKPOINT_FILE, is_finished, read_history, run_key, train_sae
+from sae_lib.util import ranks
+from sae_lib.util.checkpoint import save_checkpoint
+from sae_lib.util.files import FolderLock, json_key, write_json, write_parquet
+from sae_lib.util.latent_group import ALONE
+from sae_lib.util.parallel import for_each, kept
+from sae_lib.util.paths import Paths, corpus_cache
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One profile and its folders; what the notebooks hold in their hands."""
+
+    source: str
+    """Name or path that the profile was loaded by; worker processes load it again."""
+    profile: Profile
+    paths: Paths
+
+    @classmethod
+    def open(cls, profile: str) -> Experiment:
+        """The experiment of the profile with this name or path. Raises ArtifactError for a wrong profile."""
+        loaded = load_profile(profile)
+        return cls(str(profile), loaded, Paths(loaded.name))
+
+    @property
+    def device(self) -> str:
+        asked = self.profile.model.device
+        return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+
+    def language_model(self, *, whole: bool) -> LanguageModel:
+        """The profile's language model, cut after its layer unless `whole`."""
+        return LanguageModel.load(self.profile.model, whole=whole)
+
+    @property
+    def workers(self) -> int:
+        """SAEs worked on side by side: one at a time on a GPU."""
+        return self.profile.training.workers if self.device == "cpu" else 1
+
+    @property
+    def corpus_cache(self) -> Path:
+        """Where the packaged corpus is kept, for all profiles."""
+        return corpus_cache()
+
+    def build_tokens(self, tokenizer: Any) -> dict[str, Any]:
+        """Text to contexts (`corpus.build_tokens`)."""
+        return build_tokens(
+            self.profile.corpus, self.profile.data, tokenizer, self.paths.tokens, self.corpus_cache,
+            rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier,
+        )  # fmt: skip
+
+    def harvest(self, lm: LanguageModel) -> ActivationStore:
+        """The activation store of the training contexts, made or completed where `data.store` says."""
+        data, readers = self.profile.data, max(self.workers, ranks.world())
+        needed = store_bytes(data.train_tokens, lm.d_in)
+        place = choose_place(data.store, needed, self.paths.store, self.device, readers)
+        if place.kind == "memory":
+            if ranks.rank() == 0:
+                tqdm.write(f"activations {place.reason}; each notebook that needs them harvests them again")
+            return self._in_memory(lm)
+        with self._harvest_bar() as progress:
+            return harvest(
+                lm, self._train_tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=data.train_tokens,
+                check="full", rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier, progress=progress,
+            )  # fmt: skip
+
+    def open_store(self) -> ActivationStore:
+        """The finished activation store; harvested again when it was kept in another process's memory.
+
+        Raises ArtifactError when it was made by another model, layer or corpus.
+        """
+        if only_in_memory(self.paths.store):
+            return self._in_memory()
+        return ActivationStore.open(self.paths.store, **self._store_source)
+
+    def store(self) -> ActivationStore:
+        """The finished activation store; on a GPU, where it fits. On a CPU the page cache does as much, once for all
+        processes.
+        """
+        store = self.open_store()
+        if self.device != "cpu":
+            store.preload(self.device)
+        return store
+
+    def _check_store(self) -> None:
+        """Read the activations on the disk through, once in this process, and refuse them when they were altered."""
+
+        def read() -> str:
+            return ActivationStore.open(self.paths.store, check="full").key
+
+        if not only_in_memory(self.paths.store):
+            kept(self.source, "store checked", read)
+
+    @property
+    def store_key(self) -> str:
+        """What the finished activation store is known by; needs none of its rows. Raises as `open_store`."""
+        return content_key(finished_manifest(self.paths.store, self._store_source))
+
+    @property
+    def _train_tokens(self) -> NDArray[np.int32]:
+        return load_tokens(self.paths.tokens, "train")
+
+    @property
+    def _store_source(self) -> dict[str, Any]:
+        return {
+            "identity": model_identity(self.profile.model),
+            "corpus_sha256": tokens_sha256(self._train_tokens),
+            "layer": self.profile.model.layer,
+        }
+
+    def _in_memory(self, lm: LanguageModel | None = None) -> ActivationStore:
+        """The activation store in the memory of this process, harvested once in it."""
+
+        def make() -> ActivationStore:
+            data = self.profile.data
+            with self._harvest_bar() as progress:
+                return harvest_in_memory(
+                    lm or self.language_model(whole=False), self._train_tokens, self.paths.store,
+                    shard_rows=data.shard_rows, max_rows=data.train_tokens, progress=progress,
+                )  # fmt: skip
+
+        store: ActivationStore = kept(self.source, "store in memory", make)
+        return store
+
+    @contextmanager
+    def _harvest_bar(self) -> Iterator[Callable[[int, int], None]]:
+        with tqdm(desc="harvest", unit="token", unit_scale=True, mininterval=5, disable=ranks.rank() > 0) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            yield progress
+
+    def run_folder(self, spec: RunSpec, store_key: str) -> Path:
+        """Where a run lies: named by its content, so the same SAE in two tables is trained once."""
+        return self.paths.runs / self.run_key(spec, store_key)[:20]
+
+    def autoencoder(self, spec: RunSpec) -> Autoencoder:
+        """The trained SAE of a run, on the CPU."""
+        return load_autoencoder(self.run_folder(spec, self.store_key))
+
+    def save(self, table: pd.DataFrame, name: str) -> Path:
+        """Write a table of results as `<name>.parquet`, whole or not at all; returns the file."""
+        path = self.paths.results / f"{name}.parquet"
+        write_parquet(path, table, index=False)
+        return path
+
+    def run_key(self, spec: RunSpec, store_key: str) -> str:
+        key = run_key(spec.config, store_key, self.profile.data, self.profile.training, spec.seed)
+        return key if spec.trained else json_key([key, "untrained"])
+
+    def train(self, specs: Sequence[RunSpec], description: str = "train") -> pd.DataFrame:
+        """Train what is not trained yet; returns the training curves, one row per logged step."""
+        store_key = self.store_key
+        todo = {self.run_key(spec, store_key): spec for spec in specs}
+        waiting = [s for key, s in todo.items() if not is_finished(self.run_folder(s, store_key), key)]
+        if waiting and ranks.rank() == 0:
+            self._check_store()
+        methods = {self.run_folder(spec, store_key): spec.method for spec in waiting if spec.trained}
+        lock = FolderLock(self.paths.runs) if ranks.rank() == 0 else nullcontext()
+        with lock, live_curves(methods, self.profile.training.steps):
+            for_each(
+                _train_one, self.source, [[spec] for spec in waiting], self.workers, description,
+                together=self.profile.training.shard_dictionary,
+            )  # fmt: skip
+        frames = []
+        for spec in (spec for spec in specs if spec.trained):
+            folder = self.run_folder(spec, store_key)
+            forget_progress(folder)  # of a run that was killed between its last file and here
+            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # likewise
+            frames.append(tag(read_history(folder), spec, folder.name))
+        return concat(frames)
+
+    def calibrate(self) -> Calibration:
+        """The L1 methods' part of the sweep: the coefficient of each at which L0 meets the target on the calibration
+        documents, and ATM's mask rate there, which uniform dropout takes over."""
+        coefficients: dict[str, float] = {}
+        probability = 0.3
+        methods = sorted(self.profile.sweep.coefficients, key=lambda name: name == "dropout")
+        first = [s for method in methods if method != "dropout" for s in sweep_runs(self.profile, method)]
+        self.train(first, "sweep")
+        for method in methods:
+            specs = sweep_runs(self.profile, method, probability)
+            history = self.train(specs, f"sweep {method}")
+            tried = pd.DataFrame(
+                {"value": [spec.config.l1_coefficient for spec in specs], "l0": self.calibration_l0(specs)}
+            )
+            l0 = tried.groupby("value")["l0"].mean()
+            target = self.profile.sweep.target_l0
+            coefficients[method] = crossing([*l0.index], [*l0], target)
+            if method == "atm":
+                probability = round(_mask_rate(history, [*l0.index], coefficients[method]), 4)
+        return Calibration(coefficients=coefficients, dropout_probability=probability)
+
+    def calibration_l0(self, specs: Sequence[RunSpec]) -> list[float]:
+        """L0 of trained SAEs on the calibration documents, which no metric uses."""
+
+        def measure() -> list[float]:
+            store_key = self.store_key
+            rows = self._calibration_rows
+            saes = [load_autoencoder(self.run_folder(spec, store_key)) for spec in specs]
+            with torch.no_grad():
+                return [float((sae.encode(rows) != 0).float().sum(dim=1).mean()) for sae in saes]
+
+        return ranks.from_first(measure)
+
+    @cached_property
+    def _calibration_rows(self) -> Float[Tensor, "row d_in"]:
+        folder = self.paths.reference / "calibration"
+        tokens = load_tokens(self.paths.tokens, "calibration")
+        store = harvest(self.language_model(whole=False), tokens, folder, check="full")
+        return store.rows(np.arange(store.n_rows))
+
+
+def _mask_rate(history: pd.DataFrame, values: Sequence[float], coefficient: float) -> float:
+    """ATM's mean mask rate, after its warm-up, in the calibration run nearest to the chosen coefficient."""
+    nearest = min(values, key=lambda value: abs(np.log(value / coefficient)))
+    rates = history.loc[(history["label"] == f"l1={nearest:g}") & (history["mask_rate"] > 0), "mask_rate"]
+    return float(rates.mean()) if len(rates) else 0.3
+
+
+def _train_one(source: str, job: list[RunSpec]) -> None:
+    experiment = opened(source)
+    store = kept(source, "store", experiment.store)
+    together = experiment.profile.training.shard_dictionary
+    group = ranks.latent_group(experiment.device) if together else ALONE
+    for spec in job:
+        folder = experiment.run_folder(spec, store.key)
+        if spec.trained:
+            events = experiment.paths.root / "tensorboard" / spec.group / spec.method / (spec.label or "-")
+            with RunLog(folder, events / f"seed-{spec.seed}") as log:
+                train_sae(
+                    spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
+                    device=experiment.device, group=group, log=log if group.rank == 0 else None,
+                )  # fmt: skip
+        elif group.rank == 0:
+            _leave_untrained(spec, store, folder, experiment.run_key(spec, store.key))
+
+
+def _leave_untrained(spec: RunSpec, store: ActivationStore, folder: Path, key: str) -> None:
+    """A run folder with the weights as they are before the first step."""
+    sae = build_autoencoder(spec.config, store.d_in, spec.seed)
+    config = spec.config.model_dump(mode="json")
+    save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), {"config": config, "key": key})
+    write_json(folder / "run.json", {"key": key, "seed": spec.seed, "config": config, "steps": 0, "tokens": 0,
+                                     "seconds": 0.0, "final": {}})  # fmt: skip
+
+
+def opened(source: str) -> Experiment:
+    """The experiment of this process; a pool's workers are asked for one profile only."""
+    experiment: Experiment = kept(source, "experiment", lambda: Experiment.open(source))
+    return experiment
+
+
+def tag(frame: pd.DataFrame, spec: RunSpec, run: str) -> pd.DataFrame:
+    """`frame` with the columns that say which SAE it belongs to."""
+    return frame.assign(run=run, group=spec.group, method=spec.method, label=spec.label, seed=spec.seed)
+
+
+def concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """The frames below each other; an empty one for none."""
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

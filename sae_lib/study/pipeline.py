@@ -1,0 +1,274 @@
+"""The command line behind `make paper`: run the notebooks that are not up to date, in order.
+
+    python -m sae_lib.study.pipeline run|plan|verify|accept|clean --profile P [--only 03]
+        [--gpus 4 --nodes 2 --head node1]
+
+Nothing heavy is imported before a notebook has to run, so that a run with nothing to do ends in about a
+second.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sae_lib.profiles.profile import Profile, load_profile
+from sae_lib.report.provenance import manifest_file
+from sae_lib.study.distributed import ALONE, Machines, do_beforehand
+from sae_lib.study.notebooks import duration, run_notebook
+from sae_lib.study.time_left import TimeLeft
+from sae_lib.study.up_to_date import Stage, find_stages, record_done, statuses, why_not_done
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import FolderLock, make_folder, remove_unfinished, used_bytes
+from sae_lib.util.paths import NOTEBOOKS, Paths, corpus_cache, shown, verdicts_file
+
+INTERRUPTED = 130
+# What another run has not gone on writing for so long, nobody is writing.
+LONGEST_WRITE_S = 3600.0
+
+
+def run(
+    profile: Profile,
+    parameters: Mapping[str, Any],
+    *,
+    notebooks: Path,
+    only: str | None = None,
+    seconds: Mapping[str, float] | None = None,
+    beforehand: Callable[[], None] | None = None,
+) -> list[str]:
+    """Run every notebook whose results are not those it would make now.
+
+    Args:
+        profile: the scale; results go to `Paths(profile.name)`.
+        parameters: values for each notebook's parameters cell.
+        notebooks: folder of `01_*.ipynb`, `02_*.ipynb`, ...
+        only: number or name of one notebook; the others are neither run nor checked.
+        seconds: estimated time by notebook number, for the time left.
+        beforehand: called first, with the folder held.
+
+    Returns:
+        Names of the notebooks that ran.
+
+    Raises:
+        ArtifactError: another run holds the folder, a notebook stopped, or it wrote no manifest. What was
+            finished before is kept.
+    """
+    paths = Paths(profile.name)
+    stages = find_stages(notebooks)
+    chosen = _choose(stages, only)
+    ran = []
+    with FolderLock(paths.root):
+        for folder in (paths.root, paths.figures):
+            remove_unfinished(folder)
+        with suppress(FileNotFoundError):  # another run's file, which took its name meanwhile
+            remove_unfinished(corpus_cache(), LONGEST_WRITE_S)
+        if beforehand is not None:
+            beforehand()
+        clock = TimeLeft(chosen, seconds or {})
+        for place, stage in enumerate(stages, start=1):
+            if stage not in chosen:
+                continue
+            label = f"[{place}/{len(stages)}] {stage.name}:"
+            reason = why_not_done(stage, profile, paths)
+            if reason is None:
+                clock.skip(stage)
+                print(f"{label} up to date", flush=True)
+                continue
+            print(f"{label} running, {reason}{clock.expected(stage)}", flush=True)
+            took = _run_stage(stage, profile, paths, parameters, label)
+            clock.done(stage, took)
+            print(f"{label} done in {duration(took)}{clock.left()}", flush=True)
+            ran.append(stage.name)
+    return ran
+
+
+def _run_stage(stage: Stage, profile: Profile, paths: Paths, parameters: Mapping[str, Any], label: str) -> float:
+    """Run one notebook and record it; returns the seconds it took.
+
+    Its last manifest goes first, so that one that is there afterwards is of this run.
+    """
+    parts = stage.parts(profile, paths)
+    for folder in (paths.results, paths.keys):
+        make_folder(folder)
+    manifest_file(paths, stage.name).unlink(missing_ok=True)
+    started = time.monotonic()
+    run_notebook(stage.notebook, paths.notebooks, paths.failed, paths.logs / f"{stage.name}.log", parameters, label)
+    took = time.monotonic() - started
+    record_done(stage, parts, paths, took)
+    return took
+
+
+def _choose(stages: Sequence[Stage], only: str | None) -> list[Stage]:
+    if only is None:
+        return list(stages)
+    chosen = [stage for stage in stages if only in (stage.name, stage.name.partition("_")[0])]
+    if not chosen:
+        raise ArtifactError(f"--only {only}: no such notebook; there are {', '.join(s.name for s in stages)}")
+    return chosen
+
+
+def run_command(
+    profile: Profile, parameters: Mapping[str, Any], notebooks: Path, only: str | None, machines: Machines = ALONE
+) -> int:
+    """`run`: check what it needs, run what has to run, say where to look.
+
+    On several processes the work is done beforehand; then the head machine runs the notebooks, the others are done.
+    """
+    paths = Paths(profile.name)
+    stages = _choose(find_stages(notebooks), only)
+    to_do = [status for status in statuses(stages, profile, paths) if status.to_do]
+    seconds: Mapping[str, float] = {}
+    if to_do:
+        from sae_lib.study.plan import blockers, estimate, speed_note
+
+        cost = estimate(profile, processes=machines.gpus * machines.nodes)
+        seconds = cost.seconds
+        if stopping := blockers(profile, cost, paths):
+            raise ArtifactError(stopping[0])
+        expected = sum(seconds.get(status.stage.name.partition("_")[0], 0.0) for status in to_do)
+        print(
+            f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run, about "
+            f"{duration(expected)} ({speed_note(profile, cost)}); `make plan` says more"
+        )
+    beforehand = None
+    if to_do and not machines.alone:
+        beforehand = partial(do_beforehand, parameters["profile"], machines)
+    if not machines.here_is_head():
+        if beforehand is not None:
+            beforehand()
+        print(f"this machine is done; {machines.head} runs the notebooks")
+        return 0
+    run(profile, parameters, notebooks=notebooks, only=only, seconds=seconds, beforehand=beforehand)
+    print(where_to_look(paths))
+    return 0
+
+
+def where_to_look(paths: Paths) -> str:
+    """The last lines of a run: what was made, where, and the claims table when there is one."""
+    places = {
+        "executed notebooks": paths.notebooks,
+        "figures and tables": paths.figures,
+        "results behind them": paths.results,
+    }
+    claims = [file for file in sorted(paths.figures.glob("claims*")) if file.suffix in (".md", ".csv")]
+    if claims:
+        places["claims table"] = claims[-1]
+    return "\n".join(["", *(f"{what:<20} {shown(place)}" for what, place in places.items())])
+
+
+def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) -> int:
+    """`plan`: print what a run would do and what it takes; exit code 1 when something stands in the way."""
+    from sae_lib.study.plan import GB, blockers, estimate, memory_note, speed_note
+
+    paths = Paths(profile.name)
+    cost = estimate(profile, processes=machines.gpus * machines.nodes)
+    print(f"profile {profile.name}: {profile.description}\n")
+    left = 0.0
+    for status in statuses(find_stages(notebooks), profile, paths):
+        seconds = cost.seconds.get(status.stage.name.partition("_")[0], 0.0)
+        left += seconds if status.to_do else 0.0
+        what = f"to do ({status.reason})" if status.to_do else status.reason
+        print(f"  {status.stage.name:<14} about {duration(seconds):<14} {what}")
+    groups = ", ".join(f"{count} {group}" for group, count in sorted(cost.saes.items()))
+    used = used_bytes(paths.root)
+    lines = {
+        "time": f"about {duration(left)} to go, of {duration(sum(cost.seconds.values()))} in all "
+        f"({speed_note(profile, cost)})",
+        "SAEs": f"{sum(cost.saes.values())}: {groups}",
+        "activations": f"{cost.rows:,} tokens x {cost.d_in} values",
+        "disk": f"{cost.disk_bytes / GB:.2f} GB under {shown(paths.root)} ({used / GB:.2f} GB there now)",
+        "memory": memory_note(profile),
+    }
+    print()
+    for name, text in lines.items():
+        print(f"  {name:<14} {text}")
+    stopping = blockers(profile, cost, paths)
+    for line in stopping:
+        print(f"\nwould not start: {line}")
+    return 1 if stopping else 0
+
+
+def verify_command(profile: Profile) -> int:
+    """`verify`: print the claims table; exit code 1 when a verdict differs from the committed one."""
+    from sae_lib.report.claims.ledger import verify
+
+    return int(verify(profile, Paths(profile.name).results, verdicts_file(profile.name)))
+
+
+def accept_command(profile: Profile) -> int:
+    """`accept`: make the verdicts of this profile's results the ones that `verify` compares with."""
+    from sae_lib.report.claims.ledger import evaluate_claims, write_verdicts
+    from sae_lib.report.results import Results
+
+    file = verdicts_file(profile.name)
+    write_verdicts(evaluate_claims(profile, Results.load(Paths(profile.name).results)), profile, file)
+    print(f"wrote {shown(file)}; commit it with the results it stands for")
+    return 0
+
+
+def clean_command(profile: Profile) -> int:
+    """`clean`: remove everything that a profile made under the output folder."""
+    root = Paths(profile.name).root
+    if not root.is_dir():
+        print(f"nothing to remove: there is no {shown(root)}")
+        return 0
+    with FolderLock(root):
+        size = used_bytes(root)
+        shutil.rmtree(root)
+    print(f"removed {shown(root)} ({size / 1e9:.2f} GB)")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None, notebooks: Path = NOTEBOOKS) -> int:
+    """Command line. Errors that the user can mend are one line; exit codes 0, 1, or 130 (interrupted)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sae_lib.study.pipeline", description="Run the artifact's notebooks."
+    )
+    parser.add_argument("command", choices=("run", "plan", "verify", "accept", "clean"))
+    parser.add_argument("--profile", default="pocket", help="a name, or the path of a YAML file")
+    parser.add_argument("--only", metavar="NN", help="run one notebook, such as 03")
+    parser.add_argument("--gpus", default="1", help="GPUS= of make: the GPUs of each machine")
+    parser.add_argument("--nodes", default="1", help="NODES= of make: machines, each of which runs this command")
+    parser.add_argument("--head", default="", help="HEAD= of make: the machine where they meet")
+    options = parser.parse_args(arguments)
+    # `kill` ends a run as Ctrl-C does: the kernel is stopped and nothing half-written stays.
+    signal.signal(signal.SIGTERM, _interrupt)
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    try:
+        profile = load_profile(options.profile)
+        if options.command == "clean":
+            return clean_command(profile)
+        if options.command == "verify":
+            return verify_command(profile)
+        if options.command == "accept":
+            return accept_command(profile)
+        machines = Machines.asked(options.gpus, options.nodes, options.head)
+        if options.command == "plan":
+            return plan_command(profile, notebooks, machines)
+        if options.only and not machines.alone:
+            raise ArtifactError(f"--only {options.only} runs one notebook in one process; leave out GPUS and NODES")
+        named = Path(options.profile)
+        value = str(named.resolve()) if named.is_file() else options.profile
+        return run_command(profile, {"profile": value}, notebooks, options.only, machines)
+    except ArtifactError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept and the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Recipes, the trainer, one run and its log."""

@@ -1,0 +1,140 @@
+"""One SAE trained, from its configuration to its files.
+
+`train_sae` takes an `SAEConfig`, an activation store and a seed, and leaves a run folder:
+
+    sae.safetensors     weights and configuration; takes raw residual-stream activations
+    history.parquet     the training curves
+    run.json            what it was made from, and how long it took
+    checkpoint.safetensors, only while training: an interrupted run goes on to the *same* final weights (on a CPU)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.build import WEIGHTS_FILE
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.data.activations import ActivationStore
+from sae_lib.data.config import DataConfig
+from sae_lib.training.run_config import TrainingConfig
+from sae_lib.training.trainer import Trainer
+from sae_lib.util.checkpoint import load_checkpoint, save_checkpoint
+from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.files import json_key, read_json, write_json, write_parquet
+from sae_lib.util.latent_group import ALONE, LatentGroup
+from sae_lib.util.source_key import source_key
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+Report = Callable[[int], None]
+Log = Callable[[dict[str, float]], None]
+
+
+def run_key(config: SAEConfig, store_key: str, data: DataConfig, training: TrainingConfig, seed: int) -> str:
+    """Content key of one training run: everything that its weights depend on, the code included."""
+    shared = training.model_dump(include={"d_sae", "steps", "autocast", "log_every"})
+    stream = data.model_dump(include={"window", "batch_tokens", "stream_seed"})
+    return json_key(
+        [config.model_dump(mode="json"), store_key, stream, shared, seed, source_key("sae_lib.training.run")]
+    )
+
+
+def is_finished(folder: Path, key: str) -> bool:
+    """Whether `folder` holds the finished run with this key."""
+    file = folder / "run.json"
+    run = read_json(file) if file.is_file() else None
+    return isinstance(run, dict) and run.get("key") == key and (folder / WEIGHTS_FILE).is_file()
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """The training curves of a finished run, one row per logged step.
+
+    Raises ArtifactError when the file is not there or cannot be read.
+    """
+    file = folder / "history.parquet"
+    try:
+        return pd.read_parquet(file)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{file} cannot be read ({first_line(error)}); remove {folder} and run again") from None
+
+
+def train_sae(
+    config: SAEConfig,
+    store: ActivationStore,
+    data: DataConfig,
+    training: TrainingConfig,
+    seed: int,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    group: LatentGroup = ALONE,
+    report: Report | None = None,
+    log: Log | None = None,
+) -> dict[str, Any]:
+    """Train one SAE, or return at once when `folder` already holds this very run.
+
+    `report(step)` is called after each step, and `log(row)` with each row of the training curves as soon as there is
+    one; a run that goes on from a checkpoint passes the rows before it too. With `group`, its processes make this call
+    together and each trains its piece of the dictionary; the files are those of one process, written by the first, and
+    a checkpoint can be gone on from by another number of processes. Returns the content of run.json.
+
+    Raises ArtifactError when the loss is NaN or infinite (the last checkpoint stays) or the disk is full.
+    """
+    key = run_key(config, store.key, data, training, seed)
+    if is_finished(folder, key):
+        return dict(read_json(folder / "run.json"))
+    folder.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(config, store, data, training, seed, device, group)
+    checkpoint = folder / CHECKPOINT_FILE
+    if checkpoint.is_file():
+        tensors, state = load_checkpoint(checkpoint, device)
+        if state["key"] == key:
+            trainer.load(tensors, state)
+    started = time.monotonic()
+    spent = trainer.seconds
+    logged = 0
+    while trainer.index < training.steps:
+        trainer.step()
+        trainer.seconds = spent + time.monotonic() - started
+        if log is not None:
+            for row in trainer.history[logged:]:
+                log(row)
+            logged = len(trainer.history)
+        if trainer.index % training.checkpoint_every == 0 and trainer.index < training.steps:
+            trainer.check_finite()
+            tensors = trainer.tensors()
+            if group.rank == 0:
+                save_checkpoint(checkpoint, tensors, trainer.state() | {"key": key})
+        if report is not None:
+            report(trainer.index)
+    sae = trainer.finish()
+    if group.rank == 0:
+        _leave_files(trainer, sae, folder, key)
+    group.barrier()
+    return dict(read_json(folder / "run.json"))
+
+
+def _leave_files(trainer: Trainer, sae: Autoencoder, folder: Path, key: str) -> None:
+    history = pd.DataFrame(trainer.history)
+    run = {
+        "key": key,
+        "seed": trainer.seed,
+        "config": trainer.cfg.model_dump(mode="json"),
+        "store_key": trainer.store.key,
+        "model": trainer.store.manifest.get("model"),
+        "layer": trainer.store.manifest.get("layer"),
+        "input_scale": trainer.input_scale,
+        "steps": trainer.index,
+        "tokens": trainer.index * trainer.data.batch_tokens,
+        "seconds": round(trainer.seconds, 3),
+        "final": {name: value for name, value in trainer.history[-1].items() if value == value},  # NaN is no JSON
+    }
+    write_parquet(folder / "history.parquet", history, index=False)
+    save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), {"config": run["config"], "key": key})
+    write_json(folder / "run.json", run)
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)

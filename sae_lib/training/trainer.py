@@ -1,0 +1,290 @@
+"""One run's state, and its step: the same for every method.
+
+Batches made ready in a thread while the one before is trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_lib.autoencoders.base import Autoencoder, Step, squared_error
+from sae_lib.autoencoders.build import build_autoencoder
+from sae_lib.autoencoders.config import OptimizerConfig, SAEConfig
+from sae_lib.data.activations import ActivationStore, Batch, WindowStream
+from sae_lib.data.config import DataConfig
+from sae_lib.mechanisms import Mechanism, build_mechanisms
+from sae_lib.training.run_config import TrainingConfig
+from sae_lib.training.state import load_modules, load_tensors, modules, whole_tensors
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.latent_group import ALONE, LatentGroup
+
+
+class Prefetched:
+    """The batches of a stream, in order. One is made ahead where its rows come from the disk, or from main memory to a
+    GPU; rows that are where they are used are gathered at once. `steps` is how many batches are wanted.
+    """
+
+    def __init__(self, stream: WindowStream, steps: int) -> None:
+        self._stream, self._steps = stream, steps
+        self._waiting: dict[int, Future[Batch]] = {}
+        resident = stream.store.resident
+        at_hand = resident is not None and resident.device.type == stream.device.type
+        self._thread = None if at_hand else ThreadPoolExecutor(1, thread_name_prefix="batches")
+
+    def batch(self, index: int) -> Batch:
+        """Batch number `index`."""
+        if self._thread is None:
+            return self._stream.batch(index)
+        ready = self._waiting.pop(index, None)
+        batch = self._stream.batch(index) if ready is None else ready.result()
+        if index + 1 < self._steps:
+            self._waiting = {index + 1: self._thread.submit(self._stream.batch, index + 1)}
+        return batch
+
+
+SCALE_ROWS = 2**17  # rows over which E||x||^2 is estimated
+
+
+class Trainer:
+    """The state of one run, and its step; with `group`, of this process's piece of the dictionary."""
+
+    def __init__(
+        self,
+        config: SAEConfig,
+        store: ActivationStore,
+        data: DataConfig,
+        training: TrainingConfig,
+        seed: int,
+        device: str,
+        group: LatentGroup = ALONE,
+    ) -> None:
+        self.cfg, self.store, self.data, self.training, self.seed = config, store, data, training, seed
+        self.group = group
+        self.device = torch.device(device)
+        self.stream = WindowStream(store, data.window, data.batch_tokens, data.stream_seed, device=device)
+        self.batches = Prefetched(self.stream, training.steps)
+        sae = build_autoencoder(config, store.d_in, seed)
+        sae.keep_piece(group)
+        self.sae = sae.to(self.device)
+        mechanisms = build_mechanisms(config.model_copy(update={"d_sae": sae.d_sae}), store.d_in)
+        self.mechanisms: list[Mechanism] = [mechanism.to(self.device) for mechanism in mechanisms]
+        self.input_scale = store.mean_squared_norm(SCALE_ROWS) ** -0.5 if config.normalize_inputs else 1.0
+        if not 0.0 < self.input_scale < float("inf"):
+            raise ArtifactError(
+                "activations: their mean squared norm is zero, NaN or infinite, so they cannot be scaled to 1; "
+                "harvest them again, with another model.dtype if that does not help"
+            )
+        self.optimizer = _optimizer(self.sae, config.optimizer)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.since_fired = torch.zeros(sae.d_sae, dtype=torch.long, device=self.device)
+        self.bad = torch.tensor([-1, -1], device=self.device)  # first step with a loss that is no number, and its row
+        self.any_dead = False
+        self.index = 0
+        self.seconds = 0.0
+        self.history: list[dict[str, float]] = []
+
+    def step(self) -> None:
+        """One optimiser step."""
+        step = self._forward()
+        loss, parts = self._losses(step)
+        self._watch(loss, step)
+        if self.device.type == "cpu" or self.index % self.training.log_every == 0:
+            self.check_finite()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        for mechanism in self.mechanisms:
+            mechanism.before_update(self.sae, step)
+        if self.cfg.unit_norm_decoder:
+            self.sae.remove_parallel_gradient()
+        if self.cfg.optimizer.clip_norm is not None:
+            self._clip(self.cfg.optimizer.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.index, self.training.steps, self.cfg.optimizer)
+        with _matrices_contiguous(self.optimizer):
+            self.optimizer.step()
+        for mechanism in self.mechanisms:
+            mechanism.after_update(self.sae, self.optimizer, step)
+        if self.cfg.unit_norm_decoder:
+            self.sae.normalise_decoder()
+        self._count_firing(step)
+        if self.index % self.training.log_every == 0 or self.index + 1 == self.training.steps:
+            self._log(step, loss, parts)
+        self.index += 1
+
+    def _forward(self) -> Step:
+        batch = self.batches.batch(self.index)
+        x = batch.activations.flatten(0, 1)
+        if self.index == 0:
+            self.sae.initialise(x * self.input_scale)
+        step = Step(
+            index=self.index,
+            total=self.training.steps,
+            x=x * self.input_scale if self.cfg.normalize_inputs else x,
+            has_predecessor=batch.has_predecessor.flatten(),
+            dead=self.since_fired >= self.cfg.dead_after_tokens,
+            any_dead=self.any_dead,
+            generator=self.generator,
+            compiled=self.training.compile,
+            group=self.group,
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.autocast == "bfloat16"):
+            step.latents = step.f = self.sae.encode_training(step)
+            step.firing_rate = step.latents.rate()
+            for mechanism in self.mechanisms:
+                mask = mechanism.mask(step)
+                if mask is not None:
+                    step.f = step.f.times(mask)
+            step.x_hat = self.sae.decode_training(step)
+        step.x_hat = step.x_hat.float()
+        step.reconstruction = squared_error(step.x, step.x_hat)
+        return step
+
+    def _losses(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its parts, each with its coefficient."""
+        parts = {"reconstruction": self.sae.reconstruction_loss(step)}
+        named = [("sparsity", self.sae.sparsity_loss(step)), ("auxiliary", self.sae.auxiliary_loss(step))]
+        named += [(mechanism.term, mechanism.loss(step)) for mechanism in self.mechanisms]
+        for name, term in named:
+            if term is not None:
+                parts[name] = parts[name] + term if name in parts else term
+        return sum(parts.values(), torch.zeros((), device=self.device)), parts
+
+    def _clip(self, most: float) -> None:
+        """Scale all gradients, those of the other pieces included, to a norm of `most` at most."""
+        pieces = {id(tensor) for tensor, _ in self.sae.per_latent()}
+        parameters = [*self.sae.parameters()]
+        norm, shared = (
+            nn.utils.get_total_norm(
+                [p.grad for p in parameters if p.grad is not None and (id(p) in pieces) == of_piece]
+            )
+            for of_piece in (True, False)
+        )
+        norm = (self.group.sum(norm.square()) + shared.square()).sqrt()
+        if self.device.type == "cpu" and float(norm) + 1e-6 <= most:
+            return  # the factor would be 1
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+
+    @torch.no_grad()
+    def _watch(self, loss: Tensor, step: Step) -> None:
+        """Note the first step whose loss is NaN or infinite, and its worst row, without waiting for a GPU."""
+        if self.device.type == "cpu" and math.isfinite(loss.item()):
+            return
+        assert step.x_hat is not None and step.f is not None
+        error = (step.x - step.x_hat).square().sum(dim=1) + self.group.sum(step.f.dense().sum(dim=1))
+        worst = torch.where(error.isfinite(), error, torch.inf).argmax()
+        bad = ~loss.isfinite() & (self.bad[0] < 0)
+        self.bad = torch.where(bad, torch.stack([torch.full_like(worst, self.index), worst]), self.bad)
+
+    def check_finite(self) -> None:
+        """Raise ArtifactError when any step's loss has been NaN or infinite."""
+        index, row = self.bad.tolist()
+        if index < 0:
+            return
+        window = int(self.stream.windows(index)[row // self.data.window])
+        raise ArtifactError(
+            f"the loss is NaN or infinite at step {index} (row {window * self.data.window + row % self.data.window} of "
+            "the store); the last checkpoint is kept; lower optimizer.learning_rate or look at that row, then run again"
+        )
+
+    @torch.no_grad()
+    def _count_firing(self, step: Step) -> None:
+        assert step.firing_rate is not None
+        self.since_fired.add_(len(step.x)).masked_fill_(step.firing_rate > 0, 0)
+        # Reading a device's value waits for the device: often enough on a GPU is every 16 steps.
+        if self.device.type == "cpu" or self.index % 16 == 0:
+            self.any_dead = int(self.group.largest(self.since_fired.max())) >= self.cfg.dead_after_tokens
+
+    @torch.no_grad()
+    def _log(self, step: Step, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        assert step.firing_rate is not None and step.reconstruction is not None
+        variance = (step.x - step.x.mean(dim=0)).square().sum(dim=1).mean()
+        silent = self.since_fired >= min(self.cfg.dead_after_tokens, self.training.log_every * self.data.batch_tokens)
+        row = {
+            "step": self.index,
+            "tokens": (self.index + 1) * self.data.batch_tokens,
+            "loss": float(loss.detach()),
+            "l0": float(self.group.sum(step.firing_rate.sum())),
+            "explained_variance": float(1.0 - step.reconstruction / variance),
+            "dead_fraction": float(self.group.mean(silent.to(torch.float32).mean())),
+        }
+        row |= {name: float(part.detach()) for name, part in parts.items()}
+        for mechanism in self.mechanisms:
+            row |= mechanism.log()
+        self.history.append(row)
+
+    def finish(self) -> Autoencoder:
+        """Once, after the last step: the trained SAE on the CPU; it takes raw inputs. Of a group, the first process has
+        the whole and the others their pieces.
+
+        Raises ArtifactError when the loss has been NaN or infinite.
+        """
+        self.check_finite()
+        sae, mechanisms = self.sae, self.mechanisms
+        if self.group.world > 1 and (tensors := self.tensors()):
+            sae = build_autoencoder(self.cfg, self.store.d_in, self.seed)
+            mechanisms = build_mechanisms(self.cfg, self.store.d_in)
+            load_modules(modules(sae, mechanisms), tensors)
+        sae = sae.cpu()
+        for mechanism in mechanisms:
+            mechanism.cpu().finish(sae)
+        sae.fold_input_scale(self.input_scale)
+        return sae
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a checkpoint needs that is a tensor; on the first process of a group, all of it."""
+        others = {"generator": self.generator.get_state(), "since_fired": self.since_fired}
+        return whole_tensors(self.sae, self.mechanisms, self.optimizer, others, self.group)
+
+    def state(self) -> dict[str, Any]:
+        """Everything else."""
+        return {"index": self.index, "seconds": self.seconds, "any_dead": self.any_dead, "history": self.history}
+
+    def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Go back to the moment of a checkpoint."""
+        mine = load_tensors(self.sae, self.mechanisms, self.optimizer, tensors, self.group)
+        self.generator.set_state(mine["generator"].cpu())
+        self.since_fired = mine["since_fired"]
+        self.index, self.seconds, self.any_dead = state["index"], state["seconds"], state["any_dead"]
+        self.history = state["history"]
+
+
+def _optimizer(sae: Autoencoder, config: OptimizerConfig) -> torch.optim.Optimizer:
+    options = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(sae.parameters(), fused=True, **options)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _matrices_contiguous(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within, W_enc, its gradient and its moments are [d_sae, d_in], as they lie in memory: fused Adam goes through
+    memory, and copies what is not contiguous.
+    """
+    turned = [p for group in optimizer.param_groups for p in group["params"] if p.ndim == 2 and not p.is_contiguous()]
+
+    def turn() -> None:
+        with torch.no_grad():
+            for parameter in turned:
+                for tensor in (parameter, parameter.grad, *optimizer.state[parameter].values()):
+                    if isinstance(tensor, Tensor) and tensor.ndim == 2:
+                        tensor.t_()
+
+    turn()
+    try:
+        yield
+    finally:
+        turn()
+
+
+def learning_rate(index: int, total: int, config: OptimizerConfig) -> float:
+    """Linear warm-up over `warmup_steps`, constant, then linear to zero over the last `decay_fraction` of `total`."""
+    ramp = min(1.0, (index + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    decay_steps = config.decay_fraction * total
+    fall = min(1.0, (total - index) / decay_steps) if decay_steps else 1.0
+    return config.learning_rate * ramp * fall

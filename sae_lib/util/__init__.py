@@ -1,0 +1,1 @@
+"""What every other part uses, and what depends on none of them."""

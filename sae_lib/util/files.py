@@ -1,0 +1,281 @@
+"""Files that are either whole or absent: write beside, flush to disk, rename.
+
+A reader never sees half of a file, and an interrupted run leaves nothing to clean up by hand.
+
+How much of the disk a folder takes, and how much is free where it lies.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from sae_lib.util.errors import ArtifactError
+
+
+def used_bytes(folder: Path, pattern: str = "*") -> int:
+    """Bytes of the files in a folder, and in the folders in it, whose names match; 0 when it is not there."""
+    return sum(file.stat().st_size for file in folder.rglob(pattern) if file.is_file())
+
+
+def nearest_folder(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return folder if folder.is_dir() else nearest_folder(folder.parent)
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free where a folder is, or would be made."""
+    return shutil.disk_usage(nearest_folder(folder)).free
+
+
+@contextmanager
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" into one line that names the folder and what is free.
+
+    Raises:
+        ArtifactError: in place of an `OSError` with ENOSPC or EDQUOT.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = free_bytes(folder) / 2**20
+        raise ArtifactError(
+            f"disk full while writing into {folder}: {free:.0f} MiB free; "
+            f"make room or set SAE_LIB_OUTPUT to a folder on a larger disk, then run again"
+        ) from error
+
+
+@contextmanager
+def explain_refusal(place: Path) -> Iterator[None]:
+    """Turn the system's refusal to make a folder or a file into one line that names it.
+
+    Raises:
+        ArtifactError: in place of an `OSError` that is not about room on the disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        in_the_way = error.errno in (errno.EEXIST, errno.EISDIR)
+        fix = "remove what has that name, or " if in_the_way else ""
+        raise ArtifactError(
+            f"cannot write into {place} ({error.strerror or error}); {fix}set SAE_LIB_OUTPUT to a folder of yours"
+        ) from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where they are missing.
+
+    Raises:
+        ArtifactError: a file has its name, or nothing can be written there.
+    """
+    with explain_full_disk(folder), explain_refusal(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; it takes the name `path` only when the block ends well.
+
+    Args:
+        path: the file to make or replace; its folder is made if it is missing.
+        mode: "w" (UTF-8 text) or "wb".
+
+    Raises:
+        ArtifactError: the disk is full, or nothing can be written there. `path` is then what it was before, and
+            no part is left behind.
+
+    >>> with atomic_write("results/table.csv") as file:      # doctest: +SKIP
+    ...     file.write("letter,f1")
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
+    path = Path(path)
+    make_folder(path.parent)
+    encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
+    with explain_full_disk(path.parent):
+        with explain_refusal(path.parent):
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, mode, encoding=encoding, newline=newline) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes private files; results are as readable as any other file of the user.
+            os.chmod(name, 0o666 & ~_umask())
+            with explain_refusal(path):
+                os.replace(name, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Build a folder beside `path`; when the block ends well it replaces what was there.
+
+    Raises:
+        ArtifactError: the disk is full. The unfinished folder is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with explain_full_disk(path.parent):
+        building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            yield building
+            for file in sorted(building.rglob("*")):
+                if file.is_file():
+                    with open(file, "rb") as opened:
+                        os.fsync(opened.fileno())
+            os.chmod(building, 0o777 & ~_umask())
+            if path.exists():
+                # Two folders cannot be exchanged in one step: the old one steps aside first.
+                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+                os.replace(path, aside / path.name)
+                os.replace(building, path)
+                shutil.rmtree(aside)
+            else:
+                os.replace(building, path)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def remove_unfinished(folder: Path | str, untouched_s: float = 0.0) -> None:
+    """Remove what killed runs were writing into `folder` and the folders in it.
+
+    Args:
+        untouched_s: leave what has changed in so many seconds; with 0 nobody may be writing there.
+    """
+    for left in [*Path(folder).rglob(".*.tmp"), *Path(folder).rglob(".*.old")]:
+        if untouched_s and time.time() - left.stat().st_mtime < untouched_s:
+            continue
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)  # it may have lain in a folder that is gone by now
+
+
+def write_json(path: Path | str, value: object) -> None:
+    """Write `value` as indented JSON with sorted keys, atomically. NaN is refused (ValueError)."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as file:
+        file.write(text + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ArtifactError: the file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is not valid JSON ({error}); remove it and run again") from error
+
+
+def write_parquet(path: Path | str, table: Any, **options: Any) -> None:
+    """Write a table of pandas or of datasets, atomically; `options` are those of its `to_parquet`.
+
+    Through memory: a stream that cannot take pyarrow's bytes, as on a full disk, makes it abort the process.
+    """
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, **options)
+    with atomic_write(path, "wb") as file:
+        file.write(buffer.getbuffer())
+
+
+def file_sha256(path: Path | str) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_key(value: object) -> str:
+    """Hexadecimal sha256 of canonical JSON: sorted keys, no spaces. NaN is refused (ValueError).
+
+    >>> json_key({"k": 16, "seed": 42}) == json_key({"seed": 42, "k": 16})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+class FolderLock:
+    """Holds a folder for one run; a second run is refused at once, told who holds it.
+
+    The operating system drops the lock when its process ends, however it ends, so none is ever stale. The
+    note beside it (process and host) is only for the message.
+
+    Raises:
+        ArtifactError: on entering, when another run holds the folder or nothing can be written there.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._note = self.folder / ".lock.json"
+        self._lock = FileLock(self.folder / ".lock")
+
+    def __enter__(self) -> "FolderLock":
+        with explain_refusal(self.folder):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)
+            except Timeout:  # an OSError too
+                raise ArtifactError(
+                    f"{self.folder} is in use by {self._holder()}; wait for that run to end, stop it, "
+                    f"or set SAE_LIB_OUTPUT to another folder"
+                ) from None
+        write_json(self._note, {"pid": os.getpid(), "host": socket.gethostname()})
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._note.unlink(missing_ok=True)
+        self._lock.release()
+
+    def _holder(self) -> str:
+        try:
+            note = read_json(self._note)
+            return f"process {note['pid']} on {note['host']}"
+        except (OSError, ArtifactError, KeyError, TypeError):
+            return "another run"
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,61 @@
+"""How much memory is free, and whether something fits into it, asked before anything is loaded."""
+
+from pathlib import Path
+
+import psutil
+
+from sae_lib.util.errors import ArtifactError
+
+# (limit, usage) of a container, control groups version 2 and version 1.
+CONTAINER_LIMITS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+
+# Of the free memory, for an activation store; the rest is for the SAEs that are trained on it.
+RESIDENT_SHARE = 0.7
+
+
+def readable_bytes(count: float) -> str:
+    """A number of bytes as people read it.
+
+    >>> readable_bytes(5_583_457_484)
+    '5.2 GiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def free_memory(device: str) -> int:
+    """Bytes free on `device` ("cpu", "cuda"): on CPU what the machine and its container both allow."""
+    if device != "cpu":
+        import torch
+
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    free = int(psutil.virtual_memory().available)
+    for limit, usage in CONTAINER_LIMITS:
+        try:
+            free = min(free, int(limit.read_text()) - int(usage.read_text()))
+        except (OSError, ValueError):  # no such container, or its limit is the word "max"
+            continue
+    return max(free, 0)
+
+
+def require_memory(what: str, needed: int, device: str, fix: str) -> None:
+    """Refuse what does not fit.
+
+    Raises:
+        ArtifactError: `needed` bytes are more than `device` has free; names both and the fix.
+    """
+    free = free_memory(device)
+    if needed > free:
+        kind = "CPU" if device == "cpu" else "GPU"
+        raise ArtifactError(
+            f"{what} needs {readable_bytes(needed)} of {kind} memory, {readable_bytes(free)} are free: {fix}"
+        )

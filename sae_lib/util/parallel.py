@@ -1,0 +1,112 @@
+"""Work on many SAEs, several at a time: by worker processes on one core each, or by the ranks of a distributed run."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+import torch
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from sae_lib.util import ranks
+
+Job = TypeVar("Job")
+Work = Callable[[str, list[Job]], None]
+
+
+def for_each(
+    work: Work[Job], source: str, jobs: Sequence[list[Job]], workers: int, description: str, *, together: bool = False
+) -> None:
+    """Call `work(source, job)` for each job, a list of things done together; the first failure ends it.
+
+    With one worker everything happens in this process, and on all its cores. In a distributed run the jobs are those
+    of rank 0, whatever the others would have found to do, and each goes to the first rank that is free; with
+    `together`, every rank takes part in every job. Returns on every rank when all jobs are done.
+    """
+    jobs = ranks.from_first(lambda: jobs)
+    total = sum(len(job) for job in jobs)
+    with tqdm(total=total, desc=description, unit="SAE", mininterval=1, disable=not jobs or ranks.rank() > 0) as bar:
+        if ranks.world() > 1 and not together:
+            _shared_out(work, source, jobs, bar)
+        elif ranks.world() > 1 or min(workers, len(jobs)) <= 1:
+            for job in jobs:
+                work(source, job)
+                bar.update(len(job))
+            ranks.barrier()
+        else:
+            _by_processes(work, source, jobs, workers, bar)
+
+
+def _shared_out(work: Work[Job], source: str, jobs: Sequence[list[Job]], bar: tqdm[Any]) -> None:
+    """Each job on the rank that is free first; the bar counts what all ranks have done."""
+    taken, done = ranks.Counter(), ranks.Counter()
+    while (number := taken.add(1) - 1) < len(jobs):
+        try:
+            work(source, jobs[number])
+        except BaseException:
+            taken.add(len(jobs))  # nothing is left for ranks that torchrun does not end at once, on other machines
+            raise
+        bar.update(done.add(len(jobs[number])) - bar.n)
+    ranks.barrier()
+    bar.update(done.add(0) - bar.n)
+
+
+def _by_processes(work: Work[Job], source: str, jobs: Sequence[list[Job]], workers: int, bar: tqdm[Any]) -> None:
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=begin_worker)
+    with pool:
+        futures = {pool.submit(work, source, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                bar.update(len(futures[future]))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def begin_worker() -> None:
+    """One core for each worker; and a worker ends when its parent is gone, killed without a chance to say so."""
+    use_one_core()
+    end_with_parent()
+
+
+def use_one_core() -> None:
+    """One thread in every pool of this process.
+
+    NumPy, SciPy and scikit-learn bring thread pools of their own: two workers that each use all cores wait for each
+    other most of the time.
+    """
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"  # for what is loaded later
+    threadpool_limits(1)  # and for what is loaded already
+    torch.set_num_threads(1)
+
+
+def end_with_parent() -> None:
+    """End this process soon after its parent has ended."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+_KEPT: dict[str, Any] = {}
+
+
+def kept(source: str, name: str, make: Callable[[], Any]) -> Any:
+    """`make()`, once in this process for one source: a worker's jobs share what is costly to open."""
+    if _KEPT.get("source") != source:
+        _KEPT.clear()
+        _KEPT["source"] = source
+    if name not in _KEPT:
+        _KEPT[name] = make()
+    return _KEPT[name]

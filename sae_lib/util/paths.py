@@ -1,0 +1,121 @@
+"""Every place the artifact reads or writes, from one root.
+
+Notebooks under papermill run in the caller's folder and under nbval in their own, so no path may depend on
+the working directory.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_lib.util.errors import ArtifactError
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCK_FILE = ROOT / "requirements.lock"
+NOTEBOOKS = ROOT / "notebooks"
+OUTPUT_VARIABLE = "SAE_LIB_OUTPUT"
+
+# The profile whose figures and tables are committed with the repository.
+COMMITTED_PROFILE = "pocket"
+
+
+def output_root() -> Path:
+    """Where all profiles write: the folder named by `SAE_LIB_OUTPUT`, or `build` in the repository.
+
+    Raises:
+        ArtifactError: no folder can have that name.
+    """
+    named = os.environ.get(OUTPUT_VARIABLE)
+    if not named:
+        return ROOT / "build"
+    try:
+        root = Path(named).expanduser().resolve()
+        root.exists()  # asks the system, which refuses a name that is too long
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(
+            f"{OUTPUT_VARIABLE}: '{named[:80]}' cannot be a folder ({reason}); set it to a folder of yours"
+        ) from None
+    return root
+
+
+def corpus_cache() -> Path:
+    """Where the packaged corpus is kept, for all profiles."""
+    return output_root() / "corpus"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The folders of one profile. They are made by whoever writes into them, through `sae_lib.util.files`.
+
+    >>> Paths("smoke").results.name
+    'results'
+    """
+
+    profile: str
+
+    @property
+    def root(self) -> Path:
+        return output_root() / self.profile
+
+    @property
+    def tokens(self) -> Path:
+        """Packed contexts of token ids and their manifest."""
+        return self.root / "tokens"
+
+    @property
+    def store(self) -> Path:
+        """Shards of residual-stream activations."""
+        return self.root / "store"
+
+    @property
+    def runs(self) -> Path:
+        """One folder for each trained SAE."""
+        return self.root / "runs"
+
+    @property
+    def reference(self) -> Path:
+        """What metrics compute once for a language model: clean losses, probes, held-out activations."""
+        return self.root / "reference"
+
+    @property
+    def results(self) -> Path:
+        """Tidy tables and the manifest of each notebook."""
+        return self.root / "results"
+
+    @property
+    def notebooks(self) -> Path:
+        """Executed copies of the notebooks that finished."""
+        return self.root / "notebooks"
+
+    @property
+    def failed(self) -> Path:
+        """Executed copies of the notebooks that stopped with an error."""
+        return self.root / "failed"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def keys(self) -> Path:
+        """What each finished notebook was made from."""
+        return self.root / "keys"
+
+    @property
+    def figures(self) -> Path:
+        """Figures and tables; for the default profile the committed folder, if output is not redirected."""
+        if self.profile == COMMITTED_PROFILE and not os.environ.get(OUTPUT_VARIABLE):
+            return ROOT / "figures"
+        return self.root / "figures"
+
+
+def verdicts_file(profile: str) -> Path:
+    """The committed verdicts of a profile. No notebook writes them: a run is compared with them."""
+    return ROOT / "figures" / f"verdicts_{profile}.json"
+
+
+def shown(path: Path) -> str:
+    """A path as people should read it: relative to the repository where it lies inside."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.build import build_autoencoder
+from sae_lib.autoencoders.config import SAEConfig
+from tests.autoencoders.test_autoencoders import random_sae, rows
+from tests.tiny_training import make_step
+
+
+def by_hand(**config: object) -> Autoencoder:
+    """Two inputs, three latents. Of (2, 1), x - b_dec is (1, 2) and u is (1, 4, 1)."""
+    settings = {"architecture": "gated", "d_sae": 3, "subtract_b_dec": True} | config
+    sae = build_autoencoder(SAEConfig.model_validate(settings), d_in=2)
+    weights = {
+        "W_enc": torch.tensor([[1.0, 0.0, -1.0], [0.0, 2.0, 1.0]]),
+        "b_gate": torch.tensor([0.5, -5.0, 1.0]),
+        "b_mag": torch.tensor([1.0, 0.0, -9.0]),
+        "r_mag": torch.tensor([math.log(3.0), 0.0, 0.0]),
+        "W_dec": torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]),
+        "b_dec": torch.tensor([1.0, -1.0]),
+    }
+    sae.load_state_dict(weights)
+    return sae
+
+
+X = torch.tensor([[2.0, 1.0]])
+
+
+def test_gate_and_magnitude_by_hand():
+    sae = by_hand()
+    # Gates 1.5, -1 and 2; magnitudes 3 x 1 + 1, 4 and -8.
+    torch.testing.assert_close(sae.encode(X), torch.tensor([[4.0, 0.0, 0.0]]))
+    torch.testing.assert_close(sae(X), torch.tensor([[5.0, -1.0]]))
+    torch.testing.assert_close(by_hand(subtract_b_dec=False).pre_activations(X), torch.tensor([[2.0, 2.0, -1.0]]))
+
+
+def test_losses_by_hand():
+    sae = by_hand(l1_coefficient=0.1, sparsity_warmup_steps=10)
+    step = make_step(torch.zeros(1, 3), x=X, pre=sae.pre_activations(X), index=5)
+    sae.activate_training(step)
+    sparsity, auxiliary = sae.sparsity_loss(step), sae.auxiliary_loss(step)
+    assert sparsity is not None and auxiliary is not None
+    assert float(sparsity.detach()) == pytest.approx(0.5 * 0.1 * (1.5 + 2.0)), "the gate's activations, half warmed up"
+    # The gate alone reconstructs 1.5 (1, 0) + 2 (.6, .8) + (1, -1) = (3.7, .6).
+    assert float(auxiliary.detach()) == pytest.approx(1.7**2 + 0.4**2)
+    (sparsity + auxiliary).backward()
+    assert sae.W_dec.grad is None and sae.get_parameter("r_mag").grad is None
+    assert sae.get_parameter("b_mag").grad is None, "the penalty does not shrink magnitudes"
+    gate = sae.get_parameter("b_gate").grad
+    # d/d gate_0 = 0.05 + 2 (1.7, -0.4).(1, 0), and with (.6, .8) for the third; the second is closed.
+    assert gate is not None and gate.tolist() == pytest.approx([0.05 + 3.4, 0.0, 0.05 + 2 * (1.02 - 0.32)], rel=1e-5)
+
+
+def test_b_dec_gets_no_gradient_from_the_frozen_decoder():
+    """Only through the encoder, -W_enc summed over the open gates' gradients."""
+    sae = by_hand()
+    step = make_step(torch.zeros(1, 3), x=X, pre=sae.pre_activations(X))
+    sae.activate_training(step)
+    auxiliary = sae.auxiliary_loss(step)
+    assert auxiliary is not None
+    auxiliary.backward()
+    through_gate = torch.tensor([3.4, 0.0, 1.4])
+    assert sae.b_dec.grad is not None
+    torch.testing.assert_close(sae.b_dec.grad, -sae.W_enc.detach() @ through_gate)
+
+
+def test_loss_and_gradients_match_dictionary_learning():
+    trainers = pytest.importorskip("dictionary_learning.trainers.gdm")
+    sae, x = random_sae("gated", subtract_b_dec=True, l1_coefficient=0.3, sparsity_warmup_steps=2000), rows()
+    peer = trainers.GatedSAETrainer(10_000, 6, 12, layer=0, lm_name="none", l1_penalty=0.3, seed=0, device="cpu")
+    names = {"W_enc": "encoder.weight", "W_dec": "decoder.weight", "b_gate": "gate_bias", "b_mag": "mag_bias"}
+    names |= {"b_dec": "decoder_bias", "r_mag": "r_mag"}
+    theirs = dict(peer.ae.named_parameters())
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            theirs[names[name]].copy_(parameter.T if parameter.ndim == 2 else parameter)
+        torch.testing.assert_close(sae.encode(x), peer.ae.encode(x))
+        torch.testing.assert_close(sae(x), peer.ae(x))
+    for index in (500, 5000):
+        step = make_step(torch.zeros(40, 12), x=x, pre=sae.pre_activations(x), index=index)
+        reconstruction = (x - sae.decode(sae.activate_training(step))).square().sum(dim=1).mean()
+        sparsity, auxiliary = sae.sparsity_loss(step), sae.auxiliary_loss(step)
+        assert sparsity is not None and auxiliary is not None
+        ours, other = reconstruction + sparsity + auxiliary, peer.loss(x, index)
+        torch.testing.assert_close(ours, other)
+        sae.zero_grad()
+        peer.ae.zero_grad()
+        ours.backward()
+        other.backward()
+        for name, parameter in sae.named_parameters():
+            expected = theirs[names[name]].grad
+            assert parameter.grad is not None and parameter.grad.any(), name
+            torch.testing.assert_close(
+                parameter.grad, expected.T if parameter.ndim == 2 else expected, rtol=1e-4, atol=1e-4
+            )

@@ -1,0 +1,285 @@
+"""How shards are made: ahead of the disk, in bounded memory, by any number of ranks, or in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from sae_lib.data import harvest as harvest_module
+from sae_lib.data import row_index, store_place
+from sae_lib.data.activations import ActivationStore, WindowStream
+from sae_lib.data.harvest import harvest, harvest_in_memory
+from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.npy import write_npy
+from sae_lib.data.shards import RowSource, make_shards
+from sae_lib.data.store_manifest import content_key, finished_manifest
+from sae_lib.data.store_place import choose_place, only_in_memory, store_bytes
+from sae_lib.util import files as disk
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import read_json
+from tests.data.test_activations import fake_model
+from tests.data.test_corpus import peak_memory
+from tests.data.test_harvest import SHARD_ROWS, TOKENS, counting, files
+from tests.tiny_models import random_tokens, save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def lm(model):
+    return LanguageModel.load(model, whole=False)
+
+
+@pytest.fixture(scope="module")
+def alone(lm, tmp_path_factory):
+    """The store as one process makes it."""
+    folder = tmp_path_factory.mktemp("alone")
+    harvest(lm, TOKENS, folder, shard_rows=SHARD_ROWS, batch=3)
+    return folder
+
+
+SHARDS = 6
+
+
+def make(lm, folder, **changes):
+    return harvest(lm, TOKENS, folder, **({"shard_rows": SHARD_ROWS, "batch": 3} | changes))
+
+
+def in_memory(lm, folder, **changes):
+    return harvest_in_memory(lm, TOKENS, folder, **({"shard_rows": SHARD_ROWS, "batch": 3} | changes))
+
+
+@pytest.mark.parametrize(("dtype", "shape"), [(np.int32, (7, 3)), (np.uint16, (0, 5)), (np.uint16, (12,))])
+def test_npy_files_in_pieces_are_those_of_numpy(tmp_path, dtype, shape):
+    values = np.arange(np.prod(shape)).astype(dtype).reshape(shape)
+    np.save(tmp_path / "whole.npy", values)
+    pieces = (values[i : i + 2] for i in range(0, len(values), 2))
+    written = write_npy(tmp_path / "pieces.npy", dtype, shape, pieces)
+    assert (tmp_path / "pieces.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert write_npy(None, dtype, shape, [values]) == written
+    assert written.bytes == (tmp_path / "whole.npy").stat().st_size
+
+
+def run_ranks(model, folder, world, numbers, **changes):
+    """`harvest` in as many threads as there are `numbers`, each with a model of its own."""
+    barrier = threading.Barrier(world, timeout=30)
+    models = {rank: counting(LanguageModel.load(model, whole=False)) for rank in numbers}
+
+    def run(rank):
+        return make(models[rank][0], folder, rank=rank, world=world, barrier=barrier.wait, **changes).key
+
+    with ThreadPoolExecutor(len(numbers)) as threads:
+        keys = list(threads.map(run, numbers))
+    return keys, {rank: sum(calls) for rank, (_, calls) in models.items()}
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_make_the_store_of_one_process(model, alone, tmp_path, world):
+    keys, contexts = run_ranks(model, tmp_path, world, range(world))
+    assert files(tmp_path) == files(alone), "records of ranks are gone"
+    assert keys == [ActivationStore.open(alone).key] * world
+    assert min(contexts.values()) > 0
+
+
+def test_what_a_rank_had_finished_is_kept_when_another_dies(lm, model, alone, tmp_path):
+    """Rank 0 dies in the barrier after its shards were asked for; rank 1 has finished its own."""
+
+    def begun():
+        if started.is_set():
+            raise ArtifactError("another process has ended")
+        started.set()
+
+    started = threading.Event()
+    with pytest.raises(ArtifactError, match="another process"):
+        make(lm, tmp_path, rank=0, world=2, barrier=begun)
+    made_by_0 = [i for i, shard in enumerate(read_json(tmp_path / "manifest.json")["shards"]) if shard["sha256"]]
+    assert made_by_0 == [0, 2, 4]
+    (tmp_path / "activations-00002.npy").unlink()
+    started.clear()
+    with pytest.raises(ArtifactError, match="another process"):
+        make(lm, tmp_path, rank=1, world=2, barrier=begun)
+    assert sorted(path.stem for path in tmp_path.glob("*-*.json")) == [f"activations-{i:05d}" for i in (1, 3, 5)]
+    resumed, calls = counting(lm)
+    make(resumed, tmp_path)
+    contexts = np.load(tmp_path / "contexts.npy")[2 * SHARD_ROWS : 3 * SHARD_ROWS]
+    assert sum(calls) == contexts[-1] - contexts[0] + 1, "only the shard that was lost is made again"
+    assert files(tmp_path) == files(alone)
+
+
+def test_records_without_their_manifest_are_not_believed(lm, alone, tmp_path):
+    make(lm, tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "activations-00001.json").write_text('{"bytes": 1, "sha256": "0"}')
+    make(lm, tmp_path)
+    assert files(tmp_path) == files(alone)
+
+
+def test_an_unfinished_file_of_a_killed_run_is_removed(lm, alone, tmp_path):
+    (tmp_path / ".activations-00001.npy.abc.tmp").write_bytes(b"half")
+    make(lm, tmp_path)
+    assert not list(tmp_path.glob(".*.tmp")) and files(tmp_path) == files(alone)
+
+
+def test_a_shard_is_written_while_the_next_one_is_computed(alone):
+    """The writer waits until the model is at work on the next shard, which it would never be without a thread."""
+    source, calls = small_source(alone)
+    begun, computed, taken = [threading.Event() for _ in range(SHARDS)], [0], []
+    go_on = source.lm.residual_stream
+
+    def residual_stream(tokens):
+        begun[computed[0] // SHARD_ROWS].set()
+        return go_on(tokens)
+
+    def take(number, values):
+        assert number == SHARDS - 1 or begun[number + 1].wait(timeout=30)
+        taken.append(number)
+
+    def advance(rows):
+        computed[0] += rows
+
+    source.lm.residual_stream = residual_stream
+    make_shards(source, range(SHARDS), take, advance)
+    assert taken == list(range(SHARDS)) and calls
+
+
+def small_source(folder):
+    contexts, positions = np.load(folder / "contexts.npy"), np.load(folder / "positions.npy")
+    counted, calls = counting(fake_model())
+    return RowSource(counted, TOKENS, contexts, positions, SHARD_ROWS, 3), calls
+
+
+def test_at_most_two_shards_are_in_memory(alone):
+    """However slow the disk is: no shard is begun while two wait."""
+    source, _ = small_source(alone)
+    computed, taken, most = [0], [0], [0]
+
+    def advance(rows):
+        computed[0] += rows
+        most[0] = max(most[0], computed[0] - taken[0])
+
+    def take(number, values):
+        time.sleep(0.02)
+        taken[0] += len(values)
+
+    make_shards(source, range(SHARDS), take, advance)
+    assert computed == taken and SHARD_ROWS < most[0] <= 2 * SHARD_ROWS
+
+
+def test_an_error_of_the_writer_ends_the_harvest_in_one_line(lm, tmp_path, monkeypatch):
+    def full(path, *rest):
+        if path.name == "activations-00002.npy":
+            raise ArtifactError("disk full while writing")
+        return write_npy(path, *rest)
+
+    monkeypatch.setattr(harvest_module, "write_npy", full)
+    with pytest.raises(ArtifactError, match=r"^disk full while writing$"):
+        make(lm, tmp_path)
+    finished = [shard["sha256"] is not None for shard in read_json(tmp_path / "manifest.json")["shards"]]
+    assert finished == [True, True, False, False, False, False]
+    assert sorted(path.stem for path in tmp_path.glob("*-*.npy")) == ["activations-00000", "activations-00001"]
+
+
+def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, monkeypatch):
+    """NumPy's part of it, that is index and tokens; of activations there are two shards at a time."""
+    for module in (row_index, harvest_module):
+        monkeypatch.setattr(module, "CONTEXTS_PER_CHUNK", 64)
+
+    def peak(contexts):
+        np.save(tmp_path / f"{contexts}.npy", random_tokens(contexts, 32, eos_rate=0.0))
+        tokens = np.load(tmp_path / f"{contexts}.npy", mmap_mode="r")
+        return peak_memory(lambda: harvest(fake_model(), tokens, tmp_path / f"store-{contexts}", shard_rows=4000))
+
+    peak(100)
+    assert peak(4000) < peak(400) + 100_000, "the index alone would be 750 kB, the tokens 500 kB"
+
+
+def test_a_store_in_memory_is_the_store_on_disk(lm, alone, tmp_path):
+    held, opened = in_memory(lm, tmp_path), ActivationStore.open(alone)
+    assert held.key == opened.key and held.manifest == opened.manifest
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["manifest.json"]
+    everything = np.arange(held.n_rows)
+    assert torch.equal(held.rows(everything), opened.rows(everything))
+    assert np.array_equal(held.contexts, opened.contexts) and np.array_equal(held.positions, opened.positions)
+    assert held.preload("cpu") and held.mean_squared_norm(100) == opened.mean_squared_norm(100)
+    for number in (0, 5):
+        one, other = (WindowStream(store, 4, 16, seed=0).batch(number) for store in (held, opened))
+        assert torch.equal(one.activations, other.activations)
+        assert torch.equal(one.has_predecessor, other.has_predecessor)
+    known = finished_manifest(tmp_path, {"identity": lm.identity, "layer": 1})
+    assert content_key(known) == opened.key, "processes that do not hold the rows know their key"
+
+
+def test_where_a_store_is(lm, alone, tmp_path):
+    assert not only_in_memory(tmp_path) and not only_in_memory(alone)
+    in_memory(lm, tmp_path)
+    assert only_in_memory(tmp_path)
+    with pytest.raises(ArtifactError, match=r"contexts.npy in .* is missing"):
+        ActivationStore.open(tmp_path)
+    make(lm, tmp_path)
+    assert not only_in_memory(tmp_path) and files(tmp_path) == files(alone)
+
+
+def test_a_second_harvest_in_memory_must_give_the_same_rows(lm, tmp_path):
+    in_memory(lm, tmp_path)
+    again, calls = counting(lm)
+    assert in_memory(again, tmp_path).key == in_memory(lm, tmp_path).key and calls
+    other, _ = counting(lm)
+    inner = other.residual_stream
+    other.residual_stream = lambda tokens: inner(tokens) * 1.01
+    with pytest.raises(ArtifactError, match=r"activations-00000.npy is not what it was .* set data.store to disk"):
+        in_memory(other, tmp_path)
+
+
+def test_memory_that_is_too_small_is_said_before_the_work(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    idle, calls = counting(lm)
+    with pytest.raises(ArtifactError, match=r"needs .* of CPU memory, 100 B are free: set data.store to disk"):
+        in_memory(idle, tmp_path)
+    assert calls == []
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("asked", "needed", "processes", "expected"),
+    [
+        ("auto", 30 * GIB, 1, "disk"), ("auto", 30 * GIB, 8, "disk"), ("auto", 41 * GIB, 1, "memory"),
+        ("disk", 90 * GIB, 1, "disk"), ("memory", 1 * GIB, 1, "memory"),
+    ],
+)  # fmt: skip
+def test_choosing_a_place(tmp_path, monkeypatch, asked, needed, processes, expected):
+    """40 GiB free on the disk, of 64 GiB in memory 44.8 GiB may be used."""
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=40 * GIB))
+    monkeypatch.setattr(store_place, "free_memory", lambda _: 64 * GIB)
+    place = choose_place(asked, needed, tmp_path / "not" / "there", "cpu", processes)
+    assert place.kind == expected and "GiB" in place.reason
+
+
+def test_a_store_that_fits_nowhere_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB))
+    monkeypatch.setattr(store_place, "free_memory", lambda _: 64 * GIB)
+    with pytest.raises(ArtifactError, match=r"are 50.0 GiB; .* has room for 1.0 GiB, and 44.8 GiB of GPU memory"):
+        choose_place("auto", 50 * GIB, tmp_path, "cuda", 1)
+    with pytest.raises(ArtifactError, match="and 2 processes are to share it"):
+        choose_place("auto", 10 * GIB, tmp_path, "cpu", 2)
+    with pytest.raises(ArtifactError, match=r"data\.store: 2 processes cannot share"):
+        choose_place("memory", 10, tmp_path, "cpu", 2)
+    (tmp_path / "activations-00000.npy").write_bytes(b"0" * 2**20)
+    assert choose_place("auto", GIB + 2**20, tmp_path, "cpu", 1).kind == "disk", "what lies there is room"
+
+
+def test_bytes_of_a_store(lm, alone):
+    there = sum(path.stat().st_size for path in alone.glob("*.npy"))
+    headers = 128 * len(list(alone.glob("*.npy")))
+    assert store_bytes(ActivationStore.open(alone).n_rows, lm.d_in) == there - headers

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.profiles.profile import PROFILES, Profile, load_profile
+from sae_lib.training.recipes import METHODS, merged, method_recipe
+from sae_lib.util.errors import ArtifactError
+
+SHIPPED = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def content() -> dict[str, Any]:
+    """A small complete profile, as in a YAML file."""
+    return {
+        "name": "tiny",
+        "description": "for tests",
+        "model": {"name": "pocket", "layer": 1},
+        "corpus": {"source": "documentation", "packages": ["numpy"]},
+        "data": {
+            "context_length": 16, "train_tokens": 1000, "held_out_contexts": 2, "calibration_contexts": 2, "window": 4,
+            "batch_tokens": 64, "shard_rows": 500,
+        },
+        "training": {
+            "d_sae": 32, "steps": 10, "schedule_scale": 0.005, "seeds": [1, 2], "ablation_seeds": [1], "log_every": 5,
+            "checkpoint_every": 5,
+        },
+        "methods": {
+            "topk": {"k": 4}, "batchtopk": {"k": 4}, "matryoshka_2": {"k": 4}, "matryoshka_4": {"k": 4},
+            "jumprelu": {"target_l0": 4},
+        },
+        "sweep": {
+            "target_l0": 4,
+            "levels": [2, 8],
+            "compare_at": [4],
+            "coefficients": {method: [0.1, 0.2] for method in ("standard", "gated", "atm", "dropout")},
+        },
+        "estimates": {
+            "hardware": "a CPU", "gemm_gflops": 100, "memory_gb_s": 20, "step_over_floor": 1.4, "step_overhead_ms": 1,
+            "harvest_over_floor": 2,
+            "score_s": {"reconstruction": 1, "absorption": 1, "stability": 1, "probing": 1},
+            "fixed_s": {"01": 1, "02": 1, "03": 1, "04": 1, "05": 1}, "probing_tokens": 1000,
+        },
+    }  # fmt: skip
+
+
+def load(folder: Path, changes: dict[str, Any] | None = None) -> Profile:
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(merged(content(), changes or {})))
+    return load_profile(file)
+
+
+def refusal(folder: Path, changes: dict[str, Any]) -> str:
+    with pytest.raises(ArtifactError) as caught:
+        load(folder, changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_profiles_are_shipped():
+    assert "pocket" in SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_shipped_profile_loads(name):
+    profile = load_profile(name)
+    assert profile.name == name and profile.description
+    assert profile.data.batch_tokens % profile.data.window == 0
+    for method in METHODS:
+        needs = {"k": 1, "target_l0": 1}
+        assert profile.sae_config(method, needs).d_sae == profile.training.d_sae
+    for method in ("topk", "batchtopk", "jumprelu"):
+        config = profile.sae_config(method)
+        assert config.k or config.target_l0, "the sparsity of the main table is set"
+    for method, overrides in profile.as_written.items():
+        profile.sae_config(method, overrides)
+
+
+def test_a_profile_by_path_and_its_defaults(tmp_path):
+    profile = load(tmp_path)
+    assert profile.name == "tiny" and profile.training.seeds == (1, 2)
+    assert profile.ablations.atm_c == (-0.5, 0.0, 0.5, 1.0) and profile.ablations.atm_r == (0.5, 1.0, 2.0, 5.0)
+    assert profile.sae_config("topk").k == 4 and profile.sae_config("topk", {"k": 5}).k == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"trainning": {}}, "trainning: unknown key; did you mean 'training'?"),
+        ({"training": {"stepz": 3}}, "training.stepz: unknown key; did you mean 'steps'?"),
+        ({"corpus": {"package": ["numpy"]}}, "corpus.package: unknown key; did you mean 'packages'?"),
+        ({"methods": {"topk": {"kk": 3}}}, "methods.topk.kk: unknown key; did you mean 'k'?"),
+        (
+            {"methods": {"atm": {"masking": {"warmup_step": 3}}}},
+            "methods.atm.masking.warmup_step: unknown key; did you mean 'warmup_steps'?",
+        ),
+        ({"data": {"qwertyuiop": 1}}, "data.qwertyuiop: unknown key; known: batch_tokens, "),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(tmp_path, changes, says):
+    assert refusal(tmp_path, changes).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"methods": {"standard": {"l1_coefficient": -0.1}}}, "methods.standard.l1_coefficient: "),
+        ({"methods": {"atm": {"masking": {"r": -1}}}}, "methods.atm.masking.r: "),
+        (
+            {"methods": {"temporal_sae": {"temporal": {"coefficient": -1}}}},
+            "methods.temporal_sae.temporal.coefficient: ",
+        ),
+        ({"training": {"d_sae": 0}}, "training.d_sae: "),
+        ({"training": {"steps": "many"}}, "training.steps: "),
+        ({"corpus": {"held_out_fraction": 0.7}}, "corpus.held_out_fraction: "),
+        ({"model": {"dtype": "int8"}}, "model.dtype: "),
+        ({"model": {"layer": -1}}, "model.layer: "),
+        ({"model": {"name": ""}}, "model.name: "),
+        ({"name": "n" * 51}, "name: "),
+        ({"training": {"seeds": [1, 2**64]}}, "training.seeds.1: "),
+        ({"training": {"seeds": [-1]}}, "training.seeds.0: "),
+        ({"training": {"seeds": [True, 2]}}, "training.seeds.0: "),
+        ({"training": {"ablation_seeds": [2**32]}}, "training.ablation_seeds.0: "),
+        ({"data": {"stream_seed": -1}}, "data.stream_seed: "),
+        ({"sweep": {"seeds": [-7]}}, "sweep.seeds.0: "),
+        ({"sweep": {"compare_at": [-1]}}, "sweep.compare_at.0: "),
+        ({"ablations": {"atm_grid_seeds": [-7]}}, "ablations.atm_grid_seeds.0: "),
+        ({"ablations": {"atm_r": [1, -1]}}, "ablations.atm_r.1: "),
+        ({"ablations": {"temporal_coefficients": [-1]}}, "ablations.temporal_coefficients.0: "),
+        ({"ablations": {"resampling_thresholds": [1.5]}}, "ablations.resampling_thresholds.0: "),
+    ],
+)
+def test_a_value_out_of_range_is_named_and_shown(tmp_path, changes, says):
+    line = refusal(tmp_path, changes)
+    assert line.startswith(says) and ", got " in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"methods": {"topk": {"k": 99}}}, ["methods.topk", "k = 99 is above d_sae = 32"]),
+        ({"methods": {"jumprelu": {"target_l0": 99}}}, ["methods.jumprelu", "target_l0 = 99", "above d_sae = 32"]),
+        ({"methods": {"topk": {"k": None}}}, ["methods.topk", "needs k"]),
+        ({"methods": {"atm": {"dropout": {"probability": 0.1}}}}, ["methods.atm", "masking and dropout are both set"]),
+        ({"methods": {"topp": {"k": 3}}}, ["methods.topp is no method", "did you mean 'topk'?"]),
+        ({"as_written": {"temporal_sea": {}}}, ["as_written.temporal_sea is no method", "'temporal_sae'?"]),
+        ({"as_written": {"topk": {"k": 99}}}, ["as_written.topk", "k = 99 is above d_sae = 32"]),
+        ({"sweep": {"coefficients": {"atmo": [1, 2]}}}, ["sweep.coefficients.atmo", "'atm'?"]),
+        ({"sweep": {"coefficients": {"atm": [0.1]}}}, ["coefficients.atm", "two or more"]),
+        ({"sweep": {"coefficients": {"atm": [0.1, -0.1]}}}, ["coefficients.atm", "positive"]),
+        ({"sweep": {"coefficients": {"gated": None}}}, ["sweep.coefficients.gated"]),
+        ({"sweep": {"levels": [4, 4]}}, ["sweep", "levels", "distinct"]),
+        ({"sweep": {"seeds": [2, 7]}}, ["sweep.seeds [2] are among training.seeds"]),
+        ({"training": {"seeds": [1, 2, 1]}}, ["training.seeds", "repeated", "[1, 2, 1]"]),
+        ({"training": {"ablation_seeds": [3, 3]}}, ["training.ablation_seeds", "repeated"]),
+        ({"ablations": {"atm_grid_seeds": [3, 3]}}, ["ablations.atm_grid_seeds", "repeated"]),
+        ({"data": {"window": 7}}, ["data", "batch_tokens 64 is no multiple of window 7", "try 63"]),
+        ({"data": {"batch_tokens": 4000}}, ["data", "4000 is above train_tokens 1000"]),
+        ({"corpus": {"packages": []}}, ["corpus", "source 'documentation' needs corpus.packages"]),
+        ({"corpus": {"source": "files"}}, ["corpus", "needs corpus.files"]),
+        ({"corpus": {"source": "hub"}}, ["corpus", "needs corpus.name"]),
+    ],
+)
+def test_values_that_do_not_fit_together(tmp_path, changes, parts):
+    line = refusal(tmp_path, changes)
+    assert all(part in line for part in parts), line
+
+
+def test_a_missing_key_is_named(tmp_path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in content().items() if k != "data"}))
+    with pytest.raises(ArtifactError, match=r"^data: Field required$"):
+        load_profile(file)
+
+
+def test_files_that_are_no_profile(tmp_path):
+    with pytest.raises(ArtifactError, match="no profile 'poket'; did you mean 'pocket'"):
+        load_profile("poket")
+    with pytest.raises(ArtifactError, match="no profile"):
+        load_profile(tmp_path / "absent.yaml")
+    for text, says in (("a: [1", "not valid YAML"), ("- a", "expected keys and values, got list"), ("", "NoneType")):
+        (tmp_path / "wrong.yaml").write_text(text)
+        with pytest.raises(ArtifactError, match=says) as caught:
+            load_profile(tmp_path / "wrong.yaml")
+        assert "\n" not in str(caught.value)
+
+
+def test_where_a_profile_was_looked_for_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match=f"^profile: no profile 'mine.yaml' in {tmp_path}; "):
+        load_profile("mine.yaml")
+    (tmp_path / "mine.yaml").mkdir()
+    with pytest.raises(ArtifactError, match=r"^profile: mine\.yaml is a folder; name a YAML file$"):
+        load_profile("mine.yaml")
+
+
+@pytest.mark.parametrize("name", ["corpus", "nbval", "docs", "benchmark", "evaluate", "Corpus"])
+def test_a_name_is_no_shared_folder(tmp_path, name):
+    assert refusal(tmp_path, {"name": name}) == (
+        f"name: '{name}' is a folder that all profiles share; choose another name"
+    )
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_copy_of_a_packaged_profile_needs_a_name(tmp_path, name):
+    text = (PROFILES / f"{name}.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ArtifactError, match=f"^name: '{name}' is a packaged profile; give mine.yaml a name of its own"):
+        load_profile(tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text(text.replace(f"name: {name}\n", "name: mine\n", 1))
+    assert load_profile(tmp_path / "mine.yaml").name == "mine"
+    assert load_profile(PROFILES / f"{name}.yaml").name == name, "by its path, it is itself"
+
+
+def test_values_are_laid_over_a_recipe():
+    assert merged({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}}) == {"a": {"b": 1, "c": 4}, "d": 3}
+    assert merged({"a": {"b": 1}}, {"a": None}) == {"a": None}
+    assert merged({"a": None}, {"a": {"b": 1}}) == {"a": {"b": 1}}
+    base = {"a": {"b": 1}}
+    merged(base, {"a": {"b": 2}})
+    assert base == {"a": {"b": 1}}
+
+
+def test_schedules_shrink_with_the_run():
+    full = SAEConfig.model_validate(method_recipe("temporal_sae", 64, {}, 1.0))
+    short = SAEConfig.model_validate(method_recipe("temporal_sae", 64, {"resampling": {"interval": 9}}, 0.2))
+    assert full.resampling and short.resampling and short.temporal
+    assert (full.resampling.warmup_steps, full.resampling.warmup_interval, full.resampling.interval) == (1000, 100, 500)
+    assert (short.resampling.warmup_steps, short.resampling.warmup_interval) == (200, 20)
+    assert short.resampling.interval == 9, "what a profile says is taken as it is"
+    assert (full.optimizer.warmup_steps, short.optimizer.warmup_steps) == (1000, 200)
+    assert short.temporal.momentum == pytest.approx(0.99**5), "averages keep their share of the run too"
+    tiny = SAEConfig.model_validate(method_recipe("temporal_sae", 64, {}, 1e-6))
+    assert tiny.resampling and tiny.resampling.interval == 1, "an interval is never 0"
+
+
+def test_published_recipes():
+    """TemporalSAE section 5; ATM's defaults; dictionary_learning's learning rate for TopK."""
+    paper = SAEConfig.model_validate(method_recipe("temporal_sae", 16384, {}, 1.0))
+    assert (paper.l1_coefficient, paper.optimizer.learning_rate, paper.optimizer.clip_norm) == (0.04, 3e-4, 0.1)
+    assert paper.optimizer.name == "adamw" and not paper.normalize_inputs
+    assert paper.temporal and paper.resampling and paper.gradient_scaling
+    assert (paper.temporal.coefficient, paper.temporal.momentum, paper.resampling.threshold) == (1e-4, 0.99, 0.005)
+    scaling = paper.gradient_scaling
+    assert (scaling.s_min, scaling.s_max, scaling.epsilon) == (0.1, 10.0, 1e-6)
+    atm = SAEConfig.model_validate(method_recipe("atm", 16384, {}, 1.0)).masking
+    assert atm and (atm.c, atm.r, atm.decay, atm.warmup_steps) == (1.0, 1.0, 0.99, 1000)
+    topk = SAEConfig.model_validate(method_recipe("topk", 2**14 * 4, {"k": 5}, 1.0))
+    assert topk.optimizer.learning_rate == pytest.approx(1e-4) and topk.subtract_b_dec
+    jumprelu = SAEConfig.model_validate(method_recipe("jumprelu", 64, {"target_l0": 5}, 1.0))
+    assert (jumprelu.optimizer.beta1, jumprelu.bandwidth, jumprelu.initial_threshold) == (0.0, 1e-3, 1e-3)
+
+
+def test_a_misspelt_key_that_is_required_is_told_as_misspelt(tmp_path):
+    changed = content()
+    changed["training"]["d_sea"] = changed["training"].pop("d_sae")
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(changed))
+    with pytest.raises(ArtifactError, match=r"^training\.d_sea: unknown key; did you mean 'd_sae'\?$"):
+        load_profile(file)
+
+
+HUB_CORPUS = {"source": "hub", "name": "monology/pile-uncopyrighted", "packages": []}
+
+
+def test_a_revision_left_out_is_the_pinned_one(tmp_path):
+    profile = load(tmp_path, {"model": {"name": "openai-community/gpt2"}, "corpus": HUB_CORPUS})
+    assert profile.model.revision == "607a30d783dfa663caf39e06633721c8d4cfcd7e"
+    assert profile.corpus.revision == "3be90335b66f24456a5d6659d9c8d208c0357119"
+    given = {"model": {"name": "openai-community/gpt2", "revision": "v2"}, "corpus": HUB_CORPUS | {"revision": "v3"}}
+    assert (load(tmp_path, given).model.revision, load(tmp_path, given).corpus.revision) == ("v2", "v3")
+    own = load(tmp_path, {"model": {"name": "someone/model"}})
+    assert own.model.revision is None and own.corpus.revision is None
+
+
+def test_a_corpus_that_is_not_pinned_needs_a_revision(tmp_path):
+    line = refusal(tmp_path, {"corpus": {"source": "hub", "name": "someone/text"}})
+    assert line == (
+        "corpus: someone/text is not pinned in sae_lib/data/hub.yaml, so it needs a revision: a commit from "
+        "https://huggingface.co/datasets/someone/text/commits/main, or main to read whatever is newest"
+    )
+    newest = load(tmp_path, {"corpus": {"source": "hub", "name": "someone/text", "revision": "main"}})
+    assert newest.corpus.revision == "main"

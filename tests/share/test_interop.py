@@ -1,0 +1,409 @@
+"""Folders written by hand as each library writes them, against that library's formulas in plain PyTorch."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sae_lib.autoencoders.build import build_autoencoder
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.share.load import load_sae, load_with_origin
+from sae_lib.share.origin import check_origin, hook_layer
+from sae_lib.util.checkpoint import save_checkpoint
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import write_json
+
+D_IN, D_SAE, K = 6, 15, 4
+X = torch.randn(40, D_IN, generator=torch.Generator().manual_seed(1))
+
+
+def draw(*shape: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weights() -> dict[str, torch.Tensor]:
+    """Random weights in SAELens's layout; decoder rows of norms between about 1 and 4."""
+    return {
+        "W_enc": draw(D_IN, D_SAE, seed=2),
+        "W_dec": draw(D_SAE, D_IN, seed=3),
+        "b_enc": draw(D_SAE, seed=4, scale=0.3),
+        "b_dec": draw(D_IN, seed=5),
+    }
+
+
+def gate_weights() -> dict[str, torch.Tensor]:
+    return {name: draw(D_SAE, seed=seed, scale=0.3) for seed, name in enumerate(("b_gate", "b_mag", "r_mag"), 6)}
+
+
+def topk(pre: torch.Tensor, k: int) -> torch.Tensor:
+    """The k largest of each row, negative ones set to zero, one row at a time."""
+    f = torch.zeros_like(pre)
+    for row, values in enumerate(pre):
+        for i in sorted(range(len(values)), key=lambda i: -float(values[i]))[:k]:
+            f[row, i] = max(0.0, float(values[i]))
+    return f
+
+
+def saelens_folder(folder: Path, tensors: dict[str, torch.Tensor], **config: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "sae_weights.safetensors")
+    written = {
+        "d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
+        "normalize_activations": "none", "reshape_activations": "none",
+        "metadata": {"sae_lens_version": "6.54.12", "model_name": "tiny", "hook_name": "blocks.1.hook_resid_post"},
+    } | config  # fmt: skip
+    (folder / "cfg.json").write_text(json.dumps(written))
+    return folder
+
+
+def dictionary_folder(folder: Path, state: dict[str, torch.Tensor], dict_class: str, **trainer: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    torch.save(state, folder / "ae.pt")
+    written = {"dict_class": dict_class, "activation_dim": D_IN, "dict_size": D_SAE, "layer": 1, "lm_name": "tiny"}
+    (folder / "config.json").write_text(json.dumps({"trainer": written | trainer, "buffer": {"ctx_len": 128}}))
+    return folder
+
+
+def assert_same(folder: Path, f: torch.Tensor, x_hat: torch.Tensor) -> None:
+    """The loaded SAE has these latents and this reconstruction on X, and fires on some of it and not on all."""
+    assert 0 < (f != 0).float().mean() < 1
+    sae = load_sae(folder)
+    torch.testing.assert_close(sae.encode(X), f, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sae(X), x_hat, rtol=1e-4, atol=1e-5)
+    assert (sae.d_in, sae.d_sae, sae.training) == (D_IN, D_SAE, False)
+
+
+# --- SAELens
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+def test_saelens_standard(tmp_path, apply_b_dec_to_input):
+    w = weights()
+    f = torch.relu((X - w["b_dec"] * apply_b_dec_to_input) @ w["W_enc"] + w["b_enc"])
+    folder = saelens_folder(tmp_path, w, architecture="standard", apply_b_dec_to_input=apply_b_dec_to_input)
+    assert_same(folder, f, f @ w["W_dec"] + w["b_dec"])
+    assert torch.equal(load_sae(folder).W_dec, w["W_dec"]), "decoder rows keep their norms"
+
+
+def test_saelens_topk(tmp_path):
+    w = weights()
+    f = topk((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"], K)
+    assert_same(saelens_folder(tmp_path, w, architecture="topk", k=K), f, f @ w["W_dec"] + w["b_dec"])
+
+
+def test_saelens_topk_rescaled_by_decoder_norm(tmp_path):
+    w = weights()
+    norms = w["W_dec"].norm(dim=1)
+    f = topk(((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norms, K)
+    folder = saelens_folder(tmp_path, w, architecture="topk", k=K, rescale_acts_by_decoder_norm=True)
+    assert_same(folder, f, (f / norms) @ w["W_dec"] + w["b_dec"])
+    assert not torch.equal(f != 0, topk((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"], K) != 0), "the norms decide"
+
+
+def test_saelens_jumprelu(tmp_path):
+    w = weights() | {"threshold": draw(D_SAE, seed=9)}  # of both signs
+    pre = (X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+    f = torch.relu(pre) * (pre > w["threshold"])
+    assert_same(saelens_folder(tmp_path, w, architecture="jumprelu"), f, f @ w["W_dec"] + w["b_dec"])
+
+
+def test_saelens_batchtopk_checkpoint(tmp_path):
+    """A training checkpoint has one threshold, in units of the rescaled pre-activations."""
+    w, norms = weights(), weights()["W_dec"].norm(dim=1)
+    pre = ((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norms
+    f = torch.relu(pre) * (pre > 1.7)
+    stored = w | {"topk_threshold": torch.tensor(1.7, dtype=torch.float64)}
+    for architecture in ("batchtopk", "matryoshka_batchtopk"):
+        folder = saelens_folder(tmp_path, stored, architecture=architecture, rescale_acts_by_decoder_norm=True)
+        assert_same(folder, f, (f / norms) @ w["W_dec"] + w["b_dec"])
+
+
+def test_saelens_gated(tmp_path):
+    w = weights() | gate_weights()
+    del w["b_enc"]
+    x = X - w["b_dec"]
+    gate = (x @ w["W_enc"] + w["b_gate"] > 0).float()
+    f = gate * torch.relu(x @ (w["W_enc"] * w["r_mag"].exp()) + w["b_mag"])
+    assert_same(saelens_folder(tmp_path, w, architecture="gated"), f, f @ w["W_dec"] + w["b_dec"])
+
+
+def test_saelens_scaled_inputs_are_folded(tmp_path):
+    """The SAE takes s x and gives s x_hat; s lies beside the weights of a checkpoint."""
+    w, s = weights(), 3.5
+    f = torch.relu((s * X - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
+    folder = saelens_folder(tmp_path, w, architecture="standard", normalize_activations="expected_average_only_in")
+    with pytest.raises(ArtifactError, match="the factor is not stored"):
+        load_sae(folder)
+    (folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": s, "has_whitening": False}))
+    assert_same(folder, f, (f @ w["W_dec"] + w["b_dec"]) / s)
+
+
+def test_saelens_folder_before_version_6(tmp_path):
+    """No metadata, other key names, TopK as an activation function, a finetuning scale of ones."""
+    w = weights()
+    save_file(w | {"scaling_factor": torch.ones(D_SAE)}, tmp_path / "sae_weights.safetensors")
+    old = {
+        "d_in": D_IN, "d_sae": D_SAE, "model_name": "gpt2-small", "hook_point": "blocks.8.hook_resid_pre",
+        "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "normalize_activations": False,
+        "finetuning_scaling_factor": False, "prepend_bos": False,
+    }  # fmt: skip
+    (tmp_path / "cfg.json").write_text(json.dumps(old))
+    f = topk((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"], K)
+    assert_same(tmp_path, f, f @ w["W_dec"] + w["b_dec"])
+    origin = load_with_origin(tmp_path).origin
+    assert (origin.model, origin.layer) == ("gpt2-small", 7)
+    assert any("without BOS" in remark for remark in origin.remarks)
+
+
+def test_saelens_tensors_that_do_not_fit_together(tmp_path):
+    w = weights()
+    for changed, message in (
+        ({"W_dec": w["W_dec"].T.contiguous()}, r"W_dec of shape \[6, 15\], .* asks for \[15, 6\]"),
+        ({"W_enc": torch.zeros(())}, "two dimensions"),
+        ({"extra": torch.zeros(1)}, "also holds extra; a topk SAE has W_dec, W_enc, b_dec, b_enc"),
+    ):
+        folder = saelens_folder(tmp_path, w | changed, architecture="topk", k=K, rescale_acts_by_decoder_norm=True)
+        with pytest.raises(ArtifactError, match=message):
+            load_sae(folder)
+
+
+def test_saelens_bfloat16_weights_are_read_as_float32(tmp_path):
+    w = {name: tensor.bfloat16() for name, tensor in weights().items()}
+    sae = load_sae(saelens_folder(tmp_path, w, architecture="standard", dtype="bfloat16"))
+    assert sae.dtype == torch.float32 and torch.equal(sae.W_enc, w["W_enc"].float())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "transcoder"}, "architecture 'transcoder'"),
+        ({"architecture": ["standard"]}, "gives no architecture"),
+        ({"apply_b_dec_to_input": None}, "gives no apply_b_dec_to_input"),
+        ({"normalize_activations": "layer_norm"}, "normalize_activations 'layer_norm'"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations 'hook_z'"),
+        ({"activation_fn": "tanh-relu"}, "activation_fn 'tanh-relu'"),
+        ({"architecture": "topk"}, "gives no k"),
+        ({"architecture": "topk", "k": D_SAE + 1}, "k = 16"),
+        ({"architecture": "jumprelu"}, "lacks threshold"),
+        ({"d_sae": 99}, "says d_sae = 99, W_enc of sae_weights.safetensors has 15"),
+    ],
+)
+def test_saelens_settings_that_are_refused(tmp_path, changes, message):
+    folder = saelens_folder(tmp_path, weights(), **({"architecture": "standard"} | changes))
+    with pytest.raises(ArtifactError, match=message) as raised:
+        load_sae(folder)
+    assert "\n" not in str(raised.value)
+
+
+# --- dictionary_learning
+
+
+def linear_state(w: dict[str, torch.Tensor], **renamed: str) -> dict[str, torch.Tensor]:
+    """The state_dict of a class built on nn.Linear, whose weights are [out, in]."""
+    state = {"encoder.weight": w["W_enc"].T.contiguous(), "decoder.weight": w["W_dec"].T.contiguous()}
+    return state | {theirs: w[own] for own, theirs in renamed.items()}
+
+
+def test_dictionary_learning_autoencoder(tmp_path):
+    w = weights()
+    state = linear_state(w, b_dec="bias") | {"encoder.bias": w["b_enc"]}
+    f = torch.relu((X - state["bias"]) @ state["encoder.weight"].T + state["encoder.bias"])
+    folder = dictionary_folder(tmp_path, state, "AutoEncoder")
+    assert_same(folder, f, f @ state["decoder.weight"].T + state["bias"])
+
+
+def test_dictionary_learning_autoencoder_new_does_not_centre_its_input(tmp_path):
+    w = weights()
+    state = linear_state(w) | {"encoder.bias": w["b_enc"], "decoder.bias": w["b_dec"]}
+    f = torch.relu(X @ state["encoder.weight"].T + state["encoder.bias"])
+    folder = dictionary_folder(tmp_path, state, "AutoEncoderNew")
+    assert_same(folder, f, f @ state["decoder.weight"].T + state["decoder.bias"])
+
+
+def test_dictionary_learning_gated(tmp_path):
+    w = weights() | gate_weights()
+    state = linear_state(w, b_dec="decoder_bias", b_gate="gate_bias", b_mag="mag_bias", r_mag="r_mag")
+    u = (X - state["decoder_bias"]) @ state["encoder.weight"].T
+    f = (u + state["gate_bias"] > 0) * torch.relu(state["r_mag"].exp() * u + state["mag_bias"])
+    folder = dictionary_folder(tmp_path, state, "GatedAutoEncoder")
+    assert_same(folder, f, f @ state["decoder.weight"].T + state["decoder_bias"])
+
+
+@pytest.mark.parametrize("extras", [("k", "threshold"), ("k",), ()])
+def test_dictionary_learning_topk_ignores_its_optional_threshold(tmp_path, extras):
+    w = weights()
+    state = linear_state(w, b_dec="b_dec") | {"encoder.bias": w["b_enc"]}
+    state |= {name: {"k": torch.tensor(K), "threshold": torch.tensor(0.9)}[name] for name in extras}
+    f = topk((X - state["b_dec"]) @ state["encoder.weight"].T + state["encoder.bias"], K)
+    folder = dictionary_folder(tmp_path, state, "AutoEncoderTopK", k=K)
+    assert_same(folder, f, f @ state["decoder.weight"].T + state["b_dec"])
+
+
+@pytest.mark.parametrize("threshold", [0.9, -1.0])
+def test_dictionary_learning_batchtopk_is_evaluated_by_its_threshold(tmp_path, threshold):
+    """-1 is a threshold that training never reached: every positive latent fires."""
+    w = weights()
+    state = linear_state(w, b_dec="b_dec") | {"encoder.bias": w["b_enc"]}
+    state |= {"k": torch.tensor(K), "threshold": torch.tensor(threshold)}
+    post = torch.relu((X - state["b_dec"]) @ state["encoder.weight"].T + state["encoder.bias"])
+    f = post * (post > threshold)
+    folder = dictionary_folder(tmp_path, state, "BatchTopKSAE", k=K)
+    assert_same(folder, f, f @ state["decoder.weight"].T + state["b_dec"])
+
+
+def test_dictionary_learning_matryoshka(tmp_path):
+    state = weights() | {"k": torch.tensor(K), "threshold": torch.tensor(0.9), "group_sizes": torch.tensor([5, 10])}
+    post = torch.relu((X - state["b_dec"]) @ state["W_enc"] + state["b_enc"])
+    f = post * (post > 0.9)
+    folder = dictionary_folder(tmp_path, state, "MatryoshkaBatchTopKSAE", k=K)
+    assert_same(folder, f, f @ state["W_dec"] + state["b_dec"])
+
+
+def test_dictionary_learning_jumprelu_does_not_centre_its_input(tmp_path):
+    state = weights() | {"threshold": draw(D_SAE, seed=9).abs()}
+    pre = X @ state["W_enc"] + state["b_enc"]
+    f = torch.relu(pre * (pre > state["threshold"]))
+    folder = dictionary_folder(tmp_path, state, "JumpReluAutoEncoder")
+    assert_same(folder, f, f @ state["W_dec"] + state["b_dec"])
+
+
+def autoencoder_state() -> dict[str, torch.Tensor]:
+    w = weights()
+    return linear_state(w, b_dec="bias") | {"encoder.bias": w["b_enc"]}
+
+
+def test_dictionary_learning_faults_in_one_line(tmp_path):
+    def refused(message: str) -> None:
+        with pytest.raises(ArtifactError, match=message) as raised:
+            load_sae(tmp_path)
+        assert "\n" not in str(raised.value)
+
+    state = autoencoder_state()
+    dictionary_folder(tmp_path, state, "IdentityDict")
+    refused("dict_class 'IdentityDict', which is none of AutoEncoder")
+    dictionary_folder(tmp_path, state, "GatedAutoEncoder")
+    refused("lacks decoder_bias, gate_bias, mag_bias, r_mag and also holds bias, encoder.bias")
+    dictionary_folder(tmp_path, state | {"bias": torch.zeros(D_IN + 1)}, "AutoEncoder")
+    refused(r"b_dec of shape \[7\], .* asks for \[6\]")
+    dictionary_folder(tmp_path, state | {"bias": torch.full((D_IN,), torch.nan)}, "AutoEncoder")
+    refused("b_dec of .* holds NaN")
+    topk_state = {k: v for k, v in state.items() if k != "bias"} | {"b_dec": torch.zeros(D_IN), "k": torch.tensor(3)}
+    dictionary_folder(tmp_path, topk_state, "AutoEncoderTopK", k=K)
+    refused("says k = 4, ae.pt says 3")
+    (tmp_path / "ae.pt").write_bytes((tmp_path / "ae.pt").read_bytes()[:300])
+    refused("ae.pt is damaged")
+    (tmp_path / "config.json").unlink()
+    refused("config.json is missing")
+
+
+class Command:
+    """Unpickling this runs a command."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch '{self.marker}'",)
+
+
+def test_a_pickle_that_is_no_tensors_is_refused_and_not_run(tmp_path):
+    marker = tmp_path / "ran"
+    dictionary_folder(tmp_path, autoencoder_state(), "AutoEncoder")
+    for content in (Command(marker), {"bias": Command(marker)}):
+        torch.save(content, tmp_path / "ae.pt")
+        with pytest.raises(ArtifactError, match="more than tensors"):
+            load_sae(tmp_path)
+        (tmp_path / "ae.pt").write_bytes(pickle.dumps(content, protocol=2))
+        with pytest.raises(ArtifactError, match="more than tensors"):
+            load_sae(tmp_path)
+    assert not marker.exists()
+    torch.save([torch.zeros(1)], tmp_path / "ae.pt")
+    with pytest.raises(ArtifactError, match="no state_dict"):
+        load_sae(tmp_path)
+
+
+# --- recognising a folder
+
+
+def test_own_run_folder(tmp_path):
+    config = SAEConfig(architecture="topk", d_sae=D_SAE, k=K)
+    sae = build_autoencoder(config, D_IN, seed=3)
+    save_checkpoint(tmp_path / "sae.safetensors", sae.state_dict(), {"config": config.model_dump(mode="json")})
+    write_json(tmp_path / "run.json", {"model": "pocket", "layer": 2})
+    loaded, origin = load_with_origin(tmp_path)
+    assert torch.equal(loaded(X), sae(X))
+    assert (origin.model, origin.layer) == ("pocket", 2)
+
+
+def test_folders_that_hold_no_sae(tmp_path):
+    with pytest.raises(ArtifactError, match="there is no folder"):
+        load_sae(tmp_path / "absent")
+    with pytest.raises(ArtifactError, match=r"no SAE of a known format: sae.safetensors .* \(SAELens\)"):
+        load_sae(tmp_path)
+    saelens_folder(tmp_path, weights(), architecture="standard")
+    (tmp_path / "sae_weights.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(ArtifactError, match=r"sae_weights.safetensors is damaged"):
+        load_sae(tmp_path)
+    (tmp_path / "sae_weights.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"sae_weights.safetensors is missing"):
+        load_sae(tmp_path)
+    (tmp_path / "cfg.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"cfg.json is not valid JSON"):
+        load_sae(tmp_path)
+
+
+# --- where it was trained
+
+
+@pytest.mark.parametrize(
+    ("hook", "layer"),
+    [
+        ("blocks.8.hook_resid_pre", 7),
+        ("blocks.8.hook_resid_post", 8),
+        ("model.layers.12", 12),
+        ("transformer.h.3", 3),
+        ("blocks.0.hook_resid_pre", None),  # the embedding
+        ("blocks.8.hook_mlp_out", None),
+        ("blocks.8.attn.hook_z", None),
+        ("blocks.8.hook_resid_mid", None),
+    ],
+)
+def test_hook_names(hook, layer):
+    assert hook_layer(hook) == layer
+
+
+def test_origin_is_compared_with_what_is_asked(tmp_path):
+    folder = saelens_folder(tmp_path / "sae", weights(), architecture="standard")
+    origin = load_with_origin(folder).origin
+    check_origin(origin, "someone/tiny", 1)
+    with pytest.raises(ArtifactError, match=r"2 is asked for, .* at blocks.1.hook_resid_post \(layer 1\)"):
+        check_origin(origin, "someone/tiny", 2)
+    with pytest.raises(ArtifactError, match=r"model: pocket is asked for, .* trained on tiny"):
+        check_origin(origin, "pocket", 1)
+    with pytest.raises(ArtifactError, match=r"reads blocks.1.hook_mlp_out"):
+        check_origin(origin._replace(hook="blocks.1.hook_mlp_out", layer=None), "tiny", 1)
+    check_origin(origin._replace(model=None, hook=None, layer=None), "anything", 5)
+
+
+def test_a_local_model_goes_by_its_folder_or_its_own_name(tmp_path):
+    origin = load_with_origin(saelens_folder(tmp_path / "sae", weights(), architecture="standard")).origin
+    model = tmp_path / "copy"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"_name_or_path": "someone/tiny"}))
+    check_origin(origin, str(model), 1)
+    (model / "config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="trained on tiny"):
+        check_origin(origin, str(model), 1)
+
+
+def test_dictionary_learning_places(tmp_path):
+    state = autoencoder_state()
+    for submodule, layer in ((None, 1), ("resid_post_layer_1", 1), ("mlp_out_layer_1", None)):
+        origin = load_with_origin(dictionary_folder(tmp_path, state, "AutoEncoder", submodule_name=submodule)).origin
+        assert (origin.model, origin.layer) == ("tiny", layer)

@@ -1,0 +1,224 @@
+"""The stages end to end on the packaged model: harvest, calibrate, train on two processes, evaluate."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sae_lib.data.activations import ActivationStore
+from sae_lib.profiles.profile import PROFILES
+from sae_lib.profiles.runs import RunSpec, plan_runs
+from sae_lib.study.experiment import Experiment
+from sae_lib.study.scoring import evaluate
+from sae_lib.util import parallel as workers
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.paths import ROOT
+from tests.util.test_ranks import LAUNCHER
+
+SMALL = {
+    "corpus": {"source": "documentation", "packages": ["networkx"], "lessons_fraction": 0.2},
+    "data": {
+        "context_length": 128, "train_tokens": 4096, "held_out_contexts": 2, "calibration_contexts": 2, "window": 16,
+        "batch_tokens": 256, "shard_rows": 2048,
+    },
+    "evaluation": {
+        "batch_contexts": 2,
+        "absorption": {"max_words": 600, "probe_epochs": 3, "sparse_min_steps": 2},
+        "stability": {"words_per_letter": 2, "contexts": 2},
+        "probing": {
+            "source": "documentation", "context": 32, "train_per_task": 8, "test_per_task": 4, "min_per_class": 2,
+            "datasets": ["markup"],
+        },
+    },
+}  # fmt: skip
+
+
+def write_profile(folder: Path, name: str, workers: int, **training: Any) -> Path:
+    """The smoke profile, smaller still."""
+    content = yaml.safe_load((PROFILES / "smoke.yaml").read_text()) | SMALL | {"name": name}
+    content["training"] |= {
+        "d_sae": 64,
+        "steps": 12,
+        "schedule_scale": 0.0025,
+        "workers": workers,
+        "seeds": [42],
+        "ablation_seeds": [42],
+        **training,
+    }
+    for method in ("topk", "batchtopk", "matryoshka_2", "matryoshka_4"):
+        content["methods"][method] |= {"k": 8}
+    content["as_written"]["topk"] = {"k": 8}
+    content["as_written"]["jumprelu"] = {"target_l0": 32}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("stages")
+
+
+@pytest.fixture
+def opened(folder, monkeypatch):
+    """An experiment with its activations, by number of workers."""
+    monkeypatch.setenv("SAE_LIB_OUTPUT", str(folder))
+
+    def open_(workers: int) -> Experiment:
+        experiment = Experiment.open(str(write_profile(folder, f"small{workers}", workers)))
+        lm = experiment.language_model(whole=False)
+        experiment.build_tokens(lm.tokenizer)
+        experiment.harvest(lm)
+        return experiment
+
+    return open_
+
+
+def main_runs(experiment: Experiment) -> list[RunSpec]:
+    return [
+        s
+        for s in plan_runs(experiment.profile, None, ["main", "untrained"])
+        if s.method in ("topk", "atm", "untrained")
+    ]
+
+
+def test_two_processes_train_the_same_saes_as_one(opened):
+    alone, pair = opened(1), opened(2)
+    assert ActivationStore.open(alone.paths.store).key == ActivationStore.open(pair.paths.store).key
+    histories = [experiment.train(main_runs(experiment)) for experiment in (alone, pair)]
+    assert histories[0].drop(columns="run").equals(histories[1].drop(columns="run"))
+    for experiment in (alone, pair):
+        events = experiment.paths.root / "tensorboard"
+        assert {str(file.parent.relative_to(events)) for file in events.rglob("events.out.tfevents.*")} == {
+            f"main/{method}/-/seed-42" for method in ("topk", "atm")
+        }
+        assert [*experiment.paths.runs.rglob("progress.jsonl")] == []
+    for spec in main_runs(alone):
+        one, two = alone.autoencoder(spec).state_dict(), pair.autoencoder(spec).state_dict()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+RANK = """
+import sys
+from sae_lib.study.distributed import __main__ as rank
+from sae_lib.profiles.runs import MAIN_GROUPS, plan_runs
+
+def few(profile, calibration, groups):
+    specs = plan_runs(profile, None, ["main", "untrained"]) if groups == MAIN_GROUPS else []
+    return [spec for spec in specs if spec.method in ("topk", "atm", "untrained")]
+
+rank.plan_runs = few
+rank.Experiment.calibrate = lambda experiment: None
+sys.exit(rank.main())
+"""
+
+
+def test_notebooks_find_done_what_two_ranks_did_with_a_dictionary_in_two_pieces(opened, folder, monkeypatch):
+    alone = opened(1)
+    alone.train(main_runs(alone))
+    profile = write_profile(folder, "pieces", 1, shard_dictionary=True)
+    (folder / "rank.py").write_text(RANK)
+    command = [sys.executable, "-c", LAUNCHER, sys.executable, str(folder / "rank.py"), "--profile", str(profile)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("[2 ranks]")] == [
+        f"[2 ranks] {what}" for what in ("tokens and activations", "sweep, main comparison", "ablations", "evaluation")
+    ]
+    pieces = Experiment.open(str(profile))
+    assert pieces.open_store().key == alone.open_store().key
+    for module in ("experiment", "scoring"):
+        monkeypatch.setattr(
+            f"sae_lib.study.{module}.for_each", lambda work, source, jobs, *_, **__: jobs and pytest.fail(work)
+        )
+    pieces.train(main_runs(pieces))
+    rows = evaluate(pieces, main_runs(pieces)).rows
+    assert list(rows["method"]) == [spec.method for spec in main_runs(pieces)]
+    for spec in main_runs(alone):
+        one, two = alone.autoencoder(spec).state_dict(), pieces.autoencoder(spec).state_dict()
+        assert all(torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-5) for name in one)
+
+
+def test_evaluation_gives_a_tidy_row_for_each_sae_and_is_not_repeated(opened, monkeypatch):
+    experiment = opened(1)
+    specs = main_runs(experiment)
+    experiment.train(specs)
+    first = evaluate(experiment, specs)
+    assert list(first.rows["method"]) == [spec.method for spec in specs]
+    assert (first.rows["l0"] > 0).all() and first.rows["explained_variance"].notna().all()
+    assert first.rows.loc[first.rows["method"] == "topk", "l0"].item() == pytest.approx(8, abs=0.5)
+    assert set(first.letters["letter"]) <= set("abcdefghijklmnopqrstuvwxyz")
+    assert (first.density.groupby("run")["count"].sum() == 64).all()
+    assert first.tasks.groupby("run")["task"].nunique().min() > 1
+    by_run = first.tasks.groupby("run")["k1"].mean()
+    assert first.rows.set_index("run")["probing_k1"].to_dict() == pytest.approx(by_run.to_dict())
+    assert first.rows["context_words"].notna().all() and first.rows["token_change"].between(0, 2).all()
+    monkeypatch.setattr("sae_lib.study.scoring._evaluate_job", lambda *job: pytest.fail("evaluated again"))
+    assert evaluate(experiment, specs).rows.equals(first.rows)
+
+
+def test_calibration_reads_its_own_documents_and_meets_the_range(opened):
+    experiment = opened(1)
+    chosen = experiment.calibrate()
+    for method, values in experiment.profile.sweep.coefficients.items():
+        assert min(values) * 0.999 <= chosen.coefficients[method] <= max(values) * 1.001
+    assert 0 < chosen.dropout_probability < 1
+
+
+PARENT = """
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+import os
+from sae_lib.util.parallel import begin_worker
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=begin_worker)
+    print(pool.submit(os.getpid).result(), flush=True)
+    time.sleep(120)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks the process up in /proc")
+def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_altered_activations_are_refused_before_anything_is_trained_on_them(opened, folder, monkeypatch):
+    experiment = opened(2)
+    monkeypatch.setattr(workers, "_KEPT", {})
+    (shard, *_) = sorted(experiment.paths.store.glob("activations-*.npy"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-8] + bytes(8))
+    specs = [spec for spec in plan_runs(experiment.profile, None, ["main"]) if spec.method == "standard"]
+    says = rf"{shard.name} in \S+ is altered; remove it and harvest again \(notebook 01_data\), that file alone"
+    with pytest.raises(ArtifactError, match=says):
+        experiment.train(specs)
+    assert not experiment.run_folder(specs[0], experiment.store_key).exists()
+    shard.unlink()
+    experiment.harvest(experiment.language_model(whole=False))
+    assert shard.read_bytes() == whole
+
+
+def test_a_store_that_is_not_there_is_named(folder, monkeypatch):
+    monkeypatch.setenv("SAE_LIB_OUTPUT", str(folder / "empty"))
+    experiment = Experiment.open(str(write_profile(folder, "small1", 1)))
+    with pytest.raises(ArtifactError, match="notebook 01_data"):
+        experiment.train(main_runs(experiment))

@@ -1,0 +1,85 @@
+"""A key changes with the code behind it, and with nothing else."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sae_lib.util import source_key as keys
+from sae_lib.util.paths import ROOT
+from sae_lib.util.source_key import closure, imported_modules, source_key
+
+SOURCES = {
+    "__init__.py": "",
+    "a.py": "from sae_lib.b import f\n",
+    "b.py": "def f():\n    from .inner import c\n    return c\n",
+    "inner/__init__.py": "from sae_lib.inner import d\n",
+    "inner/c.py": 'TABLE = "table.yaml"\nMISSING = "none.yaml"\n',
+    "inner/d.py": "from ..errors import E\n",
+    "inner/table.yaml": "x: 1\n",
+    "errors.py": "E = 1\n",
+    "apart.py": "import os, numpy\n",
+}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of its own in place of the real one."""
+    folder = tmp_path / "sae_lib"
+    for name, text in SOURCES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    monkeypatch.setattr(keys, "PACKAGE_FOLDER", folder)
+    return folder
+
+
+def test_closure_follows_every_kind_of_import(package: Path) -> None:
+    everything = ("a", "b", "errors", "inner", "inner.c", "inner.d")
+    assert closure(["sae_lib.a"]) == ("sae_lib", *(f"sae_lib.{name}" for name in everything))
+    assert closure(["sae_lib.apart"]) == ("sae_lib", "sae_lib.apart")
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "apart.py"])
+def test_key_changes_with_each_file_of_the_closure(package: Path, name: str) -> None:
+    before = source_key("sae_lib.a")
+    (package / name).write_text(SOURCES[name] + "# a remark\n")
+    assert source_key("sae_lib.a") != before
+    (package / name).write_text(SOURCES[name])
+    assert source_key("sae_lib.a") == before
+
+
+def test_key_does_not_change_with_other_files_times_or_places(package: Path) -> None:
+    before = source_key("sae_lib.a", "sae_lib.errors")
+    (package / "apart.py").write_text("import sys\n")
+    os.utime(package / "a.py", (0, 0))
+    assert source_key("sae_lib.errors", "sae_lib.a") == before
+
+
+def test_named_data_is_part_of_the_key(package: Path) -> None:
+    before = source_key("sae_lib.apart", data=["inner/table.yaml"])
+    assert before != source_key("sae_lib.apart")
+    (package / "inner" / "table.yaml").write_text("x: 2\n")
+    assert source_key("sae_lib.apart", data=["inner/table.yaml"]) != before
+    with pytest.raises(FileNotFoundError):
+        source_key("sae_lib.apart", data=["absent.yaml"])
+
+
+def test_unknown_module_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sae_lib\.nothing is not a module of sae_lib"):
+        source_key("sae_lib.nothing")
+    with pytest.raises(ValueError, match="numpy"):
+        source_key("numpy")
+
+
+def test_imports_are_told_from_attributes(package: Path) -> None:
+    text = "import sae_lib.inner.c as c, os, torch\nfrom sae_lib import a\nfrom sae_lib.errors import E\n"
+    assert imported_modules(text) == {"sae_lib", "sae_lib.inner.c", "sae_lib.a", "sae_lib.errors"}
+
+
+@pytest.mark.parametrize("module", ["sae_lib.study.pipeline", "sae_lib.profiles.profile", "sae_lib.profiles.runs"])
+def test_closure_holds_what_python_really_loads(module: str) -> None:
+    code = f"import sys, {module}; print(*(name for name in sys.modules if name.partition('.')[0] == 'sae_lib'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= set(closure([module]))

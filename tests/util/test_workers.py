@@ -1,0 +1,57 @@
+"""Worker processes: one core each, and jobs that share what is costly to open."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sae_lib.util import parallel as workers
+
+POOLS = """
+import json
+from sae_lib.util.parallel import begin_worker
+
+begin_worker()
+import sklearn.linear_model
+from threadpoolctl import threadpool_info
+
+print(json.dumps([[pool["internal_api"], pool["num_threads"]] for pool in threadpool_info()]))
+"""
+
+
+def test_a_worker_uses_one_core_whatever_library_it_calls():
+    found = json.loads(subprocess.run([sys.executable, "-c", POOLS], capture_output=True, text=True, check=True).stdout)
+    assert {"openblas", "openmp"} <= {library for library, _ in found}
+    assert {threads for _, threads in found} == {1}
+
+
+def test_what_is_kept_is_made_once_for_a_source():
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(len(made))
+        return made[-1]
+
+    assert [workers.kept("one", "x", make), workers.kept("one", "x", make)] == [0, 0]
+    assert workers.kept("one", "y", make) == 1
+    assert workers.kept("two", "x", make) == 2, "another source forgets the first one's"
+    assert workers.kept("one", "x", make) == 3
+
+
+def test_with_one_worker_jobs_are_done_here_in_order(capsys: pytest.CaptureFixture[str]):
+    done: list[tuple[str, list[int]]] = []
+    workers.for_each(lambda source, job: done.append((source, job)), "s", [[1, 2], [3]], 1, "work")
+    assert done == [("s", [1, 2]), ("s", [3])]
+
+
+def fail_on_two(source: str, job: list[int]) -> None:
+    if 2 in job:
+        raise ValueError("two")
+
+
+def test_the_first_failure_of_a_worker_ends_the_work():
+    with pytest.raises(ValueError, match="two"):
+        workers.for_each(fail_on_two, "s", [[1], [2], [3]], 2, "work")
