@@ -36,8 +36,8 @@ export PYTHONNOUSERSITE := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval test-oracles bench bench-evaluation \
-    bench-gemma docs browser lab pocket-lm lock-check clean
+.PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval test-oracles same-results bench \
+    bench-evaluation bench-gemma docs browser lab pocket-lm lock-check clean
 
 help:  ## list the commands
 	@echo "make <command> [PROFILE=$(PROFILE)] [PYTHON=$(PYTHON)] [GPUS=$(GPUS)] [NODES=$(NODES) HEAD=<host>]"; echo
@@ -112,6 +112,9 @@ $(ORACLES):
 
 test-oracles: $(ORACLES)  ## agreement with SAEBench, SAELens and dictionary_learning, in an environment of their own
 	OMP_NUM_THREADS=1 $(ORACLE_RUN) pytest -q tests/oracles tests/share/test_interop_libraries.py tests/test_benchmarks.py
+
+same-results: $(READY)  ## run smoke here and at the commit BASE, and compare every table bit for bit
+	@$(RUN) tests.same_results --base "$(or $(BASE),HEAD)"
 
 bench-evaluation: $(ORACLES)  ## seconds per SAE of our evaluation beside SAEBench's, on the same model and SAEs
 	$(ORACLE_RUN) benchmarks.evaluation

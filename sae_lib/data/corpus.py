@@ -34,8 +34,9 @@ from sae_lib.data.tokens import (
 )
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import file_sha256, json_key, read_json, write_json, write_parquet
-from sae_lib.util.source_key import source_key
+from sae_lib.util.keys import Stage, result_key
 
+TOKENS, DOCUMENTATION = Stage("tokens", 1), Stage("documentation", 1)
 # After each failure in a row the wait doubles: 1, 2, 4 ... 64 seconds, two minutes in all. `datasets` has then already
 # tried each read many times itself.
 MOST_FAILURES = 7
@@ -180,8 +181,7 @@ def _documentation_dataset(config: CorpusConfig, cache: Path | None) -> Any:
     versions = documentation.versions(config.packages)
     file = None
     if cache is not None:
-        # Keyed by versions and by the code that extracts: a finished extraction is never done twice.
-        file = cache / f"documentation-{json_key([versions, source_key('sae_lib.data.documentation')])[:16]}.parquet"
+        file = cache / f"documentation-{result_key(DOCUMENTATION, versions)[:16]}.parquet"
         # A file that is damaged is made again.
         with suppress(OSError, ValueError, DatasetsError):
             if file.is_file():
@@ -257,17 +257,14 @@ def build_tokens(
     Raises ArtifactError when the text cannot be read or is too little.
     """
     versions = documentation.versions(config.packages) if config.source == "documentation" else {}
-    files = {file: file_sha256(Path(file)) for file in config.files if Path(file).is_file()}
-    key = json_key(
-        [
-            config.model_dump(),
-            data.model_dump(include=TOKEN_SIZES),
-            versions,
-            files,
-            hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-            [tokenizer.bos_token_id, tokenizer.eos_token_id],
-            source_key("sae_lib.data.corpus"),
-        ]
+    key = result_key(
+        TOKENS,
+        config.model_dump(exclude={"files"}),
+        [file_sha256(file) if Path(file).is_file() else file for file in config.files],
+        data.model_dump(include=TOKEN_SIZES),
+        versions,
+        hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        [tokenizer.bos_token_id, tokenizer.eos_token_id],
     )
     manifest_file = folder / "manifest.json"
     if manifest_file.is_file():

@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.stored_reference import load_reference, save_reference
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import json_key
-from sae_lib.util.source_key import source_key
+from sae_lib.util.keys import Stage, result_key
+
+CORE_REFERENCE = Stage("core reference", 1)
 
 
 class Distribution(NamedTuple):
@@ -152,8 +153,8 @@ def build_core_reference(
     Args:
         tokens: contexts with BOS in front; kept on the CPU.
         batch: contexts in one forward pass.
-        folder: where the reference is kept, named by the model's identity, the tokens and the code, and read from when
-            it has been computed before; a damaged file is made again. None keeps nothing.
+        folder: where the reference is kept, named by what it is made from, and read from when it has been computed
+            before; a damaged file is made again. None keeps nothing.
 
     Raises:
         ArtifactError: every position is special, or none is followed by another.
@@ -167,9 +168,8 @@ def build_core_reference(
     made_from = {
         "lm": lm.identity,
         "tokens": [*tokens.shape, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()],
-        "code": source_key("sae_lib.metrics.core_reference"),
     }
-    stem = Path(folder) / f"core-{json_key(made_from)[:16]}"
+    stem = Path(folder) / f"core-{result_key(CORE_REFERENCE, made_from)[:16]}"
     stored = load_reference(stem)
     if stored is not None:
         tensors, record = stored

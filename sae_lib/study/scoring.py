@@ -30,6 +30,7 @@ from sae_lib.metrics.absorption.reference import AbsorptionReference, build_abso
 from sae_lib.metrics.absorption.score import LETTER_COLUMNS, evaluate_absorption_many
 from sae_lib.metrics.probing.reference import ProbingReference, build_probing_reference
 from sae_lib.metrics.probing.score import evaluate_probing
+from sae_lib.metrics.probing.sources import text_key
 from sae_lib.metrics.reconstruction import CoreReference, build_core_reference, evaluate_reconstruction
 from sae_lib.metrics.stability.contexts import context_stability
 from sae_lib.metrics.stability.reference import StabilityReference, build_stability_reference
@@ -38,9 +39,9 @@ from sae_lib.metrics.stability.tokens import token_stability
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.study.experiment import Experiment, concat, opened, tag
 from sae_lib.util import ranks
-from sae_lib.util.files import json_key, read_json, write_json
+from sae_lib.util.files import read_json, write_json
+from sae_lib.util.keys import Stage, result_key
 from sae_lib.util.parallel import for_each, kept
-from sae_lib.util.source_key import source_key
 
 
 def language_model(experiment: Experiment) -> LanguageModel:
@@ -106,18 +107,8 @@ def _held_out(experiment: Experiment) -> Int[Tensor, "context position"]:
 
 DENSITY_BINS = np.linspace(-6.0, 0.0, 31)  # log10 of the firing rate
 TOGETHER = 4  # SAEs whose sparse probes are trained at once
-# Metric -> the modules that compute it.
-_CODE = {
-    "reconstruction": ("sae_lib.metrics.reconstruction",),
-    "absorption": ("sae_lib.metrics.absorption.score",),
-    # Contexts are those of the latents that absorption finds for a letter.
-    "stability": (
-        "sae_lib.metrics.absorption.score",
-        "sae_lib.metrics.stability.contexts",
-        "sae_lib.metrics.stability.tokens",
-    ),
-    "probing": ("sae_lib.metrics.probing.score",),
-}
+STAGES = {name: Stage(f"score {name}", 1) for name in ("reconstruction", "absorption", "stability", "probing")}
+ACROSS_SEEDS = Stage("across seeds", 1)
 
 
 @dataclass(frozen=True)
@@ -184,19 +175,19 @@ def describe(spec: RunSpec, run: dict[str, Any]) -> dict[str, Any]:
 
 def score_keys(experiment: Experiment) -> dict[str, str]:
     """What each score depends on beside the SAE, as a content key."""
-    settings = experiment.profile.evaluation.model_dump(mode="json")
-    text = {
-        "held out": read_json(experiment.paths.tokens / "manifest.json")["splits"]["held_out"],
-        "corpus": experiment.profile.corpus.model_dump(mode="json"),
-    }
-    depends = {
-        "reconstruction": [DENSITY_BINS.tolist()],
+    evaluation = experiment.profile.evaluation
+    settings = evaluation.model_dump(mode="json")
+    absorption = [*STAGES["absorption"], settings["absorption"]]
+    depends: dict[str, list[Any]] = {
+        "reconstruction": [],
         "absorption": [settings["absorption"]],
-        "stability": [settings["absorption"], settings["stability"]],
-        "probing": [settings["probing"]],
+        # Contexts are those of the latents that absorption finds for a letter.
+        "stability": [absorption, settings["stability"]],
+        "probing": [settings["probing"], text_key(evaluation.probing, experiment.profile.corpus)],
     }
-    shared = [model_identity(experiment.profile.model), text]
-    return {name: json_key([*shared, *depends[name], source_key(*_CODE[name])]) for name in SCORES}
+    held_out = read_json(experiment.paths.tokens / "manifest.json")["splits"]["held_out"]
+    shared = [model_identity(experiment.profile.model), held_out]
+    return {name: result_key(STAGES[name], *shared, *depends[name]) for name in SCORES}
 
 
 def _evaluate_job(source: str, job: list[tuple[RunSpec, tuple[str, ...]]]) -> None:
@@ -280,7 +271,7 @@ def across_seeds(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFra
     store_key = experiment.store_key
     file = experiment.paths.results / "seed_stability.json"
     runs = [experiment.run_key(spec, store_key) for spec in specs]
-    key = json_key([runs, score_keys(experiment)["stability"], source_key("sae_lib.metrics.stability.seeds")])
+    key = result_key(ACROSS_SEEDS, runs, score_keys(experiment)["stability"])
     if not file.is_file() or read_json(file)["key"] != key:
         text = stability_reference(experiment).text_activations
         frames = []

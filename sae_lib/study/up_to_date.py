@@ -1,7 +1,7 @@
 """What each notebook's results depend on, and whether they are still those.
 
 A notebook is up to date when everything it was made from has the content it had then: its own cells, the
-modules it imports, the profile, the model and text files that the profile names, the lock file, and the
+modules it imports, the profile, the model and text files that the profile names, the versions of packages, and the
 results of the notebooks before it. Times of files mean nothing after a `git clone`, so contents are compared.
 """
 
@@ -19,20 +19,24 @@ from sae_lib.data.model_files import POCKET_FOLDER
 from sae_lib.data.store_manifest import MANIFEST, lost_file
 from sae_lib.profiles.profile import Notebook, Profile
 from sae_lib.report.provenance import manifest_file, output_path
+from sae_lib.util.environment import locked_pins
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import file_sha256, json_key, read_json, write_json
-from sae_lib.util.paths import LOCK_FILE, NOTEBOOKS, Paths, shown
-from sae_lib.util.source_key import imported_modules, source_key
+from sae_lib.util.keys import NUMERICAL
+from sae_lib.util.paths import NOTEBOOKS, Paths, shown
+from sae_lib.util.source import code_digest, imported_modules
 
 PATTERN = "[0-9][0-9]_*.ipynb"
 # Fields of a profile that no result depends on.
 DESCRIPTIVE_FIELDS = {"description", "estimates"}
+# Packages that draw and set what notebooks make of the numbers.
+DRAWING = ("jinja2", "matplotlib", "seaborn", "typst")
 REASONS = {
     "notebook": "the notebook changed",
     "code": "code that it imports changed",
     "profile": "the profile changed",
     "inputs": "the model's or the corpus's files changed",
-    "lock": "requirements.lock changed",
+    "lock": "packages in requirements.lock changed",
     "upstream": "earlier results changed",
 }
 
@@ -65,10 +69,10 @@ class Stage:
             raise ArtifactError(f"{shown(self.notebook)} cannot be read ({error}); restore it with git") from None
         return {
             "notebook": json_key(cells),
-            "code": source_key(*frozenset[str]().union(*code)),
+            "code": code_digest(*frozenset[str]().union(*code)),
             "profile": json_key(profile.model_dump(mode="json", exclude=DESCRIPTIVE_FIELDS)),
             "inputs": json_key(_input_files(profile)),
-            "lock": file_sha256(LOCK_FILE),
+            "lock": json_key({name: pin for name, pin in locked_pins().items() if name in (*NUMERICAL, *DRAWING)}),
             "upstream": json_key([_sha256_or_none(manifest_file(paths, name)) for name in self.upstream]),
         }
 

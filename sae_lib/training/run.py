@@ -26,22 +26,21 @@ from sae_lib.training.run_config import TrainingConfig
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.checkpoint import load_checkpoint, save_checkpoint
 from sae_lib.util.errors import ArtifactError, first_line
-from sae_lib.util.files import json_key, read_json, write_json, write_parquet
+from sae_lib.util.files import read_json, write_json, write_parquet
+from sae_lib.util.keys import Stage, result_key
 from sae_lib.util.latent_group import ALONE, LatentGroup
-from sae_lib.util.source_key import source_key
 
+TRAINING = Stage("training", 1)
 CHECKPOINT_FILE = "checkpoint.safetensors"
 Report = Callable[[int], None]
 Log = Callable[[dict[str, float]], None]
 
 
 def run_key(config: SAEConfig, store_key: str, data: DataConfig, training: TrainingConfig, seed: int) -> str:
-    """Content key of one training run: everything that its weights depend on, the code included."""
+    """Key of one training run: everything that its weights depend on."""
     shared = training.model_dump(include={"d_sae", "steps", "autocast", "log_every"})
     stream = data.model_dump(include={"window", "batch_tokens", "stream_seed"})
-    return json_key(
-        [config.model_dump(mode="json"), store_key, stream, shared, seed, source_key("sae_lib.training.run")]
-    )
+    return result_key(TRAINING, config.model_dump(mode="json"), store_key, stream, shared, seed)
 
 
 def is_finished(folder: Path, key: str) -> bool:

@@ -24,9 +24,10 @@ from sae_lib.study import up_to_date as notebook_state
 from sae_lib.study.distributed import Machines
 from sae_lib.study.notebooks import NotebookError, NotebookOutput, duration, run_notebook
 from sae_lib.study.up_to_date import find_stages, record_done, statuses, why_not_done
+from sae_lib.util import environment
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock, file_sha256, read_json, write_json
-from sae_lib.util.paths import NOTEBOOKS, ROOT, Paths, corpus_cache
+from sae_lib.util.paths import LOCK_FILE, NOTEBOOKS, ROOT, Paths, corpus_cache
 
 NAMES = ("01_data", "02_train", "03_report")
 
@@ -257,12 +258,15 @@ def test_profile_lock_and_code_are_part_of_the_key(
     assert why_not_done(first, larger, paths) == "the profile changed"
 
     with monkeypatch.context() as changed:
-        changed.setattr(notebook_state, "LOCK_FILE", tmp_path / "requirements.lock")
-        (tmp_path / "requirements.lock").write_text("torch==2.13.1\n")
-        assert why_not_done(first, profile, paths) == "requirements.lock changed"
+        changed.setattr(environment, "LOCK_FILE", tmp_path / "requirements.lock")
+        lock = LOCK_FILE.read_text()
+        (tmp_path / "requirements.lock").write_text(lock.replace("pytest==", "pytest==1."))
+        assert why_not_done(first, profile, paths) is None
+        (tmp_path / "requirements.lock").write_text(lock.replace("torch==", "torch==1."))
+        assert why_not_done(first, profile, paths) == "packages in requirements.lock changed"
     with monkeypatch.context() as changed:
         keys = {("sae_lib.report.provenance", "sae_lib.util.files", "sae_lib.util.paths"): "another key"}
-        changed.setattr(notebook_state, "source_key", lambda *modules: keys[tuple(sorted(modules))])
+        changed.setattr(notebook_state, "code_digest", lambda *modules: keys[tuple(sorted(modules))])
         assert why_not_done(first, profile, paths) == "code that it imports changed"
     assert why_not_done(first, profile, paths) is None
 

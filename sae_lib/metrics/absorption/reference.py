@@ -29,10 +29,11 @@ from sae_lib.data.words import (
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, letter_labels, train_probes
 from sae_lib.metrics.stored_reference import load_reference, save_reference
-from sae_lib.util.files import json_key
-from sae_lib.util.source_key import source_key
+from sae_lib.util.keys import Stage, result_key
 
 LEFT_OUT_EXAMPLES = 5
+
+ABSORPTION_REFERENCE = Stage("absorption reference", 1)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class AbsorptionReference:
 def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, folder: Path | str) -> AbsorptionReference:
     """Compute the reference of a language model, or read it from `folder` where it has been computed before.
 
-    The files are named by what they were made from: the model's identity, the configuration and the code. A
-    file that is missing, cut short or altered is made again.
+    The files are named by what they were made from. One that is missing, cut short or altered is made
+    again.
 
     Raises:
         ArtifactError: the tokenizer has too few alphabetic tokens, or does not keep the prompt's pieces
@@ -79,9 +80,8 @@ def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, fold
     made_from = {
         "lm": lm.identity,
         "config": config.reference_fields(),
-        "code": source_key("sae_lib.metrics.absorption.reference"),
     }
-    stem = Path(folder) / f"absorption-{json_key(made_from)[:16]}"
+    stem = Path(folder) / f"absorption-{result_key(ABSORPTION_REFERENCE, made_from)[:16]}"
     stored = _load(stem)
     if stored is not None:
         return stored

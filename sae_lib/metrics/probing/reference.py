@@ -25,14 +25,16 @@ from sae_lib.metrics.probing.probes import logistic_accuracy
 from sae_lib.metrics.probing.sources import known_datasets, load_parts, text_key
 from sae_lib.metrics.probing.tasks import LabelledTexts, ProbingTask, Tokens, draw_tasks
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import atomic_folder, file_sha256, json_key, read_json, write_json
-from sae_lib.util.source_key import source_key
+from sae_lib.util.files import atomic_folder, file_sha256, read_json, write_json
+from sae_lib.util.keys import Stage, result_key
 
 if TYPE_CHECKING:
     from sae_lib.data.config import CorpusConfig
 
 # Tokens encoded at a time: what a core's cache holds at pocket scale, and enough to keep a GPU busy.
 _ROWS = {"cpu": 1024, "cuda": 16384}
+
+PROBING_REFERENCE = Stage("probing reference", 1)
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,8 @@ def build_probing_reference(
         "lm": lm.identity,
         "config": config.reference_fields(),
         "text": text_key(config, corpus),
-        "code": source_key("sae_lib.metrics.probing.reference"),
     }
-    target = Path(folder) / f"probing-{json_key(made_from)[:16]}"
+    target = Path(folder) / f"probing-{result_key(PROBING_REFERENCE, made_from)[:16]}"
     stored = _load(target)
     if stored is not None:
         return stored

@@ -26,7 +26,9 @@ from sae_lib.metrics.stability.config import StabilityConfig
 from sae_lib.metrics.stored_reference import load_reference, save_reference
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import json_key
-from sae_lib.util.source_key import source_key
+from sae_lib.util.keys import Stage, result_key
+
+STABILITY_REFERENCE = Stage("stability reference", 1)
 
 
 def find_occurrences(
@@ -148,9 +150,8 @@ def build_stability_reference(
         "icl_examples": prompts.icl_examples,
         "config": config.model_dump(mode="json"),
         "tokens": json_key(tokens.tolist()),
-        "code": source_key("sae_lib.metrics.stability.reference"),
     }  # fmt: skip
-    stem = Path(folder) / f"stability-{json_key(made_from)[:16]}"
+    stem = Path(folder) / f"stability-{result_key(STABILITY_REFERENCE, made_from)[:16]}"
     stored = load_reference(stem)
     if stored is not None:
         tensors, record = stored

@@ -15,7 +15,6 @@ from sae_lib.metrics.toy.training import ToyRun, train_and_score
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json, write_json
 from sae_lib.util.parallel import begin_worker
-from sae_lib.util.source_key import source_key
 
 Numbers = dict[str, float]
 Work = Callable[[ToyRun], Numbers]
@@ -33,7 +32,6 @@ class ToyPool:
     def __init__(self, folder: Path | str, workers: int = 1) -> None:
         self.folder, self.workers = Path(folder), workers
         self._known: dict[tuple[Work, ToyRun], Numbers] = {}
-        self._code: dict[str, str] = {}  # module -> its key
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> ToyPool:
@@ -69,10 +67,7 @@ class ToyPool:
         return self._executor.submit(work, run)
 
     def _file(self, work: Work, run: ToyRun) -> Path:
-        module = work.__module__
-        if module not in self._code:
-            self._code[module] = source_key(module)
-        return self.folder / f"{run.key(self._code[module])[:32]}.json"
+        return self.folder / f"{run.key(work.__name__)[:32]}.json"
 
     def _remember(self, work: Work, run: ToyRun, numbers: Numbers) -> None:
         self._known[work, run] = numbers

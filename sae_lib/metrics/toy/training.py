@@ -21,8 +21,9 @@ from sae_lib.metrics.toy.data import SEQUENCE, Toy
 from sae_lib.metrics.toy.score import toy_metrics
 from sae_lib.training.run_config import TrainingConfig
 from sae_lib.training.trainer import Trainer
-from sae_lib.util.files import json_key
+from sae_lib.util.keys import Stage, result_key
 
+TOY = Stage("toy", 1)
 TRAIN_ROWS = 2**16
 LOG_EVERY = 10
 
@@ -37,11 +38,10 @@ class ToyRun:
     steps: int
     batch: int
 
-    def key(self, code: str) -> str:
-        """Content key of what code with the key `code` (see `source_key`) makes of this run."""
+    def key(self, measured: str) -> str:
+        """Key of what the function named `measured` reads off this run."""
         toy = [self.toy.d_in, self.toy.probability, self.toy.parent, self.toy.exclusive, self.toy.rho]
-        made_of = [toy, self.config.model_dump(mode="json"), self.seed, self.steps, self.batch]
-        return json_key([*made_of, code])
+        return result_key(TOY, measured, toy, self.config.model_dump(mode="json"), self.seed, self.steps, self.batch)
 
 
 class _ToyStore(ActivationStore):

@@ -1,4 +1,4 @@
-"""A key changes with the code behind it, and with nothing else."""
+"""A digest changes with the code behind a module, and with nothing else."""
 
 import os
 import subprocess
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sae_lib.util import source_key as keys
+from sae_lib.util import source
 from sae_lib.util.paths import ROOT
-from sae_lib.util.source_key import closure, imported_modules, source_key
+from sae_lib.util.source import closure, code_digest, imported_modules
 
 SOURCES = {
     "__init__.py": "",
@@ -19,7 +19,7 @@ SOURCES = {
     "inner/c.py": 'TABLE = "table.yaml"\nMISSING = "none.yaml"\n',
     "inner/d.py": "from ..errors import E\n",
     "inner/table.yaml": "x: 1\n",
-    "errors.py": "E = 1\n",
+    "errors.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from sae_lib import apart\nE = 1\n",
     "apart.py": "import os, numpy\n",
 }
 
@@ -31,46 +31,41 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in SOURCES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    monkeypatch.setattr(keys, "PACKAGE_FOLDER", folder)
+    monkeypatch.setattr(source, "PACKAGE_FOLDER", folder)
     return folder
 
 
-def test_closure_follows_every_kind_of_import(package: Path) -> None:
+def test_closure_follows_every_import_that_runs(package: Path) -> None:
     everything = ("a", "b", "errors", "inner", "inner.c", "inner.d")
     assert closure(["sae_lib.a"]) == ("sae_lib", *(f"sae_lib.{name}" for name in everything))
     assert closure(["sae_lib.apart"]) == ("sae_lib", "sae_lib.apart")
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "apart.py"])
-def test_key_changes_with_each_file_of_the_closure(package: Path, name: str) -> None:
-    before = source_key("sae_lib.a")
-    (package / name).write_text(SOURCES[name] + "# a remark\n")
-    assert source_key("sae_lib.a") != before
+def test_digest_changes_with_each_file_of_the_closure(package: Path, name: str) -> None:
+    before = code_digest("sae_lib.a")
+    (package / name).write_text(SOURCES[name] + ("y: 2\n" if name.endswith("yaml") else "Z = 2\n"))
+    assert code_digest("sae_lib.a") != before
     (package / name).write_text(SOURCES[name])
-    assert source_key("sae_lib.a") == before
+    assert code_digest("sae_lib.a") == before
 
 
-def test_key_does_not_change_with_other_files_times_or_places(package: Path) -> None:
-    before = source_key("sae_lib.a", "sae_lib.errors")
+def test_digest_does_not_change_with_remarks_other_files_times_or_places(package: Path) -> None:
+    before = code_digest("sae_lib.a", "sae_lib.errors")
     (package / "apart.py").write_text("import sys\n")
+    (package / "b.py").write_text(
+        '"""Says b."""\n\ndef f():  # f\n    """Says f."""\n    from .inner import c\n\n    return c'
+    )
+    (package / "errors.py").write_text(SOURCES["errors.py"].replace("import apart", "import a, apart"))
     os.utime(package / "a.py", (0, 0))
-    assert source_key("sae_lib.errors", "sae_lib.a") == before
-
-
-def test_named_data_is_part_of_the_key(package: Path) -> None:
-    before = source_key("sae_lib.apart", data=["inner/table.yaml"])
-    assert before != source_key("sae_lib.apart")
-    (package / "inner" / "table.yaml").write_text("x: 2\n")
-    assert source_key("sae_lib.apart", data=["inner/table.yaml"]) != before
-    with pytest.raises(FileNotFoundError):
-        source_key("sae_lib.apart", data=["absent.yaml"])
+    assert code_digest("sae_lib.errors", "sae_lib.a") == before
 
 
 def test_unknown_module_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sae_lib\.nothing is not a module of sae_lib"):
-        source_key("sae_lib.nothing")
+        code_digest("sae_lib.nothing")
     with pytest.raises(ValueError, match="numpy"):
-        source_key("numpy")
+        code_digest("numpy")
 
 
 def test_imports_are_told_from_attributes(package: Path) -> None:

@@ -1,0 +1,63 @@
+"""The stages whose results are kept, the modules that their code begins at, and the digest of that code.
+
+`stage_code.json` holds for each stage the version and the digest that belong together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sae_lib.data.corpus import DOCUMENTATION, TOKENS
+from sae_lib.metrics.absorption.reference import ABSORPTION_REFERENCE
+from sae_lib.metrics.core_reference import CORE_REFERENCE
+from sae_lib.metrics.probing.reference import PROBING_REFERENCE
+from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
+from sae_lib.metrics.toy.training import TOY
+from sae_lib.study.scoring import ACROSS_SEEDS, STAGES
+from sae_lib.training.run import TRAINING
+from sae_lib.util.files import read_json, write_json
+from sae_lib.util.keys import Stage
+from sae_lib.util.source import code_digest
+
+FILE = Path(__file__).parent / "stage_code.json"
+MODULES: dict[Stage, tuple[str, ...]] = {
+    DOCUMENTATION: ("sae_lib.data.documentation",),
+    TOKENS: ("sae_lib.data.corpus",),
+    TRAINING: ("sae_lib.training.run",),
+    CORE_REFERENCE: ("sae_lib.metrics.core_reference",),
+    ABSORPTION_REFERENCE: ("sae_lib.metrics.absorption.reference",),
+    STABILITY_REFERENCE: ("sae_lib.metrics.stability.reference",),
+    PROBING_REFERENCE: ("sae_lib.metrics.probing.reference",),
+    STAGES["reconstruction"]: ("sae_lib.metrics.reconstruction",),
+    STAGES["absorption"]: ("sae_lib.metrics.absorption.score",),
+    STAGES["stability"]: ("sae_lib.metrics.stability.contexts", "sae_lib.metrics.stability.tokens"),
+    STAGES["probing"]: ("sae_lib.metrics.probing.score",),
+    ACROSS_SEEDS: ("sae_lib.metrics.stability.seeds",),
+    TOY: ("sae_lib.metrics.toy.experiments",),
+}
+
+
+def now() -> dict[str, dict[str, Any]]:
+    """Version and digest of each stage, as the code is."""
+    return {stage.name: {"version": stage.version, "code": code_digest(*modules)} for stage, modules in MODULES.items()}
+
+
+def recorded() -> dict[str, dict[str, Any]]:
+    """Version and digest of each stage, as they were recorded."""
+    found: dict[str, dict[str, Any]] = read_json(FILE)
+    return found
+
+
+def stale(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> list[str]:
+    """The stages whose code changed and whose version did not."""
+    return [
+        name
+        for name, stage in after.items()
+        if name in before and stage["code"] != before[name]["code"] and stage["version"] == before[name]["version"]
+    ]
+
+
+def record() -> None:
+    """Write `stage_code.json`."""
+    write_json(FILE, now())

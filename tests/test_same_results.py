@@ -1,0 +1,45 @@
+"""The comparison of two runs: the same bits in another order are the same, one other bit is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.same_results import differences
+
+TABLE = pd.DataFrame({"method": ["atm", "topk"], "l0": [0.1 + 0.2, np.nan], "seed": [1, 2], "run": ["a", "b"]})
+
+
+def left(folder: Path, **tables: pd.DataFrame) -> Path:
+    folder.mkdir()
+    for name, table in tables.items():
+        table.to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
+def test_order_and_run_folders_are_no_difference(tmp_path: Path) -> None:
+    turned = TABLE.iloc[::-1][["seed", "l0", "method"]].assign(seconds=3.0)
+    assert differences(left(tmp_path / "one", t=TABLE), left(tmp_path / "other", t=turned)) == []
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (TABLE.assign(l0=[0.3, np.nan]), "t.parquet: column l0: 0.30000000000000004 and 0.3, in the row that begins"),
+        (TABLE.assign(l0=[0.1 + 0.2, 0.0]), "t.parquet: column l0: missing and 0.0"),
+        (TABLE.assign(more=1), "t.parquet: columns more are in one of them only"),
+        (TABLE.iloc[:1], "t.parquet: 2 rows and 1"),
+    ],
+)
+def test_a_difference_is_told(tmp_path: Path, change: pd.DataFrame, told: str) -> None:
+    [line] = differences(left(tmp_path / "one", t=TABLE), left(tmp_path / "other", t=change))
+    assert line.startswith(told)
+
+
+def test_missing_tables_are_told(tmp_path: Path) -> None:
+    one, other = left(tmp_path / "one", t=TABLE), left(tmp_path / "other", t=TABLE, u=TABLE)
+    assert differences(one, other) == ["u.parquet: in one of them only"]
+    assert differences(left(tmp_path / "none"), left(tmp_path / "nor"))[0].startswith("no tables in ")
