@@ -14,7 +14,6 @@ from torch.nn import functional
 from sae_lib.autoencoders.active import EncoderProduct, worthwhile
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.latents import DenseLatents, Latents
-from sae_lib.util.latent_group import ALONE, LatentGroup
 
 
 @dataclass
@@ -46,8 +45,6 @@ class Step:
     """Share of the batch on which each latent is above zero (Eq. 5's indicator), before any mask."""
     compiled: bool = False
     """Whether passes over all latents are compiled (`fused`)."""
-    group: LatentGroup = ALONE
-    """Where the dictionary is held in pieces: all that has d_sae entries above are those of this process."""
 
 
 def squared_error(x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
@@ -87,8 +84,6 @@ class Autoencoder(nn.Module):
     With `config.subtract_b_dec` the encoder sees x - b_dec. W_enc: `[d_in, d_sae]`, W_dec: `[d_sae, d_in]`. Rows of
     W_dec, one per latent, are the feature directions.
     """
-
-    group: LatentGroup = ALONE
 
     def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -139,7 +134,7 @@ class Autoencoder(nn.Module):
         """`bias`, through which b_dec gets its gradient: through x - b_dec that would cost a product over the batch."""
         if not self.cfg.subtract_b_dec:
             return bias
-        offset: Tensor = _ProductOffset.apply(bias, self.group.shared(self.b_dec), self.W_enc)
+        offset: Tensor = _ProductOffset.apply(bias, self.b_dec, self.W_enc)
         return offset
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
@@ -186,7 +181,7 @@ class Autoencoder(nn.Module):
     def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
         """The reconstruction from `step.f`, as training uses it."""
         assert step.f is not None
-        return self.group.total(step.f.decode(self.W_dec)) + self.b_dec
+        return step.f.decode(self.W_dec) + self.b_dec
 
     def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:
         """The reconstruction term of the loss; by default that of the whole dictionary."""
@@ -223,18 +218,6 @@ class Autoencoder(nn.Module):
     def per_latent(self) -> list[tuple[Tensor, int]]:
         """The parameters that belong to single latents, each with the dimension that counts them."""
         return [(self.W_enc, 1), (self.W_dec, 0), *((offset, 0) for offset in self.encoder_offsets())]
-
-    def latent_dims(self) -> dict[str, int]:
-        """`per_latent` by name."""
-        names = {id(parameter): name for name, parameter in self.named_parameters()}
-        return {names[id(tensor)]: dim for tensor, dim in self.per_latent()}
-
-    @torch.no_grad()
-    def keep_piece(self, group: LatentGroup) -> None:
-        """Keep the latents of this process and no others; the processes of `group` then train one SAE together."""
-        for name, dim in self.latent_dims().items():
-            setattr(self, name, nn.Parameter(group.piece(getattr(self, name).data, dim)))
-        self.d_sae, self.group = group.piece_size(self.d_sae), group
 
     @torch.no_grad()
     def scale_latents(self, gain: Float[Tensor, " d_sae"]) -> None:

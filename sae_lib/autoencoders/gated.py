@@ -61,12 +61,12 @@ class Gated(Autoencoder):
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
         assert self._gate is not None
-        return self.cfg.l1_coefficient * self.sparsity_ramp(step) * self.group.total(self._gate.l1())
+        return self.cfg.l1_coefficient * self.sparsity_ramp(step) * self._gate.l1()
 
     def auxiliary_loss(self, step: Step) -> Float[Tensor, ""]:
         assert self._gate is not None
         gate, self._gate = self._gate, None
-        x_hat = self.group.total(gate.decode(self.W_dec.detach())) + self.b_dec.detach()
+        x_hat = gate.decode(self.W_dec.detach()) + self.b_dec.detach()
         return squared_error(step.x, x_hat)
 
     def encoder_offsets(self) -> list[Tensor]:

@@ -76,7 +76,7 @@ class JumpReLU(Autoencoder):
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
         assert self._l0 is not None and self.cfg.target_l0 is not None
-        l0, self._l0 = self.group.total(self._l0), None
+        l0, self._l0 = self._l0, None
         return self.cfg.l0_coefficient * self.sparsity_ramp(step) * (l0 / self.cfg.target_l0 - 1.0).square()
 
     def encoder_offsets(self) -> list[Tensor]:

@@ -9,7 +9,6 @@ from torch import Tensor
 from sae_lib.autoencoders.base import Step, squared_error
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.topk import BatchTopK
-from sae_lib.util.latent_group import LatentGroup
 
 
 class Matryoshka(BatchTopK):
@@ -28,18 +27,12 @@ class Matryoshka(BatchTopK):
         self.groups = [after - before for before, after in zip((0, *sizes), sizes, strict=False)]
         self._shorter: list[Tensor] = []  # reconstructions by all prefixes but the last, of the current training step
 
-    def keep_piece(self, group: LatentGroup) -> None:
-        super().keep_piece(group)
-        first = group.rank * self.d_sae
-        ends = [min(max(end - first, 0), self.d_sae) for end in self.cfg.prefix_sizes()]
-        self.groups = [after - before for before, after in zip((0, *ends), ends, strict=False)]
-
     def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
         assert step.f is not None
         x_hat: Tensor = self.b_dec
         self._shorter = []
         for part in step.f.decode_groups(self.W_dec, self.groups):
-            x_hat = x_hat + self.group.total(part)
+            x_hat = x_hat + part
             self._shorter.append(x_hat)
         return self._shorter.pop()
 

@@ -30,4 +30,4 @@ class Standard(Autoencoder):
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
         assert step.f is not None
-        return self.cfg.l1_coefficient * self.sparsity_ramp(step) * self.group.total(step.f.l1())
+        return self.cfg.l1_coefficient * self.sparsity_ramp(step) * step.f.l1()

@@ -9,14 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from sae_lib.autoencoders import kernels
 from sae_lib.autoencoders.active import LARGEST_SHARE, ActiveLatents, EncoderProduct, Entries, entries_above
 from sae_lib.autoencoders.base import Autoencoder, Step, indicator, squared_error
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.latents import Latents
-from sae_lib.util.latent_group import ALONE, LatentGroup
 
 # BatchTopK guesses from the step before what will be strong enough, so that few others are above it.
 GUESS_FACTOR = 0.95
@@ -33,27 +31,8 @@ def kth_largest(values: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*row
     return values.topk(k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
 
 
-def strong_everywhere(
-    values: Float[Tensor, "*rows n"], k: int, group: LatentGroup
-) -> Float[Tensor, "*rows candidates"]:
-    """Of each row, values among which are the k largest of all pieces: k of each piece, -inf where it has fewer."""
-    if group.world == 1:
-        return values
-    mine = values.topk(min(k, values.shape[-1]), dim=-1).values
-    return group.whole(functional.pad(mine, (0, k - mine.shape[-1]), value=-torch.inf), dim=-1)
-
-
-def strongest(
-    pre: Float[Tensor, "*batch latents"], k: int, group: LatentGroup = ALONE
-) -> Float[Tensor, "*batch latents"]:
-    """ReLU(pre), with all but the k largest of each row (those of all pieces) set to zero."""
-    if group.world > 1:
-        # One choice for all pieces: equal values at the border are kept by some of them, the same in every process.
-        everywhere = strong_everywhere(torch.relu(pre.detach()), k, group)
-        chosen = torch.zeros_like(everywhere).scatter_(-1, everywhere.topk(k, dim=-1).indices, 1.0)
-        values, indices = torch.relu(pre).topk(min(k, pre.shape[-1]), dim=-1)
-        mine = chosen[..., group.rank * k :][..., : values.shape[-1]]
-        return torch.zeros_like(pre).scatter(-1, indices, values * mine)
+def strongest(pre: Float[Tensor, "*batch latents"], k: int) -> Float[Tensor, "*batch latents"]:
+    """ReLU(pre), with all but the k largest of each row set to zero."""
     if pre.device.type == "cpu":
         least = kth_largest(pre.detach(), k).clamp_min(torch.finfo(pre.dtype).tiny)
         kept = indicator(torch.ge, pre, least)
@@ -110,12 +89,10 @@ class TopK(Autoencoder):
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         assert self.cfg.k is not None
-        return strongest(pre, self.cfg.k, self.group)
+        return strongest(pre, self.cfg.k)
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
         assert self.cfg.k is not None
-        if self.group.world > 1:
-            return None
         entries = strongest_of_rows(product.pre, self.cfg.k)
         return ActiveLatents(product.at(entries), entries)
 
@@ -130,9 +107,8 @@ class TopK(Autoencoder):
         dead = step.dead.nonzero().squeeze(1)
         candidates = self.encoder_product(step.x, self.b_enc, dead)
         k = self.d_in // 2
-        n_dead = self.group.sum(torch.tensor(len(dead), device=dead.device))
-        active = strongest(candidates, k, self.group) if k < n_dead else torch.relu(candidates)
-        x_hat = self.group.total(active.to(self.dtype) @ self.W_dec.index_select(0, dead))
+        active = strongest(candidates, k) if k < len(dead) else torch.relu(candidates)
+        x_hat = active.to(self.dtype) @ self.W_dec.index_select(0, dead)
         error = squared_error(residual, x_hat)
         variance = (residual - residual.mean(dim=0)).square().sum(dim=1).mean().clamp_min(1e-8)
         return self.cfg.auxk_coefficient * error / variance
@@ -161,15 +137,12 @@ class BatchTopK(TopK):
         # At least the smallest positive number: zeros are never kept.
         tiny = torch.finfo(step.pre.dtype).tiny
         count = self.cfg.k * len(step.pre)
-        smallest = kth_largest(strong_everywhere(step.pre.detach().flatten(), count, self.group), count)
-        smallest = smallest.squeeze().clamp_min(tiny)
+        smallest = kth_largest(step.pre.detach().flatten(), count).squeeze().clamp_min(tiny)
         self._track_threshold(smallest, step)
         return step.pre * indicator(torch.ge, step.pre, smallest)
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
         assert self.cfg.k is not None
-        if self.group.world > 1:
-            return None
         entries, smallest = strongest_of_batch(product.pre, self.cfg.k * len(product.pre), self._guess)
         self._guess = GUESS_FACTOR * float(smallest)
         if entries is None:

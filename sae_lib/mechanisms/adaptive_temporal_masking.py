@@ -9,7 +9,6 @@ from torch import Tensor
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.config import DropoutConfig, MaskingConfig
 from sae_lib.mechanisms.base import Mechanism, moving_average
-from sae_lib.util.latent_group import ALONE, LatentGroup
 
 
 class AdaptiveTemporalMasking(Mechanism):
@@ -39,27 +38,27 @@ class AdaptiveTemporalMasking(Mechanism):
             config.contribution == "leave_one_out"
         )
 
-    def importance(self, group: LatentGroup = ALONE) -> Float[Tensor, " d_sae"]:
+    def importance(self) -> Float[Tensor, " d_sae"]:
         """I per latent: the chosen EMAs, each divided by its mean over latents, averaged or multiplied."""
         parts = [getattr(self, name) for name in self.cfg.components]
-        stacked = torch.stack([part / group.mean(part.mean()).clamp_min(1e-12) for part in parts])
+        stacked = torch.stack([part / part.mean().clamp_min(1e-12) for part in parts])
         return stacked.mean(dim=0) if self.cfg.combine == "mean" else stacked.prod(dim=0)
 
-    def threshold(self, importance: Float[Tensor, " d_sae"], group: LatentGroup = ALONE) -> Float[Tensor, ""]:
+    def threshold(self, importance: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
         """theta = mu + c sigma over the latents with a non-zero EMA (or over all)."""
         counted = (
             self.magnitude > 0 if self.cfg.population == "nonzero" else torch.ones_like(importance, dtype=torch.bool)
         )
         weight = counted.to(importance.dtype)
-        n = group.sum(weight.sum()).clamp_min(1.0)
-        mean = group.sum((importance * weight).sum()) / n
-        variance = group.sum(((importance - mean).square() * weight).sum()) / n
+        n = weight.sum().clamp_min(1.0)
+        mean = (importance * weight).sum() / n
+        variance = ((importance - mean).square() * weight).sum() / n
         return mean + self.cfg.c * variance.sqrt()
 
     @torch.no_grad()
-    def _update_probability(self, group: LatentGroup = ALONE) -> None:
-        importance = self.importance(group)
-        theta = self.threshold(importance, group)
+    def _update_probability(self) -> None:
+        importance = self.importance()
+        theta = self.threshold(importance)
         below = ((theta - importance) / theta.clamp_min(1e-12)).clamp_min(0.0)
         # theta <= 0 (a low c) is under every importance: nothing is masked.
         self.probability.copy_(torch.where(theta > 0, 1.0 - torch.exp(-self.cfg.r * below), 0.0))
@@ -82,12 +81,12 @@ class AdaptiveTemporalMasking(Mechanism):
         gain = f.mean_square() * sae.W_dec.square().sum(dim=1)
         if self.needs_unmasked_reconstruction:
             masked = step.index >= self.cfg.warmup_steps
-            x_hat = step.group.total(step.latents.decode(sae.W_dec)) + sae.b_dec if masked else step.x_hat
+            x_hat = step.latents.decode(sae.W_dec) + sae.b_dec if masked else step.x_hat
             assert x_hat is not None
             # E[f_i d_i.e] = d_i.E[f_i e]: one product for all latents.
             gain = gain + 2.0 * f.mean_product(step.x - x_hat.detach()).mul_(sae.W_dec).sum(dim=1)
         moving_average(self.contribution, gain.clamp_min(0.0), self.cfg.decay)
-        self._update_probability(step.group)
+        self._update_probability()
 
     @torch.no_grad()
     def finish(self, sae: Autoencoder) -> None:
@@ -130,12 +129,8 @@ def draw_mask(
     rescale: bool,
     keep_rate: Float[Tensor, ""],
 ) -> Float[Tensor, "..."]:
-    """Bernoulli(1 - p) of `shape`, divided by 1 - p if `rescale`; the share that is kept is written to `keep_rate`.
-
-    Drawn for the latents of all processes, so that how many there are changes no draw.
-    """
-    everywhere = (*shape[:-1], shape[-1] * step.group.world)
-    uniform = step.group.piece(torch.rand(everywhere, generator=step.generator, device=probability.device), dim=-1)
+    """Bernoulli(1 - p) of `shape`, divided by 1 - p if `rescale`; the share that is kept is written to `keep_rate`."""
+    uniform = torch.rand(shape, generator=step.generator, device=probability.device)
     kept = (uniform >= probability).to(probability.dtype)
-    keep_rate.copy_(step.group.mean(kept.mean()))
+    keep_rate.copy_(kept.mean())
     return kept / (1.0 - probability).clamp_min(1e-6) if rescale else kept

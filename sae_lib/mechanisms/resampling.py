@@ -47,31 +47,24 @@ class Resampling(Mechanism):
         if not self.due(step):
             return
         assert self.cfg.threshold is not None and step.x_hat is not None
-        all_dead = step.group.whole(self.rate < self.cfg.threshold, dim=0).nonzero().squeeze(1)
-        if not len(all_dead):
+        dead = (self.rate < self.cfg.threshold).nonzero().squeeze(1)
+        if not len(dead):
             return
         error = (step.x - step.x_hat.detach()).square().sum(dim=1)
         # The floor lets the draw go on where fewer inputs than dead latents have any error.
         weight = (error.sqrt() if self.cfg.error_power == 1 else error).clamp_min(1e-12)
-        rows = torch.multinomial(
-            weight, len(all_dead), replacement=len(all_dead) > len(weight), generator=step.generator
-        )
-        # Every process draws for all of them, and restarts its own.
-        dead = all_dead - step.group.rank * len(self.rate)
-        here = (dead >= 0) & (dead < len(self.rate))
-        dead, rows = dead[here], rows[here]
+        rows = torch.multinomial(weight, len(dead), replacement=len(dead) > len(weight), generator=step.generator)
         direction = step.x[rows] / step.x[rows].norm(dim=1, keepdim=True).clamp_min(1e-8)
         norm: Tensor | float = 1.0
         if self.cfg.encoder_norm == "alive_fraction":
             alive = sae.W_enc.norm(dim=0)[self.rate >= self.cfg.threshold]
-            n_alive = step.group.sum(torch.tensor(len(alive), device=alive.device))
-            norm = ALIVE_FRACTION * (step.group.sum(alive.sum()) / n_alive if n_alive else 1.0)
+            norm = ALIVE_FRACTION * (alive.sum() / len(alive) if len(alive) else 1.0)
         sae.restart_latents(dead, direction * norm, direction)
         for tensor, dim in sae.per_latent():
             for moment in optimizer.state.get(tensor, {}).values():
                 if isinstance(moment, Tensor) and moment.shape == tensor.shape:
                     moment.index_fill_(dim, dead, 0.0)
-        self.resampled += len(all_dead)
+        self.resampled += len(dead)
 
     def log(self) -> dict[str, float]:
         count = float(self.resampled)

@@ -44,10 +44,10 @@ class TemporalPenalty(Mechanism):
         if self.cfg.pairing == "none":
             return None
         scale = alpha if self.cfg.gradient_through_scale else alpha.detach()
-        return self.cfg.coefficient * scale * step.group.total(self._difference(step))
+        return self.cfg.coefficient * scale * self._difference(step)
 
     def _difference(self, step: Step) -> Float[Tensor, ""]:
-        """Mean over rows of ||f_t - f_{t-1}||^2, of the latents of this process."""
+        """Mean over rows of ||f_t - f_{t-1}||^2."""
         assert step.f is not None
         if self.cfg.pairing == "adjacent_token":
             total = step.f.change(step.has_predecessor, both=self.cfg.gradient == "both")

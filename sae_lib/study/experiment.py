@@ -39,7 +39,6 @@ from sae_lib.training.run import CHECKPOINT_FILE, is_finished, read_history, run
 from sae_lib.util import ranks
 from sae_lib.util.checkpoint import save_checkpoint
 from sae_lib.util.files import FolderLock, json_key, write_json, write_parquet
-from sae_lib.util.latent_group import ALONE
 from sae_lib.util.parallel import for_each, kept
 from sae_lib.util.paths import Paths, corpus_cache
 
@@ -196,10 +195,7 @@ class Experiment:
         methods = {self.run_folder(spec, store_key): spec.method for spec in waiting if spec.trained}
         lock = FolderLock(self.paths.runs) if ranks.rank() == 0 else nullcontext()
         with lock, live_curves(methods, self.profile.training.steps):
-            for_each(
-                _train_one, self.source, [[spec] for spec in waiting], self.workers, description,
-                together=self.profile.training.shard_dictionary,
-            )  # fmt: skip
+            for_each(_train_one, self.source, [[spec] for spec in waiting], self.workers, description)
         frames = []
         for spec in (spec for spec in specs if spec.trained):
             folder = self.run_folder(spec, store_key)
@@ -259,8 +255,6 @@ def _mask_rate(history: pd.DataFrame, values: Sequence[float], coefficient: floa
 def _train_one(source: str, job: list[RunSpec]) -> None:
     experiment = opened(source)
     store = kept(source, "store", experiment.store)
-    together = experiment.profile.training.shard_dictionary
-    group = ranks.latent_group(experiment.device) if together else ALONE
     for spec in job:
         folder = experiment.run_folder(spec, store.key)
         if spec.trained:
@@ -268,9 +262,9 @@ def _train_one(source: str, job: list[RunSpec]) -> None:
             with RunLog(folder, events / f"seed-{spec.seed}") as log:
                 train_sae(
                     spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
-                    device=experiment.device, group=group, log=log if group.rank == 0 else None,
+                    device=experiment.device, log=log,
                 )  # fmt: skip
-        elif group.rank == 0:
+        else:
             _leave_untrained(spec, store, folder, experiment.run_key(spec, store.key))
 
 

@@ -238,7 +238,6 @@ def _changes(profile: Profile) -> Iterator[tuple[str, str, Iterable[Any]]]:
     data, training = profile.data, profile.training
     if data.store == "memory":
         yield "data", "store", ("disk",)
-    yield "training", "shard_dictionary", (True,)
     yield "training", "workers", range(training.workers - 1, 0, -1)
     yield "data", "batch_tokens", _halves(data.batch_tokens, data.window)
     yield "data", "held_out_contexts", _halves(data.held_out_contexts, 1)

@@ -179,7 +179,6 @@ def run_sizes(profile: Profile, model: ModelSize, saes: int, processes: int = 1)
     alone = workers == 1
     store = data.train_tokens * (2.0 * d_in + ROW_INDEX)
     held = store if data.store == "memory" else 0.0
-    pieces = processes if training.shard_dictionary else 1
     if not profile.estimates.needs_gpu:
         host = {
             "harvest": NOTEBOOK + harvest + SHARDS_HELD * data.shard_rows * d_in * 2.0 + held,
@@ -194,7 +193,7 @@ def run_sizes(profile: Profile, model: ModelSize, saes: int, processes: int = 1)
             "training": NOTEBOOK + sae,
             "evaluation": NOTEBOOK + model.weights() * item + loaded,
         }
-        work = {"harvest": harvest + held, "training": train / pieces + held, "evaluation": score + passing}
+        work = {"harvest": harvest + held, "training": train + held, "evaluation": score + passing}
         gpu = {name: CUDA_CONTEXT + size for name, size in work.items()}
     return Sizes(
         disk=disk,

@@ -28,7 +28,6 @@ from sae_lib.util.checkpoint import load_checkpoint, save_checkpoint
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import read_json, write_json, write_parquet
 from sae_lib.util.keys import Stage, result_key
-from sae_lib.util.latent_group import ALONE, LatentGroup
 
 TRAINING = Stage("training", 1)
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -71,16 +70,14 @@ def train_sae(
     folder: Path,
     *,
     device: str = "cpu",
-    group: LatentGroup = ALONE,
     report: Report | None = None,
     log: Log | None = None,
 ) -> dict[str, Any]:
     """Train one SAE, or return at once when `folder` already holds this very run.
 
     `report(step)` is called after each step, and `log(row)` with each row of the training curves as soon as there is
-    one; a run that goes on from a checkpoint passes the rows before it too. With `group`, its processes make this call
-    together and each trains its piece of the dictionary; the files are those of one process, written by the first, and
-    a checkpoint can be gone on from by another number of processes. Returns the content of run.json.
+    one; a run that goes on from a checkpoint passes the rows before it too. Returns the content of
+    run.json.
 
     Raises ArtifactError when the loss is NaN or infinite (the last checkpoint stays) or the disk is full.
     """
@@ -88,7 +85,7 @@ def train_sae(
     if is_finished(folder, key):
         return dict(read_json(folder / "run.json"))
     folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(config, store, data, training, seed, device, group)
+    trainer = Trainer(config, store, data, training, seed, device)
     checkpoint = folder / CHECKPOINT_FILE
     if checkpoint.is_file():
         tensors, state = load_checkpoint(checkpoint, device)
@@ -106,15 +103,10 @@ def train_sae(
             logged = len(trainer.history)
         if trainer.index % training.checkpoint_every == 0 and trainer.index < training.steps:
             trainer.check_finite()
-            tensors = trainer.tensors()
-            if group.rank == 0:
-                save_checkpoint(checkpoint, tensors, trainer.state() | {"key": key})
+            save_checkpoint(checkpoint, trainer.tensors(), trainer.state() | {"key": key})
         if report is not None:
             report(trainer.index)
-    sae = trainer.finish()
-    if group.rank == 0:
-        _leave_files(trainer, sae, folder, key)
-    group.barrier()
+    _leave_files(trainer, trainer.finish(), folder, key)
     return dict(read_json(folder / "run.json"))
 
 

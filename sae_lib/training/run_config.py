@@ -33,9 +33,5 @@ class TrainingConfig(Strict):
     autocast: Literal["none", "bfloat16"] = "none"
     compile: bool = False
     """torch.compile for passes over all latents of a batch, which is for GPUs. Changes rounding only."""
-    shard_dictionary: bool = False
-    """In a distributed run, train one SAE after the other on all GPUs together, each with a piece of the dictionary,
-    instead of one SAE on each: for SAEs whose training does not fit on one. The weights agree but for rounding, so this
-    is not part of what makes a run another run."""
 
     _seeds = field_validator("seeds", "ablation_seeds")(distinct_seeds)

@@ -21,9 +21,8 @@ from sae_lib.data.activations import ActivationStore, Batch, WindowStream
 from sae_lib.data.config import DataConfig
 from sae_lib.mechanisms import Mechanism, build_mechanisms
 from sae_lib.training.run_config import TrainingConfig
-from sae_lib.training.state import load_modules, load_tensors, modules, whole_tensors
+from sae_lib.util.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.latent_group import ALONE, LatentGroup
 
 
 class Prefetched:
@@ -53,7 +52,7 @@ SCALE_ROWS = 2**17  # rows over which E||x||^2 is estimated
 
 
 class Trainer:
-    """The state of one run, and its step; with `group`, of this process's piece of the dictionary."""
+    """The state of one run, and its step."""
 
     def __init__(
         self,
@@ -63,18 +62,13 @@ class Trainer:
         training: TrainingConfig,
         seed: int,
         device: str,
-        group: LatentGroup = ALONE,
     ) -> None:
         self.cfg, self.store, self.data, self.training, self.seed = config, store, data, training, seed
-        self.group = group
         self.device = torch.device(device)
         self.stream = WindowStream(store, data.window, data.batch_tokens, data.stream_seed, device=device)
         self.batches = Prefetched(self.stream, training.steps)
-        sae = build_autoencoder(config, store.d_in, seed)
-        sae.keep_piece(group)
-        self.sae = sae.to(self.device)
-        mechanisms = build_mechanisms(config.model_copy(update={"d_sae": sae.d_sae}), store.d_in)
-        self.mechanisms: list[Mechanism] = [mechanism.to(self.device) for mechanism in mechanisms]
+        self.sae = build_autoencoder(config, store.d_in, seed).to(self.device)
+        self.mechanisms: list[Mechanism] = [m.to(self.device) for m in build_mechanisms(config, store.d_in)]
         self.input_scale = store.mean_squared_norm(SCALE_ROWS) ** -0.5 if config.normalize_inputs else 1.0
         if not 0.0 < self.input_scale < float("inf"):
             raise ArtifactError(
@@ -83,7 +77,7 @@ class Trainer:
             )
         self.optimizer = _optimizer(self.sae, config.optimizer)
         self.generator = torch.Generator(self.device).manual_seed(seed)
-        self.since_fired = torch.zeros(sae.d_sae, dtype=torch.long, device=self.device)
+        self.since_fired = torch.zeros(config.d_sae, dtype=torch.long, device=self.device)
         self.bad = torch.tensor([-1, -1], device=self.device)  # first step with a loss that is no number, and its row
         self.any_dead = False
         self.index = 0
@@ -132,7 +126,6 @@ class Trainer:
             any_dead=self.any_dead,
             generator=self.generator,
             compiled=self.training.compile,
-            group=self.group,
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.autocast == "bfloat16"):
             step.latents = step.f = self.sae.encode_training(step)
@@ -157,16 +150,14 @@ class Trainer:
         return sum(parts.values(), torch.zeros((), device=self.device)), parts
 
     def _clip(self, most: float) -> None:
-        """Scale all gradients, those of the other pieces included, to a norm of `most` at most."""
-        pieces = {id(tensor) for tensor, _ in self.sae.per_latent()}
+        """Scale all gradients to a norm of `most` at most, summed in two parts: those of latents, and b_dec's."""
+        latents = {id(tensor) for tensor, _ in self.sae.per_latent()}
         parameters = [*self.sae.parameters()]
-        norm, shared = (
-            nn.utils.get_total_norm(
-                [p.grad for p in parameters if p.grad is not None and (id(p) in pieces) == of_piece]
-            )
-            for of_piece in (True, False)
+        of_latents, shared = (
+            nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None and (id(p) in latents) == wanted])
+            for wanted in (True, False)
         )
-        norm = (self.group.sum(norm.square()) + shared.square()).sqrt()
+        norm = (of_latents.square() + shared.square()).sqrt()
         if self.device.type == "cpu" and float(norm) + 1e-6 <= most:
             return  # the factor would be 1
         nn.utils.clip_grads_with_norm_(parameters, most, norm)
@@ -177,7 +168,7 @@ class Trainer:
         if self.device.type == "cpu" and math.isfinite(loss.item()):
             return
         assert step.x_hat is not None and step.f is not None
-        error = (step.x - step.x_hat).square().sum(dim=1) + self.group.sum(step.f.dense().sum(dim=1))
+        error = (step.x - step.x_hat).square().sum(dim=1) + step.f.dense().sum(dim=1)
         worst = torch.where(error.isfinite(), error, torch.inf).argmax()
         bad = ~loss.isfinite() & (self.bad[0] < 0)
         self.bad = torch.where(bad, torch.stack([torch.full_like(worst, self.index), worst]), self.bad)
@@ -199,7 +190,7 @@ class Trainer:
         self.since_fired.add_(len(step.x)).masked_fill_(step.firing_rate > 0, 0)
         # Reading a device's value waits for the device: often enough on a GPU is every 16 steps.
         if self.device.type == "cpu" or self.index % 16 == 0:
-            self.any_dead = int(self.group.largest(self.since_fired.max())) >= self.cfg.dead_after_tokens
+            self.any_dead = int(self.since_fired.max()) >= self.cfg.dead_after_tokens
 
     @torch.no_grad()
     def _log(self, step: Step, loss: Tensor, parts: dict[str, Tensor]) -> None:
@@ -210,9 +201,9 @@ class Trainer:
             "step": self.index,
             "tokens": (self.index + 1) * self.data.batch_tokens,
             "loss": float(loss.detach()),
-            "l0": float(self.group.sum(step.firing_rate.sum())),
+            "l0": float(step.firing_rate.sum()),
             "explained_variance": float(1.0 - step.reconstruction / variance),
-            "dead_fraction": float(self.group.mean(silent.to(torch.float32).mean())),
+            "dead_fraction": float(silent.to(torch.float32).mean()),
         }
         row |= {name: float(part.detach()) for name, part in parts.items()}
         for mechanism in self.mechanisms:
@@ -220,27 +211,26 @@ class Trainer:
         self.history.append(row)
 
     def finish(self) -> Autoencoder:
-        """Once, after the last step: the trained SAE on the CPU; it takes raw inputs. Of a group, the first process has
-        the whole and the others their pieces.
+        """Once, after the last step: the trained SAE on the CPU; it takes raw inputs.
 
         Raises ArtifactError when the loss has been NaN or infinite.
         """
         self.check_finite()
-        sae, mechanisms = self.sae, self.mechanisms
-        if self.group.world > 1 and (tensors := self.tensors()):
-            sae = build_autoencoder(self.cfg, self.store.d_in, self.seed)
-            mechanisms = build_mechanisms(self.cfg, self.store.d_in)
-            load_modules(modules(sae, mechanisms), tensors)
-        sae = sae.cpu()
-        for mechanism in mechanisms:
+        sae = self.sae.cpu()
+        for mechanism in self.mechanisms:
             mechanism.cpu().finish(sae)
         sae.fold_input_scale(self.input_scale)
         return sae
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything a checkpoint needs that is a tensor; on the first process of a group, all of it."""
+        """Everything a checkpoint needs that is a tensor."""
+        weights = {
+            f"{prefix}.{name}": tensor
+            for prefix, module in self._modules().items()
+            for name, tensor in module.state_dict().items()
+        }
         others = {"generator": self.generator.get_state(), "since_fired": self.since_fired}
-        return whole_tensors(self.sae, self.mechanisms, self.optimizer, others, self.group)
+        return weights | others | optimizer_tensors(self.optimizer)
 
     def state(self) -> dict[str, Any]:
         """Everything else."""
@@ -248,11 +238,21 @@ class Trainer:
 
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go back to the moment of a checkpoint."""
-        mine = load_tensors(self.sae, self.mechanisms, self.optimizer, tensors, self.group)
-        self.generator.set_state(mine["generator"].cpu())
-        self.since_fired = mine["since_fired"]
+        for prefix, module in self._modules().items():
+            mine = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+            for name, buffer in module.named_buffers():
+                if buffer.shape != mine[name].shape:  # a buffer that takes the batch's shape when first used
+                    setattr(module, name, torch.empty_like(mine[name]))
+            module.load_state_dict(mine)
+        load_optimizer_tensors(self.optimizer, tensors)
+        self.generator.set_state(tensors["generator"].cpu())
+        self.since_fired = tensors["since_fired"]
         self.index, self.seconds, self.any_dead = state["index"], state["seconds"], state["any_dead"]
         self.history = state["history"]
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """Everything with weights or buffers, by a name that stays the same for one configuration."""
+        return {"sae": self.sae} | {f"mechanism{i}": m for i, m in enumerate(self.mechanisms)}
 
 
 def _optimizer(sae: Autoencoder, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -20,25 +20,22 @@ Job = TypeVar("Job")
 Work = Callable[[str, list[Job]], None]
 
 
-def for_each(
-    work: Work[Job], source: str, jobs: Sequence[list[Job]], workers: int, description: str, *, together: bool = False
-) -> None:
+def for_each(work: Work[Job], source: str, jobs: Sequence[list[Job]], workers: int, description: str) -> None:
     """Call `work(source, job)` for each job, a list of things done together; the first failure ends it.
 
     With one worker everything happens in this process, and on all its cores. In a distributed run the jobs are those
-    of rank 0, whatever the others would have found to do, and each goes to the first rank that is free; with
-    `together`, every rank takes part in every job. Returns on every rank when all jobs are done.
+    of rank 0, whatever the others would have found to do, and each goes to the first rank that is free. Returns on
+    every rank when all jobs are done.
     """
     jobs = ranks.from_first(lambda: jobs)
     total = sum(len(job) for job in jobs)
     with tqdm(total=total, desc=description, unit="SAE", mininterval=1, disable=not jobs or ranks.rank() > 0) as bar:
-        if ranks.world() > 1 and not together:
+        if ranks.world() > 1:
             _shared_out(work, source, jobs, bar)
-        elif ranks.world() > 1 or min(workers, len(jobs)) <= 1:
+        elif min(workers, len(jobs)) <= 1:
             for job in jobs:
                 work(source, job)
                 bar.update(len(job))
-            ranks.barrier()
         else:
             _by_processes(work, source, jobs, workers, bar)
 

@@ -17,8 +17,6 @@ from sae_lib.util.errors import ArtifactError
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-    from sae_lib.util.latent_group import LatentGroup
-
 Value = TypeVar("Value")
 
 # A rank waits this long for the others: rank 0 may compute references alone for hours, and one rank's SAE may take much
@@ -37,7 +35,6 @@ class _Run:
     world = 1
     store: Store | None = None
     counters = 0
-    latents: LatentGroup | None = None
 
 
 def rank() -> int:
@@ -67,7 +64,7 @@ def joined() -> Iterator[None]:
             raise LostRank("another rank has ended") from error
         raise
     finally:
-        _Run.store, _Run.rank, _Run.world, _Run.counters, _Run.latents = None, 0, 1, 0, None
+        _Run.store, _Run.rank, _Run.world, _Run.counters = None, 0, 1, 0
         dist.destroy_process_group()
 
 
@@ -89,20 +86,6 @@ def from_first(make: Callable[[], Value]) -> Value:
     dist.broadcast_object_list(sent, src=0)
     value: Value = sent[0]
     return value
-
-
-def latent_group(device: str) -> LatentGroup:
-    """All ranks as the holders of one dictionary, whose tensors are on `device`; made once."""
-    import torch.distributed as dist
-
-    from sae_lib.util.latent_group import ALONE, LatentGroup
-
-    if _Run.world == 1:
-        return ALONE
-    if _Run.latents is None:
-        processes = None if device == "cpu" else dist.new_group(backend="nccl", timeout=PATIENCE)
-        _Run.latents = LatentGroup(_Run.rank, _Run.world, processes)
-    return _Run.latents
 
 
 class Counter:

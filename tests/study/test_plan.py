@@ -300,17 +300,6 @@ def test_too_little_gpu_memory(paths: Paths, monkeypatch: pytest.MonkeyPatch) ->
     assert not value and max(run_sizes(smaller, model_size(gemma.model), 1).gpu.values()) <= 40e9
 
 
-def test_dictionary_in_pieces_needs_less_of_each_gpu(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = change(load_profile("gemma-2-2b"), training={"d_sae": 16384 * 8})
-    with_free(monkeypatch, cuda=22e9)
-    [line] = plan.blockers(wide, plan.estimate(wide, speed=1.0, processes=4), paths)
-    assert line.endswith("set training.shard_dictionary to true")
-    in_pieces = change(wide, training={"shard_dictionary": True})
-    assert plan.blockers(in_pieces, plan.estimate(in_pieces, speed=1.0, processes=4), paths) == []
-    [line] = plan.blockers(in_pieces, plan.estimate(in_pieces, speed=1.0), paths)
-    assert "shard_dictionary" not in line
-
-
 def test_no_gpu(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     gemma = load_profile("gemma-2-2b")
     with_free(monkeypatch)

@@ -121,10 +121,10 @@ sys.exit(rank.main())
 """
 
 
-def test_notebooks_find_done_what_two_ranks_did_with_a_dictionary_in_two_pieces(opened, folder, monkeypatch):
+def test_notebooks_find_done_what_two_ranks_did(opened, folder, monkeypatch):
     alone = opened(1)
     alone.train(main_runs(alone))
-    profile = write_profile(folder, "pieces", 1, shard_dictionary=True)
+    profile = write_profile(folder, "ranks", 1)
     (folder / "rank.py").write_text(RANK)
     command = [sys.executable, "-c", LAUNCHER, sys.executable, str(folder / "rank.py"), "--profile", str(profile)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -133,18 +133,18 @@ def test_notebooks_find_done_what_two_ranks_did_with_a_dictionary_in_two_pieces(
     assert [line for line in done.stdout.splitlines() if line.startswith("[2 ranks]")] == [
         f"[2 ranks] {what}" for what in ("tokens and activations", "sweep, main comparison", "ablations", "evaluation")
     ]
-    pieces = Experiment.open(str(profile))
-    assert pieces.open_store().key == alone.open_store().key
+    shared = Experiment.open(str(profile))
+    assert shared.open_store().key == alone.open_store().key
     for module in ("experiment", "scoring"):
         monkeypatch.setattr(
             f"sae_lib.study.{module}.for_each", lambda work, source, jobs, *_, **__: jobs and pytest.fail(work)
         )
-    pieces.train(main_runs(pieces))
-    rows = evaluate(pieces, main_runs(pieces)).rows
-    assert list(rows["method"]) == [spec.method for spec in main_runs(pieces)]
+    shared.train(main_runs(shared))
+    rows = evaluate(shared, main_runs(shared)).rows
+    assert list(rows["method"]) == [spec.method for spec in main_runs(shared)]
     for spec in main_runs(alone):
-        one, two = alone.autoencoder(spec).state_dict(), pieces.autoencoder(spec).state_dict()
-        assert all(torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-5) for name in one)
+        one, two = alone.autoencoder(spec).state_dict(), shared.autoencoder(spec).state_dict()
+        assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_evaluation_gives_a_tidy_row_for_each_sae_and_is_not_repeated(opened, monkeypatch):
