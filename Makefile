@@ -20,7 +20,7 @@ endif
 # What runs: an active conda environment that has our pins, or else .venv. `make help` and `make clean` need neither.
 VENV_PYTHON := .venv/bin/python
 LOCK_HASH := $(shell { sha256sum requirements.lock || shasum -a 256 requirements.lock; } 2>/dev/null | cut -c1-16)
-CONDA_CHECK := $(if $(CONDA_PREFIX),$(shell "$(CONDA_PREFIX)/bin/python" -m sae_lib.util.environment check >/dev/null 2>&1 && echo fits))
+CONDA_CHECK := $(if $(CONDA_PREFIX),$(shell "$(CONDA_PREFIX)/bin/python" -m sae_lib environment check >/dev/null 2>&1 && echo fits))
 ifeq ($(CONDA_CHECK),fits)
   ENV_PYTHON := $(CONDA_PREFIX)/bin/python
   READY := linked
@@ -47,7 +47,7 @@ help:  ## list the commands
 env: $(READY)  ## install the locked packages into .venv (every other command does so when needed)
 
 linked:
-	@$(RUN) sae_lib.util.environment link
+	@$(RUN) sae_lib environment link
 
 .venv/installed-$(LOCK_HASH):
 	@if [ -n "$(CONDA_PREFIX)" ]; then echo "The conda environment $(CONDA_PREFIX) does not have the versions of requirements.lock; .venv is used."; fi
@@ -64,21 +64,21 @@ linked:
 	$(VENV_PYTHON) -m pip install --quiet --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
 	$(VENV_PYTHON) -m pip install --quiet --requirement requirements.lock
 	$(VENV_PYTHON) -m pip check
-	@$(VENV_PYTHON) -m sae_lib.util.environment link
-	@$(VENV_PYTHON) -m sae_lib.util.environment check
+	@$(VENV_PYTHON) -m sae_lib environment link
+	@$(VENV_PYTHON) -m sae_lib environment check >&2
 	@touch $@
 
 paper: $(READY)  ## run the five notebooks at PROFILE: figures, tables, claims
-	@$(RUN) sae_lib.study.pipeline run --profile "$(PROFILE)" --gpus "$(GPUS)" --nodes "$(NODES)" --head "$(HEAD)"
+	@$(RUN) sae_lib run --profile "$(PROFILE)" --gpus "$(GPUS)" --nodes "$(NODES)" --head "$(HEAD)"
 
 smoke: $(READY)  ## the whole pipeline on very little, in a few minutes
-	@$(RUN) sae_lib.study.pipeline run --profile smoke
+	@$(RUN) sae_lib run --profile smoke
 
 plan: $(READY)  ## what `make paper` would do at PROFILE: time, disk and memory, before anything starts
-	@$(RUN) sae_lib.study.pipeline plan --profile "$(PROFILE)" --gpus "$(GPUS)" --nodes "$(NODES)" --head "$(HEAD)"
+	@$(RUN) sae_lib plan --profile "$(PROFILE)" --gpus "$(GPUS)" --nodes "$(NODES)" --head "$(HEAD)"
 
 verify: $(READY)  ## print the claims table of PROFILE and compare its verdicts with the committed ones
-	@$(RUN) sae_lib.study.pipeline verify --profile "$(PROFILE)"
+	@$(RUN) sae_lib verify --profile "$(PROFILE)"
 
 test: lint typecheck unit nbval  ## lint, format check, types, unit tests, then the committed notebooks
 
@@ -132,22 +132,24 @@ bench-gemma: $(READY)  ## the gemma-2-2b profile at full size on random weights,
 	$(RUN) benchmarks.gemma
 	$(RUN) benchmarks.summary
 
+# The public names are there only once they are asked for, as the star does.
 docs: $(READY)  ## the reference of sae_lib as offline pages, into build/docs
-	SAE_LIB_HEADLESS=1 PYTHONWARNINGS=ignore $(RUN) pdoc --output-directory build/docs sae_lib
+	SAE_LIB_HEADLESS=1 PYTHONWARNINGS=ignore "$(ENV_PYTHON)" -c \
+	    "from sae_lib import *; from pdoc.__main__ import cli; cli()" --output-directory build/docs sae_lib
 	@echo "build/docs/index.html"
 
 browser: $(READY)  ## one SAE of PROFILE as an offline page: METHOD=topk SEED=42
-	@$(RUN) sae_lib.share.browser --profile "$(PROFILE)" --method "$(or $(METHOD),topk)" $(if $(SEED),--seed $(SEED))
+	@$(RUN) sae_lib browser --profile "$(PROFILE)" --method "$(or $(METHOD),topk)" $(if $(SEED),--seed $(SEED))
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(RUN) jupyterlab --notebook-dir=notebooks
 
 pocket-lm: $(READY)  ## train the packaged language model again (resumes where it stopped)
-	$(RUN) sae_lib.study.pocket_lm
+	$(RUN) sae_lib pocket-lm
 
 lock-check: $(READY)  ## say how the environment differs from requirements.lock
-	@$(RUN) sae_lib.util.environment check && echo "every pin of requirements.lock is installed"
+	@$(RUN) sae_lib environment check
 
 clean:  ## remove what PROFILE made under build (not .venv, not the committed figures)
-	@if [ -x "$(ENV_PYTHON)" ]; then $(RUN) sae_lib.study.pipeline clean --profile "$(PROFILE)"; \
+	@if [ -x "$(ENV_PYTHON)" ]; then $(RUN) sae_lib clean --profile "$(PROFILE)"; \
 	else echo "nothing to remove: no environment, so nothing was run"; fi

@@ -1,36 +1,304 @@
-"""The commands, in one place: `python -m sae_lib <command> [options]`.
+"""One command line: `python -m sae_lib COMMAND`; `--help` lists the commands, `COMMAND --help` the options of one.
 
-run plan verify accept clean    the notebooks of a profile (`study/pipeline.py`)
-evaluate export browser         SAEs of others and of ours (`share/`)
-pocket-lm                       train the packaged language model (`study/pocket_lm.py`)
+What computes is imported when its command runs: help, and a run with nothing to do, start without PyTorch.
 """
 
-import runpy
+from __future__ import annotations
+
+import argparse
+import os
+import signal
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-PIPELINE = ("run", "plan", "verify", "accept", "clean")
-MODULES = {
-    "evaluate": "sae_lib.share.evaluate",
-    "export": "sae_lib.share.export",
-    "browser": "sae_lib.share.browser",
-    "pocket-lm": "sae_lib.study.pocket_lm",
-}
+from sae_lib.util.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from sae_lib.study.distributed import Machines
+
+INTERRUPTED = 130
+KEPT = {"run", "pocket-lm", "evaluate"}  # what they have finished when they are interrupted
+
+Options = argparse.Namespace
+Command = Callable[[Options], int]
 
 
-def main(arguments: list[str]) -> int:
-    """Pass the arguments on to the module that has the command."""
-    command, rest = (arguments or [""])[0], arguments[1:]
-    if command in PIPELINE:
-        module, rest = "sae_lib.study.pipeline", arguments
-    elif command in MODULES:
-        module = MODULES[command]
-    else:
-        print(f"usage: python -m sae_lib {'|'.join((*PIPELINE, *MODULES))} [options]", file=sys.stderr)
-        return 2
-    sys.argv = [module, *rest]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Errors that the user can mend are one line; exit codes 0, 1, 2 (usage), or 130 (interrupted)."""
+    options = parser().parse_args(arguments)
+    # `kill` ends a command as Ctrl-C does: what it started is stopped and nothing half-written stays.
+    signal.signal(signal.SIGTERM, _interrupt)
+    do: Command = options.do
+    try:
+        return do(options)
+    except ArtifactError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        kept = "; what was finished is kept and the same command goes on from there"
+        print(f"interrupted{kept if options.command in KEPT else ''}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    top = argparse.ArgumentParser(prog="python -m sae_lib", description="Sparse autoencoders with temporal mechanisms.")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, do: Command, what: str) -> argparse.ArgumentParser:
+        new = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        new.set_defaults(do=do)
+        return new
+
+    run = command("run", _run, "run the notebooks of a profile that are not up to date")
+    plan = command("plan", _plan, "say what `run` would do: time, disk, memory, and what stands in the way")
+    verify = command("verify", _verify, "print the claims table; exit code 1 where a verdict is not the committed one")
+    accept = command("accept", _accept, "make the verdicts of these results the ones that `verify` compares with")
+    clean = command("clean", _clean, "remove what a profile made under the output folder")
+    for each in (run, plan, verify, accept, clean):
+        _add_profile(each)
+    for each in (run, plan):
+        each.add_argument("--gpus", default="1", help="GPUS= of make: the GPUs of each machine")
+        each.add_argument("--nodes", default="1", help="NODES= of make: machines, each of which runs this command")
+        each.add_argument("--head", default="", help="HEAD= of make: the machine where they meet")
+    run.add_argument("--only", metavar="NN", help="run one notebook, such as 03")
+
+    evaluate = command("evaluate", _evaluate, "measure an SAE of this package or of others on a language model")
+    evaluate.add_argument("folder", help="folder of the SAE")
+    _add_model(evaluate, required=True, text="held-out text")
+    evaluate.add_argument(
+        "--metrics", nargs="+", default=["core", "absorption"], help="any of core, absorption, probing, stability"
+    )
+    evaluate.add_argument("--contexts", type=int, default=64, help="contexts of held-out text")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write summary, letters, tasks and notes here")
+
+    export = command("export", _export, "write a trained SAE, with a model card, as other libraries load it")
+    export.add_argument("run", help="folder of one run: build/<profile>/runs/<run>")
+    export.add_argument("--to", default="both", metavar="FORMAT", help="saelens, dictionary_learning or both (default)")
+    export.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new folder for the files")
+    export.add_argument("--profile", help="name or path of the profile it was trained with, if the run was moved")
+    export.add_argument("--push", metavar="USER/NAME", help="repository on the Hugging Face hub to upload to")
+    export.add_argument("--revision", default="main", help="branch of that repository")
+    export.add_argument("--private", action="store_true", help="make it a private repository")
+    export.add_argument("--dry-run", action="store_true", help="with --push: print what would be sent, send nothing")
+
+    browser = command("browser", _browser, "write an SAE, latent by latent, as one HTML page that opens offline")
+    browser.add_argument("folder", nargs="?", help="folder of an SAE, of this package or of others")
+    browser.add_argument("--profile", help="instead of a folder: an SAE of this profile's main table")
+    browser.add_argument("--method", default="topk", help="of the profile (default: topk)")
+    browser.add_argument("--seed", type=int, help="of the profile (default: its first)")
+    browser.add_argument("--out", type=Path, metavar="FOLDER", help="for the page (default: browser, under the output)")
+    browser.add_argument("--contexts", type=int, default=1024, help="contexts that examples come from (default: 1024)")
+    _add_model(browser.add_argument_group("with a folder"), required=False, text="text")
+
+    pocket = command("pocket-lm", _pocket_lm, "train the packaged language model again; goes on where it stopped")
+    pocket.add_argument("--output", type=Path, help="where the finished model goes (default: into the package)")
+    pocket.add_argument("--work", type=Path, help="checkpoints and cached text (default: build/pocket-lm)")
+
+    command("readme", _readme, "fill the tables of README.md from the files that `make paper` made")
+    environment = command("environment", _environment, "compare the installed packages with requirements.lock")
+    environment.add_argument("action", choices=("check", "link"), help="say what differs, or make sae_lib importable")
+    rank = command("rank", _rank, "be one rank of a distributed run, under torchrun --virtual-local-rank")
+    _add_profile(rank)
+    return top
+
+
+def _add_profile(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--profile", default="pocket", help="a name, or the path of a YAML file (default: pocket)")
+
+
+def _add_model(command: argparse._ActionsContainer, *, required: bool, text: str) -> None:
+    """Which model and layer, on what text; `text` says what the text is for."""
+    add = command.add_argument
+    add("--model", required=required, help="'pocket', a local folder or a hub id")
+    add("--layer", type=int, help="block after which the SAE reads, from 0 (default: what its own files name)")
+    add("--revision", help="branch, tag or commit of a hub model")
+    add("--files", nargs="+", default=[], metavar="FILE", help=f"{text}: .jsonl, .parquet or .txt")
+    add("--text-field", default="text", help="column of the text in those files")
+    add("--context-length", type=int, default=128, help="tokens in a context")
+    add("--max-words", type=int, help="words of the absorption metric (default: the whole vocabulary)")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--dtype", default="float32", help="of the language model: float32, bfloat16 or float16")
+    add("--cache", help="folder for what depends on the model only")
+    add("--any-origin", action="store_true", help="go on even where the SAE's files name another model or layer")
+
+
+def _model_options(options: Options) -> dict[str, Any]:
+    names = ("revision", "files", "text_field", "context_length", "contexts", "device", "dtype", "cache", "any_origin")
+    return {name: getattr(options, name) for name in names}
+
+
+# The notebooks of a profile.
+
+
+def _machines(options: Options) -> Machines:
+    from sae_lib.study.distributed import Machines
+
+    return Machines.asked(options.gpus, options.nodes, options.head)
+
+
+def _run(options: Options) -> int:
+    from sae_lib.profiles.profile import load_profile
+    from sae_lib.study.pipeline import run_command
+    from sae_lib.util.paths import NOTEBOOKS
+
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    profile, machines = load_profile(options.profile), _machines(options)
+    if options.only and not machines.alone:
+        raise ArtifactError(f"--only {options.only} runs one notebook in one process; leave out GPUS and NODES")
+    named = Path(options.profile)
+    source = str(named.resolve()) if named.is_file() else options.profile
+    return run_command(profile, {"profile": source}, NOTEBOOKS, options.only, machines)
+
+
+def _plan(options: Options) -> int:
+    from sae_lib.profiles.profile import load_profile
+    from sae_lib.study.pipeline import plan_command
+    from sae_lib.util.paths import NOTEBOOKS
+
+    return plan_command(load_profile(options.profile), NOTEBOOKS, _machines(options))
+
+
+def _verify(options: Options) -> int:
+    from sae_lib.profiles.profile import load_profile
+    from sae_lib.report.claims.ledger import verify
+    from sae_lib.util.paths import Paths, verdicts_file
+
+    profile = load_profile(options.profile)
+    return int(verify(profile, Paths(profile.name).results, verdicts_file(profile.name)))
+
+
+def _accept(options: Options) -> int:
+    from sae_lib.profiles.profile import load_profile
+    from sae_lib.report.claims.ledger import evaluate_claims, write_verdicts
+    from sae_lib.report.results import Results
+    from sae_lib.util.paths import Paths, shown, verdicts_file
+
+    profile = load_profile(options.profile)
+    file = verdicts_file(profile.name)
+    write_verdicts(evaluate_claims(profile, Results.load(Paths(profile.name).results)), profile, file)
+    print(f"wrote {shown(file)}; commit it with the results it stands for")
     return 0
 
 
+def _clean(options: Options) -> int:
+    from sae_lib.profiles.profile import load_profile
+    from sae_lib.study.pipeline import clean_command
+
+    return clean_command(load_profile(options.profile))
+
+
+# SAEs of ours and of others.
+
+
+def _evaluate(options: Options) -> int:
+    from sae_lib.metrics.absorption.config import AbsorptionConfig
+    from sae_lib.share.evaluate import default_settings, evaluate_sae
+    from sae_lib.util.files import make_folder, write_json
+
+    output = options.json
+    if output is not None:  # refuse what cannot be written before the work for it
+        make_folder(output.parent)
+        if output.is_dir():
+            raise ArtifactError(f"--json: {output} is a folder; name a file")
+        if not os.access(output.parent, os.W_OK):
+            raise ArtifactError(f"--json: nothing can be written into {output.parent.resolve()}; name a file elsewhere")
+    if options.max_words is not None and options.max_words < 1:
+        raise ArtifactError(f"--max-words {options.max_words}: must be 1 or more")
+    settings = default_settings().model_copy(update={"absorption": AbsorptionConfig(max_words=options.max_words)})
+    result = evaluate_sae(
+        options.folder, options.model, options.layer, metrics=options.metrics, settings=settings,
+        **_model_options(options),
+    )  # fmt: skip
+    if output is not None:
+        write_json(output, result.as_json())
+    print(result.as_text())
+    return 0
+
+
+def _export(options: Options) -> int:
+    from sae_lib.share.export import export_run
+    from sae_lib.share.export.hub import check_repo, check_token, push, upload_plan
+
+    if options.dry_run and not options.push:
+        raise ArtifactError("dry-run: it says what --push would upload; name a repository with --push USER/NAME")
+    if options.push:
+        check_repo(options.push)
+    if options.push and not options.dry_run:
+        check_token()
+    export_run(options.run, options.to, options.out, profile=options.profile, repo=options.push)
+    print(f"wrote {options.out}")
+    if options.push:
+        send = upload_plan if options.dry_run else push
+        print(send(options.out.expanduser(), options.push, options.revision, options.private))
+    return 0
+
+
+def _browser(options: Options) -> int:
+    if (options.folder is None) == (options.profile is None) or (options.folder and not options.model):
+        parser().error("browser: give --profile, or a folder with --model")
+    if options.contexts < 1 or (options.max_words is not None and options.max_words < 1):
+        raise ArtifactError("contexts, max-words: must be 1 or more")
+    from sae_lib.share.browser import write_browser
+    from sae_lib.share.browser.sources import examine_folder, examine_run
+    from sae_lib.study.experiment import Experiment
+    from sae_lib.util.paths import output_root, shown
+
+    if options.profile is not None:
+        experiment = Experiment.open(options.profile)
+        seed = experiment.profile.training.seeds[0] if options.seed is None else options.seed
+        folder = options.out or experiment.paths.root / "browser"
+        found, name = examine_run(experiment, options.method, seed, options.contexts), f"{options.method}_{seed}"
+    else:
+        folder = options.out or output_root() / "browser"
+        found = examine_folder(
+            options.folder, options.model, options.layer, max_words=options.max_words, **_model_options(options)
+        )
+        name = Path(options.folder).resolve().name
+    print(f"open {shown(write_browser(found, folder / f'{name}.html').resolve())} in a browser")
+    return 0
+
+
+# The rest.
+
+
+def _pocket_lm(options: Options) -> int:
+    from sae_lib.study.pocket_lm import make_pocket_lm
+
+    make_pocket_lm(options.output, options.work)
+    return 0
+
+
+def _readme(options: Options) -> int:
+    from sae_lib.report.readme import fill_readme
+
+    fill_readme()
+    return 0
+
+
+def _environment(options: Options) -> int:
+    from sae_lib.util.environment import differences, link
+
+    if options.action == "link":
+        link()
+        return 0
+    found = differences()
+    print("\n".join(found) or "every pin of requirements.lock is installed")
+    return 1 if found else 0
+
+
+def _rank(options: Options) -> int:
+    from sae_lib.study.distributed.rank import be_a_rank
+
+    return be_a_rank(options.profile)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """The README's tables: copied from the files that `make paper` made, never typed.
 
-A table stands between `<!-- figures/table_main.md -->` and `<!-- end -->`; `python -m sae_lib.report.readme` puts the
+A table stands between `<!-- figures/table_main.md -->` and `<!-- end -->`; `python -m sae_lib readme` puts the
 content of that file there, and a test compares the two.
 """
 
@@ -31,12 +31,8 @@ def with_tables(text: str, root: Path) -> str:
     return BLOCK.sub(fill, text)
 
 
-def main(root: Path = ROOT) -> None:
+def fill_readme(root: Path = ROOT) -> None:
     """Fill the tables of README.md in `root`."""
     readme = root / "README.md"
     with atomic_write(readme) as file:
         file.write(with_tables(readme.read_text(encoding="utf8"), root))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,26 +1,18 @@
-"""The command line behind `make paper`: run the notebooks that are not up to date, in order.
-
-    python -m sae_lib.study.pipeline run|plan|verify|accept|clean --profile P [--only 03]
-        [--gpus 4 --nodes 2 --head node1]
+"""Behind `make paper`: run the notebooks that are not up to date, in order.
 
 Nothing heavy is imported before a notebook has to run, so that a run with nothing to do ends in about a
 second.
 """
 
-import argparse
-import os
 import shutil
-import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from sae_lib.profiles.profile import Profile, load_profile
+from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file
 from sae_lib.study.distributed import ALONE, Machines, do_beforehand
 from sae_lib.study.notebooks import duration, run_notebook
@@ -28,9 +20,8 @@ from sae_lib.study.time_left import TimeLeft
 from sae_lib.study.up_to_date import Stage, find_stages, record_done, statuses, why_not_done
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock, make_folder, remove_unfinished, used_bytes
-from sae_lib.util.paths import NOTEBOOKS, Paths, corpus_cache, shown, verdicts_file
+from sae_lib.util.paths import Paths, corpus_cache, shown
 
-INTERRUPTED = 130
 # What another run has not gone on writing for so long, nobody is writing.
 LONGEST_WRITE_S = 3600.0
 
@@ -140,7 +131,7 @@ def run_command(
         )
     beforehand = None
     if to_do and not machines.alone:
-        beforehand = partial(do_beforehand, parameters["profile"], machines)
+        beforehand = partial(do_beforehand, profile, parameters["profile"], machines)
     if not machines.here_is_head():
         if beforehand is not None:
             beforehand()
@@ -196,24 +187,6 @@ def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) 
     return 1 if stopping else 0
 
 
-def verify_command(profile: Profile) -> int:
-    """`verify`: print the claims table; exit code 1 when a verdict differs from the committed one."""
-    from sae_lib.report.claims.ledger import verify
-
-    return int(verify(profile, Paths(profile.name).results, verdicts_file(profile.name)))
-
-
-def accept_command(profile: Profile) -> int:
-    """`accept`: make the verdicts of this profile's results the ones that `verify` compares with."""
-    from sae_lib.report.claims.ledger import evaluate_claims, write_verdicts
-    from sae_lib.report.results import Results
-
-    file = verdicts_file(profile.name)
-    write_verdicts(evaluate_claims(profile, Results.load(Paths(profile.name).results)), profile, file)
-    print(f"wrote {shown(file)}; commit it with the results it stands for")
-    return 0
-
-
 def clean_command(profile: Profile) -> int:
     """`clean`: remove everything that a profile made under the output folder."""
     root = Paths(profile.name).root
@@ -225,50 +198,3 @@ def clean_command(profile: Profile) -> int:
         shutil.rmtree(root)
     print(f"removed {shown(root)} ({size / 1e9:.2f} GB)")
     return 0
-
-
-def main(arguments: Sequence[str] | None = None, notebooks: Path = NOTEBOOKS) -> int:
-    """Command line. Errors that the user can mend are one line; exit codes 0, 1, or 130 (interrupted)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sae_lib.study.pipeline", description="Run the artifact's notebooks."
-    )
-    parser.add_argument("command", choices=("run", "plan", "verify", "accept", "clean"))
-    parser.add_argument("--profile", default="pocket", help="a name, or the path of a YAML file")
-    parser.add_argument("--only", metavar="NN", help="run one notebook, such as 03")
-    parser.add_argument("--gpus", default="1", help="GPUS= of make: the GPUs of each machine")
-    parser.add_argument("--nodes", default="1", help="NODES= of make: machines, each of which runs this command")
-    parser.add_argument("--head", default="", help="HEAD= of make: the machine where they meet")
-    options = parser.parse_args(arguments)
-    # `kill` ends a run as Ctrl-C does: the kernel is stopped and nothing half-written stays.
-    signal.signal(signal.SIGTERM, _interrupt)
-    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
-    try:
-        profile = load_profile(options.profile)
-        if options.command == "clean":
-            return clean_command(profile)
-        if options.command == "verify":
-            return verify_command(profile)
-        if options.command == "accept":
-            return accept_command(profile)
-        machines = Machines.asked(options.gpus, options.nodes, options.head)
-        if options.command == "plan":
-            return plan_command(profile, notebooks, machines)
-        if options.only and not machines.alone:
-            raise ArtifactError(f"--only {options.only} runs one notebook in one process; leave out GPUS and NODES")
-        named = Path(options.profile)
-        value = str(named.resolve()) if named.is_file() else options.profile
-        return run_command(profile, {"profile": value}, notebooks, options.only, machines)
-    except ArtifactError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept and the same command goes on from there", file=sys.stderr)
-        return INTERRUPTED
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())

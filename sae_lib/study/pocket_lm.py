@@ -1,6 +1,6 @@
 """Train the pocket language model: a small Gemma-2 that can spell, for experiments without a download.
 
-`python -m sae_lib.study.pocket_lm` (or `make pocket-lm`) trains the tokenizer and the model on the documentation
+`make pocket-lm` trains the tokenizer and the model on the documentation
 corpus, with a part of the windows teaching first letters (`spelling.py`), and writes weights, tokenizer and model card.
 It is a model organism, not a language model to use: it exists so that first-letter features are there to be absorbed.
 Interrupted, it goes on from its last checkpoint.
@@ -8,7 +8,6 @@ Interrupted, it goes on from its last checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Iterator
@@ -213,15 +212,14 @@ def train(
     return spent + time.monotonic() - started
 
 
-def main() -> None:
-    """Train, measure, and write the packaged model."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=PACKAGED, help="where the finished model goes")
-    parser.add_argument(
-        "--work", type=Path, default=None, help="checkpoints and cached text (default: build/pocket-lm)"
-    )
-    arguments = parser.parse_args()
-    folder = arguments.work or output_root() / "pocket-lm"
+def make_pocket_lm(output: Path | None = None, work: Path | None = None) -> None:
+    """Train, measure, and write the packaged model.
+
+    Args:
+        output: where the finished model goes; by default into the package.
+        work: checkpoints and cached text; by default `build/pocket-lm`.
+    """
+    output, folder = output or PACKAGED, work or output_root() / "pocket-lm"
     folder.mkdir(parents=True, exist_ok=True)
     recipe = Recipe()
     corpus = load_profile("pocket").corpus
@@ -236,12 +234,8 @@ def main() -> None:
     print(f"{contexts.size / 1e6:.1f} M tokens, {len(spelling.words):,} alphabetic tokens", flush=True)
     model = build_model(recipe, tokenizer)
     seconds = train(model, recipe, contexts, spelling, folder, text_hash)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(arguments.output)
-    tokenizer.save_pretrained(arguments.output)
-    measured = measure(arguments.output, contexts, held_out, spelling)
-    write_card(arguments.output, asdict(recipe), measured, seconds, text_hash, contexts.size)
-
-
-if __name__ == "__main__":
-    main()
+    output.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    measured = measure(output, contexts, held_out, spelling)
+    write_card(output, asdict(recipe), measured, seconds, text_hash, contexts.size)

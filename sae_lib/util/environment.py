@@ -2,14 +2,13 @@
 
 Runs before anything is installed, so it uses the standard library alone:
 
-    python -m sae_lib.util.environment check    # exit code 0 when every pin is there, else 1 and what differs
-    python -m sae_lib.util.environment link     # makes `import sae_lib` work from any folder
+    python -m sae_lib environment check    # exit code 0 when every pin is there, else 1 and what differs
+    python -m sae_lib environment link     # makes `import sae_lib` work from any folder
 """
 
 import importlib.metadata
 import os
 import re
-import sys
 import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
@@ -66,21 +65,3 @@ def link() -> Path:
     if not file.is_file() or file.read_text(encoding="utf-8") != text:
         file.write_text(text, encoding="utf-8")
     return file
-
-
-def main(arguments: list[str]) -> int:
-    """Command line: `check` or `link`."""
-    if arguments == ["link"]:
-        link()
-        return 0
-    if arguments == ["check"]:
-        found = differences()
-        for line in found:
-            print(line)
-        return 1 if found else 0
-    print("usage: python -m sae_lib.util.environment check|link", file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

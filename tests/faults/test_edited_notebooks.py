@@ -11,6 +11,7 @@ from typing import Any
 import nbformat
 import pytest
 
+from sae_lib.__main__ import main
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.study import pipeline, plan
 from sae_lib.study.notebooks import run_notebook
@@ -47,6 +48,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
     for name in NAMES:
         write_notebook(folder, name, writes(name[:2]))
     kernel = Kernel(Paths("pocket"))
+    monkeypatch.setattr("sae_lib.util.paths.NOTEBOOKS", folder)
     monkeypatch.setattr(pipeline, "run_notebook", kernel)
     return Reader(folder, kernel)
 
@@ -171,8 +173,8 @@ def test_a_notebook_of_the_readers_own_runs_after_the_others(
     monkeypatch.setattr(plan, "blockers", lambda *_: [])
     write_notebook(reader.folder, "06_mine", writes("06"))
     reader.kernel.results["06_mine"] = "1"
-    assert pipeline.main(["plan"], reader.folder) == 0
-    assert pipeline.main(["run"], reader.folder) == 0
+    assert main(["plan"]) == 0
+    assert main(["run"]) == 0
     captured = capsys.readouterr()
     assert "06_mine: done" in captured.out and not captured.err
     assert reader.kernel.ran[-1] == "06_mine" and reader.run() == []

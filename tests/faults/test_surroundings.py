@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from sae_lib.study import pipeline, plan
+from sae_lib.__main__ import main
+from sae_lib.study import plan
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock
 from sae_lib.util.paths import ROOT, Paths
@@ -27,6 +28,7 @@ def notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(plan, "blockers", lambda *_: [])
     folder = tmp_path / "notebooks"
     folder.mkdir()
+    monkeypatch.setattr("sae_lib.util.paths.NOTEBOOKS", folder)
     write_notebook(folder, "01_data", writes("01"))
     return folder
 
@@ -45,7 +47,7 @@ def test_an_output_folder_below_a_file(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("SAE_LIB_OUTPUT", str(tmp_path / "file" / "output"))
-    assert pipeline.main(["run", "--profile", "pocket"], notebooks) == 1
+    assert main(["run", "--profile", "pocket"]) == 1
     assert re.search(r"cannot write into \S+ \(Not a directory\); set SAE_LIB_OUTPUT to a folder", one_line(capsys))
 
 
@@ -55,7 +57,7 @@ def test_an_output_folder_without_permission(
 ) -> None:
     (tmp_path / "theirs").mkdir(mode=0o555)
     monkeypatch.setenv("SAE_LIB_OUTPUT", str(tmp_path / "theirs"))
-    assert pipeline.main(["run", "--profile", "pocket"], notebooks) == 1
+    assert main(["run", "--profile", "pocket"]) == 1
     assert "(Permission denied); set SAE_LIB_OUTPUT" in one_line(capsys)
 
 
@@ -90,7 +92,7 @@ def test_a_file_system_that_is_read_only(
     with monkeypatch.context() as read_only:
         read_only.setattr(os, "open", open_unless_written)
         read_only.setattr(os, "mkdir", make_folder)
-        assert pipeline.main(["run", "--profile", "pocket"], notebooks) == 1
+        assert main(["run", "--profile", "pocket"]) == 1
     assert f"cannot write into {Paths('pocket').root} ({os.strerror(number)}); set SAE_LIB_OUTPUT" in one_line(capsys)
 
 
@@ -124,8 +126,8 @@ def run_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Com
 
 BOTH = """
     import sys
-    from sae_lib.study import pipeline
-    sys.exit(max(pipeline.main([command, "--profile", "smoke"]) for command in ("clean", "verify")))
+    from sae_lib.__main__ import main
+    sys.exit(max(main([command, "--profile", "smoke"]) for command in ("clean", "verify")))
 """
 ODD = "à la carte, 山 🙂"
 
@@ -135,7 +137,7 @@ def test_commands_from_another_folder_without_a_home_into_an_odd_path(
 ) -> None:
     output = tmp_path / ODD
     monkeypatch.setenv("SAE_LIB_OUTPUT", str(output))
-    expected = max(pipeline.main([command, "--profile", "smoke"]) for command in ("clean", "verify"))
+    expected = max(main([command, "--profile", "smoke"]) for command in ("clean", "verify"))
     here = capsys.readouterr()
     (tmp_path / "elsewhere").mkdir()
     done = run_python("-c", textwrap.dedent(BOTH), cwd=tmp_path / "elsewhere", SAE_LIB_OUTPUT=str(output))
@@ -146,9 +148,12 @@ def test_commands_from_another_folder_without_a_home_into_an_odd_path(
 
 RUN = """
     import pathlib, sys
+    from sae_lib.__main__ import main
     from sae_lib.study import pipeline, plan
+    from sae_lib.util import paths
     plan.blockers = lambda *_: []
-    sys.exit(pipeline.main(["run", "--profile", "pocket"], pathlib.Path(sys.argv[1])))
+    paths.NOTEBOOKS = pathlib.Path(sys.argv[1])
+    sys.exit(main(["run", "--profile", "pocket"]))
 """
 
 
@@ -178,7 +183,7 @@ def test_make_shuts_out_packages_of_other_projects(tmp_path: Path) -> None:
     (prefix / "bin").mkdir(parents=True)
     seen = tmp_path / "seen"
     show = f'for name in PYTHONPATH PYTHONHOME PYTHONNOUSERSITE; do echo "$name=${{!name-unset}}"; done > "{seen}"'
-    (prefix / "bin" / "python").write_text(f'#!/bin/bash\n{show}\n[ "$2" != sae_lib.study.pipeline ] || exit 3\n')
+    (prefix / "bin" / "python").write_text(f'#!/bin/bash\n{show}\n[ "$3" != plan ] || exit 3\n')
     (prefix / "bin" / "python").chmod(0o755)
     for name in ("numpy", "sae_lib"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')\n")

@@ -438,7 +438,7 @@ def test_verify_on_a_clean_clone_reads_the_committed_results(results: Results, t
 
 def test_expected_verdicts_are_checked(results: Results, tmp_path: Path) -> None:
     folder, path = save(Results(), tmp_path / "results"), tmp_path / "verdicts.json"
-    accept = "`python -m sae_lib.study.pipeline accept --profile pocket` makes it"
+    accept = "`python -m sae_lib accept --profile pocket` makes it"
     with pytest.raises(ArtifactError, match=f"there is no .* {accept}$"):
         verify(POCKET, folder, path)
     write_verdicts(evaluate_claims(POCKET, Results()), POCKET, path)

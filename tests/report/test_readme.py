@@ -7,7 +7,7 @@ import re
 import pytest
 
 from sae_lib.profiles.profile import load_profile
-from sae_lib.report.readme import BLOCK, main, with_tables
+from sae_lib.report.readme import BLOCK, fill_readme, with_tables
 from sae_lib.study.plan import estimate
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import ROOT
@@ -16,7 +16,7 @@ from sae_lib.util.paths import ROOT
 def test_the_readme_has_the_tables_of_the_committed_results():
     text = (ROOT / "README.md").read_text(encoding="utf8")
     assert len(BLOCK.findall(text)) >= 2
-    assert with_tables(text, ROOT) == text, "run `python -m sae_lib.report.readme`"
+    assert with_tables(text, ROOT) == text, "run `python -m sae_lib readme`"
 
 
 def test_files_that_the_readme_links_to_exist():
@@ -35,7 +35,7 @@ def test_the_number_of_saes_at_each_scale(name: str):
 def test_a_block_is_replaced_and_the_text_around_it_stays(tmp_path):
     (tmp_path / "t.md").write_text("| new |\n")
     (tmp_path / "README.md").write_text("before\n<!-- t.md -->\n| old |\n<!-- end -->\nafter\n")
-    main(tmp_path)
+    fill_readme(tmp_path)
     assert (tmp_path / "README.md").read_text() == "before\n<!-- t.md -->\n| new |\n<!-- end -->\nafter\n"
 
 

@@ -15,13 +15,13 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import Gemma2ForCausalLM, PreTrainedTokenizerFast
 
+from sae_lib.__main__ import main
 from sae_lib.autoencoders.build import load_autoencoder
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.profiles.runs import expected_calibration
 from sae_lib.share import browser
 from sae_lib.share.browser import Examination, examine, show_absorption, show_latent, write_browser
-from sae_lib.share.browser import __main__ as command_line
 from sae_lib.share.browser.page import as_script, page_data
 from sae_lib.share.browser.sources import examine_run
 from sae_lib.util.errors import ArtifactError
@@ -251,14 +251,14 @@ def test_a_folder_of_any_origin(tmp_path, capsys):
     text.write_text("\n".join(tiny_texts()))
     asked = [str(folder), "--model", str(tmp_path / "model"), "--layer", "1", "--files", str(text), "--device", "cpu",
              "--contexts", "6", "--context-length", "16", "--out", str(tmp_path / "out")]  # fmt: skip
-    assert command_line.main(asked) == 0
+    assert main(["browser", *asked]) == 0
     file = tmp_path / "out" / "my sae.html"
     assert str(file) in capsys.readouterr().out
     data = data_of(file.read_text())
     assert data["letters"] == [] and len(data["density"]) == 2 * WIDTH
     facts = dict(data["facts"])
     assert facts["first letters"].startswith("not shown (") and "6 contexts" in facts["text"]
-    assert command_line.main([str(tmp_path / "nothing"), "--model", str(tmp_path / "model")]) == 1
+    assert main(["browser", str(tmp_path / "nothing"), "--model", str(tmp_path / "model")]) == 1
     error = capsys.readouterr().err
     assert str(tmp_path / "nothing") in error and error.count("\n") == 1
 
@@ -266,19 +266,19 @@ def test_a_folder_of_any_origin(tmp_path, capsys):
 def test_a_run_of_a_profile(opened, tmp_path, capsys):
     experiment = opened(1)
     asked = ["--profile", experiment.source, "--contexts", "8", "--out", str(tmp_path)]
-    assert command_line.main(asked) == 1
+    assert main(["browser", *asked]) == 1
     assert f"make paper PROFILE={experiment.source}" in capsys.readouterr().err
     calibration = experiment.paths.results / "calibration.json"
     write_json(calibration, expected_calibration(experiment.profile).model_dump())
-    assert command_line.main([*asked, "--method", "atm"]) == 1
+    assert main(["browser", *asked, "--method", "atm"]) == 1
     assert "atm, seed 42 of small1 is not trained by this version" in (said := capsys.readouterr().err)
     assert "; run `make paper" in said
     write_json(experiment.paths.keys / "02_train.json", {})
-    assert command_line.main([*asked, "--method", "atm"]) == 1
+    assert main(["browser", *asked, "--method", "atm"]) == 1
     assert f"; remove {experiment.paths.keys / '02_train.json'} and run `make paper" in capsys.readouterr().err
     topk = [spec for spec in main_runs(experiment) if spec.method == "topk"]
     experiment.train(topk)
-    assert command_line.main(asked) == 0
+    assert main(["browser", *asked]) == 0
     data = data_of((tmp_path / "topk_42.html").read_text())
     assert data["title"] == "TopK, seed 42 · small1" and len(data["density"]) == 64
     sae = load_autoencoder(experiment.run_folder(topk[0], experiment.open_store().key))
@@ -291,12 +291,12 @@ def test_a_run_of_a_profile(opened, tmp_path, capsys):
 
 
 def test_what_is_missing_is_told_in_one_line(capsys):
-    assert command_line.main(["--profile", "smoke"]) == 1
+    assert main(["browser", "--profile", "smoke"]) == 1
     assert re.fullmatch(
-        r"profile: smoke has no trained SAEs in .*; run `make paper PROFILE=smoke`\n", capsys.readouterr().err
+        r"error: profile: smoke has no trained SAEs in .*; run `make paper PROFILE=smoke`\n", capsys.readouterr().err
     )
-    assert command_line.main(["--profile", "smoke", "--contexts", "0"]) == 1
+    assert main(["browser", "--profile", "smoke", "--contexts", "0"]) == 1
     assert "must be 1 or more" in capsys.readouterr().err
     for wrong in ([], ["folder"], ["folder", "--model", "pocket", "--profile", "smoke"]):
         with pytest.raises(SystemExit):
-            command_line.main(wrong)
+            main(["browser", *wrong])

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from sae_lib.__main__ import main
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.data.language_model import LanguageModel
@@ -25,8 +27,7 @@ from sae_lib.metrics.reconstruction import build_core_reference, evaluate_recons
 from sae_lib.metrics.stability.config import StabilityConfig
 from sae_lib.profiles.profile import EvaluationConfig, load_profile
 from sae_lib.share import evaluate
-from sae_lib.share.evaluate import __main__ as command_line
-from sae_lib.share.evaluate import evaluate_sae, inputs
+from sae_lib.share.evaluate import SAEEvaluation, evaluate_sae, inputs
 from sae_lib.share.load import load_sae
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import NOTEBOOKS, output_root
@@ -282,24 +283,27 @@ def test_command_line(pocket, tmp_path, capsys):
     output = tmp_path / "out.json"
     arguments = [str(sae), "--model", "pocket", "--files", str(rows), "--contexts", "2", "--context-length", "32"]
     arguments += ["--metrics", "core", "--cache", str(tmp_path)]
-    assert command_line.main([*arguments, "--layer", "2", "--json", str(output)]) == 0
+    assert main(["evaluate", *arguments, "--layer", "2", "--json", str(output)]) == 0
     printed = capsys.readouterr().out
     written = json.loads(output.read_text())
     assert written["summary"]["explained_variance"] == pytest.approx(1, abs=1e-5)
     assert "explained_variance" in printed and printed.count("\n") == len(written["summary"]) + len(written["notes"])
-    assert command_line.main([*arguments, "--layer", "3"]) == 1
+    assert main(["evaluate", *arguments, "--layer", "3"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "ask for layer 2" in error
-    assert command_line.main([*arguments, "--layer", "3", "--json", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"--json: {tmp_path} is a folder; name a file\n", "told before the work"
-    assert command_line.main([*arguments, "--layer", "3", "--json", str(output / "below.json")]) == 1
-    assert capsys.readouterr().err.startswith(f"cannot write into {output} (File exists); remove what has that name")
-    assert command_line.main([*arguments, "--max-words", "0"]) == 1
-    assert "max_words" in capsys.readouterr().err
+    assert main(["evaluate", *arguments, "--layer", "3", "--json", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"error: --json: {tmp_path} is a folder; name a file\n", "told before the work"
+    assert main(["evaluate", *arguments, "--layer", "3", "--json", str(output / "below.json")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot write into {output} (File exists); remove what has that name")
+    assert main(["evaluate", *arguments, "--max-words", "0"]) == 1
+    assert "--max-words 0: must be" in capsys.readouterr().err
 
 
 def test_json_has_no_nan():
-    assert command_line._plain({"a": float("nan"), "b": 0.5}) == {"a": None, "b": 0.5}
-    assert command_line.table({"summary": {"l0": 40.0, "fraction": None}, "notes": ["few"]}).splitlines() == [
+    row = {"l0": 40.0, "fraction": float("nan")}
+    found = SAEEvaluation(row, pd.DataFrame([row]), pd.DataFrame(), None, ["few"])
+    assert found.as_json()["summary"] == found.as_json()["letters"][0] == {"l0": 40.0, "fraction": None}
+    assert found.as_text().splitlines() == [
         "l0        40.0", "fraction  not defined", "note: few"
     ]  # fmt: skip

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
+from sae_lib.__main__ import main
 from sae_lib.share.export import export_run
-from sae_lib.share.export.__main__ import main
 from sae_lib.share.export.card import LICENSE
 from sae_lib.share.export.dictionary_learning import save_dictionary_learning
 from sae_lib.share.export.facts import method, read_run
@@ -33,7 +33,7 @@ X = torch.randn(100, D_IN, generator=torch.Generator().manual_seed(1))
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one line of an export that fails."""
-    assert main([str(argument) for argument in arguments]) == 1
+    assert main(["export", *(str(argument) for argument in arguments)]) == 1
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1
     return captured.err
@@ -351,14 +351,14 @@ def test_push(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
     run = write_run(tmp_path / "run", perturbed("atm"))
-    assert main([str(run), "--out", str(tmp_path / "out"), "--push", "someone/sae", "--private"]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--push", "someone/sae", "--private"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "https://huggingface.co/someone/sae/commit/1"
     (first, created), (second, uploaded) = FakeApi.calls
     assert (first, second) == ("create_repo", "upload_folder")
     assert created == {"repo_id": "someone/sae", "private": True, "repo_type": "model", "exist_ok": True}
     assert (uploaded["repo_id"], uploaded["revision"], uploaded["files"]) == ("someone/sae", "main", FILES)
     assert 'SAE.from_pretrained("someone/sae", "saelens")' in (tmp_path / "out" / "README.md").read_text()
-    assert main([str(run), "--out", str(tmp_path / "v2"), "--push", "someone/sae", "--revision", "v2"]) == 0
+    assert main(["export", str(run), "--out", str(tmp_path / "v2"), "--push", "someone/sae", "--revision", "v2"]) == 0
     assert [name for name, _ in FakeApi.calls] == ["create_repo", "create_branch", "upload_folder"]
     assert FakeApi.calls[1][1]["branch"] == FakeApi.calls[2][1]["revision"] == "v2"
 
@@ -371,7 +371,7 @@ def test_dry_run_says_what_would_be_uploaded_and_sends_nothing(tmp_path, capsys,
     monkeypatch.setattr(huggingface_hub, "get_token", never)
     run = write_run(tmp_path / "run", perturbed("atm"))
     out = tmp_path / "out"
-    assert main([str(run), "--out", str(out), "--push", "someone/sae", "--dry-run"]) == 0
+    assert main(["export", str(run), "--out", str(out), "--push", "someone/sae", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert lines[0] == "would create, if it is missing: https://huggingface.co/someone/sae (model, public)"
     assert lines[1] == "would upload to revision main:"
@@ -395,9 +395,9 @@ def test_hub_that_cannot_be_reached(tmp_path, capsys, monkeypatch):
     """Tests run with HF_HUB_OFFLINE: the real client refuses before it opens a connection."""
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
     run = write_run(tmp_path / "run", perturbed("topk"))
-    assert main([str(run), "--out", str(tmp_path / "out"), "--push", "someone/sae"]) == 1
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--push", "someone/sae"]) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith("push: the hub cannot be reached") and captured.err.count("\n") == 1
+    assert captured.err.startswith("error: push: the hub cannot be reached") and captured.err.count("\n") == 1
     assert (tmp_path / "out" / "README.md").is_file(), "what was written can be uploaded later"
 
 
@@ -414,6 +414,6 @@ def test_hub_that_refuses(tmp_path, capsys, monkeypatch, status, message):
     monkeypatch.setattr(huggingface_hub, "HfApi", Refusing)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
     run = write_run(tmp_path / "run", perturbed("topk"))
-    assert main([str(run), "--out", str(tmp_path / "out"), "--push", "someone/sae"]) == 1
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--push", "someone/sae"]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1

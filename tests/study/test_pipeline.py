@@ -16,6 +16,7 @@ import nbformat
 import psutil
 import pytest
 
+from sae_lib.__main__ import INTERRUPTED, main
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.report.provenance import output_path, write_stage_manifest
@@ -60,9 +61,10 @@ def profile() -> Profile:
 
 
 @pytest.fixture
-def notebooks(tmp_path: Path) -> Path:
+def notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "notebooks"
     folder.mkdir()
+    monkeypatch.setattr("sae_lib.util.paths.NOTEBOOKS", folder)
     for name in NAMES:
         write_notebook(folder, name, writes(name[:2]))
     return folder
@@ -175,17 +177,20 @@ def test_interruption_leaves_no_half_written_copy_and_no_process(tmp_path: Path,
     write_notebook(notebooks, "01_data", cell)
     script = f"""
         import pathlib, sys, types
+        from sae_lib.__main__ import main
         from sae_lib.study import pipeline, plan
+        from sae_lib.util import paths
         plan.blockers = lambda *_: []
         plan.estimate = lambda profile, **_: types.SimpleNamespace(seconds={{"01": 60.0}}, speed=None)
-        sys.exit(pipeline.main(["run", "--profile", "pocket"], pathlib.Path({str(notebooks)!r})))
+        paths.NOTEBOOKS = pathlib.Path({str(notebooks)!r})
+        sys.exit(main(["run", "--profile", "pocket"]))
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         wait_for(lambda: started.is_file() and started.read_text().endswith("."))
         run.send_signal(signal.SIGTERM)
         _, errors = run.communicate(timeout=120)
-    assert run.returncode == pipeline.INTERRUPTED
+    assert run.returncode == INTERRUPTED
     assert errors == "interrupted; what was finished is kept and the same command goes on from there\n"
     assert list(paths.notebooks.iterdir()) == []
     assert (paths.failed / "01_data.ipynb").is_file()
@@ -480,21 +485,21 @@ def test_command_line(
     """plan, run, run again, clean; and an error of the user's is one line."""
     fake_runs(monkeypatch, profile, main=[1, 2, 3])
 
-    assert pipeline.main(["plan"], notebooks) == 0
+    assert main(["plan"]) == 0
     planned = capsys.readouterr().out
     assert re.search(r"02_train +about .* to do \(not run yet\)", planned)
     assert re.search(r"^  disk +0\.\d+ GB under ", planned, flags=re.MULTILINE)
-    assert pipeline.main(["run"], notebooks) == 0
+    assert main(["run"]) == 0
     ran = capsys.readouterr().out
     assert ran.startswith("profile pocket: 3 of 3 notebooks to run, about ")
     assert str(paths.figures) in ran.splitlines()[-2] and str(paths.results) in ran.splitlines()[-1]
-    assert pipeline.main(["run"], notebooks) == 0
+    assert main(["run"]) == 0
     assert capsys.readouterr().out.count("up to date") == 3
-    assert pipeline.main(["clean"]) == 0
+    assert main(["clean"]) == 0
     assert not paths.root.exists()
-    assert pipeline.main(["clean"]) == 0
+    assert main(["clean"]) == 0
 
-    assert pipeline.main(["run", "--profile", "poket"]) == 1
+    assert main(["run", "--profile", "poket"]) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and "pocket" in captured.err
 
@@ -510,7 +515,7 @@ def test_the_work_of_several_gpus_comes_before_the_notebooks(
     fake_runs(monkeypatch, profile, main=[1, 2, 3])
     calls: list[tuple[str, Machines, int]] = []
 
-    def beforehand(source: str, machines: Machines) -> None:
+    def beforehand(profile: Profile, source: str, machines: Machines) -> None:
         if machines.here_is_head():
             with pytest.raises(ArtifactError, match="is in use by process"), FolderLock(paths.root):
                 pass
@@ -518,14 +523,14 @@ def test_the_work_of_several_gpus_comes_before_the_notebooks(
 
     monkeypatch.setattr(pipeline, "do_beforehand", beforehand)
     elsewhere = Machines(4, 2, "192.0.2.1")  # an address that no machine has (RFC 5737)
-    assert pipeline.main(["run", "--gpus", "4", "--nodes", "2", "--head", elsewhere.head], notebooks) == 0
+    assert main(["run", "--gpus", "4", "--nodes", "2", "--head", elsewhere.head]) == 0
     assert calls == [("pocket", elsewhere, 0)] and not kernel.ran
     assert capsys.readouterr().out.endswith("this machine is done; 192.0.2.1 runs the notebooks\n")
-    assert pipeline.main(["run", "--gpus", "2"], notebooks) == 0
+    assert main(["run", "--gpus", "2"]) == 0
     assert calls[1:] == [("pocket", Machines(2), 0)] and len(kernel.ran) == 3
-    assert pipeline.main(["run", "--gpus", "2"], notebooks) == 0
+    assert main(["run", "--gpus", "2"]) == 0
     assert len(calls) == 2, "all is up to date: nothing to do beforehand"
-    assert pipeline.main(["run", "--gpus", "2", "--only", "01"], notebooks) == 1
+    assert main(["run", "--gpus", "2", "--only", "01"]) == 1
     assert "leave out GPUS and NODES" in capsys.readouterr().err
 
 
@@ -537,9 +542,7 @@ def test_what_stops_the_ranks_stops_the_run_with_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     fake_runs(monkeypatch, profile, main=[1])
-    with pytest.raises(SystemExit) as stopped:
-        pipeline.main(["run", "--gpus", "9999"], notebooks)
-    assert stopped.value.code == 1 and not kernel.ran
+    assert main(["run", "--gpus", "9999"]) == 1 and not kernel.ran
     assert re.fullmatch(r"error: GPUS=9999: .* of one core, and it has \d+\n", capfd.readouterr().err)
 
 
@@ -561,8 +564,8 @@ def test_verify_and_accept_read_this_profiles_results(
     loads = SimpleNamespace(Results=SimpleNamespace(load=lambda folder: folder))
     monkeypatch.setitem(sys.modules, "sae_lib.report.results", loads)
     expected = ROOT / "figures" / "verdicts_pocket.json"
-    assert pipeline.main(["verify"]) == 1
-    assert pipeline.main(["accept"]) == 0
+    assert main(["verify"]) == 1
+    assert main(["accept"]) == 0
     assert calls == [
         ("pocket", paths.results, expected),
         (("evaluated", paths.results), "pocket", expected),
@@ -574,3 +577,21 @@ def test_a_run_with_nothing_to_do_does_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = json.loads(done.stdout)
     assert not {"torch", "transformers", "papermill", "pandas", "IPython"} & set(loaded)
+
+
+COMMANDS = ("run", "plan", "verify", "accept", "clean", "evaluate", "export", "browser", "pocket-lm", "readme")
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in (*COMMANDS, "environment", "rank"))])
+def test_help_needs_the_standard_library_alone(command: tuple[str, ...]) -> None:
+    asked = [sys.executable, "-S", "-m", "sae_lib", *command, "--help"]  # -S: as before anything is installed
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"usage: python -m sae_lib {' '.join(command)}".rstrip() in done.stdout
+    assert command or all(f"    {name} " in done.stdout for name in COMMANDS)
+
+
+def test_every_public_name_is_there_when_it_is_asked_for() -> None:
+    code = "import sae_lib, sys; assert 'torch' not in sys.modules; sae_lib.TopK; from sae_lib import *; print(examine)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("<function examine"), done.stderr

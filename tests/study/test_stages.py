@@ -108,7 +108,8 @@ def test_two_processes_train_the_same_saes_as_one(opened):
 
 RANK = """
 import sys
-from sae_lib.study.distributed import __main__ as rank
+from sae_lib.__main__ import main
+from sae_lib.study.distributed import rank
 from sae_lib.profiles.runs import MAIN_GROUPS, plan_runs
 
 def few(profile, calibration, groups):
@@ -117,7 +118,7 @@ def few(profile, calibration, groups):
 
 rank.plan_runs = few
 rank.Experiment.calibrate = lambda experiment: None
-sys.exit(rank.main())
+sys.exit(main(["rank", *sys.argv[1:]]))
 """
 
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -100,23 +101,36 @@ def conda_environment(folder: Path, script: str) -> str:
 def test_conda_environment_with_our_pins_is_used(tmp_path: Path) -> None:
     prefix = conda_environment(tmp_path, f'exec "{sys.executable}" "$@"')
     done = make("-n", "paper", "PROFILE=smoke", CONDA_PREFIX=prefix)
-    assert f'"{prefix}/bin/python" -m sae_lib.study.pipeline run --profile "smoke"' in done.stdout
+    assert f'"{prefix}/bin/python" -m sae_lib run --profile "smoke"' in done.stdout
     assert "pip install" not in done.stdout
 
 
 def test_conda_environment_without_our_pins_is_not_used(tmp_path: Path) -> None:
     prefix = conda_environment(tmp_path, "echo numpy is missing; exit 1")
     done = make("-n", "paper", "PROFILE=smoke", CONDA_PREFIX=prefix)
-    assert '".venv/bin/python" -m sae_lib.study.pipeline run --profile "smoke"' in done.stdout
+    assert '".venv/bin/python" -m sae_lib run --profile "smoke"' in done.stdout
 
 
 def test_reference_pages_open_offline(tmp_path: Path) -> None:
-    assert "pdoc --output-directory build/docs sae_lib" in make("-n", "docs").stdout
+    assert "--output-directory build/docs sae_lib" in make("-n", "docs").stdout
     modules = ("sae_lib.util.errors", "sae_lib.util.memory")
     build = [sys.executable, "-m", "pdoc", "--output-directory", str(tmp_path), *modules]
     subprocess.run(build, check=True, cwd=ROOT, env={**os.environ, "http_proxy": "http://localhost:9"})
     page = (tmp_path / "sae_lib" / "util" / "memory.html").read_text(encoding="utf-8")
     assert "free_memory" in page and re.search(r"<(script|link)[^>]*(src|href)=.https?:", page) is None
+
+
+def test_reference_pages_show_the_public_names_in_their_order() -> None:
+    code = """
+        from sae_lib import *
+        import pdoc.doc, sae_lib
+        page = pdoc.doc.Module(sae_lib)
+        shown = [member.name for member in page.members.values() if member.kind != "module"]
+        assert shown == [name for name in sae_lib.__all__ if name not in sae_lib._ROOMS], shown
+        assert all(page.members[name].docstring for name in shown)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_missing_python_is_told_with_what_to_do(tmp_path: Path) -> None:

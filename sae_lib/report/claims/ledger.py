@@ -195,7 +195,7 @@ def verify(profile: Profile, results_folder: Path | str, expected_file: Path | s
 
 
 def _expected(profile: Profile, path: Path) -> dict[str, dict[str, str]]:
-    make_them = f"after `make paper`, `python -m sae_lib.study.pipeline accept --profile {profile.name}` makes it"
+    make_them = f"after `make paper`, `python -m sae_lib accept --profile {profile.name}` makes it"
     try:
         content = read_json(path)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Look inside an SAE: every latent, and absorption as it happens, in a notebook or as one offline HTML file.
 
-    python -m sae_lib.share.browser --profile pocket --method topk --seed 42
-    python -m sae_lib.share.browser FOLDER --model pocket --layer 2
+    python -m sae_lib browser --profile pocket --method topk --seed 42
+    python -m sae_lib browser FOLDER --model pocket --layer 2
 
 In a notebook, `examine` computes everything once; `show_latent` and `show_absorption` show parts of it, and
 `write_browser` writes all of it as a page.

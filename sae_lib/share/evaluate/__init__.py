@@ -1,6 +1,6 @@
 """Evaluate any SAE on any causal language model: one from this package, from SAELens or from dictionary_learning.
 
-    python -m sae_lib.share.evaluate FOLDER --model pocket --layer 2 [--files text.jsonl] [--json out.json]
+    python -m sae_lib evaluate FOLDER --model pocket --layer 2 [--files text.jsonl] [--json out.json]
 
 What depends on the language model alone (clean losses, words, probes) is computed once for a model, layer and text and
 kept in a cache folder; every further SAE costs its own metrics only.
@@ -8,7 +8,7 @@ kept in a cache folder; every further SAE costs its own metrics only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,32 @@ class SAEEvaluation:
     tasks: pd.DataFrame
     density: Float[Tensor, " d_sae"] | None
     notes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Summary, letters, tasks and notes; what is not there is null."""
+        return {
+            "summary": _plain(self.summary),
+            "letters": [_plain(row) for row in self.letters.to_dict(orient="records")],
+            "tasks": [_plain(row) for row in self.tasks.to_dict(orient="records")],
+            "notes": self.notes,
+        }
+
+    def as_text(self) -> str:
+        """Names and values of the summary in two columns, notes below them."""
+        width = max(map(len, self.summary))
+        rows = [f"{name:<{width}}  {_shown(value)}" for name, value in _plain(self.summary).items()]
+        return "\n".join([*rows, *(f"note: {note}" for note in self.notes)])
+
+
+def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a value that is not there is null."""
+    return {str(key): None if isinstance(value, float) and value != value else value for key, value in row.items()}
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not defined"
+    return f"{value:.4f}" if isinstance(value, float) and value != int(value) else f"{value}"
 
 
 def default_settings() -> EvaluationConfig:

@@ -1,6 +1,6 @@
 """SAEs of this project for other libraries: SAELens's format, dictionary_learning's, with a model card.
 
-    python -m sae_lib.share.export build/pocket/runs/RUN --to both --out FOLDER [--push USER/NAME [--dry-run]]
+    python -m sae_lib export build/pocket/runs/RUN --to both --out FOLDER [--push USER/NAME [--dry-run]]
 
 FOLDER then holds README.md, the model card, and a folder for each format, which is also the SAE's id in a repository
 on the hub. `sae_lib.share.load.load_sae` reads both back.

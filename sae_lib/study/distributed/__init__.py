@@ -8,11 +8,14 @@ and the notebooks, on one process as always, find all of it done.
 from __future__ import annotations
 
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sae_lib.util.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from sae_lib.profiles.profile import Profile
 
 PORT = 29400  # of the head machine, where the others meet it
 
@@ -68,21 +71,13 @@ class Machines:
 ALONE = Machines()
 
 
-def do_beforehand(profile: str, machines: Machines) -> None:
+def do_beforehand(profile: Profile, source: str, machines: Machines) -> None:
     """Do the work of the notebooks on `machines`; every machine calls this. Returns when all have finished.
 
-    Raises SystemExit when it was not done: what stood in the way has been printed, and what was finished is kept.
+    Raises ArtifactError when it was not done; what was finished is kept.
     """
-    command = [
-        *(sys.executable, "-m", "sae_lib.study.distributed.launch", "--profile", profile),
-        *("--gpus", str(machines.gpus), "--nodes", str(machines.nodes), "--head", machines.head),
-    ]
-    with subprocess.Popen(command) as launcher:
-        try:
-            code = launcher.wait()
-        except KeyboardInterrupt:
-            launcher.terminate()
-            launcher.wait()
-            raise
-    if code:
-        raise SystemExit(code if code > 0 else 1)
+    from sae_lib.study.distributed.launch import check, launch, on_cpu  # these import torch
+
+    check(profile, machines)
+    command = [sys.executable, "-m", "sae_lib", "rank", "--profile", source]
+    launch(machines, command, profile.name, {"OMP_NUM_THREADS": "1"} if on_cpu(profile) else {})

@@ -1,21 +1,17 @@
 """Start the ranks of one machine with PyTorch's elastic launch, the engine of torchrun, and say in one line why a run
 ended early.
 
-    python -m sae_lib.study.distributed.launch --profile gemma-2-2b --gpus 8 --nodes 2 --head node1
-
 Nothing is restarted in place: the same command, on as many processes as there are then, goes on from what is finished.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
@@ -23,26 +19,28 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from sae_lib.profiles.profile import Profile, load_profile
+from sae_lib.profiles.profile import Profile
 from sae_lib.study.distributed import PORT, Machines
 from sae_lib.util.errors import ArtifactError, first_line
-from sae_lib.util.parallel import end_with_parent
 from sae_lib.util.ranks import LostRank
 
 GO_ON = "finished SAEs are kept and the same command goes on from there"
 INTERRUPTED = 130
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that elastic launch takes over
 JOIN_S = 900  # for the other machines to come
 
 
-def launch(machines: Machines, command: Sequence[str], run: str) -> None:
+def launch(machines: Machines, command: Sequence[str], run: str, environment: Mapping[str, str] | None = None) -> None:
     """Run `command` as every rank of this machine; with several machines, each calls this with the same `run`.
+
+    `environment` is added to that of the ranks.
 
     Raises ArtifactError: a rank has ended early (with its own ArtifactError where it had one), or the other machines
     did not come.
     """
     alone = machines.nodes == 1
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a closed connection is thirty lines of a warning
-    with tempfile.TemporaryDirectory(prefix="sae-lib-ranks-") as said:
+    quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # a closed connection is thirty lines of a warning
+    with tempfile.TemporaryDirectory(prefix="sae-lib-ranks-") as said, _surroundings({**quiet, **(environment or {})}):
         config = LaunchConfig(
             min_nodes=machines.nodes,
             max_nodes=machines.nodes,
@@ -61,11 +59,32 @@ def launch(machines: Machines, command: Sequence[str], run: str) -> None:
         _run(config, command, machines)
 
 
+@contextmanager
+def _surroundings(environment: Mapping[str, str]) -> Iterator[None]:
+    """For the launcher: these variables, no account of failures (forty lines), and its own handlers of signals; all of
+    it is taken back afterwards.
+    """
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def _run(config: LaunchConfig, command: Sequence[str], machines: Machines) -> None:
     try:
         elastic_launch(config, command[0])(*command[1:])
     except ChildFailedError as error:
         raise ArtifactError(why(error.failures)) from None
+    except SignalException:
+        raise KeyboardInterrupt from None
     except RendezvousError as error:
         raise ArtifactError(
             f"NODES={machines.nodes}: the machines did not meet at {machines.head}:{PORT} ({first_line(error)}); start "
@@ -119,36 +138,3 @@ def check(profile: Profile, machines: Machines) -> None:
         print(f"no GPU is used: each of GPUS={machines.gpus} is a process of one core", flush=True)
     elif machines.gpus > (count := torch.cuda.device_count()):
         raise ArtifactError(f"GPUS={machines.gpus}: this machine has {count}; ask for {count} or fewer")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line. Exit codes 0, 1, or 130 (interrupted)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sae_lib.study.distributed.launch", description=__doc__.split("\n\n")[0]
-    )
-    parser.add_argument("--profile", default="pocket", help="a name, or the path of a YAML file")
-    parser.add_argument("--gpus", default="1", help="ranks of this machine")
-    parser.add_argument("--nodes", default="1", help="machines, each of which runs this command")
-    parser.add_argument("--head", default="", help="the machine where they meet")
-    options = parser.parse_args(arguments)
-    logging.disable(logging.ERROR)  # the launcher's own account of a failure, forty lines
-    end_with_parent()
-    try:
-        machines = Machines.asked(options.gpus, options.nodes, options.head)
-        profile = load_profile(options.profile)
-        check(profile, machines)
-        if on_cpu(profile):
-            os.environ["OMP_NUM_THREADS"] = "1"
-        named = Path(options.profile)
-        source = str(named.resolve()) if named.is_file() else options.profile
-        launch(machines, [sys.executable, "-m", "sae_lib.study.distributed", "--profile", source], profile.name)
-    except ArtifactError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, SignalException):
-        return INTERRUPTED
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

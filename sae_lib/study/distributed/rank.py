@@ -1,14 +1,9 @@
 """One rank of a distributed run. `make paper GPUS=4` starts them; so does torchrun by hand:
 
-torchrun --nproc-per-node 4 --virtual-local-rank -m sae_lib.study.distributed --profile gemma-2-2b
+torchrun --nproc-per-node 4 --virtual-local-rank -m sae_lib rank --profile gemma-2-2b
 """
 
 from __future__ import annotations
-
-import argparse
-import signal
-import sys
-from types import FrameType
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -61,24 +56,11 @@ def run(profile: str) -> None:
         ranks.barrier()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="torchrun -m sae_lib.study.distributed", description="One rank of several.")
-    parser.add_argument("--profile", default="pocket", help="a name, or the path of a YAML file")
-    options = parser.parse_args()
+def be_a_rank(profile: str) -> int:
+    """Run this rank. Returns its exit code; the launcher says what an ArtifactError says, once."""
     end_with_parent()
-    signal.signal(signal.SIGTERM, _interrupt)  # so that nothing half-written stays
     try:
-        run(options.profile)
+        run(profile)
     except ArtifactError:
-        return 1  # recorded: the launcher says it, once
-    except KeyboardInterrupt:
-        return 130
+        return 1
     return 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())
