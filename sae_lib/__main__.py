@@ -124,10 +124,12 @@ def _add_model(command: argparse._ActionsContainer, *, required: bool, text: str
     add("--dtype", default="float32", help="of the language model: float32, bfloat16 or float16")
     add("--cache", help="folder for what depends on the model only")
     add("--any-origin", action="store_true", help="go on even where the SAE's files name another model or layer")
+    add("--centre", action="store_true", help="take the residual stream's mean off, as TransformerLens's centring does")
 
 
 def _model_options(options: Options) -> dict[str, Any]:
-    names = ("revision", "files", "text_field", "context_length", "contexts", "device", "dtype", "cache", "any_origin")
+    names = ("revision", "files", "text_field", "context_length", "contexts", "device", "dtype", "cache")
+    names += ("any_origin", "centre")
     return {name: getattr(options, name) for name in names}
 
 
@@ -221,7 +223,7 @@ def _evaluate(options: Options) -> int:
 
 def _export(options: Options) -> int:
     from sae_lib.share.export import export_run
-    from sae_lib.share.export.hub import check_repo, check_token, push, upload_plan
+    from sae_lib.share.upload import check_repo, check_token, push, upload_plan
 
     if options.dry_run and not options.push:
         raise ArtifactError("dry-run: it says what --push would upload; name a repository with --push USER/NAME")

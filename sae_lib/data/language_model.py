@@ -73,6 +73,7 @@ class LanguageModel:
         self.special_ids = frozenset(int(token) for token in declared if token is not None)
         self._blocks = _blocks(model, name)
         self._block = self._blocks[layer]
+        self.centred = False
         self._returns_tuple = False
         self._resumes: bool | None = None
 
@@ -91,6 +92,31 @@ class LanguageModel:
         """
         model, tokenizer, identity = load_model(config, whole=whole)
         return cls(model, tokenizer, name=config.name, layer=config.layer, whole=whole, identity=identity)
+
+    @property
+    def can_be_centred(self) -> bool:
+        """Whether the later blocks and the head do not see the residual stream's mean over d_in: their norms are
+        LayerNorms, which take it off."""
+        return any(isinstance(module, nn.LayerNorm) for module in self.model.modules())
+
+    def centre(self) -> None:
+        """From now on the residual stream after block `layer` is x - mean(x), the mean over d_in: what TransformerLens
+        makes of it by `center_writing_weights`, which leaves the logits as they are.
+
+        Raises:
+            ArtifactError: the model's norms see the mean, so that it could not be left out (RMSNorm).
+        """
+        if not self.can_be_centred:
+            raise ArtifactError(f"centre: the norms of {self.name} see the mean of the residual stream; leave it out")
+
+        def take_off(block: nn.Module, inputs: Any, output: Any) -> Any:
+            residual = output[0] if isinstance(output, tuple) else output
+            centred = residual - residual.mean(dim=-1, keepdim=True)
+            return (centred, *output[1:]) if isinstance(output, tuple) else centred
+
+        if not self.centred:
+            self._block.register_forward_hook(take_off)
+            self.centred, self.identity = True, f"{self.identity} centred"
 
     @torch.no_grad()
     def residual_stream(self, tokens: Int[Tensor, "context position"]) -> Float[Tensor, "context position d_in"]:
@@ -238,16 +264,20 @@ def _bos_token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _blocks(model: PreTrainedModel, name: str) -> nn.ModuleList:
-    """The decoder's blocks, whatever its family calls them: the outermost list of the model's depth."""
+def blocks_path(model: Any) -> str | None:
+    """The name of the list of the decoder's blocks, whatever its family calls it: the outermost list of the model's
+    depth."""
     depth = model.config.get_text_config().num_hidden_layers
     lists = [
-        (path.count("."), module)
-        for path, module in model.base_model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
+        path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
-    if not lists:
-        raise ArtifactError(
-            f"model.name: {name} ({type(model).__name__}) has no list of {depth} decoder blocks to read from"
-        )
-    return min(lists, key=lambda found: found[0])[1]
+    return min(lists, key=lambda path: path.count("."), default=None)
+
+
+def _blocks(model: PreTrainedModel, name: str) -> nn.ModuleList:
+    path = blocks_path(model.base_model)
+    if path is None:
+        raise ArtifactError(f"model.name: {name} ({type(model).__name__}) has no list of decoder blocks to read from")
+    blocks = model.base_model.get_submodule(path)
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks

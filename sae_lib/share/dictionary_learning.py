@@ -1,4 +1,5 @@
-"""dictionary_learning folders: `ae.pt` (a pickled state_dict) + `config.json`.
+"""dictionary_learning folders, both ways: `ae.pt` (a pickled state_dict) + `config.json`, as its `load_dictionary`
+reads them.
 
 Its `nn.Linear` weights are transposed to this package's layout: `encoder.weight` is `[d_sae, d_in]`,
 `decoder.weight` `[d_in, d_sae]`. The classes with W_enc and W_dec have this package's layout already.
@@ -11,21 +12,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.autoencoders.matryoshka import Matryoshka
+from sae_lib.autoencoders.topk import BatchTopK
+from sae_lib.share.facts import Facts
 from sae_lib.share.origin import Origin, hook_layer
-from sae_lib.share.weights import Tensors, assemble, check_keys, setting
+from sae_lib.share.weights import InferenceForm, Tensors, assemble, check_keys, inference_form, read_config, setting
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import read_json
+from sae_lib.util.files import write_json
 
+LIBRARY = "dictionary_learning"
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"
+NEVER_USED = -1.0  # a TopK threshold that was not trained
 
 
 class Kind(NamedTuple):
     """One class of dictionary_learning: its tensors, and the SAE of this package that computes the same."""
 
     architecture: str
+    trainer: str
+    """The trainer that goes with it, by which SAEBench chooses its reader."""
     names: dict[str, str]
     """This package's name -> the class's, for every tensor of the state_dict that is used."""
     subtract_b_dec: bool
@@ -36,21 +45,27 @@ class Kind(NamedTuple):
 LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
 DIRECT = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
 KINDS = {
-    "AutoEncoder": Kind("standard", LINEAR | {"b_dec": "bias"}, True),
-    "AutoEncoderNew": Kind("standard", LINEAR | {"b_dec": "decoder.bias"}, False),
+    "AutoEncoder": Kind("standard", "StandardTrainer", LINEAR | {"b_dec": "bias"}, True),
+    "AutoEncoderNew": Kind("standard", "StandardTrainer", LINEAR | {"b_dec": "decoder.bias"}, False),
     "GatedAutoEncoder": Kind(
         "gated",
+        "GatedSAETrainer",
         {"W_enc": "encoder.weight", "W_dec": "decoder.weight", "b_dec": "decoder_bias", "r_mag": "r_mag"}
         | {"b_gate": "gate_bias", "b_mag": "mag_bias"},
         True,
     ),
     # Its threshold is an alternative to k that `encode` uses only when asked to.
-    "AutoEncoderTopK": Kind("topk", LINEAR | {"b_dec": "b_dec"}, True, ("k", "threshold")),
+    "AutoEncoderTopK": Kind("topk", "TopKTrainer", LINEAR | {"b_dec": "b_dec"}, True, ("k", "threshold")),
     # Evaluated by their threshold, strictly above it: that is a JumpReLU with one threshold for all latents.
-    "BatchTopKSAE": Kind("jumprelu", LINEAR | {"b_dec": "b_dec", "threshold": "threshold"}, True, ("k",)),
-    "MatryoshkaBatchTopKSAE": Kind("jumprelu", DIRECT, True, ("k", "group_sizes")),
-    "JumpReluAutoEncoder": Kind("jumprelu", DIRECT, False),
+    "BatchTopKSAE": Kind(
+        "jumprelu", "BatchTopKTrainer", LINEAR | {"b_dec": "b_dec", "threshold": "threshold"}, True, ("k",)
+    ),
+    "MatryoshkaBatchTopKSAE": Kind("jumprelu", "MatryoshkaBatchTopKTrainer", DIRECT, True, ("k", "group_sizes")),
+    "JumpReluAutoEncoder": Kind("jumprelu", "JumpReluTrainer", DIRECT, False),
 }
+
+
+# --- reading
 
 
 def load(folder: Path) -> tuple[Autoencoder, Origin]:
@@ -61,7 +76,7 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
             k that do not fit it.
     """
     config_file, file = folder / CONFIG, folder / WEIGHTS
-    trainer = _trainer(config_file)
+    trainer = setting(read_config(config_file, LIBRARY), "trainer", dict, config_file)
     name = setting(trainer, "dict_class", str, config_file)
     if name not in KINDS:
         raise ArtifactError(f"sae: {config_file} has dict_class {name!r}, which is none of {', '.join(KINDS)}")
@@ -75,16 +90,6 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
         tensors |= {"W_enc": tensors["W_enc"].T, "W_dec": tensors["W_dec"].T}
     sae = assemble(kind.architecture, tensors, file, subtract_b_dec=kind.subtract_b_dec, k=k)
     return sae, _origin(trainer)
-
-
-def _trainer(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ArtifactError(f"sae: {file} is missing; dictionary_learning saves it beside {WEIGHTS}")
-    values = read_json(file)
-    if not isinstance(values, dict):
-        raise ArtifactError(f"sae: {file} is no dictionary_learning configuration (a mapping with 'trainer')")
-    trainer: dict[str, Any] = setting(values, "trainer", dict, file)
-    return trainer
 
 
 def _state(file: Path) -> Tensors:
@@ -121,3 +126,75 @@ def _origin(trainer: dict[str, Any]) -> Origin:
     if hook and "resid" not in hook and hook_layer(hook) is None:
         return Origin(CONFIG, model, f"{hook} of layer {layer}")
     return Origin(CONFIG, model, hook or f"layer {layer}", layer)
+
+
+# --- writing
+
+
+def save_dictionary_learning(sae: Autoencoder, folder: Path, facts: Facts | None = None) -> str:
+    """Write an SAE as dictionary_learning does; returns the class it is written as.
+
+    The classes fix whether b_dec is taken off the input, so where ours does otherwise the difference goes into the
+    encoder's biases (`InferenceForm.centred`).
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    form = inference_form(sae)
+    name = _dict_class(sae, form)
+    kind = KINDS[name]
+    form = form.centred(kind.subtract_b_dec)
+    state = {theirs: form.tensors[own] for own, theirs in kind.names.items()}
+    for linear in ("encoder.weight", "decoder.weight"):
+        if linear in state:
+            state[linear] = state[linear].T.contiguous()
+    trainer: dict[str, Any] = {
+        "dict_class": name,
+        "trainer_class": kind.trainer,
+        "activation_dim": sae.d_in,
+        "dict_size": sae.d_sae,
+    }
+    if "k" in kind.unused:
+        state |= _buffers(sae, form)
+        trainer["k"] = sae.cfg.k
+    if facts:
+        layer = facts.place.layer
+        trainer |= {
+            "lm_name": facts.place.model,
+            "layer": layer,
+            "submodule_name": None if layer is None else f"resid_post_layer_{layer}",
+            "lr": facts.config.optimizer.learning_rate,
+            "steps": facts.steps,
+            "seed": facts.seed,
+            "method": facts.method,
+        }
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state, folder / WEIGHTS)
+    write_json(folder / CONFIG, {"trainer": trainer, "buffer": {"ctx_len": facts.context_length if facts else None}})
+    return name
+
+
+def _dict_class(sae: Autoencoder, form: InferenceForm) -> str:
+    """The class that computes what `sae` computes.
+
+    `load_dictionary` divides the decoder rows of an `AutoEncoder` by their norms, which changes the latents; an SAE
+    whose rows are not of norm 1 is therefore written as `AutoEncoderNew`.
+    """
+    if isinstance(sae, Matryoshka):
+        return "MatryoshkaBatchTopKSAE"
+    if isinstance(sae, BatchTopK):
+        return "BatchTopKSAE"
+    if form.architecture == "standard":
+        return "AutoEncoder" if form.subtract_b_dec and form.unit_decoder else "AutoEncoderNew"
+    return {"gated": "GatedAutoEncoder", "topk": "AutoEncoderTopK", "jumprelu": "JumpReluAutoEncoder"}[
+        form.architecture
+    ]
+
+
+def _buffers(sae: Autoencoder, form: InferenceForm) -> dict[str, Tensor]:
+    """What the classes of the TopK family keep beside their parameters."""
+    threshold = form.tensors["threshold"][0].clone() if isinstance(sae, BatchTopK) else torch.tensor(NEVER_USED)
+    buffers = {"k": torch.tensor(sae.cfg.k, dtype=torch.int), "threshold": threshold}
+    if isinstance(sae, Matryoshka):
+        buffers["group_sizes"] = torch.tensor(sae.groups)
+    return buffers

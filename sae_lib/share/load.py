@@ -1,12 +1,14 @@
-"""SAEs from elsewhere: a folder that this package, SAELens or dictionary_learning wrote becomes an `Autoencoder`.
+"""SAEs from elsewhere: a folder that this package or another library wrote becomes an `Autoencoder`.
 
-Which of the three wrote a folder is told from its files:
+Which one wrote a folder is told from its files; `share/README.md` says which versions and kinds of each are read.
 
-| files                              | written by                                  |
-|------------------------------------|---------------------------------------------|
-| `sae.safetensors`, `run.json`      | this package (a run folder)                 |
-| `cfg.json`, `sae_weights.safetensors` | SAELens (`save_model`), 6.x and older    |
-| `config.json`, `ae.pt`             | dictionary_learning                         |
+| files                                        | written by                        |
+|----------------------------------------------|-----------------------------------|
+| `run.json`, `sae.safetensors`                | this package (a run folder)       |
+| `cfg.json`, `sae_weights.safetensors`        | SAELens (`save_model`), 1 to 6    |
+| `config.json`, `ae.pt`                       | dictionary_learning               |
+| `cfg.json`, `sae.safetensors`                | sparsify                          |
+| `params.npz`; `config.json`, `params.safetensors` | Gemma Scope; Gemma Scope 2   |
 
 Latents and reconstructions are those of the library's own class: weights are transposed where they must be, never
 rescaled. Decoder rows that are not of norm 1 stay so; metrics fold the norms.
@@ -19,7 +21,7 @@ from typing import NamedTuple
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import WEIGHTS_FILE, load_autoencoder
-from sae_lib.share import dictionary_learning, saelens
+from sae_lib.share import dictionary_learning, gemma_scope, saelens, sparsify
 from sae_lib.share.origin import Origin
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
@@ -56,17 +58,23 @@ def load_with_origin(folder: Path | str, device: str = "cpu") -> LoadedSAE:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ArtifactError(f"sae: there is no folder {folder}; give the folder that holds the SAE's files")
-    if (folder / WEIGHTS_FILE).is_file() and (folder / "run.json").is_file():
+    here = {file.name for file in folder.iterdir()}
+    if {WEIGHTS_FILE, "run.json"} <= here:
         sae, origin = _own(folder)
-    elif (folder / saelens.WEIGHTS).is_file() or (folder / saelens.CONFIG).is_file():
+    elif {sparsify.CONFIG, sparsify.WEIGHTS} <= here:
+        sae, origin = sparsify.load(folder)
+    elif {saelens.CONFIG, saelens.WEIGHTS} & here:
         sae, origin = saelens.load(folder)
-    elif (folder / dictionary_learning.WEIGHTS).is_file():
+    elif dictionary_learning.WEIGHTS in here:
         sae, origin = dictionary_learning.load(folder)
+    elif {gemma_scope.WEIGHTS, gemma_scope.WEIGHTS_2} & here:
+        sae, origin = gemma_scope.load(folder)
     else:
         raise ArtifactError(
             f"sae: {folder} holds no SAE of a known format: {WEIGHTS_FILE} + run.json (this package), "
-            f"{saelens.CONFIG} + {saelens.WEIGHTS} (SAELens) or "
-            f"{dictionary_learning.CONFIG} + {dictionary_learning.WEIGHTS} (dictionary_learning)"
+            f"{saelens.CONFIG} + {saelens.WEIGHTS} (SAELens), {sparsify.CONFIG} + {sparsify.WEIGHTS} (sparsify), "
+            f"{dictionary_learning.CONFIG} + {dictionary_learning.WEIGHTS} (dictionary_learning) or "
+            f"{gemma_scope.WEIGHTS} (Gemma Scope)"
         )
     return LoadedSAE(sae.to(device).eval().requires_grad_(False), origin)
 

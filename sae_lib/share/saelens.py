@@ -1,4 +1,5 @@
-"""SAELens folders: `cfg.json` + `sae_weights.safetensors`, as `SAE.save_model` of SAELens 6 and older versions write.
+"""SAELens folders, both ways: `cfg.json` + `sae_weights.safetensors`, as `SAE.save_model` of versions 1 to 6 writes
+them and `SAE.load_from_disk` of version 6 reads them.
 
 SAELens's own layout is this package's: W_enc `[d_in, d_sae]`, W_dec `[d_sae, d_in]`.
 """
@@ -6,20 +7,34 @@ SAELens's own layout is this package's: W_enc `[d_in, d_sae]`, W_dec `[d_sae, d_
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from sae_lib import __version__
 from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.share.facts import Facts
 from sae_lib.share.origin import Origin, hook_layer
-from sae_lib.share.weights import Tensors, assemble, check_keys, check_shapes, setting
+from sae_lib.share.weights import (
+    InferenceForm,
+    Tensors,
+    assemble,
+    check_keys,
+    check_shapes,
+    read_config,
+    read_safetensors,
+    setting,
+)
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import read_json
+from sae_lib.util.files import read_json, write_json
 
+LIBRARY = "SAELens"
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 SCALER = "activation_scaler.json"  # beside the weights of a training checkpoint
+# Of the files written here: those that name a version before 6 are read by other rules.
+FORMAT_VERSION = "6.0.0"
 
 SHARED = ("W_enc", "W_dec", "b_dec")
 # BatchTopK and its Matryoshka form are saved as jumprelu; their training checkpoints keep their names.
@@ -33,6 +48,9 @@ TENSORS = {
 }
 # Keys that version 6 renamed.
 RENAMED = {"hook_point": "hook_name", "hook_point_layer": "hook_layer", "activation_fn_str": "activation_fn"}
+
+
+# --- reading
 
 
 def load(folder: Path) -> tuple[Autoencoder, Origin]:
@@ -50,7 +68,7 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
         raise ArtifactError(
             f"sae: {folder / CONFIG} has architecture {architecture!r}, which is none of {', '.join(TENSORS)}"
         )
-    tensors = _tensors(file)
+    tensors = read_safetensors(file, LIBRARY)
     _drop_finetuning(tensors, file)
     if "log_threshold" in tensors:  # training checkpoints before 6.0
         tensors["threshold"] = tensors.pop("log_threshold").exp()
@@ -73,18 +91,20 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
 
 def _config(file: Path) -> dict[str, Any]:
     """cfg.json with the names of version 6, whichever version wrote it, and with `metadata` laid open."""
-    if not file.is_file():
-        raise ArtifactError(f"sae: {file} is missing; SAELens saves it beside {WEIGHTS}")
-    values = read_json(file)
-    if not isinstance(values, dict) or not isinstance(values.get("metadata", {}), dict):
-        raise ArtifactError(f"sae: {file} is no SAELens configuration (a mapping with an optional mapping 'metadata')")
-    config = {RENAMED.get(key, key): value for key, value in (values.get("metadata", {}) | values).items()}
+    values = read_config(file, LIBRARY)
+    if not isinstance(values.get("metadata", {}), dict):
+        raise ArtifactError(f"sae: {file} is no SAELens configuration: 'metadata' must be a mapping")
+    flat = values.get("metadata", {}) | values
+    config = {RENAMED.get(key, key): value for key, value in flat.items()}
     config = {"architecture": "standard", "apply_b_dec_to_input": True} | config
+    config["centred"] = _centred(flat)
     for key, kind in (("architecture", str), ("apply_b_dec_to_input", bool)):
         setting(config, key, kind, file)
     activation = config.get("activation_fn") or "relu"
-    if activation == "topk" and config["architecture"] == "standard":
-        config |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k")}
+    if activation == "topk" and config["architecture"] in ("standard", "topk"):
+        # Before 6, k is an argument of the activation function: of architecture standard, from 4.4 of topk.
+        k = (config.get("activation_fn_kwargs") or {}).get("k")
+        config = {"k": k} | config | {"architecture": "topk"}
     elif activation not in ("relu", "topk"):
         raise ArtifactError(f"sae: {file} has activation_fn {activation!r}; relu and topk are known")
     if config.get("reshape_activations", "none") != "none":
@@ -95,14 +115,15 @@ def _config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _tensors(file: Path) -> Tensors:
-    if not file.is_file():
-        raise ArtifactError(f"sae: {file} is missing; SAELens saves it beside {CONFIG}")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(f"sae: {file} is damaged and cannot be read ({error}); fetch it again") from error
+def _centred(config: dict[str, Any]) -> Literal["no", "perhaps", "yes"]:
+    """Whether the model's writing weights were centred. From version 4 on they are not unless the file says so; before,
+    most were, and files that were written before the setting was kept do not say."""
+    kwargs = config.get("model_from_pretrained_kwargs") or {}
+    if "center_writing_weights" in kwargs:
+        return "yes" if kwargs["center_writing_weights"] else "no"
+    version = str(config.get("sae_lens_version") or config.get("sae_lens_training_version") or "")
+    major = version.split(".")[0]
+    return "perhaps" if "hook_point" in config or (major.isdigit() and int(major) < 4) else "no"
 
 
 def _drop_finetuning(tensors: Tensors, file: Path) -> None:
@@ -153,13 +174,56 @@ def _fold_input_scale(tensors: Tensors, scale: float) -> None:
 def _origin(config: dict[str, Any]) -> Origin:
     names = (config.get("model_name"), config.get("hook_name"))
     model, hook = (name if isinstance(name, str) else None for name in names)
-    remarks = []
-    kwargs = config.get("model_from_pretrained_kwargs") or {}
-    processed = sorted(key for key in ("fold_ln", "center_writing_weights") if kwargs.get(key))
-    if processed:
-        remarks.append(
-            f"it was trained on a model processed by TransformerLens ({', '.join(processed)}); this one is not"
-        )
-    if config.get("prepend_bos") is False:
-        remarks.append("it was trained on contexts without BOS; here every context opens with BOS")
-    return Origin(CONFIG, model, hook, hook_layer(hook) if hook else None, tuple(remarks))
+    remark = "it was trained on contexts without BOS; here every context opens with BOS"
+    remarks = (remark,) if config.get("prepend_bos") is False else ()
+    return Origin(CONFIG, model, hook, hook_layer(hook) if hook else None, config["centred"], remarks)
+
+
+# --- writing
+
+
+def save_saelens(form: InferenceForm, folder: Path, facts: Facts | None = None) -> None:
+    """Write an SAE as SAELens does. Its layout is ours, so no weight is changed.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    d_in, d_sae = form.tensors["W_enc"].shape
+    config: dict[str, Any] = {
+        "architecture": form.architecture,
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": form.subtract_b_dec,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": FORMAT_VERSION, "sae_lens_training_version": None}
+        | (_metadata(facts) if facts else {}),
+    }
+    if form.architecture == "topk":
+        config |= {"k": form.k, "rescale_acts_by_decoder_norm": False}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(form.tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    write_json(folder / CONFIG, config)
+
+
+def _metadata(facts: Facts) -> dict[str, Any]:
+    model_class, hook = facts.place.saelens_hook
+    return {
+        "model_name": facts.place.model,
+        "model_class_name": model_class,
+        "model_from_pretrained_kwargs": {},
+        "hook_name": hook,
+        "hf_hook_name": facts.place.block,
+        "hook_head_index": None,
+        "context_size": facts.context_length,
+        "dataset_path": facts.dataset,
+        # Every context opens with BOS; activations of special tokens are left out.
+        "prepend_bos": True,
+        "exclude_special_tokens": True,
+        "training_tokens": facts.tokens,
+        "seed": facts.seed,
+        "method": facts.method,
+        "trained_by": f"sae_lib {__version__}",
+    }

@@ -26,8 +26,8 @@ from sae_lib.metrics.probing.config import LabelledFiles, ProbingConfig
 from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
 from sae_lib.metrics.stability.config import StabilityConfig
 from sae_lib.profiles.profile import EvaluationConfig, load_profile
-from sae_lib.share import evaluate
-from sae_lib.share.evaluate import SAEEvaluation, evaluate_sae, inputs
+from sae_lib.share import evaluate, inputs
+from sae_lib.share.evaluate import SAEEvaluation, evaluate_sae
 from sae_lib.share.load import load_sae
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import NOTEBOOKS, output_root

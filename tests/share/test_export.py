@@ -15,13 +15,13 @@ import yaml
 
 from sae_lib.__main__ import main
 from sae_lib.share.export import export_run
-from sae_lib.share.export.card import LICENSE
-from sae_lib.share.export.dictionary_learning import save_dictionary_learning
-from sae_lib.share.export.facts import method, read_run
-from sae_lib.share.export.inference import inference_form, strict_threshold
-from sae_lib.share.export.place import place
-from sae_lib.share.export.saelens import save_saelens
+from sae_lib.share.card import LICENSE
+from sae_lib.share.dictionary_learning import save_dictionary_learning
+from sae_lib.share.facts import method, read_run
 from sae_lib.share.load import load_sae, load_with_origin
+from sae_lib.share.origin import place
+from sae_lib.share.saelens import save_saelens
+from sae_lib.share.weights import inference_form, strict_threshold
 from sae_lib.training.recipes import METHODS
 from sae_lib.util.files import write_json
 from sae_lib.util.paths import ROOT

@@ -7,14 +7,15 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import SAEConfig
-from sae_lib.share.load import load_sae, load_with_origin
-from sae_lib.share.origin import check_origin, hook_layer
+from sae_lib.share.load import Origin, load_sae, load_with_origin
+from sae_lib.share.origin import hook_layer, origin_faults
 from sae_lib.util.checkpoint import save_checkpoint
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_json
@@ -159,6 +160,33 @@ def test_saelens_folder_before_version_6(tmp_path):
     origin = load_with_origin(tmp_path).origin
     assert (origin.model, origin.layer) == ("gpt2-small", 7)
     assert any("without BOS" in remark for remark in origin.remarks)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk"])
+def test_saelens_topk_of_versions_3_to_5(tmp_path, architecture):
+    """k is an argument of the activation function, whatever the architecture is called; before 4.4 it is standard."""
+    w = weights()
+    f = topk((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"], K)
+    named: dict[str, object] = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "metadata": {}}
+    folder = saelens_folder(tmp_path, w, architecture=architecture, sae_lens_training_version="5.10.0", **named)
+    assert_same(folder, f, f @ w["W_dec"] + w["b_dec"])
+
+
+@pytest.mark.parametrize(
+    ("config", "centred"),
+    [
+        ({}, "no"),
+        ({"sae_lens_version": "6.30.0"}, "no"),
+        ({"sae_lens_training_version": "5.10.0", "model_from_pretrained_kwargs": {}}, "no"),
+        ({"sae_lens_training_version": "3.12.1"}, "perhaps"),
+        ({"hook_point": "blocks.2.hook_resid_pre"}, "perhaps"),  # versions 1 and 2 do not name themselves
+        ({"hook_point": "x", "model_from_pretrained_kwargs": {"center_writing_weights": True}}, "yes"),
+        ({"model_from_pretrained_kwargs": {"center_writing_weights": False}}, "no"),
+    ],
+)
+def test_saelens_says_whether_the_model_was_centred(tmp_path, config, centred):
+    folder = saelens_folder(tmp_path, weights(), architecture="standard", metadata=config)
+    assert load_with_origin(folder).origin.centred == centred
 
 
 def test_saelens_tensors_that_do_not_fit_together(tmp_path):
@@ -328,6 +356,108 @@ def test_a_pickle_that_is_no_tensors_is_refused_and_not_run(tmp_path):
         load_sae(tmp_path)
 
 
+# --- sparsify
+
+
+def sparsify_folder(folder: Path, **changes: object) -> Path:
+    w = weights()
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"encoder.weight": w["W_enc"].T.contiguous(), "encoder.bias": w["b_enc"]}
+    save_file(tensors | {"W_dec": w["W_dec"], "b_dec": w["b_dec"]}, folder / "sae.safetensors")
+    written = {
+        "activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "num_latents": D_SAE, "k": K,
+        "multi_topk": False, "skip_connection": False, "transcode": False, "d_in": D_IN,
+    }  # fmt: skip
+    (folder / "cfg.json").write_text(json.dumps(written | changes))
+    return folder
+
+
+def test_sparsify(tmp_path):
+    w = weights()
+    f = topk((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"], K)
+    folder = sparsify_folder(tmp_path / "run" / "layers.5")
+    assert_same(folder, f, f @ w["W_dec"] + w["b_dec"])
+    assert load_with_origin(folder).origin[:4] == ("its folder", None, "layers.5", 5)
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"sae": {"k": K}, "model": "EleutherAI/pythia-70m"}))
+    assert load_with_origin(folder).origin.model == "EleutherAI/pythia-70m"
+    place = load_with_origin(sparsify_folder(tmp_path / "run" / "layers.5.mlp")).origin
+    assert (place.hook, place.layer) == ("layers.5.mlp", None)
+    assert load_with_origin(sparsify_folder(tmp_path / "mine")).origin.hook is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"transcode": True}, "transcode True; only False can be read"),
+        ({"skip_connection": True}, "skip_connection True"),
+        ({"activation": "groupmax"}, "activation 'groupmax'; only 'topk'"),
+        ({"k": None}, "gives no k"),
+    ],
+)
+def test_sparsify_coders_that_are_refused(tmp_path, changes, message):
+    with pytest.raises(ArtifactError, match=message):
+        load_sae(sparsify_folder(tmp_path, **changes))
+
+
+# --- Gemma Scope
+
+
+def gemma_scope_folder(folder: Path) -> dict[str, torch.Tensor]:
+    w = weights() | {"threshold": draw(D_SAE, seed=9).abs()}
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **{name: tensor.numpy() for name, tensor in w.items()})
+    return w
+
+
+def test_gemma_scope(tmp_path):
+    folder = tmp_path / "models--google--gemma-scope-2b-pt-res" / "layer_20" / "width_16k" / "average_l0_71"
+    w = gemma_scope_folder(folder)
+    pre = X @ w["W_enc"] + w["b_enc"]
+    f = torch.relu(pre) * (pre > w["threshold"])
+    assert_same(folder, f, f @ w["W_dec"] + w["b_dec"])
+    assert load_with_origin(folder).origin[1:4] == ("gemma-2-2b", "blocks.20.hook_resid_post", 20)
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "hook"),
+    [
+        ("gemma-scope-9b-it-res/layer_9/width_16k", "gemma-2-9b-it", "blocks.9.hook_resid_post"),
+        ("gemma-scope-2b-pt-mlp/layer_5/width_16k", "gemma-2-2b", "blocks.5.hook_mlp_out"),
+        ("gemma-scope-2b-pt-res/embedding/width_4k", "gemma-2-2b", "hook_embed"),
+        ("layer_3/width_16k", None, "blocks.3.hook_resid_post"),
+        ("renamed", None, None),
+    ],
+)
+def test_places_of_gemma_scope_are_in_its_folders(tmp_path, path, model, hook):
+    gemma_scope_folder(tmp_path / path)
+    origin = load_with_origin(tmp_path / path).origin
+    assert (origin.model, origin.hook) == (model, hook)
+    assert (origin.layer is None) == (hook is None or "resid" not in hook)
+
+
+def test_gemma_scope_2(tmp_path):
+    w = weights() | {"threshold": draw(D_SAE, seed=9).abs()}
+    save_file({name.replace("W_", "w_"): tensor for name, tensor in w.items()}, tmp_path / "params.safetensors")
+    written = {"architecture": "jump_relu", "model_name": "gemma-v3-1b-pt", "hf_hook_point_in": "model.layers.9.output"}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    pre = X @ w["W_enc"] + w["b_enc"]
+    f = torch.relu(pre) * (pre > w["threshold"])
+    assert_same(tmp_path, f, f @ w["W_dec"] + w["b_dec"])
+    assert load_with_origin(tmp_path).origin[1:4] == ("gemma-3-1b-pt", "model.layers.9.output", 9)
+
+
+def test_gemma_scope_files_that_are_refused(tmp_path):
+    np.savez(tmp_path / "params.npz", W_enc=np.zeros((D_IN, D_SAE)), W_dec=np.zeros((D_SAE, D_IN)))
+    with pytest.raises(ArtifactError, match="lacks b_dec, b_enc, threshold"):
+        load_sae(tmp_path)
+    np.savez(tmp_path / "params.npz", W_enc=np.array([{}], dtype=object))
+    with pytest.raises(ArtifactError, match="holds more than numbers"):
+        load_sae(tmp_path)
+    (tmp_path / "params.npz").write_bytes(b"PK")
+    with pytest.raises(ArtifactError, match="params.npz is damaged"):
+        load_sae(tmp_path)
+
+
 # --- recognising a folder
 
 
@@ -366,10 +496,13 @@ def test_folders_that_hold_no_sae(tmp_path):
     [
         ("blocks.8.hook_resid_pre", 7),
         ("blocks.8.hook_resid_post", 8),
+        ("blocks.1.hook_out", 1),  # TransformerLens's bridge
+        ("blocks.1.hook_in", 0),
         ("model.layers.12", 12),
         ("transformer.h.3", 3),
         ("blocks.0.hook_resid_pre", None),  # the embedding
         ("blocks.8.hook_mlp_out", None),
+        ("blocks.8.mlp.hook_out", None),
         ("blocks.8.attn.hook_z", None),
         ("blocks.8.hook_resid_mid", None),
     ],
@@ -381,14 +514,14 @@ def test_hook_names(hook, layer):
 def test_origin_is_compared_with_what_is_asked(tmp_path):
     folder = saelens_folder(tmp_path / "sae", weights(), architecture="standard")
     origin = load_with_origin(folder).origin
-    check_origin(origin, "someone/tiny", 1)
-    with pytest.raises(ArtifactError, match=r"2 is asked for, .* at blocks.1.hook_resid_post \(layer 1\)"):
-        check_origin(origin, "someone/tiny", 2)
-    with pytest.raises(ArtifactError, match=r"model: pocket is asked for, .* trained on tiny"):
-        check_origin(origin, "pocket", 1)
-    with pytest.raises(ArtifactError, match=r"reads blocks.1.hook_mlp_out"):
-        check_origin(origin._replace(hook="blocks.1.hook_mlp_out", layer=None), "tiny", 1)
-    check_origin(origin._replace(model=None, hook=None, layer=None), "anything", 5)
+    assert origin_faults(origin, "someone/tiny", 1) == []
+    (fault,) = origin_faults(origin, "someone/tiny", 2)
+    assert "2 is asked for" in fault and "at blocks.1.hook_resid_post (layer 1); ask for layer 1" in fault
+    layer, model = origin_faults(origin, "pocket", 2)
+    assert layer == fault and "model: pocket is asked for" in model and "trained on tiny" in model
+    (fault,) = origin_faults(origin._replace(hook="blocks.1.hook_mlp_out", layer=None), "tiny", 1)
+    assert "reads blocks.1.hook_mlp_out" in fault
+    assert origin_faults(origin._replace(model=None, hook=None, layer=None), "anything", 5) == []
 
 
 def test_a_local_model_goes_by_its_folder_or_its_own_name(tmp_path):
@@ -396,10 +529,26 @@ def test_a_local_model_goes_by_its_folder_or_its_own_name(tmp_path):
     model = tmp_path / "copy"
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"_name_or_path": "someone/tiny"}))
-    check_origin(origin, str(model), 1)
+    assert origin_faults(origin, str(model), 1) == []
     (model / "config.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="trained on tiny"):
-        check_origin(origin, str(model), 1)
+    assert "trained on tiny" in origin_faults(origin, str(model), 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("named", "asked", "same"),
+    [
+        ("gpt2-small", "openai-community/gpt2", True),
+        ("tiny-stories-1L-21M", "roneneldan/TinyStories-1Layer-21M", True),
+        ("tiny-stories-2L-33M", "roneneldan/TinyStories-2Layers-33M", True),
+        ("Llama-2-7b", "meta-llama/Llama-2-7b-hf", True),
+        ("mistral-7b", "mistralai/Mistral-7B-v0.1", True),
+        ("gemma-2b", "google/gemma-2-2b", False),
+        ("tiny-stories-1L-21M", "roneneldan/TinyStories-1M", False),
+        ("pythia-70m", "EleutherAI/pythia-70m-deduped", False),
+    ],
+)
+def test_names_of_transformer_lens(named, asked, same):
+    assert (origin_faults(Origin("cfg.json", named), asked, 1) == []) == same
 
 
 def test_dictionary_learning_places(tmp_path):

@@ -12,7 +12,8 @@ import torch
 
 from sae_lib.autoencoders.matryoshka import Matryoshka
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.share.export import export_run, save_dictionary_learning
+from sae_lib.share.dictionary_learning import save_dictionary_learning
+from sae_lib.share.export import export_run
 from sae_lib.share.load import load_sae, load_with_origin
 from sae_lib.training.recipes import METHODS
 from tests.run_folders import D_IN, D_SAE, K, perturbed, write_run

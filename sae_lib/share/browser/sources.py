@@ -15,15 +15,13 @@ from sae_lib.profiles.runs import Calibration, RunSpec, plan_runs
 from sae_lib.report.names import method_name
 from sae_lib.share.browser.examination import Examination, examine
 from sae_lib.share.evaluate import default_settings
-from sae_lib.share.evaluate.inputs import Inputs, check_width, documents, open_model
-from sae_lib.share.load import load_with_origin
-from sae_lib.share.origin import check_origin
+from sae_lib.share.inputs import open_pair
 from sae_lib.study.experiment import Experiment
 from sae_lib.study.scoring import absorption_reference, language_model
 from sae_lib.training.run import is_finished
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
-from sae_lib.util.paths import output_root, shown
+from sae_lib.util.paths import shown
 
 CONTEXTS = 1024
 
@@ -94,6 +92,7 @@ def examine_folder(
     dtype: str = "float32",
     cache: Path | str | None = None,
     any_origin: bool = False,
+    centre: bool = False,
 ) -> Examination:
     """An SAE in a folder that `share.load.load_sae` reads, on any model; arguments as in `evaluate.evaluate_sae`.
 
@@ -102,25 +101,19 @@ def examine_folder(
     Raises:
         ArtifactError: as `evaluate_sae` does.
     """
-    sae, origin = load_with_origin(folder)
-    layer = origin.layer if layer is None else layer
-    if layer is None:
-        raise ArtifactError("layer: the SAE's files name no layer; say after which block (from 0) it was trained")
-    if not any_origin:
-        check_origin(origin, model, layer)
-    lm = open_model(model, layer, revision, device, dtype)
-    check_width(sae, lm)
+    pair = open_pair(
+        folder, model, layer, revision=revision, device=device, dtype=dtype, any_origin=any_origin, centre=centre
+    )
     config = AbsorptionConfig(max_words=max_words)
     settings = default_settings().model_copy(update={"absorption": config})
-    kept = Path(cache) if cache is not None else output_root() / "evaluate"
-    inputs = Inputs(lm, settings, documents(files, text_field), contexts, context_length, kept)
+    inputs = pair.inputs(settings, None, files, text_field, contexts, context_length, cache)
     tokens = inputs.tokens
     try:
         reference, why = inputs.absorption, ""
     except ArtifactError as error:
         reference, why = None, str(error)
     found = examine(
-        sae.to(lm.device).eval(), lm, tokens, reference, config, title=f"{Path(folder).name} · {lm.name}",
+        pair.sae, pair.lm, tokens, reference, config, title=f"{Path(folder).name} · {pair.lm.name}",
         text="held-out text" if not files else "the given files",
     )  # fmt: skip
     if why:

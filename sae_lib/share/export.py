@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sae_lib.share.export.card import card
-from sae_lib.share.export.dictionary_learning import save_dictionary_learning
-from sae_lib.share.export.facts import Facts, read_run
-from sae_lib.share.export.inference import inference_form
-from sae_lib.share.export.saelens import save_saelens
+from sae_lib.share.card import card
+from sae_lib.share.dictionary_learning import save_dictionary_learning
+from sae_lib.share.facts import Facts, read_run
+from sae_lib.share.saelens import save_saelens
+from sae_lib.share.weights import inference_form
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_folder, atomic_write
 
 FORMATS = ("saelens", "dictionary_learning")
-
-__all__ = ["FORMATS", "export_run", "save_dictionary_learning", "save_saelens"]
 
 
 def export_run(

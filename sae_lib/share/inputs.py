@@ -1,4 +1,5 @@
-"""What an evaluation reads: the model, the text, and what every SAE shares of the two."""
+"""What an evaluation reads: an SAE and its model, checked against each other, the text, and what every SAE shares of
+the two."""
 
 from __future__ import annotations
 
@@ -23,16 +24,78 @@ from sae_lib.metrics.probing.reference import ProbingReference, build_probing_re
 from sae_lib.metrics.reconstruction import CoreReference, build_core_reference
 from sae_lib.metrics.stability.reference import StabilityReference, build_stability_reference
 from sae_lib.profiles.profile import EvaluationConfig, explain, load_profile
+from sae_lib.share.load import load_with_origin
+from sae_lib.share.origin import Origin, origin_faults
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.paths import output_root
 
 
-def open_model(model: str | LanguageModel, layer: int, revision: str | None, device: str, dtype: str) -> LanguageModel:
-    """The whole model, read after block `layer`; a loaded one is taken as it is.
+@dataclass(frozen=True)
+class Pair:
+    """An SAE and the whole language model that it reads, on one device, and what to know about the two."""
+
+    sae: Autoencoder
+    lm: LanguageModel
+    notes: list[str]
+
+    def inputs(
+        self,
+        settings: EvaluationConfig,
+        texts: Iterable[str] | None,
+        files: Sequence[Path | str],
+        text_field: str,
+        contexts: int,
+        context_length: int,
+        cache: Path | str | None,
+    ) -> Inputs:
+        """What metrics read; arguments as of `evaluate_sae`."""
+        source = texts if texts is not None else documents(files, text_field)
+        folder = Path(cache) if cache is not None else output_root() / "evaluate"
+        return Inputs(self.lm, settings, source, contexts, context_length, folder)
+
+
+def open_pair(
+    sae: Autoencoder | Path | str,
+    model: str | LanguageModel,
+    layer: int | None,
+    *,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    any_origin: bool,
+    centre: bool,
+) -> Pair:
+    """Load an SAE and the model that it is to be evaluated on; arguments as of `evaluate_sae`.
 
     Raises:
-        ArtifactError: as `LanguageModel.load`; a loaded model that is cut or reads another layer.
+        ArtifactError: in one line, for a folder that `load_sae` refuses, a model or layer that is not there, an SAE of
+            another width or from another place.
     """
+    sae, origin = (sae, Origin("the SAE")) if isinstance(sae, Autoencoder) else load_with_origin(sae)
+    layer = origin.layer if layer is None else layer
+    if layer is None:
+        raise ArtifactError("layer: the SAE's files name no layer; say after which block (from 0) it was trained")
+    faults = origin_faults(origin, model.name if isinstance(model, LanguageModel) else model, layer)
+    if faults and not any_origin:
+        raise ArtifactError(f"{faults[0]}, or set any_origin (--any-origin) to evaluate it all the same")
+    lm = _open_model(model, layer, revision, device, dtype)
+    _check_width(sae, lm)
+    notes = [*faults, *(f"sae: {remark}" for remark in origin.remarks)]
+    if lm.tokenizer.bos_token_id is None:
+        notes.append(f"model: the tokenizer of {lm.name} has no BOS, its EOS opens every context")
+    if centre:
+        lm.centre()
+    elif origin.centred != "no" and lm.can_be_centred:
+        seen = "was" if origin.centred == "yes" else "may have been"
+        notes.append(
+            f"sae: it {seen} trained on a model whose weights TransformerLens centred (center_writing_weights); "
+            "centre=True (--centre) gives it such a residual stream"
+        )
+    return Pair(sae.to(lm.device).eval(), lm, notes)
+
+
+def _open_model(model: str | LanguageModel, layer: int, revision: str | None, device: str, dtype: str) -> LanguageModel:
+    """The whole model, read after block `layer`; a loaded one is taken as it is."""
     if isinstance(model, LanguageModel):
         if model.layer != layer or not model.whole:
             raise ArtifactError(
@@ -48,7 +111,7 @@ def open_model(model: str | LanguageModel, layer: int, revision: str | None, dev
     return LanguageModel.load(config, whole=True)
 
 
-def check_width(sae: Autoencoder, lm: LanguageModel) -> None:
+def _check_width(sae: Autoencoder, lm: LanguageModel) -> None:
     """Raises ArtifactError, with the likely cause, when the SAE is not as wide as the residual stream."""
     if sae.d_in == lm.d_in:
         return

@@ -11,7 +11,7 @@ from sae_lib.autoencoders.build import WEIGHTS_FILE, load_autoencoder
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.data.store_manifest import MANIFEST, content_key
 from sae_lib.profiles.profile import Profile, load_profile
-from sae_lib.share.export.place import Place, place
+from sae_lib.share.origin import Place, place
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
 
@@ -73,7 +73,7 @@ def read_run(folder: Path, profile: str | None = None) -> tuple[Autoencoder, Fac
     found = _profile(folder, profile, model, layer, sae.d_sae)
     return sae, Facts(
         run=folder.resolve().name,
-        method=method(sae.cfg, trained=run["steps"] > 0),
+        method=run.get("method") or method(sae.cfg, trained=run["steps"] > 0),
         config=sae.cfg,
         d_in=sae.d_in,
         place=place(model, layer),

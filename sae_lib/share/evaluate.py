@@ -1,4 +1,5 @@
-"""Evaluate any SAE on any causal language model: one from this package, from SAELens or from dictionary_learning.
+"""Evaluate any SAE on any causal language model: one from this package or of a library that
+`share.load` knows.
 
     python -m sae_lib evaluate FOLDER --model pocket --layer 2 [--files text.jsonl] [--json out.json]
 
@@ -8,8 +9,8 @@ kept in a cache folder; every further SAE costs its own metrics only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +20,30 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
+from sae_lib.metrics.absorption.score import evaluate_absorption
+from sae_lib.metrics.probing.score import evaluate_probing
+from sae_lib.metrics.reconstruction import evaluate_reconstruction
+from sae_lib.metrics.stability.contexts import context_stability
+from sae_lib.metrics.stability.tokens import token_stability
 from sae_lib.profiles.profile import EvaluationConfig, load_profile
-from sae_lib.share.evaluate.inputs import Inputs, check_width, documents, open_model
-from sae_lib.share.evaluate.measures import MEASURES, Measured
-from sae_lib.share.load import Origin, load_with_origin
-from sae_lib.share.origin import check_origin
+from sae_lib.share.inputs import Inputs, open_pair
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.paths import output_root
-
-__all__ = ["SAEEvaluation", "default_settings", "evaluate_sae"]
 
 
 @dataclass(frozen=True)
 class SAEEvaluation:
-    """The metrics of one SAE.
-
-    `summary`: model, layer and the SAE's sizes, then the metrics by name; `evaluate.measures` says where each is
-    defined. `letters`: absorption of each letter that counts. `tasks`: accuracy on each probing task. `density`: share
-    of tokens on which each latent fires. `notes`: what to know before the numbers are believed. What was not asked for
-    or could not be measured is empty or None.
-    """
+    """The metrics of one SAE. What was not asked for or could not be measured is empty or None."""
 
     summary: dict[str, Any]
+    """Model, layer and the SAE's sizes, then the metrics by name; `MEASURES` says where each is defined."""
     letters: pd.DataFrame
+    """Absorption of each letter that counts."""
     tasks: pd.DataFrame
+    """Accuracy on each probing task."""
     density: Float[Tensor, " d_sae"] | None
+    """Share of tokens on which each latent fires."""
     notes: list[str]
+    """What to know before the numbers are believed."""
 
     def as_json(self) -> dict[str, Any]:
         """Summary, letters, tasks and notes; what is not there is null."""
@@ -95,6 +94,7 @@ def evaluate_sae(
     device: str = "auto",
     dtype: str = "float32",
     any_origin: bool = False,
+    centre: bool = False,
 ) -> SAEEvaluation:
     """Evaluate an SAE on the residual stream after block `layer` of a language model.
 
@@ -115,7 +115,9 @@ def evaluate_sae(
         contexts: how many contexts of `context_length` tokens are read, at most.
         cache: folder for what depends on the model only; `build/evaluate` by default.
         device, dtype: of the language model. The SAE is float32, on the same device.
-        any_origin: evaluate even where the SAE's own files name another model, layer or place.
+        any_origin: evaluate even where the SAE's own files name another model, layer or place; notes say which.
+        centre: give the SAE the residual stream less its mean over d_in, as a model has it whose writing weights
+            TransformerLens centred; only for models whose norms do not see that mean (LayerNorm).
 
     Returns:
         The evaluation. A metric that this model does not allow (a tokenizer without words, say) is left out, and a
@@ -129,23 +131,16 @@ def evaluate_sae(
     unknown = [metric for metric in metrics if metric not in MEASURES]
     if unknown or not metrics:
         raise ArtifactError(f"metrics: {', '.join(unknown) or 'none'} asked for; choose from {', '.join(MEASURES)}")
-    sae, origin = (sae, Origin("the SAE")) if isinstance(sae, Autoencoder) else load_with_origin(sae)
-    layer = origin.layer if layer is None else layer
-    if layer is None:
-        raise ArtifactError("layer: the SAE's files name no layer; say after which block (from 0) it was trained")
-    if not any_origin:
-        check_origin(origin, model.name if isinstance(model, LanguageModel) else model, layer)
-    lm = open_model(model, layer, revision, device, dtype)
-    check_width(sae, lm)
-    folder = Path(cache) if cache is not None else output_root() / "evaluate"
-    source = texts if texts is not None else documents(files, text_field)
-    inputs = Inputs(lm, settings or default_settings(), source, contexts, context_length, folder)
-    found = _measure(sae.to(lm.device).eval(), inputs, metrics)
-    summary: dict[str, Any] = {"model": lm.name, "layer": layer, "architecture": sae.cfg.architecture}
-    summary |= {"d_in": sae.d_in, "d_sae": sae.d_sae}
-    notes = [f"sae: {remark}" for remark in origin.remarks]
-    if lm.tokenizer.bos_token_id is None:
-        notes.append(f"model: the tokenizer of {lm.name} has no BOS, its EOS opens every context")
+    pair = open_pair(
+        sae, model, layer, revision=revision, device=device, dtype=dtype, any_origin=any_origin, centre=centre
+    )
+    inputs = pair.inputs(settings or default_settings(), texts, files, text_field, contexts, context_length, cache)
+    found = _measure(pair.sae, inputs, metrics)
+    summary = {
+        "model": pair.lm.name, "layer": pair.lm.layer, "architecture": pair.sae.cfg.architecture,
+        "d_in": pair.sae.d_in, "d_sae": pair.sae.d_sae,
+    }  # fmt: skip
+    notes = list(pair.notes)
     for metric, measured in found.items():
         summary |= measured.summary
         notes += [f"{metric}: {note}" for note in measured.notes]
@@ -173,3 +168,59 @@ def _measure(sae: Autoencoder, inputs: Inputs, metrics: Sequence[str]) -> dict[s
     if len(failures) == len(metrics):
         raise failures[0]
     return found
+
+
+# --- the metrics, each from an SAE and the same inputs
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric: its numbers by name, a table behind them, and what to know before they are believed."""
+
+    summary: dict[str, Any]
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    density: Float[Tensor, " d_sae"] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def core(sae: Autoencoder, inputs: Inputs) -> Measured:
+    """`metrics.reconstruction.evaluate_reconstruction`, and the density of each latent.
+
+    A reconstruction worse than a constant is a mistake in the set-up far more often than a bad SAE: a note says so.
+    """
+    notes = list(inputs.text_notes)
+    summary, density = evaluate_reconstruction(sae, inputs.lm, inputs.core, inputs.settings.batch_contexts)
+    if summary["explained_variance"] < 0:
+        notes.append(
+            f"explained variance {summary['explained_variance']:.2f}, worse than predicting the mean; check that "
+            "model, layer and normalisation are those that the SAE was trained with"
+        )
+    return Measured(summary, density=density, notes=notes)
+
+
+def absorption(sae: Autoencoder, inputs: Inputs) -> Measured:
+    """`metrics.absorption.score.evaluate_absorption`; the table has one row for each letter that counts."""
+    result = evaluate_absorption(sae, inputs.absorption, inputs.settings.absorption)
+    return Measured(result.summary, result.letters, notes=list(result.notes))
+
+
+def probing(sae: Autoencoder, inputs: Inputs) -> Measured:
+    """`metrics.probing.score.evaluate_probing`; the table has one row for each task."""
+    result = evaluate_probing(sae, inputs.probing, inputs.settings.probing)
+    return Measured(result.summary, result.tasks)
+
+
+def stability(sae: Autoencoder, inputs: Inputs) -> Measured:
+    """`metrics.stability`: along the tokens of the held-out text, and across the contexts of absorption's words."""
+    of_letter = evaluate_absorption(sae, inputs.absorption, inputs.settings.absorption).main_latents
+    words = inputs.stability
+    along = token_stability(sae, words.text_activations.to(sae.device), words.has_predecessor.to(sae.device))
+    return Measured(along | context_stability(sae, words, of_letter))
+
+
+MEASURES: dict[str, Callable[[Autoencoder, Inputs], Measured]] = {
+    "core": core,
+    "absorption": absorption,
+    "probing": probing,
+    "stability": stability,
+}

@@ -11,11 +11,56 @@ from typing import Any
 from sae_lib import __version__
 from sae_lib.autoencoders.config import TOPK_FAMILY
 from sae_lib.report.names import MECHANISMS, METRICS, method_name
-from sae_lib.share.export.facts import Facts
-from sae_lib.share.export.references import FORMULAS, METHOD_PAPERS, METRIC_PAPERS
-from sae_lib.share.export.usage import loading
+from sae_lib.share.facts import Facts
 
 LICENSE = "mit"
+LIBRARIES = {"saelens": "SAELens", "dictionary_learning": "dictionary_learning"}
+# What methods compute at inference, and who described them.
+FORMULAS = {
+    "standard": "f     = ReLU(u)",
+    "topk": "f     = the k largest of ReLU(u)",
+    "jumprelu": "f     = u where u > threshold, else 0",
+    "gated": "f     = ReLU(exp(r_mag) u + b_mag) where u + b_gate > 0, else 0",
+}
+
+_STANDARD = (
+    "Huben et al. 2024, *Sparse Autoencoders Find Highly Interpretable Features in Language Models*, arXiv 2309.08600"
+)
+_TEMPORAL = "*TemporalSAE: Stabilizing Neural Features through Adaptive Regularization*, anonymous, under review"
+_ATM = (
+    "Li and Ren 2025, *Time-Aware Feature Selection: Adaptive Temporal Masking for Stable Sparse Autoencoder "
+    "Training*, arXiv 2510.08855"
+)
+_TOPK = "Gao et al. 2024, *Scaling and evaluating sparse autoencoders*, arXiv 2406.04093"
+_BATCHTOPK = "Bussmann et al. 2024, *BatchTopK Sparse Autoencoders*, arXiv 2412.06410"
+
+# Method -> papers.
+METHOD_PAPERS: dict[str, tuple[str, ...]] = {
+    "standard": (_STANDARD,),
+    "paper_standard": (_STANDARD, _TEMPORAL),
+    "gated": (
+        "Rajamanoharan et al. 2024, *Improving Dictionary Learning with Gated Sparse Autoencoders*, arXiv 2404.16014",
+    ),
+    "topk": (_TOPK,),
+    "batchtopk": (_BATCHTOPK,),
+    "matryoshka": (
+        "Bussmann et al. 2025, *Learning Multi-Level Features with Matryoshka Sparse Autoencoders*, arXiv 2503.17547",
+    ),
+    "jumprelu": (
+        "Rajamanoharan et al. 2024, *Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse "
+        "Autoencoders*, arXiv 2407.14435",
+    ),
+    "temporal_sae": (_TEMPORAL,),
+    "atm": (_ATM,),
+    "paper_atm": (_ATM,),
+    "dropout": (_STANDARD, _ATM),
+}
+METRIC_PAPERS = (
+    "Chanin et al. 2024, *A is for Absorption: Studying Feature Splitting and Absorption in Sparse Autoencoders*, "
+    "arXiv 2409.14507",
+    "Karvonen et al. 2025, *SAEBench: A Comprehensive Benchmark for Sparse Autoencoders in Language Model "
+    "Interpretability*, arXiv 2503.09532",
+)
 # Settings that mean something only with some architectures.
 ONLY_WITH = {
     "k": TOPK_FAMILY,
@@ -113,6 +158,48 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def loading(facts: Facts, formats: Sequence[str], repo: str | None) -> str:
+    """What to feed it, and one code block for each library; from the hub where the repository is known, else from this
+    folder."""
+    block, hook = facts.place.block, facts.place.transformer_lens_hook
+    module = f"the output of the module `{block}` of the transformers model; " if block else ""
+    parts = [
+        "Its files do not say which activations it reads."
+        if hook is None
+        else f"Its input: {module}in TransformerLens `{hook}`, of a model loaded without processing."
+    ]
+    for name in formats:
+        parts += [f"{LIBRARIES[name]}:", _code(name, name, repo)]
+        if facts.config.architecture in ("batchtopk", "matryoshka"):
+            held = "a JumpReLU with one threshold for all latents" if name == "saelens" else "its own class"
+            parts.append(
+                f"Written as {held}, evaluated by its threshold. The library keeps what is above it, this project what "
+                "is at or above it: the threshold written is the next smaller float32, and the latents are the same."
+            )
+    return "\n\n".join([*parts, "sae_lib:", _code("sae_lib", formats[0], repo)])
+
+
+def _code(library: str, folder: str, repo: str | None) -> str:
+    """The code that loads `folder` with a library; SAELens alone reads from the hub by itself."""
+    path = f'f"{{folder}}/{folder}"' if repo else f'"{folder}"'
+    lines = {
+        "saelens": [
+            "from sae_lens import SAE\n",
+            f'sae = SAE.from_pretrained("{repo}", "saelens")' if repo else 'sae = SAE.load_from_disk("saelens")',
+        ],
+        "dictionary_learning": [
+            "from dictionary_learning.utils import load_dictionary\n",
+            f'sae, config = load_dictionary({path}, device="cpu")',
+        ],
+        "sae_lib": ["from sae_lib.share.load import load_sae\n", f"sae = load_sae({path})"],
+    }[library]
+    if repo and library != "saelens":
+        lines.insert(0, "from huggingface_hub import snapshot_download")
+        lines.insert(2, f'folder = snapshot_download("{repo}")')
+    code = "\n".join(lines)
+    return f"```python\n{code}\n```"
 
 
 def _measured(facts: Facts) -> str:
