@@ -35,6 +35,7 @@ class LanguageModel:
             thirteenth block).
         d_in: width of the residual stream.
         vocab_size: rows of the token embedding; every token id is below it.
+        max_positions: tokens in a context, where each position has an embedding that was learned; else None.
         bos_token_id: the token that opens a context. A tokenizer without one lends its EOS, and a warning
             says so.
         special_ids: BOS, EOS, padding and every other special token: positions that no SAE sees.
@@ -61,6 +62,9 @@ class LanguageModel:
         self.d_in: int = model.config.get_text_config().hidden_size
         embedding: Any = model.get_input_embeddings()
         self.vocab_size: int = embedding.weight.shape[0]
+        learned = any(isinstance(part, nn.Embedding) and part is not embedding for part in model.base_model.modules())
+        config = model.config.get_text_config()
+        self.max_positions: int | None = config.max_position_embeddings if learned else None
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.bos_token_id = _bos_token_id(tokenizer, name)
@@ -119,8 +123,15 @@ class LanguageModel:
             self.centred, self.identity = True, f"{self.identity} centred"
 
     @torch.no_grad()
-    def residual_stream(self, tokens: Int[Tensor, "context position"]) -> Float[Tensor, "context position d_in"]:
-        """The residual stream after block `layer`, in the model's dtype. Nothing later is computed."""
+    def residual_stream(
+        self, tokens: Int[Tensor, "context position"], *, checked: bool = True
+    ) -> Float[Tensor, "context position d_in"]:
+        """The residual stream after block `layer`, in the model's dtype. Nothing later is computed.
+
+        Raises:
+            ArtifactError: more tokens in a context than the model has positions, or a token that it does not know;
+                with `checked`, NaN or infinite activations.
+        """
 
         def stop(block: nn.Module, inputs: Any, output: Any) -> None:
             self._returns_tuple = isinstance(output, tuple)
@@ -130,6 +141,9 @@ class LanguageModel:
             try:
                 self.model.base_model(input_ids=self._ids(tokens), use_cache=False)
             except _Reached as reached:
+                if checked and not (finite := reached.residual.isfinite().all(dim=-1)).all():
+                    context, position = (~finite).nonzero()[0].tolist()
+                    raise not_finite(self, f"context {context}, position {position} of those read together") from None
                 return reached.residual
         raise RuntimeError(f"the forward pass of {self.name} never reached block {self.layer}")
 
@@ -221,6 +235,16 @@ class LanguageModel:
             )
 
     def _ids(self, tokens: Tensor) -> Tensor:
+        if self.max_positions is not None and tokens.shape[1] > self.max_positions:
+            raise ArtifactError(
+                f"model: {self.name} has {self.max_positions} positions, and a context of {tokens.shape[1]} tokens is "
+                "to be read; choose another model, or shorter contexts"
+            )
+        if (largest := int(tokens.max())) >= self.vocab_size:
+            raise ArtifactError(
+                f"model: {self.name} has embeddings for {self.vocab_size} tokens, and its tokenizer gives token "
+                f"{largest}; take the tokenizer that belongs to it"
+            )
         return tokens.to(self.device, torch.long)
 
     @contextmanager
@@ -240,6 +264,14 @@ def _instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         del module.forward
+
+
+def not_finite(lm: LanguageModel, where: str) -> ArtifactError:
+    """A model's activations are NaN or infinite there."""
+    return ArtifactError(
+        f"activations: {lm.name} gives NaN or infinity after layer {lm.layer}, {where}; it computes in "
+        f"{str(lm.dtype).removeprefix('torch.')}: try another model.dtype"
+    )
 
 
 class _Reached(Exception):
