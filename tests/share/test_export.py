@@ -14,9 +14,9 @@ import torch
 import yaml
 
 from sae_lib.__main__ import main
-from sae_lib.share.export import export_run
 from sae_lib.share.card import LICENSE
 from sae_lib.share.dictionary_learning import save_dictionary_learning
+from sae_lib.share.export import export_run
 from sae_lib.share.facts import method, read_run
 from sae_lib.share.load import load_sae, load_with_origin
 from sae_lib.share.origin import place

@@ -454,7 +454,7 @@ def test_gemma_scope_files_that_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="holds more than numbers"):
         load_sae(tmp_path)
     (tmp_path / "params.npz").write_bytes(b"PK")
-    with pytest.raises(ArtifactError, match="params.npz is damaged"):
+    with pytest.raises(ArtifactError, match=r"params.npz is damaged"):
         load_sae(tmp_path)
 
 
