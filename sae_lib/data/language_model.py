@@ -122,15 +122,25 @@ class LanguageModel:
             self._block.register_forward_hook(take_off)
             self.centred, self.identity = True, f"{self.identity} centred"
 
+    def finite_stream(self, tokens: Int[Tensor, "context position"]) -> Float[Tensor, "context position d_in"]:
+        """As `residual_stream`.
+
+        Raises:
+            ArtifactError: it holds NaN or infinity; and as `residual_stream`.
+        """
+        residual = self.residual_stream(tokens)
+        finite = residual.isfinite().all(dim=-1)
+        if not finite.all():
+            context, position = (~finite).nonzero()[0].tolist()
+            raise not_finite(self, f"context {context}, position {position} of those read together")
+        return residual
+
     @torch.no_grad()
-    def residual_stream(
-        self, tokens: Int[Tensor, "context position"], *, checked: bool = True
-    ) -> Float[Tensor, "context position d_in"]:
+    def residual_stream(self, tokens: Int[Tensor, "context position"]) -> Float[Tensor, "context position d_in"]:
         """The residual stream after block `layer`, in the model's dtype. Nothing later is computed.
 
         Raises:
-            ArtifactError: more tokens in a context than the model has positions, or a token that it does not know;
-                with `checked`, NaN or infinite activations.
+            ArtifactError: a context longer than the model has positions, or a token that it does not know.
         """
 
         def stop(block: nn.Module, inputs: Any, output: Any) -> None:
@@ -141,9 +151,6 @@ class LanguageModel:
             try:
                 self.model.base_model(input_ids=self._ids(tokens), use_cache=False)
             except _Reached as reached:
-                if checked and not (finite := reached.residual.isfinite().all(dim=-1)).all():
-                    context, position = (~finite).nonzero()[0].tolist()
-                    raise not_finite(self, f"context {context}, position {position} of those read together") from None
                 return reached.residual
         raise RuntimeError(f"the forward pass of {self.name} never reached block {self.layer}")
 

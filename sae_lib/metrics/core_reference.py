@@ -190,7 +190,7 @@ def _compute(lm: LanguageModel, tokens: Tensor, kept: Tensor, batch: int) -> Cor
     total, squares = torch.zeros(lm.d_in, dtype=torch.float64), 0.0
     residuals, hidden = [], []
     for part, mask in zip(tokens.split(batch), kept.split(batch), strict=True):
-        residual = lm.residual_stream(part)
+        residual = lm.finite_stream(part)
         rows = residual.cpu()[mask].double()
         total += rows.sum(dim=0)
         squares += rows.pow(2).sum().item()

@@ -405,7 +405,7 @@ def test_sparsify_coders_that_are_refused(tmp_path, changes, message):
 def gemma_scope_folder(folder: Path) -> dict[str, torch.Tensor]:
     w = weights() | {"threshold": draw(D_SAE, seed=9).abs()}
     folder.mkdir(parents=True)
-    np.savez(folder / "params.npz", **{name: tensor.numpy() for name, tensor in w.items()})
+    np.savez(folder / "params.npz", allow_pickle=False, **{name: tensor.numpy() for name, tensor in w.items()})
     return w
 
 

@@ -93,7 +93,8 @@ def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, fold
 @torch.no_grad()
 def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference:
     pieces = prompt_pieces(lm.tokenizer)
-    alphabetic = alphabetic_words(lm.tokenizer, lm.special_ids)
+    unknown = frozenset(range(lm.vocab_size, len(lm.tokenizer)))  # a tokenizer may be larger than the embedding
+    alphabetic = alphabetic_words(lm.tokenizer, lm.special_ids | unknown)
     usable = single_token_words(lm.tokenizer, alphabetic, pieces)
     left_out = sorted(set(alphabetic) - set(usable))
     words = choose_words(usable, config.max_words, config.seed)
@@ -156,7 +157,7 @@ def residual_at_words(lm: LanguageModel, prompts: Prompts, batch: int, what: str
     starts = range(0, len(prompts.tokens), batch)
     for start in tqdm(starts, desc=what, unit="batch", disable=None):
         tokens, position = (part[start : start + batch] for part in prompts)
-        residual = lm.residual_stream(tokens.to(lm.device))
+        residual = lm.finite_stream(tokens.to(lm.device))
         at = torch.arange(len(tokens), device=residual.device)
         read.append(residual[at, position.to(residual.device)].float().cpu())
     return torch.cat(read)

@@ -170,7 +170,7 @@ def _residual_rows(lm: LanguageModel, texts: list[Tokens], batch: int) -> Iterat
             [[lm.bos_token_id, *text, *[lm.bos_token_id] * (longest - len(text))] for text in some], dtype=torch.long
         )
         kept = lm.not_special(tokens)
-        yield lm.residual_stream(tokens)[kept.to(lm.device)].cpu()
+        yield lm.finite_stream(tokens)[kept.to(lm.device)].cpu()
 
 
 def _mapped(file: Path, rows: int, width: int, dtype: torch.dtype) -> Float[Tensor, "row width"]:

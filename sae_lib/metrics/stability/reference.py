@@ -183,7 +183,7 @@ def _compute(
     has_predecessor[:, 1:] &= kept[:, :-1]
     in_text = torch.cat(
         [
-            lm.residual_stream(part)[mask.to(lm.device)].float().cpu()
+            lm.finite_stream(part)[mask.to(lm.device)].float().cpu()
             for part, mask in zip(tokens.split(prompts.lm_batch), kept.split(prompts.lm_batch), strict=True)
         ]
     )

@@ -131,7 +131,7 @@ def read_firing(
     kept = lm.not_special(tokens)
     parts = []
     for part, mask in zip(tokens.split(batch), kept.split(batch), strict=True):
-        residual = lm.residual_stream(part).reshape(-1, lm.d_in)
+        residual = lm.finite_stream(part).reshape(-1, lm.d_in)
         latents = unit_latents(sae, residual).cpu()
         parts.append(csr_array(latents.masked_fill_(~mask.reshape(-1, 1), 0).numpy()))
     activations = vstack(parts, format="csc")
