@@ -129,7 +129,8 @@ def _add_model(command: argparse._ActionsContainer, *, required: bool, text: str
 
 def _model_options(options: Options) -> dict[str, Any]:
     names = (
-        "revision", "files", "text_field", "context_length", "contexts", "device", "dtype", "cache", "any_origin", "centre",
+        "revision", "files", "text_field", "context_length", "contexts", "device", "dtype", "cache", "any_origin",
+        "centre",
     )  # fmt: skip
     return {name: getattr(options, name) for name in names}
 
