@@ -48,8 +48,10 @@ COMPONENTS = ("magnitude", "frequency", "contribution")
 # what. Ten times both is our reading.
 RUN_1 = {"optimizer": {"clip_norm": 1.0}, "temporal": {"coefficient": 1e-3}}
 
+# What group `sensitivity` varies, one at a time (column `varied`).
+WARM_UP = "warm_up"
+VARIED = ("temporal_coefficient", "resampling_threshold", WARM_UP)
 # Every schedule of the first steps: the ramps of the learning rate and of the sparsity penalty, the early resampling.
-NO_WARM_UP = "no warm-up"
 WITHOUT_WARM_UP = {
     "optimizer": {"warmup_steps": 0}, "sparsity_warmup_steps": 0, "resampling": {"warmup_steps": 0},
 }  # fmt: skip
@@ -75,7 +77,9 @@ class RunSpec:
     config: SAEConfig
     trained: bool = True
     fields: dict[str, Any] = field(default_factory=dict, compare=False)
-    """Columns of the result row that say where it stands in its group (c, r, importance ...)."""
+    """Columns of the result rows that say where it stands in its group: `level`, the sparsity of a `sweep`;
+    `paper_run`, 'run_1' to 'run_4' of `sequence`; `varied`, one of `VARIED`; `importance` and the part that is
+    `dropped` from it ('nothing', or None for the product)."""
 
 
 def expected_calibration(profile: Profile) -> Calibration:
@@ -96,7 +100,7 @@ def sweep_runs(profile: Profile, method: str, dropout_probability: float = 0.3) 
     return [
         RunSpec(
             "sweep", method, f"{knob.replace('l1_coefficient', 'l1')}={value:g}", seed,
-            profile.sae_config(method, {knob: value} | dropout),
+            profile.sae_config(method, {knob: value} | dropout), fields={"level": value},
         )
         for value in values
         for seed in settings.seeds
@@ -158,10 +162,11 @@ def _as_written(profile: Profile, known: Calibration) -> list[RunSpec]:
 
 
 def _temporal(
-    profile: Profile, known: Calibration, group: Group, label: str, overrides: dict[str, Any]
+    profile: Profile, known: Calibration, group: Group, label: str, overrides: dict[str, Any], **fields: Any
 ) -> list[RunSpec]:
     config = calibrated(profile, known, "temporal_sae", overrides)
-    return [RunSpec(group, "temporal_sae", label, seed, config) for seed in profile.training.ablation_seeds]
+    seeds = profile.training.ablation_seeds
+    return [RunSpec(group, "temporal_sae", label, seed, config, fields=fields) for seed in seeds]
 
 
 def _factorial(profile: Profile, known: Calibration) -> list[RunSpec]:
@@ -184,46 +189,52 @@ def _sequence(profile: Profile, known: Calibration) -> list[RunSpec]:
     # The paper's own sparsity coefficient: run 4 is the SAE that the as-written table shows.
     written = profile.as_written.get("temporal_sae", {})
     return [
-        RunSpec("sequence", "temporal_sae", label, seed, profile.sae_config("temporal_sae", merged(written, change)))
+        RunSpec(
+            "sequence", "temporal_sae", label, seed, profile.sae_config("temporal_sae", merged(written, change)),
+            fields={"paper_run": label.replace(" ", "_")},
+        )
         for label, change in runs.items()
         for seed in profile.training.ablation_seeds
-    ]
+    ]  # fmt: skip
 
 
 def _sensitivity(profile: Profile, known: Calibration) -> list[RunSpec]:
     default = calibrated(profile, known, "temporal_sae")
     assert default.temporal and default.resampling
-    variants: dict[str, dict[str, Any]] = {
-        f"temporal coefficient {value:g}": {"temporal": {"coefficient": value}}
+    variants: dict[tuple[str, str], dict[str, Any]] = {
+        ("temporal_coefficient", f"temporal coefficient {value:g}"): {"temporal": {"coefficient": value}}
         for value in (default.temporal.coefficient, *profile.ablations.temporal_coefficients)
     }
     variants |= {
-        f"resampling threshold {value:g}": {"resampling": {"threshold": value}}
+        ("resampling_threshold", f"resampling threshold {value:g}"): {"resampling": {"threshold": value}}
         for value in profile.ablations.resampling_thresholds
     }
-    variants[NO_WARM_UP] = WITHOUT_WARM_UP
+    variants[WARM_UP, "no warm-up"] = WITHOUT_WARM_UP
     return [
-        spec for label, change in variants.items() for spec in _temporal(profile, known, "sensitivity", label, change)
+        spec
+        for (varied, label), change in variants.items()
+        for spec in _temporal(profile, known, "sensitivity", label, change, varied=varied)
     ]
 
 
 def _atm(
-    profile: Profile, known: Calibration, group: Group, label: str, masking: dict[str, Any], seeds: Any
+    profile: Profile, known: Calibration, group: Group, label: str, masking: dict[str, Any], seeds: Any, **fields: Any
 ) -> list[RunSpec]:
     config = calibrated(profile, known, "atm", {"masking": masking})
-    fields = {"importance": label} if group == "atm_importance" else {}
     return [RunSpec(group, "atm", label, seed, config, fields=fields) for seed in seeds]
 
 
 def _atm_importance(profile: Profile, known: Calibration) -> list[RunSpec]:
-    variants: dict[str, dict[str, Any]] = {"+".join(COMPONENTS): {}}
-    for dropped in COMPONENTS:
-        kept = tuple(part for part in COMPONENTS if part != dropped)
-        variants["+".join(kept)] = {"components": kept}
-    variants["product"] = {"combine": "product"}
+    variants: dict[str, tuple[str | None, dict[str, Any]]] = {"+".join(COMPONENTS): ("nothing", {})}
+    for part in COMPONENTS:
+        kept = tuple(other for other in COMPONENTS if other != part)
+        variants["+".join(kept)] = (part, {"components": kept})
+    variants["product"] = (None, {"combine": "product"})
     seeds = profile.training.ablation_seeds
     return [
-        s for label, masking in variants.items() for s in _atm(profile, known, "atm_importance", label, masking, seeds)
+        spec
+        for label, (dropped, masking) in variants.items()
+        for spec in _atm(profile, known, "atm_importance", label, masking, seeds, importance=label, dropped=dropped)
     ]
 
 

@@ -24,6 +24,8 @@ METHODS: dict[str, str] = {
     "untrained": "Untrained",
 }
 MAIN_METHODS = tuple(METHODS)[:10]
+# What the other methods are compared with.
+BASELINE = "standard"
 # Methods of toy data alone.
 TOY_METHODS: dict[str, str] = {
     "matryoshka": "Matryoshka",

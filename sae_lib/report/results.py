@@ -1,11 +1,7 @@
-"""The tidy tables of one profile, as the evaluation notebooks leave them.
-
-Which rows of the results belong to which comparison.
-"""
+"""The tidy tables of one profile, as the notebooks leave them, and which of their rows belong to which comparison."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,67 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lib.report.names import IMPORTANCE_PARTS
+from sae_lib.profiles.profile import Profile
+from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, in_order
 from sae_lib.report.statistics import Interval, by_seed, difference, pair_values
 from sae_lib.util.errors import ArtifactError
 
 # SAEs within this factor of a common L0 stand at matched L0.
 MATCHED_L0 = 1.25
-
-
-def l0_is_matched(values: Iterable[float]) -> bool:
-    """Whether there is an L0 from which none of `values` is off by more than `MATCHED_L0`."""
-    known = [float(value) for value in values if value > 0]
-    return bool(known) and max(known) <= MATCHED_L0**2 * min(known)
-
-
-def rows_of(evaluation: pd.DataFrame, *groups: str) -> pd.DataFrame:
-    """The rows of `groups`. Raises ArtifactError when there are none."""
-    rows = evaluation[evaluation["group"].isin(groups)]
-    if rows.empty:
-        raise ArtifactError(
-            f"evaluation: no rows of group {' or '.join(groups)}; run notebooks 02 to 04 at this profile"
-        )
-    return rows
-
-
-def toy_rows(
-    toy_summary: pd.DataFrame, experiment: str, toy: str | None = None, method: str | None = None
-) -> pd.DataFrame:
-    """The rows of one experiment on toy data, of one toy and one method where they are named."""
-    rows = toy_summary[toy_summary["experiment"] == experiment]
-    rows = rows if toy is None else rows[rows["toy"] == toy]
-    return rows if method is None else rows[rows["method"] == method]
-
-
-def sequence_numbers(rows: pd.DataFrame) -> pd.Series:
-    """The number of each row of group `sequence`, whose label is 'run 1' to 'run 4'."""
-    return rows["label"].astype(str).str.extract(r"run ([1-4])$", expand=False).astype(float)
-
-
-# What is dropped from ATM's importance -> the name of the row. "" is nothing.
-DROPPED: dict[str, str] = {"": "all parts"} | {part: f"without {part}" for part in IMPORTANCE_PARTS}
-
-
-def dropped_part(importance: Any) -> str | None:
-    """The part missing from an `importance` such as 'magnitude+frequency'; '' for none, None for anything else.
-
-    >>> dropped_part("magnitude+frequency")
-    'contribution'
-    """
-    named = set(re.findall(r"[a-z_]+", str(importance)))
-    missing = [part for part in IMPORTANCE_PARTS if part not in named]
-    if not named <= set(IMPORTANCE_PARTS) or len(missing) > 1:
-        return None
-    return missing[0] if missing else ""
-
-
-def drop_effect(parts: pd.DataFrame, column: str, part: str) -> Interval:
-    """`column` without `part` of the importance, minus with all parts, seed by seed (rows of group
-    `atm_importance`)."""
-    dropped = parts["importance"].map(dropped_part)
-    return difference(by_seed(parts[dropped == part], column), by_seed(parts[dropped == ""], column))
-
+# What is dropped from ATM's importance (column `dropped`) -> the name of the row.
+DROPPED: dict[str, str] = {"nothing": "all parts"} | {part: f"without {part}" for part in IMPORTANCE_PARTS}
 
 # What every check may rely on; a table that was not made is empty, a column that was not made is NaN.
 KEYS: dict[str, tuple[str, ...]] = {
@@ -85,6 +29,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "seed_stability": ("group", "method", "seed_a", "seed_b"),
     "toy": ("method", "seed", "kind", "row", "latent", "value"),
     "toy_summary": ("experiment", "toy", "method", "label", "seed"),
+    "probe": ("letter", "test_words", "probe_f1"),
 }
 # Columns of seed_stability.
 PAIR_METRICS = ("matched_cosine", "max_cosine", "share_matched")
@@ -100,7 +45,8 @@ def _empty(name: str) -> pd.DataFrame:
 class Results:
     """`evaluation`: one row per SAE; `letters`: per SAE and letter; `density`: firing-rate histograms; `history`:
     training logs; `probing_tasks`: per SAE and sparse-probing task; `seed_stability`: per method and pair of seeds;
-    `toy` and `toy_summary`: SAEs on data with known features (columns in `absorption_figures` and `toy_checks`)."""
+    `toy` and `toy_summary`: SAEs on data with known features (columns in `figures.absorption` and `toy_checks`);
+    `probe`: the language model's ground-truth probe by letter."""
 
     evaluation: pd.DataFrame = field(default_factory=lambda: _empty("evaluation"))
     letters: pd.DataFrame = field(default_factory=lambda: _empty("letters"))
@@ -110,6 +56,7 @@ class Results:
     seed_stability: pd.DataFrame = field(default_factory=lambda: _empty("seed_stability"))
     toy: pd.DataFrame = field(default_factory=lambda: _empty("toy"))
     toy_summary: pd.DataFrame = field(default_factory=lambda: _empty("toy_summary"))
+    probe: pd.DataFrame = field(default_factory=lambda: _empty("probe"))
 
     @classmethod
     def load(cls, folder: Path | str) -> Results:
@@ -129,16 +76,17 @@ class Results:
                 tables[name] = pd.concat(parts, ignore_index=True)
         return cls(**tables)
 
-    def rows(self, group: str, method: str) -> pd.DataFrame:
-        """The evaluation rows of one method in one group; in group `sequence`, method is 'run_1' to 'run_4'."""
-        return select(self.evaluation, group, method)
+    def inputs(self, profile: Profile) -> dict[str, Any]:
+        """What the tables and figures of a report are made from, by name: these tables, and two of the settings."""
+        settings = {"compare_at": profile.sweep.compare_at, "least_f1": profile.evaluation.absorption.min_probe_f1}
+        return vars(self) | settings
 
     def seeds(self, group: str, method: str, metric: str) -> pd.Series:
         """`metric` of one method by seed: from `evaluation`, or `seed_stability` if it belongs to pairs of seeds."""
         if metric in PAIR_METRICS:
             pairs = select(self.seed_stability, group, method)
             return pair_values(pairs, metric) if metric in pairs else pd.Series(dtype=float)
-        return seeds_of(self.rows(group, method), metric)
+        return seeds_of(select(self.evaluation, group, method), metric)
 
 
 def _read(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
@@ -154,18 +102,57 @@ def _read(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
     return table
 
 
+def l0_is_matched(values: Iterable[float]) -> bool:
+    """Whether there is an L0 from which none of `values` is off by more than `MATCHED_L0`."""
+    known = [float(value) for value in values if value > 0]
+    return bool(known) and max(known) <= MATCHED_L0**2 * min(known)
+
+
+def rows_of(evaluation: pd.DataFrame, *groups: str) -> pd.DataFrame:
+    """The rows of `groups`. Raises ArtifactError when there are none."""
+    rows = evaluation[evaluation["group"].isin(groups)]
+    if rows.empty:
+        raise ArtifactError(
+            f"evaluation: no rows of group {' or '.join(groups)}; run notebooks 02 to 04 at this profile"
+        )
+    return rows
+
+
 def select(frame: pd.DataFrame, group: str, method: str) -> pd.DataFrame:
-    """The rows of `method` in `group` of any table with the columns group, method and label."""
-    rows = frame[frame["group"] == group]
-    if group == "sequence":
-        return rows[sequence_numbers(rows) == float(method.removeprefix("run_"))]
-    return rows[rows["method"] == method]
+    """The rows of one method in one group of any table with these columns; in group `sequence`, method is the paper's
+    run, 'run_1' to 'run_4'."""
+    rows, column = frame[frame["group"] == group], "paper_run" if group == "sequence" else "method"
+    return rows[rows[column] == method] if column in rows else rows.iloc[:0]
+
+
+def by_method(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Method -> its rows, in the order of every table."""
+    return {method: rows[rows["method"] == method] for method in in_order([*rows["method"]])}
+
+
+def main_rows(evaluation: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Method -> its rows at matched L0, for the methods of the main table; then those of the untrained SAEs."""
+    rows = rows_of(evaluation, "main", "untrained")
+    return by_method(rows[rows["method"].isin([*MAIN_METHODS, "untrained"])])
+
+
+def toy_rows(
+    toy_summary: pd.DataFrame, experiment: str, toy: str | None = None, method: str | None = None
+) -> pd.DataFrame:
+    """The rows of one experiment on toy data, of one toy and one method where they are named."""
+    rows = toy_summary[toy_summary["experiment"] == experiment]
+    rows = rows if toy is None else rows[rows["toy"] == toy]
+    return rows if method is None else rows[rows["method"] == method]
 
 
 def seeds_of(rows: pd.DataFrame, metric: str) -> pd.Series:
     """`metric` by seed; empty where the column was not made. `l1_per_l0` is L1 divided by L0."""
     if metric == "l1_per_l0":
         return (seeds_of(rows, "l1") / seeds_of(rows, "l0")).dropna()
-    if metric not in rows or rows.empty:
-        return pd.Series(dtype=float)
-    return by_seed(rows, metric).dropna()
+    return by_seed(rows, metric).dropna() if metric in rows and len(rows) else pd.Series(dtype=float)
+
+
+def drop_effect(parts: pd.DataFrame, column: str, part: str) -> Interval:
+    """`column` without `part` of ATM's importance, minus with all parts, seed by seed; empty without such a column."""
+    dropped = parts["dropped"] if "dropped" in parts else pd.Series(None, index=parts.index)
+    return difference(seeds_of(parts[dropped == part], column), seeds_of(parts[dropped == "nothing"], column))

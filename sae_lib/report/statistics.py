@@ -40,6 +40,11 @@ class Interval(NamedTuple):
             return f"{self.mean:+.3g} (n = {self.n}, no interval)"
         return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}] (n = {self.n})"
 
+    @property
+    def arms(self) -> list[list[float]] | None:
+        """Lengths of an error bar below and above the mean."""
+        return [[self.mean - self.low], [self.high - self.mean]] if math.isfinite(self.low) else None
+
 
 def t_interval(values: Iterable[float]) -> Interval:
     """The interval of the mean of `values`; NaN values are left out.
@@ -123,9 +128,12 @@ def main_effects(frame: pd.DataFrame, column: str, factors: Iterable[str]) -> di
     """Main effect of each two-level factor of a full factorial, over seeds.
 
     For one seed: the mean of `column` over the cells with the factor minus the mean over the cells without
-    it. A seed with a missing cell is left out, since its effects would mix.
+    it. A seed with a missing cell is left out, since its effects would mix. Without the column or a factor, effects are
+    empty.
     """
     factors = list(factors)
+    if frame.empty or not {column, *factors} <= set(frame.columns):
+        return {factor: t_interval([]) for factor in factors}
     numbers = frame.assign(**{column: pd.to_numeric(frame[column])})
     cells = numbers.groupby(["seed", *factors])[column].mean().unstack(factors)
     cells = cells.dropna() if cells.shape[1] == 2 ** len(factors) else cells.iloc[:0]

@@ -248,7 +248,7 @@ class Experiment:
 def _mask_rate(history: pd.DataFrame, values: Sequence[float], coefficient: float) -> float:
     """ATM's mean mask rate, after its warm-up, in the calibration run nearest to the chosen coefficient."""
     nearest = min(values, key=lambda value: abs(np.log(value / coefficient)))
-    rates = history.loc[(history["label"] == f"l1={nearest:g}") & (history["mask_rate"] > 0), "mask_rate"]
+    rates = history.loc[(history["level"] == nearest) & (history["mask_rate"] > 0), "mask_rate"]
     return float(rates.mean()) if len(rates) else 0.3
 
 
@@ -285,7 +285,7 @@ def opened(source: str) -> Experiment:
 
 def tag(frame: pd.DataFrame, spec: RunSpec, run: str) -> pd.DataFrame:
     """`frame` with the columns that say which SAE it belongs to."""
-    return frame.assign(run=run, group=spec.group, method=spec.method, label=spec.label, seed=spec.seed)
+    return frame.assign(run=run, group=spec.group, method=spec.method, label=spec.label, seed=spec.seed, **spec.fields)
 
 
 def concat(frames: list[pd.DataFrame]) -> pd.DataFrame:

@@ -55,7 +55,8 @@ def sae_row(rng: np.random.Generator, group: str, method: str, seed: int, centre
     return {
         "run": f"{group}-{method}-{seed}-{tag}", "group": group, "method": method, "label": "", "seed": seed,
         "architecture": "standard", "temporal": False, "resampling": False, "gradient_scaling": False,
-        "masking": False, "c": np.nan, "r": np.nan, "importance": None, "l1_coefficient": 0.04,
+        "masking": False, "c": np.nan, "r": np.nan, "importance": None, "dropped": None, "varied": None,
+        "paper_run": None, "l1_coefficient": 0.04,
         "temporal_coefficient": np.nan, "resampling_threshold": np.nan, "k": np.nan, "target_l0": np.nan,
         "d_sae": 1024, "steps": 976,
         "tokens": 999_424, "train_seconds": 20.0, "final_loss": 0.2 + 0.01 * rng.standard_normal(),
@@ -90,22 +91,24 @@ def evaluation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
         ]
     for number in (1, 2, 3, 4):
         centre = (0.05 + 0.01 * number, 0.8, 120.0)
-        rows += [sae_row(rng, "sequence", "temporal_sae", s, centre, label=f"run {number}") for s in seeds[:3]]
+        rows += [sae_row(rng, "sequence", "temporal_sae", s, centre, paper_run=f"run_{number}") for s in seeds[:3]]
     usual = {"temporal_coefficient": 1e-4, "resampling_threshold": 0.005}
     for coefficient, threshold in ((1e-4, 0.005), (1e-2, 0.005), (1.0, 0.005), (1e-4, 1e-5)):
-        name = f"resampling threshold {threshold:g}" if threshold < 0.005 else f"temporal coefficient {coefficient:g}"
+        varied = "resampling_threshold" if threshold < 0.005 else "temporal_coefficient"
+        name = f"{varied.replace('_', ' ')} {threshold if threshold < 0.005 else coefficient:g}"
         centre = (0.10 - 0.03 * (coefficient == 1), 0.84 + 0.05 * (threshold < 0.005), 17.0)
-        where = {"label": name, "temporal_coefficient": coefficient, "resampling_threshold": threshold}
+        where = {
+            "label": name,
+            "varied": varied,
+            "temporal_coefficient": coefficient,
+            "resampling_threshold": threshold,
+        }
         rows += [sae_row(rng, "sensitivity", "temporal_sae", s, centre, **where) for s in seeds[:3]]
-    rows += [
-        sae_row(rng, "sensitivity", "temporal_sae", s, (0.1, 0.7, 17.0), label="no warm-up", **usual) for s in seeds[:3]
-    ]
-    for importance, extra in (
-        ("magnitude+frequency+contribution", 0.0), ("frequency+contribution", 0.03),
-        ("magnitude+contribution", 0.04), ("magnitude+frequency", 0.05),
-    ):  # fmt: skip
+    where = {"label": "no warm-up", "varied": "warm_up"} | usual
+    rows += [sae_row(rng, "sensitivity", "temporal_sae", s, (0.1, 0.7, 17.0), **where) for s in seeds[:3]]
+    for dropped, extra in (("nothing", 0.0), ("magnitude", 0.03), ("frequency", 0.04), ("contribution", 0.05)):
         centre = (0.06 + extra, 0.87, 15.8)
-        rows += [sae_row(rng, "atm_importance", "atm", s, centre, importance=importance) for s in seeds[:3]]
+        rows += [sae_row(rng, "atm_importance", "atm", s, centre, dropped=dropped) for s in seeds[:3]]
     for c, r in itertools.product((-0.5, 0.0, 0.5, 1.0), (0.5, 1.0, 2.0, 5.0)):
         centre = (0.10 - 0.02 * c - 0.005 * r, 0.9 - 0.01 * r, 15 - c)
         rows.append(sae_row(rng, "atm_grid", "atm", seeds[0], centre, c=c, r=r))
@@ -228,16 +231,13 @@ def toy_summary(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
             "top_share": 0.3 - 0.05 * on[2] + 0.001 * rng.standard_normal(),
         }
         rows.append(row("factorial", "tree", "temporal_sae", seed, 0.9 - 0.2 * on[0], **parts, **values))
-    for importance, silent in IMPORTANCE.items():
-        rows += [row("importance", "tree", "atm", seed, silent, importance=importance) for seed in seeds]
+    for dropped, silent in IMPORTANCE.items():
+        rows += [row("importance", "tree", "atm", seed, silent, dropped=dropped) for seed in seeds]
     return pd.DataFrame(rows)
 
 
-# parts of the importance -> how often the parent is silent
-IMPORTANCE = {
-    "magnitude+frequency+contribution": 0.01, "frequency+contribution": 0.1, "magnitude+contribution": 0.2,
-    "magnitude+frequency": 0.3,
-}  # fmt: skip
+# part dropped from the importance -> how often the parent is silent
+IMPORTANCE = {"nothing": 0.01, "magnitude": 0.1, "frequency": 0.2, "contribution": 0.3}
 
 
 def seed_stability(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:

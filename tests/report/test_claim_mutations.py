@@ -17,17 +17,15 @@ from sae_lib.report.claims import ledger
 from sae_lib.report.claims.file import Claim, load_claims
 from sae_lib.report.claims.ledger import evaluate_claims, verify, write_verdicts
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS
+from sae_lib.report.claims.toy_checks import TOY_CHECKS
 from sae_lib.report.claims.verdicts import CONTRADICTED, REPRODUCED
-from sae_lib.report.results import KEYS, PAIR_METRICS, Results
+from sae_lib.report.results import KEYS, PAIR_METRICS, Results, select
 from tests.report import synthetic
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
 POCKET = load_profile("pocket")
 GEMMA = POCKET.model_copy(update={"model": POCKET.model.model_copy(update={"name": "google/gemma-2-2b"})})
 Options = Mapping[str, Any]
-# Where a check's rows are, by kind of check: those of the method, or those with the mechanism.
-TOY_EXPERIMENT = {"contrast": "matched", "level": "matched", "main_effects": "factorial", "drop_one": "importance"}
-LESS_ALL = "magnitude+frequency"  # ATM's importance without the contribution
 FAR = 50.0
 
 
@@ -50,9 +48,7 @@ def moved(results: Results, table: str, chosen: pd.Series, column: str, by: floa
 
 
 def of_method(rows: pd.DataFrame, group: str, method: str) -> pd.Series:
-    if group == "sequence":
-        return (rows["group"] == group) & (rows["label"] == method.replace("_", " "))
-    return (rows["group"] == group) & (rows["method"] == method)
+    return rows.index.isin(select(rows, group, method).index)
 
 
 def towards(results: Results, table: str, chosen: pd.Series, options: Options, verdict: str) -> Results:
@@ -72,7 +68,7 @@ def mutate_table(results: Results, table: str, options: Options, verdict: str) -
     if kind in ("contrast", "level"):
         group, method = options.get("group", "main"), options.get("first", options.get("method"))
         chosen = (
-            (rows["experiment"] == TOY_EXPERIMENT[kind]) & (rows["toy"] == options["toy"]) & (rows["method"] == method)
+            (rows["experiment"] == TOY_CHECKS[kind]) & (rows["toy"] == options["toy"]) & (rows["method"] == method)
             if toy
             else of_method(rows, group, method)
         )
@@ -81,7 +77,7 @@ def mutate_table(results: Results, table: str, options: Options, verdict: str) -
         chosen = inside & (rows[options["factors"][0]] == True)  # noqa: E712 - a column of objects
     else:
         inside = rows["experiment"] == "importance" if toy else rows["group"] == "atm_importance"
-        chosen = inside & (rows["importance"] == LESS_ALL)
+        chosen = inside & (rows["dropped"] == "contribution")
     return towards(results, table, chosen, options, verdict)
 
 
@@ -131,7 +127,7 @@ def insensitive(results: Results, options: Options, verdict: str) -> Results:
 
 def early_collapse(results: Results, options: Options, verdict: str) -> Results:
     rows = results.evaluation.copy()
-    without = (rows["group"] == "sensitivity") & (rows["label"] == "no warm-up")
+    without = (rows["group"] == "sensitivity") & (rows["varied"] == "warm_up")
     rows.loc[without, "explained_variance"] = (0.9 if verdict == REPRODUCED else 0.1) + 0.001 * rows["seed"]
     return replace(results, evaluation=rows)
 
@@ -160,8 +156,8 @@ def as_published(results: Results, claim: Claim, verdict: str) -> Results:
         if number.letter is not None:
             chosen &= rows["letter"] == number.letter
             if not chosen.any():
-                label, method = number.method.replace("_", " "), "temporal_sae"
-                keys = {"run": "x", "group": number.group, "method": method, "label": label, "letter": number.letter}
+                run = {"method": "temporal_sae", "paper_run": number.method}
+                keys = {"run": "x", "group": number.group, "label": "", "letter": number.letter} | run
                 added = [keys | {"seed": seed, number.metric: factor * float(number.value)} for seed in (42, 43)]
                 tables[name] = pd.concat([rows, pd.DataFrame(added)], ignore_index=True)
                 continue

@@ -18,19 +18,11 @@ from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.report.claims.data_checks import top_share
 from sae_lib.report.claims.file import CLAIM_IDS, CLAIMS_FILE, load_claims
 from sae_lib.report.claims.ledger import claims_table, evaluate_claims, verify, write_verdicts
-from sae_lib.report.claims.links import MAKERS, Cell, evidence_links, notebook_cells
+from sae_lib.report.claims.links import Cell, evidence_links, notebook_cells
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS, overlap, quotient, rounding
 from sae_lib.report.claims.verdicts import VERDICTS, Comparison, decide
-from sae_lib.report.figures import absorption as absorption_figures
-from sae_lib.report.figures import explaining as notebook_figures
-from sae_lib.report.figures import stability as stability_figures
-from sae_lib.report.figures import sweep as sweep_figures
-from sae_lib.report.figures import toy as toy_figures
-from sae_lib.report.figures import training as figures
 from sae_lib.report.results import KEYS, Results
 from sae_lib.report.statistics import by_seed, difference, main_effects, t_interval
-from sae_lib.report.tables import ablations as ablation_tables
-from sae_lib.report.tables import main as tables
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json, write_json
 from tests.report import synthetic
@@ -225,7 +217,7 @@ def test_toy_and_importance(results: Results) -> None:
     toys = results.toy_summary.assign(parent_silent_rate=0.001 * results.toy_summary["seed"] / 46)
     assert answer(replace(results, toy_summary=toys), "M-07")["verdict"] == "contradicted"
     rows = results.evaluation.copy()
-    rows.loc[rows["importance"] == "magnitude+frequency", "absorption_fraction"] = 0.0
+    rows.loc[rows["dropped"] == "contribution", "absorption_fraction"] = 0.0
     assert answer(replace(results, evaluation=rows), "M-08")["verdict"] == "contradicted"
 
 
@@ -259,7 +251,7 @@ def test_ground_truth_has_a_verdict_and_says_what_it_is(results: Results) -> Non
     [
         ("M-05", 0.5, "parent_silent_rate", {"experiment": "matched", "toy": "tree", "method": "atm"}),
         ("M-06", -0.2, "cos_parent_parent", {"experiment": "matched", "toy": "tree", "method": "atm"}),
-        ("M-08", -0.3, "parent_silent_rate", {"experiment": "importance", "importance": "magnitude+frequency"}),
+        ("M-08", -0.3, "parent_silent_rate", {"experiment": "importance", "dropped": "contribution"}),
         ("T-13", 0.3, "parent_silent_rate", {"experiment": "factorial", "resampling": True}),
         ("T-16", -0.92, "parent_silent_rate", {"experiment": "matched", "toy": "tree", "method": "standard"}),
         ("T-17", 1.0, "alpha_loss_correlation", {"experiment": "matched", "method": "temporal_sae"}),
@@ -383,7 +375,7 @@ def test_sensitivity(results: Results) -> None:
 def test_warm_up(results: Results) -> None:
     """T-28: explained variance is .14 lower without it; then nearly the same, no collapse; then it was not run."""
     rows = results.evaluation.copy()
-    without = (rows["group"] == "sensitivity") & (rows["label"] == "no warm-up")
+    without = (rows["group"] == "sensitivity") & (rows["varied"] == "warm_up")
     assert answer(results, "T-28")["at_this_scale"] == "reproduced"
     rows.loc[without, "explained_variance"] = 0.83
     assert answer(replace(results, evaluation=rows), "T-28")["at_this_scale"] == "contradicted"
@@ -479,10 +471,6 @@ def test_claims_link_to_their_figure_and_to_the_cell_that_makes_it(results: Resu
     assert "[toy_matched](toy_matched.png)" in see["M-05"] and "[table_main](table_main.md)" in see["M-05"]
     assert "04_evaluation.ipynb#cell-id=" in see["M-05"]
     assert (see.str.contains(".ipynb#cell-id=", regex=False)).all(), "every claim is seen in some cell"
-    for stem, maker in MAKERS.items():
-        names = (figures, absorption_figures, notebook_figures, stability_figures, sweep_figures, toy_figures)
-        modules = (*names, tables, ablation_tables)
-        assert any(callable(getattr(module, maker, None)) for module in modules), f"{stem}: nothing makes it"
 
 
 def test_cells_are_found_by_what_they_call(tmp_path: Path) -> None:
@@ -491,10 +479,11 @@ def test_cells_are_found_by_what_they_call(tmp_path: Path) -> None:
         {"cell_type": "code", "id": "b", "source": ["remain_table(x)\n", "y = 1"]},
         {"cell_type": "code", "id": "c", "source": ["z = 2\n", "main_table(x)"]},
         {"cell_type": "code", "id": "d", "source": ["main_table(x); evaluate_claims(p)"]},
+        {"cell_type": "code", "id": "e", "source": ['write_figure("stability", results)']},
     ]
     write_json(tmp_path / "04_x.ipynb", {"cells": cells})
     found = notebook_cells(tmp_path)
-    assert found == {"table_main": Cell("04_x", "c"), "claims": Cell("04_x", "d")}
+    assert found == {"table_main": Cell("04_x", "c"), "claims": Cell("04_x", "d"), "stability": Cell("04_x", "e")}
     assert [link.target for link in evidence_links(["table_main", "pareto"], found)] == [
         "table_main.md", "pareto.png", "../notebooks/04_x.ipynb#cell-id=c",
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.profiles.profile import load_profile
 from sae_lib.report.claims.file import load_claims
 from sae_lib.report.claims.ledger import evaluate_claims
-from sae_lib.report.claims.links import MAKERS, NOTEBOOKS_FROM_FIGURES, notebook_cells
+from sae_lib.report.claims.links import CALLS, NOTEBOOKS_FROM_FIGURES, notebook_cells
 from sae_lib.report.figures.style import save_figure
 from sae_lib.report.paper.build import FIGURES, as_shown, build_paper
 from sae_lib.report.paper.facts import PROVENANCE_FILE, made_from, sentences
@@ -227,7 +227,7 @@ def test_the_page_needs_nothing_but_itself(made: tuple[bytes, str]) -> None:
     assert targets
     for target in targets:
         path = target.partition("#")[0]
-        assert path.startswith(f"{NOTEBOOKS_FROM_FIGURES}/") or path.partition(".")[0] in MAKERS, target
+        assert path.startswith(f"{NOTEBOOKS_FROM_FIGURES}/") or path.partition(".")[0] in CALLS, target
 
 
 def test_the_same_results_give_the_same_bytes(made: tuple[bytes, str], folder: Path, tmp_path: Path) -> None:

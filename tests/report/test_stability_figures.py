@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sae_lib.report.figures.stability import CONTEXT_METRICS, context_table, stability_figure
+from sae_lib.report.figures.stability import stability_figure
 from sae_lib.report.figures.style import save_figure
 from sae_lib.report.names import MAIN_METHODS, method_name
+from sae_lib.report.tables.main import CONTEXT_METRICS, context_table
 from sae_lib.report.tables.write import write_table
 from sae_lib.util.errors import ArtifactError
 from tests.report import synthetic

@@ -14,11 +14,12 @@ from scipy import stats
 
 from sae_lib.profiles.profile import load_profile
 from sae_lib.report.names import MAIN_METHODS, METHODS
-from sae_lib.report.results import dropped_part, sequence_numbers
+from sae_lib.report.results import Results
 from sae_lib.report.tables import ablations as ablation_tables
 from sae_lib.report.tables import main as tables
+from sae_lib.report.tables.rows import Table
 from sae_lib.report.tables.sweep import sweep_table
-from sae_lib.report.tables.write import Table, to_latex, to_markdown, write_table
+from sae_lib.report.tables.write import TABLES, make_table, to_latex, to_markdown, write_table
 from sae_lib.util.errors import ArtifactError
 from tests.report import synthetic
 
@@ -79,7 +80,6 @@ def test_factorial_table_holds_cells_and_main_effects(evaluation: pd.DataFrame) 
 def test_sequence_table_is_in_the_papers_order(evaluation: pd.DataFrame) -> None:
     rows = ablation_tables.sequence_table(evaluation.iloc[::-1]).shown["run"]
     assert [name[:5] for name in rows] == ["Run 1", "Run 2", "Run 3", "Run 4"]
-    assert list(sequence_numbers(pd.DataFrame({"label": ["run 3", "run 1", "as written"]})).dropna()) == [3.0, 1.0]
 
 
 def test_sensitivity_table_is_in_order(evaluation: pd.DataFrame) -> None:
@@ -119,7 +119,6 @@ def test_atm_table_has_drops_effects_and_grid(evaluation: pd.DataFrame) -> None:
     assert names[:4] == ["all parts", "without magnitude", "without frequency", "without contribution"]
     assert "c = -0.5, r = 0.5" in names and len(names) == 4 + 16 + 3
     assert names[-1] == "without contribution − all parts"
-    assert dropped_part("frequency, contribution") == "magnitude" and dropped_part("product") is None
 
 
 def test_a_row_at_another_l0_is_marked(evaluation: pd.DataFrame) -> None:
@@ -219,6 +218,25 @@ def test_files_repeat_and_hold_the_numbers(evaluation: pd.DataFrame, build, tmp_
     assert latex.count(r" \\") == len(table.shown) + 1
     assert all(rule in latex for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\label{tab:t}"))
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["t.csv", "t.md", "t.tex"]
+
+
+def test_every_table_is_made_by_name() -> None:
+    results, profile = synthetic.results(), load_profile("pocket")
+    made = {name: make_table(name, results, profile) for name in TABLES}
+    assert made["table_main"].shown.equals(tables.main_table(results.evaluation).shown)
+    assert all(len(table.shown) for table in made.values())
+    with pytest.raises(ArtifactError, match="no rows"):
+        make_table("table_atm", Results(), profile)
+
+
+def test_labels_are_for_reading_alone(evaluation: pd.DataFrame) -> None:
+    """What a row is stands in columns: with other labels, and other names of the runs, every table is the same."""
+    renamed = evaluation.assign(label=evaluation["label"].where(evaluation["group"] == "sensitivity", "x"))
+    for build in (ablation_tables.sequence_table, ablation_tables.atm_table):
+        pd.testing.assert_frame_equal(build(renamed).shown, build(evaluation).shown)
+    sensitivity = evaluation.assign(label="s" + evaluation["label"])
+    shown = ablation_tables.sensitivity_table(sensitivity).shown["changed"]
+    assert list(shown) == [f"s{name}" for name in ablation_tables.sensitivity_table(evaluation).shown["changed"]]
 
 
 def test_markup_is_escaped(tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ def summary() -> pd.DataFrame:
     for method, rho in itertools.product(("temporal_strong", "temporal_previous", "variance"), (0.0, 0.9)):
         made += rows("rho", method=method, label="strong", rho=rho, toy="chain")
     made += rows("rho", method="temporal_strong", label="published", toy="chain")
-    for importance in ("magnitude+frequency+contribution", "magnitude+frequency", "product"):
-        made += rows("importance", method="atm", importance=importance)
+    for importance, dropped in (("all", "nothing"), ("magnitude+frequency", "contribution"), ("product", None)):
+        made += rows("importance", method="atm", importance=importance, dropped=dropped)
     made += rows("importance", method="dropout", importance="uniform")
     return pd.DataFrame(made)
 

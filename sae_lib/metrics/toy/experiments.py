@@ -5,7 +5,7 @@ The toys' tokens come in sequences, so the temporal penalty has adjacent tokens 
 Columns of every row: experiment, toy, method, label, seed, rho, sparsity (the l1_coefficient, k or target_l0 it was
 trained with), l0_ratio (l0 / true_l0: how close the match came), and the metrics of `score.toy_metrics` and
 `training.train_and_score`; temporal_coefficient (NaN without a penalty). Of some: temporal, resampling and
-gradient_scaling (factorial); importance.
+gradient_scaling (factorial); importance and the part dropped from it ('nothing', None for other scores).
 
 What absorption looks like: which latents fire on which inputs of a family, and where their decoder rows point.
 
@@ -238,16 +238,25 @@ def importance(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     """ATM's importance score on TREE: its three parts, each part dropped, and their product instead of their mean; and,
     as `dropout`, uniform masking as often as ATM's. Each at the true L0."""
     variants: dict[str, dict[str, Any]] = {"+".join(COMPONENTS): {}}
-    for dropped in COMPONENTS:
-        kept = tuple(part for part in COMPONENTS if part != dropped)
+    dropped = {"+".join(COMPONENTS): "nothing"}
+    for part in COMPONENTS:
+        kept = tuple(other for other in COMPONENTS if other != part)
         variants["+".join(kept)] = {"components": kept}
+        dropped["+".join(kept)] = part
     variants["product"] = {"combine": "product"}
     cells = {name: Cell(TREE, toy_config("atm", TREE, settings, {"masking": m})) for name, m in variants.items()}
     cells["uniform"] = _cell(pool, settings, TREE, "dropout")
     groups: list[Group] = [
-        ({"method": "dropout" if name == "uniform" else "atm", "label": name, "importance": name}, cell, value)
+        (
+            {
+                "method": "dropout" if name == "uniform" else "atm", "label": name, "importance": name,
+                "dropped": dropped.get(name),
+            },
+            cell,
+            value,
+        )
         for (name, cell), value in zip(cells.items(), match_l0(pool, [*cells.values()], settings), strict=True)
-    ]
+    ]  # fmt: skip
     return _rows(pool, settings, "importance", groups, settings.seeds)
 
 

@@ -1,8 +1,6 @@
 """What the results say about a claim, over seeds.
 
 Each check reduces to comparisons: a quantity with a 95 % t interval over seeds, and the sign that the paper gives it.
-
-What training logs and firing rates say about a claim, over seeds.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sae_lib.profiles.runs import NO_WARM_UP
+from sae_lib.profiles.runs import WARM_UP
 from sae_lib.report.claims.verdicts import (
     CONTRADICTED,
     NOT_REPRODUCED,
@@ -27,10 +25,127 @@ from sae_lib.report.claims.verdicts import (
 )
 from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METRICS, method_name
 from sae_lib.report.results import Results, drop_effect, l0_is_matched, seeds_of, select
-from sae_lib.report.statistics import difference, main_effects, t_interval
+from sae_lib.report.statistics import Interval, difference, main_effects, t_interval
+
+Options = Mapping[str, Any]
+# The values of a metric by seed, of one method.
+Seeds = Callable[[str, str], pd.Series]
+
+# Absorption is never told without these.
+_BESIDE = ("l0", "explained_variance", "ce_score")
+_DECIDED_BY_L0 = (
+    "absorption_fraction", "absorption_full", "explained_variance", "ce_score", "num_split_features", "probing_k1",
+    "probing_k5", "matched_cosine", "context_firing", "token_change",
+)  # fmt: skip
 
 
-def alpha_follows_loss(results: Results, options: Mapping[str, Any]) -> Outcome:
+def metric_label(name: str) -> str:
+    """What a reason calls a metric."""
+    return METRICS[name].label if name in METRICS else name.replace("_", " ").replace("l1 per l0", "L1 / L0")
+
+
+def wanted(name: str, interval: Interval, want: Mapping[str, Any]) -> Comparison:
+    """The comparison of an entry of `wants`."""
+    return Comparison(name, interval, want["want"], want.get("margin", 0.0))
+
+
+def contrasts(seeds: Seeds, options: Options, place: str = "") -> list[Comparison]:
+    """Method `first` against each of `second`, seed by seed, in each metric of `wants`; a name begins with `place`."""
+    first = options["first"]
+    return [
+        wanted(
+            f"{place}{metric_label(want['metric'])}, {method_name(first)} − {method_name(other)}:",
+            difference(seeds(first, want["metric"]), seeds(other, want["metric"])),
+            want,
+        )
+        for want in options["wants"]
+        for other in options["second"]
+    ]
+
+
+def levels(seeds: Seeds, options: Options, place: str = "") -> list[Comparison]:
+    """Metrics of one method, each against its `bound`, or `against` another metric of the same SAEs."""
+    method, comparisons = options["method"], []
+    for want in options["wants"]:
+        values = seeds(method, want["metric"])
+        bound = seeds(method, want["against"]) if "against" in want else want["bound"]
+        minus = metric_label(want["against"]) if "against" in want else f"{bound:g}"
+        name = f"{place}{metric_label(want['metric'])} of {method_name(method)} {t_interval(values)}, minus {minus}:"
+        comparisons.append(wanted(name, t_interval((values - bound).dropna()), want))
+    return comparisons
+
+
+def effects(rows: pd.DataFrame, options: Options, place: str = "") -> list[Comparison]:
+    """Main effects of mechanisms in the 2x2x2 factorial."""
+    return [
+        wanted(
+            f"{place}effect of {MECHANISMS[factor]} on {metric_label(want['metric'])}:",
+            main_effects(rows, want["metric"], MECHANISMS)[factor],
+            want,
+        )
+        for factor in options["factors"]
+        for want in options["wants"]
+    ]
+
+
+def drops(rows: pd.DataFrame, options: Options, place: str = "") -> list[Comparison]:
+    """Each part of ATM's importance dropped, against all parts."""
+    return [
+        wanted(f"{place}{metric_label(want['metric'])} without {part}:", drop_effect(rows, want["metric"], part), want)
+        for part in IMPORTANCE_PARTS
+        for want in options["wants"]
+    ]
+
+
+def contrast(results: Results, options: Options) -> Outcome:
+    """`contrasts` in a group of the results; at matched L0, where the metric depends on L0."""
+    group = options.get("group", "main")
+
+    def seeds(method: str, metric: str) -> pd.Series:
+        return results.seeds(group, method, metric)
+
+    state = {
+        method: {metric: t_interval(seeds(method, metric)).mean for metric in _BESIDE}
+        for method in (options["first"], *options["second"])
+    }
+    note = "".join(
+        f"; {method_name(method)} at " + ", ".join(f"{metric_label(m)} {value:.3g}" for m, value in values.items())
+        for method, values in state.items()
+    )
+    outcome = decide(contrasts(seeds, options), note)
+    bound_to_l0 = group == "main" and any(want["metric"] in _DECIDED_BY_L0 for want in options["wants"])
+    return only_at_matched_l0(outcome, not bound_to_l0 or l0_is_matched(values["l0"] for values in state.values()))
+
+
+def only_at_matched_l0(outcome: Outcome, matched: bool) -> Outcome:
+    """`outcome`, or that nothing follows from it."""
+    if matched or outcome.verdict == NOT_RUN:
+        return outcome
+    return Outcome(NOT_RUN, f"L0 is not matched, so nothing follows from: {outcome.reason}")
+
+
+def level(results: Results, options: Options) -> Outcome:
+    """`levels` in a group of the results."""
+    group = options.get("group", "main")
+    return decide(levels(lambda method, metric: results.seeds(group, method, metric), options))
+
+
+def factorial_effects(results: Results, options: Options) -> Outcome:
+    """`effects` in group `factorial`, with those on L0."""
+    rows = results.evaluation[results.evaluation["group"] == "factorial"]
+    on_l0 = main_effects(rows, "l0", MECHANISMS)
+    note = "; on L0 " + ", ".join(f"{on_l0[factor].mean:+.3g}" for factor in options["factors"])
+    return decide(effects(rows, options), note)
+
+
+def drop_one(results: Results, options: Options) -> Outcome:
+    """`drops` in group `atm_importance`, with those on L0."""
+    rows = results.evaluation[results.evaluation["group"] == "atm_importance"]
+    note = "; on L0 " + ", ".join(f"{drop_effect(rows, 'l0', part).mean:+.3g}" for part in IMPORTANCE_PARTS)
+    return decide(drops(rows, options), note)
+
+
+def alpha_follows_loss(results: Results, options: Options) -> Outcome:
     """Rank correlation, within each run, of the penalty's alpha and the reconstruction loss: negative in the paper."""
     rows = select(results.history, options["group"], options["method"])
     if not {"alpha", "reconstruction"} <= set(rows.columns):
@@ -64,15 +179,13 @@ def top_share(histogram: pd.DataFrame, top: float) -> float:
     return float((rate * taken).sum()) / total if total > 0 else math.nan
 
 
-def dominance(results: Results, options: Mapping[str, Any]) -> Outcome:
+def dominance(results: Results, options: Options) -> Outcome:
     """Main effect of a mechanism on `top_share` in the factorial."""
     rows = results.evaluation[results.evaluation["group"] == "factorial"]
     # An SAE that stands in several groups has one histogram for each.
     histograms = results.density[results.density["run"].isin(rows["run"])].drop_duplicates(["run", "log10_rate_left"])
     shares = {run: top_share(part, options["top"]) for run, part in histograms.groupby("run")}
-    if not set(MECHANISMS) <= set(rows.columns) or not shares:
-        return Outcome(NOT_RUN, "no firing-rate histograms of the factorial")
-    rows = rows.assign(share=rows["run"].map(shares))
+    rows = rows.assign(share=rows["run"].map(shares).astype(float))
     factor = options["factor"]
     effect = main_effects(rows, "share", MECHANISMS)[factor]
     mean = t_interval(seeds_of(rows, "share")).mean
@@ -80,7 +193,7 @@ def dominance(results: Results, options: Mapping[str, Any]) -> Outcome:
     return decide([Comparison(name, effect, "lower")])
 
 
-def fluctuation(results: Results, options: Mapping[str, Any]) -> Outcome:
+def fluctuation(results: Results, options: Options) -> Outcome:
     """Standard deviation of the log reconstruction loss's changes in the second half of training; same batches."""
 
     def of(method: str) -> pd.Series:
@@ -92,97 +205,12 @@ def fluctuation(results: Results, options: Mapping[str, Any]) -> Outcome:
         changes = {seed: np.diff(np.log(part["reconstruction"])) for seed, part in rows.groupby("seed")}
         return pd.Series({seed: c.std(ddof=1) for seed, c in changes.items() if len(c) > 1}, dtype=float)
 
-    first, ours = options["first"], of(options["first"])
-    return decide(
-        [
-            Comparison(
-                f"fluctuation, {method_name(first)} − {method_name(method)}:",
-                difference(ours, of(method)),
-                options["want"],
-            )
-            for method in options["second"]
-        ]
-    )
+    ours, name = of(options["first"]), f"fluctuation, {method_name(options['first'])}"
+    gaps = {method: difference(ours, of(method)) for method in options["second"]}
+    return decide([wanted(f"{name} − {method_name(method)}:", gap, options) for method, gap in gaps.items()])
 
 
-# Absorption is never told without these.
-_BESIDE = ("l0", "explained_variance", "ce_score")
-_DECIDED_BY_L0 = (
-    "absorption_fraction",
-    "absorption_full",
-    "explained_variance",
-    "ce_score",
-    "num_split_features",
-    "probing_k1",
-    "probing_k5",
-    "matched_cosine",
-    "context_firing",
-    "token_change",
-)
-
-
-def contrast(results: Results, options: Mapping[str, Any]) -> Outcome:
-    """Method `first` against each of `second`, seed by seed, in each metric of `wants`."""
-    group, first = options.get("group", "main"), options["first"]
-    comparisons, state = [], {}
-    for method in (first, *options["second"]):
-        state[method] = {metric: t_interval(results.seeds(group, method, metric)).mean for metric in _BESIDE}
-    for want in options["wants"]:
-        metric = want["metric"]
-        ours = results.seeds(group, first, metric)
-        for method in options["second"]:
-            theirs = results.seeds(group, method, metric)
-            name = f"{metric_label(metric)}, {method_name(first)} − {method_name(method)}:"
-            comparisons.append(Comparison(name, difference(ours, theirs), want["want"], want.get("margin", 0.0)))
-    note = "".join(
-        f"; {method_name(method)} at " + ", ".join(f"{metric_label(m)} {value:.3g}" for m, value in values.items())
-        for method, values in state.items()
-    )
-    outcome = decide(comparisons, note)
-    bound_to_l0 = group == "main" and any(want["metric"] in _DECIDED_BY_L0 for want in options["wants"])
-    if outcome.verdict != NOT_RUN and bound_to_l0 and not l0_is_matched(values["l0"] for values in state.values()):
-        return Outcome(NOT_RUN, f"L0 is not matched, so nothing follows from: {outcome.reason}")
-    return outcome
-
-
-def level(results: Results, options: Mapping[str, Any]) -> Outcome:
-    """Metrics of one method, each against its `bound`, or `against` another metric of the same SAEs."""
-    group, method = options.get("group", "main"), options["method"]
-    comparisons = []
-    for want in options["wants"]:
-        values = results.seeds(group, method, want["metric"])
-        told = f"{metric_label(want['metric'])} of {method_name(method)} {t_interval(values)}, minus "
-        if "against" in want:
-            gap = difference(values, results.seeds(group, method, want["against"]))
-            comparisons.append(Comparison(f"{told}{metric_label(want['against'])}:", gap, want["want"]))
-        else:
-            gap = t_interval(values - want["bound"])
-            comparisons.append(Comparison(f"{told}{want['bound']:g}:", gap, want["want"]))
-    return decide(comparisons)
-
-
-def factorial_effects(results: Results, options: Mapping[str, Any]) -> Outcome:
-    """Main effects of mechanisms in the 2x2x2 factorial."""
-    rows = results.evaluation[results.evaluation["group"] == "factorial"]
-    metrics = {want["metric"] for want in options["wants"]} | {"l0"}
-    if rows.empty or not metrics | set(MECHANISMS) <= set(rows.columns):
-        return Outcome(NOT_RUN, "no results for the factorial of the mechanisms")
-    effects = {metric: main_effects(rows, metric, MECHANISMS) for metric in metrics}
-    comparisons = [
-        Comparison(
-            f"effect of {MECHANISMS[factor]} on {metric_label(want['metric'])}:",
-            effects[want["metric"]][factor],
-            want["want"],
-            want.get("margin", 0.0),
-        )
-        for factor in options["factors"]
-        for want in options["wants"]
-    ]
-    note = "; on L0 " + ", ".join(f"{effects['l0'][factor].mean:+.3g}" for factor in options["factors"])
-    return decide(comparisons, note)
-
-
-def rare_letters(results: Results, options: Mapping[str, Any]) -> Outcome:
+def rare_letters(results: Results, options: Options) -> Outcome:
     """Full absorption of the third of the letters with the fewest words: zero, or above the others'."""
     rows = select(results.letters, "main", options["method"])
     words = rows.groupby("letter")["test_words"].mean().sort_values(kind="stable")
@@ -203,45 +231,26 @@ def rare_letters(results: Results, options: Mapping[str, Any]) -> Outcome:
     return Outcome(CONTRADICTED if gap.low > 0 else NOT_REPRODUCED, reason)
 
 
-def seeds(results: Results, options: Mapping[str, Any]) -> Outcome:
+def seeds(results: Results, options: Options) -> Outcome:
     """Whether each method of the main table has exactly the seeds of the paper."""
-    wanted = set(options["seeds"])
-    have = {method: set(results.rows("main", method)["seed"].astype(int)) for method in MAIN_METHODS}
+    asked = set(options["seeds"])
+    have = {method: {*select(results.evaluation, "main", method)["seed"].astype(int)} for method in MAIN_METHODS}
     if not any(have.values()):
         return Outcome(NOT_RUN, "no results for the main table")
-    short = [method_name(method) for method, found in have.items() if found != wanted]
-    spread = f"seeds {min(wanted)} to {max(wanted)}"
+    short = [method_name(method) for method, found in have.items() if found != asked]
+    spread = f"seeds {min(asked)} to {max(asked)}"
     if short:
         return Outcome(NOT_REPRODUCED, f"other seeds than {spread} for {', '.join(short)}")
     return Outcome(REPRODUCED, f"every method of the main table has {spread}; the paper gives no spread, we do")
 
 
-def drop_one(results: Results, options: Mapping[str, Any]) -> Outcome:
-    """Each part of ATM's importance dropped, against all parts."""
-    rows = results.evaluation[results.evaluation["group"] == "atm_importance"]
-    if not {"importance", "l0", *(want["metric"] for want in options["wants"])} <= set(rows.columns):
-        return Outcome(NOT_RUN, "no results for ATM's importance")
-    comparisons = [
-        Comparison(
-            f"{metric_label(want['metric'])} without {part}:",
-            drop_effect(rows, want["metric"], part),
-            want["want"],
-            want.get("margin", 0.0),
-        )
-        for part in IMPORTANCE_PARTS
-        for want in options["wants"]
-    ]
-    note = "; on L0 " + ", ".join(f"{drop_effect(rows, 'l0', part).mean:+.3g}" for part in IMPORTANCE_PARTS)
-    return decide(comparisons, note)
-
-
-def sensitivity(results: Results, options: Mapping[str, Any]) -> Outcome:
+def sensitivity(results: Results, options: Options) -> Outcome:
     """Whether other values of each parameter change a metric by more than `margin`: both do, or neither does."""
     rows, margin = results.evaluation[results.evaluation["group"] == "sensitivity"], options["margin"]
-    rows = rows[rows["label"] != NO_WARM_UP]
     parameters = {"temporal_coefficient": "temporal coefficient", "resampling_threshold": "resampling threshold"}
-    if rows.empty or not {*parameters, *options["metrics"]} <= set(rows.columns):
+    if rows.empty or not {"varied", *parameters, *options["metrics"]} <= set(rows.columns):
         return Outcome(NOT_RUN, "no results for other coefficients and thresholds")
+    rows = rows[rows["varied"] != WARM_UP]
     default = {p: rows[p].mode().iloc[0] if rows[p].notna().any() else math.nan for p in parameters}
     usual = rows[(rows[list(parameters)] == pd.Series(default)).all(axis=1)]
     matters, indifferent, told = {}, True, []
@@ -264,25 +273,19 @@ def sensitivity(results: Results, options: Mapping[str, Any]) -> Outcome:
     return Outcome(CONTRADICTED if indifferent else NOT_REPRODUCED, reason)
 
 
-def warm_up(results: Results, options: Mapping[str, Any]) -> Outcome:
+def warm_up(results: Results, options: Options) -> Outcome:
     """TemporalSAE without any schedule of its first steps, against the method as it is: a collapse is a fall of the
     metric by more than `fall`.
     """
     metric, fall = options["metric"], options["fall"]
     rows = select(results.evaluation, "sensitivity", "temporal_sae")
-    without = seeds_of(rows[rows["label"] == NO_WARM_UP], metric)
+    without = seeds_of(rows[rows["varied"] == WARM_UP] if "varied" in rows else rows, metric)
     change = difference(without, results.seeds("main", "temporal_sae", metric) - fall)
-    return decide(
-        [Comparison(f"{metric_label(metric)} without the warm-up − with it, plus {fall:g}:", change, "lower")]
-    )
+    name = f"{metric_label(metric)} without the warm-up − with it, plus {fall:g}:"
+    return decide([Comparison(name, change, "lower")])
 
 
-def metric_label(name: str) -> str:
-    """What a reason calls a metric."""
-    return METRICS[name].label if name in METRICS else name.replace("_", " ").replace("l1 per l0", "L1 / L0")
-
-
-DATA_CHECKS: dict[str, Callable[[Results, Mapping[str, Any]], Outcome]] = {
+DATA_CHECKS: dict[str, Callable[[Results, Options], Outcome]] = {
     "contrast": contrast,
     "main_effects": factorial_effects,
     "level": level,

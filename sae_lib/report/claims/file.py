@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sae_lib.profiles.profile import explain
 from sae_lib.report.claims.data_checks import DATA_CHECKS
-from sae_lib.report.claims.links import MAKERS
+from sae_lib.report.claims.links import CALLS
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS
 from sae_lib.report.claims.toy_checks import TOY_CHECKS
 from sae_lib.report.names import Direction
@@ -70,9 +70,9 @@ class Claim(Strict):
             raise ValueError(f"toy_check.kind '{self.toy_check.get('kind')}' is none of {', '.join(TOY_CHECKS)}")
         if self.toy_check is not None and not self.toy_check.get("evidence"):
             raise ValueError("toy_check.evidence is missing: say in one line what is counted on the toy data")
-        unknown = [stem for stem in self.shown if stem not in MAKERS]
+        unknown = [stem for stem in self.shown if stem not in CALLS]
         if unknown:
-            raise ValueError(f"shown '{unknown[0]}' is none of {', '.join(MAKERS)}")
+            raise ValueError(f"shown '{unknown[0]}' is none of {', '.join(CALLS)}")
         if self.about == "paper" and self.paper_check is None:
             raise ValueError("a claim about the paper needs a paper_check")
         if not (self.paper_check or self.data_check or self.toy_check or self.tolerance):

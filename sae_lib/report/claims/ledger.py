@@ -11,7 +11,7 @@ from sae_lib.report.claims.data_checks import DATA_CHECKS
 from sae_lib.report.claims.file import Claim, PublishedNumber, load_claims, require_claim_ids
 from sae_lib.report.claims.links import evidence_links, notebook_cells
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS, PaperOutcome
-from sae_lib.report.claims.toy_checks import TOY_CHECKS
+from sae_lib.report.claims.toy_checks import check_on_toys
 from sae_lib.report.claims.verdicts import (
     CONTRADICTED,
     INCONSISTENT,
@@ -24,7 +24,7 @@ from sae_lib.report.claims.verdicts import (
 from sae_lib.report.names import ARROWS
 from sae_lib.report.results import Results, seeds_of, select
 from sae_lib.report.statistics import t_interval
-from sae_lib.report.tables.write import Table
+from sae_lib.report.tables.rows import Table
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json, write_json
 from sae_lib.util.paths import shown
@@ -49,7 +49,7 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
     for claim in load_claims() if claims is None else claims:
         paper = _paper_outcome(claim)
         scale = DATA_CHECKS[claim.data_check["kind"]](results, claim.data_check) if claim.data_check else None
-        toy = TOY_CHECKS[claim.toy_check["kind"]](results, claim.toy_check) if claim.toy_check else None
+        toy = check_on_toys(results, claim.toy_check) if claim.toy_check else None
         # A claim about toy data alone is answered by it.
         outcome = _verdict(claim, profile, results, paper, scale or (toy if claim.about == "method" else None))
         reasons = [outcome.reason, paper.reason if paper else "", scale.reason if scale else ""]

@@ -10,38 +10,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from sae_lib.report.figures.write import FIGURES
+from sae_lib.report.tables.write import TABLES
 from sae_lib.util.files import read_json
 from sae_lib.util.paths import NOTEBOOKS
 
-# File in the figures folder, without its ending -> the function that makes it.
-MAKERS: dict[str, str] = {
-    "training_curves": "training_curves",
-    "key_metrics": "key_metrics",
-    "absorption_picture": "absorption_picture",
-    "absorption_by_letter": "letters_figure",
-    "ablation_effects": "ablation_effects",
-    "firing_rates": "density_figure",
-    "mechanisms": "mechanism_figure",
-    "pareto": "pareto_figure",
-    "stability": "stability_figure",
-    "toy_matched": "toy_matched_figure",
-    "toy_importance": "toy_importance_figure",
-    "table_main": "main_table",
-    "table_quality": "quality_table",
-    "table_probing": "probing_table",
-    "table_stability": "stability_table",
-    "table_contexts": "context_table",
-    "table_difference": "difference_table",
-    "table_as_written": "as_written_table",
-    "table_letters": "letters_table",
-    "table_factorial": "factorial_table",
-    "table_sequence": "sequence_table",
-    "table_sensitivity": "sensitivity_table",
-    "table_atm": "atm_table",
-}
 # What gives the verdicts; its cell is where a claim without a figure or table is seen.
 LEDGER = "claims"
-LEDGER_MAKER = "evaluate_claims"
+# File in the figures folder, without its ending -> what a cell calls that makes it: its function alone, or the writer
+# of all.
+CALLS = (
+    {name: rf'\b{make.__name__}\(|\bwrite_figure\("{name}"' for name, (make, _) in FIGURES.items()}
+    | {name: rf"\b{make.__name__}\(|\bmake_table\(" for name, (make, _) in TABLES.items()}
+    | {LEDGER: r"\bevaluate_claims\("}
+)
 # The figures folder has the notebooks beside it, in the repository as in a profile's folder.
 NOTEBOOKS_FROM_FIGURES = "../notebooks"
 
@@ -67,15 +49,15 @@ class Cell(NamedTuple):
 
 
 def notebook_cells(folder: Path = NOTEBOOKS) -> dict[str, Cell]:
-    """File stem -> the first cell of the notebooks in `folder` that calls its maker; what none calls has no entry."""
+    """File stem -> the first cell of the notebooks in `folder` that makes it; what none makes has no entry."""
     found: dict[str, Cell] = {}
     for path in sorted(folder.glob("*.ipynb")):
         for cell in read_json(path)["cells"]:
             if cell["cell_type"] != "code":
                 continue
             source = "".join(cell["source"])
-            for stem, maker in {**MAKERS, LEDGER: LEDGER_MAKER}.items():
-                if re.search(rf"\b{maker}\(", source):
+            for stem, call in CALLS.items():
+                if re.search(call, source):
                     found.setdefault(stem, Cell(path.stem, cell["id"]))
     return found
 

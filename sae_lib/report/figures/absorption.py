@@ -104,16 +104,8 @@ def absorption_picture(toy: pd.DataFrame, toy_summary: pd.DataFrame) -> tuple[Fi
             ax = axes[line, at]
             table = of_kind[of_kind["method"] == method].pivot(index="row", columns="latent", values="mean")
             table = table.reindex(index=of_kind["row"].unique(), columns=data["latent"].unique()).round(1) + 0.0
-            sns.heatmap(
-                table,
-                ax=ax,
-                annot=True,
-                fmt=".1f",
-                annot_kws={"size": 6},
-                cbar=False,
-                linewidths=0.4,
-                **scale,
-            )
+            numbers = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 6}}
+            sns.heatmap(table, ax=ax, cbar=False, linewidths=0.4, **numbers, **scale)
             ax.set(xlabel="", ylabel="")
             ax.tick_params(axis="y", rotation=0, left=at == 0)
             ax.tick_params(axis="x", rotation=90, bottom=line == 1)

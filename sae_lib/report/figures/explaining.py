@@ -1,8 +1,7 @@
-"""Figures that explain rather than conclude: the probe of the language model, the mechanisms at work, firing rates.
+"""Figures that explain rather than conclude: what SAEs see of a sentence, the probe of the language model, the
+mechanisms at work, firing rates.
 
 Each returns the figure and the numbers that are drawn, for `style.save_figure`.
-
-How each SAE sees the same sentence: which latents fire on which token.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from jaxtyping import Float
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
-from sae_lib.report.figures.style import FULL_WIDTH, GREY, look, panel
+from sae_lib.report.figures.style import FULL_WIDTH, GREY, look, panel, small_panels
 from sae_lib.report.names import MAIN_METHODS, in_order, method_name
 from sae_lib.report.results import rows_of
 
@@ -51,34 +50,18 @@ def sentence_figure(
         mean share that were on at the token before.
     """
     methods = in_order(list(latents))
-    columns = min(5, len(methods))
-    lines = -(-len(methods) // columns)
-    fig, axes = plt.subplots(
-        lines,
-        columns,
-        figsize=(FULL_WIDTH, 0.7 + 1.35 * lines),
-        sharex=True,
-        squeeze=False,
-        gridspec_kw={"hspace": 0.05},
-    )
+    fig, axes = small_panels(methods, 1.35, 0.7, gridspec_kw={"hspace": 0.05})
     rows = []
     for ax, method in zip(axes.flat, methods, strict=False):
         f = latents[method]
-        shown = strongest_latents(f)
         fade = LinearSegmentedColormap.from_list(method, [(1, 1, 1), to_rgb(look(method).color)])
-        ax.imshow(shown, aspect="auto", cmap=fade, vmin=0, vmax=1, interpolation="nearest")
-        ax.set_title(method_name(method), loc="center", fontsize=7)
+        ax.imshow(strongest_latents(f), aspect="auto", cmap=fade, vmin=0, vmax=1, interpolation="nearest")
+        ax.set_xticks(range(len(pieces)), pieces, rotation=90, fontsize=6)
+        ax.tick_params(axis="x", length=0)
         ax.set_yticks([])
         on = f > 0
         kept = (on[1:] & on[:-1]).sum(axis=1) / np.maximum(on[1:].sum(axis=1), 1)
         rows.append({"method": method, "l0": on.sum(axis=1).mean(), "kept": kept.mean()})
-    for ax in axes.flat[len(methods) :]:
-        ax.set_axis_off()
-    for ax in axes.flat[max(len(methods) - columns, 0) : len(methods)]:
-        ax.set_xticks(range(len(pieces)), pieces, rotation=90, fontsize=6)
-        ax.tick_params(labelbottom=True, length=0)
-    for ax in axes.flat[: max(len(methods) - columns, 0)]:
-        ax.tick_params(labelbottom=False, length=0)
     axes[0, 0].set_ylabel("latents")
     return fig, pd.DataFrame(rows)
 
@@ -138,20 +121,11 @@ def density_figure(density: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     rows = rows_of(density, "main")
     data = rows.groupby(["method", "log10_rate_left"], sort=True)["count"].mean().reset_index()
     methods = [method for method in in_order([*data["method"]]) if method in MAIN_METHODS]
-    columns = min(len(methods), 5)
-    lines = -(-len(methods) // columns)
-    fig, axes = plt.subplots(
-        lines, columns, figsize=(FULL_WIDTH, 0.5 + 1.4 * lines), sharex=True, sharey=True, squeeze=False
-    )
-    for ax in axes.flat[len(methods) :]:
-        ax.set_axis_off()
-    for ax in axes.flat[max(len(methods) - columns, 0) : len(methods)]:
-        ax.tick_params(labelbottom=True)
+    fig, axes = small_panels(methods, 1.4, 0.5, sharey=True)
     for ax, method in zip(axes.flat, methods, strict=False):
         part = data[data["method"] == method]
         width = np.diff(part["log10_rate_left"]).min()
         ax.bar(part["log10_rate_left"], part["count"], width=width, align="edge", color=look(method).color)
-        ax.set_title(method_name(method), loc="center", fontsize=7)
     for ax in axes[:, 0]:
         ax.set_ylabel("latents")
     fig.supxlabel("log10 of the firing rate (share of tokens on which a latent is on)", fontsize=8)

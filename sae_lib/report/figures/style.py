@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from sae_lib.report.names import method_name
+from sae_lib.report.statistics import Interval
 from sae_lib.util.files import atomic_write
 
 COLUMN_WIDTH = 3.4
@@ -84,6 +90,48 @@ def set_style() -> None:
 def panel(axes: Axes, letter: str, title: str) -> None:
     """Name a panel '(a) title' above its left edge."""
     axes.set_title(f"({letter}) {title}", loc="left")
+
+
+def name_rows(ax: Axes, names: Sequence[str]) -> None:
+    """One row for each name, the first on top."""
+    ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
+    ax.set_yticks(range(len(names)), names)
+
+
+def dot(ax: Axes, interval: Interval, place: float, style: Look, face: str | None = None, **more: Any) -> None:
+    """A mean with its interval on a row of a dot plot; a missing one says so. A `face` of another colour marks what is
+    no result of a method, such as a control."""
+    if interval.n == 0:
+        if face is None:
+            ax.text(0.5, place, "not run", ha="center", va="center", fontsize=6, transform=ax.get_yaxis_transform())
+        return
+    bar = {"elinewidth": 1.0, "capsize": 0 if face else 2} | more
+    ax.errorbar(
+        interval.mean, place, xerr=interval.arms, fmt=style.marker, color=style.color,
+        markerfacecolor=face or style.color, **bar,
+    )  # fmt: skip
+
+
+def curve(ax: Axes, x: Any, y: Any, method: str, **more: Any) -> list[Line2D]:
+    """A line in a method's look."""
+    style = look(method)
+    return ax.plot(x, y, color=style.color, marker=style.marker, linestyle=style.line, **more)
+
+
+def small_panels(methods: Sequence[str], height: float, room: float, **more: Any) -> tuple[Figure, np.ndarray]:
+    """A panel for each method, named, at most five side by side; each line of them is `height` inches high, and `room`
+    is around them. `more` goes to `subplots`. Tick labels of x stand below the lowest panel of each column."""
+    columns = min(5, len(methods))
+    lines = -(-len(methods) // columns)
+    fig, axes = plt.subplots(
+        lines, columns, figsize=(FULL_WIDTH, room + height * lines), sharex=True, squeeze=False, **more
+    )
+    for ax in axes.flat[len(methods) :]:
+        ax.set_axis_off()
+    for place, (ax, method) in enumerate(zip(axes.flat, methods, strict=False)):
+        ax.set_title(method_name(method), loc="center", fontsize=7)
+        ax.tick_params(labelbottom=place >= len(methods) - columns)
+    return fig, axes
 
 
 def save_figure(fig: Figure, name: str, data: pd.DataFrame, folder: Path | str) -> list[Path]:

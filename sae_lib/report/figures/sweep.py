@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sae_lib.report.figures.style import FULL_WIDTH, look, panel
+from sae_lib.report.figures.style import FULL_WIDTH, curve, look, panel
 from sae_lib.report.names import METRICS, in_order, method_name
-from sae_lib.report.statistics import Interval, by_seed, t_interval
+from sae_lib.report.results import by_method
+from sae_lib.report.statistics import by_seed, t_interval
 from sae_lib.report.tables.sweep import MAIN_LEVEL, SWEEP_METRICS, curves
 
 AS_WRITTEN = "as written"
@@ -44,14 +45,8 @@ def pareto_figure(evaluation: pd.DataFrame, metrics: tuple[str, ...] = SWEEP_MET
     for ax in grid[1]:
         ax.set_xlabel("L0 (active latents per token)")
     _log_ticks(grid[0, 0])
-    trained = in_order([method for method in data["method"] if not method.startswith("paper_")])
-    handles: list[Line2D] = []
-    for method in trained:
-        style = look(method)
-        handles += grid[0, 0].plot(
-            [], [], color=style.color, marker=style.marker, linestyle=style.line, linewidth=0.9,
-            label=method_name(method),
-        )  # fmt: skip
+    trained = in_order([*data.loc[data["level"] != AS_WRITTEN, "method"]])
+    handles = [curve(grid[0, 0], [], [], m, linewidth=0.9, label=method_name(m))[0] for m in trained]
     if (data["level"] == AS_WRITTEN).any():
         note = "papers' own coefficients"
         handles.append(Line2D([], [], color="black", marker="o", markerfacecolor="none", linestyle="", label=note))
@@ -62,26 +57,22 @@ def pareto_figure(evaluation: pd.DataFrame, metrics: tuple[str, ...] = SWEEP_MET
 
 def _points(evaluation: pd.DataFrame, metrics: tuple[str, ...]) -> pd.DataFrame:
     records = []
-    written = evaluation[evaluation["group"] == "as_written"]
-    for metric in metrics:
-        if metric not in evaluation:
-            continue
-        for method, curve in curves(evaluation, metric).items():
-            records += [
-                _record(method, level.label, metric, math.exp(level.log_l0), curve.at_level(level))
-                for level in curve.levels
-            ]
-        for method in in_order([*written["method"]]):
-            part = written[written["method"] == method]
-            interval, l0 = t_interval(by_seed(part, metric)), t_interval(by_seed(part, "l0")).mean
-            if interval.n and l0 > 0:
-                records.append(_record(method, AS_WRITTEN, metric, l0, interval))
+    written = by_method(evaluation[evaluation["group"] == "as_written"])
+    for metric in (metric for metric in metrics if metric in evaluation):
+        points = [
+            (method, level.label, math.exp(level.log_l0), curve.at_level(level))
+            for method, curve in curves(evaluation, metric).items()
+            for level in curve.levels
+        ]
+        for method, part in written.items():
+            l0 = t_interval(by_seed(part, "l0")).mean
+            points.append((method, AS_WRITTEN, l0, t_interval(by_seed(part, metric))))
+        records += [
+            {"method": method, "level": level, "metric": metric, "l0": l0} | interval._asdict()
+            for method, level, l0, interval in points
+            if interval.n and l0 > 0
+        ]
     return pd.DataFrame(records, columns=_COLUMNS)
-
-
-def _record(method: str, level: str, metric: str, l0: float, interval: Interval) -> dict[str, object]:
-    known = ("mean", "sd", "n", "low", "high")
-    return {"method": method, "level": level, "metric": metric, "l0": l0} | {k: getattr(interval, k) for k in known}
 
 
 def _draw(ax: Axes, part: pd.DataFrame, method: str, edge: float) -> None:

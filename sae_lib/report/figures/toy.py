@@ -17,9 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sae_lib.report.figures.style import DARK, FULL_WIDTH, GREY, look, panel
+from sae_lib.report.figures.style import DARK, FULL_WIDTH, GREY, Look, curve, dot, look, name_rows, panel
 from sae_lib.report.names import METRICS, in_order, method_name
-from sae_lib.report.results import toy_rows
+from sae_lib.report.results import DROPPED, by_method, toy_rows
 from sae_lib.report.statistics import by_seed, t_interval
 from sae_lib.util.errors import ArtifactError
 
@@ -47,15 +47,12 @@ def toy_matched_figure(toy_summary: pd.DataFrame, toy: str = "tree") -> tuple[Fi
     data = _means(rows, ["experiment", "method"], PANELS)
     fig, axes = plt.subplots(1, len(PANELS), figsize=(FULL_WIDTH, 1.0 + 0.24 * len(methods)), sharey=True)
     for ax, letter, (metric, title) in zip(axes, "abcd", PANELS.items(), strict=False):
-        for experiment, shift in (("matched", 0.0), ("next_k", 0.28)):
-            for place, method in enumerate(methods):
-                found = rows[(rows["experiment"] == experiment) & (rows["method"] == method)]
-                if len(found):
-                    filled = experiment == "matched"
-                    _dots(ax, by_seed(found, metric), place + shift, look(method).color, look(method).marker, filled)
+        for part, shift, face in ((parts[0], 0.0, None), (parts[1], 0.28, "white")):
+            for method, found in by_method(part).items():
+                _dots(ax, by_seed(found, metric), methods.index(method) + shift, look(method), face)
         _metric_axis(ax, metric, rows)
         panel(ax, letter, title)
-    axes[0].set_yticks(range(len(methods)), [method_name(method) for method in methods])
+    name_rows(axes[0], [method_name(method) for method in methods])
     axes[0].set_ylim(len(methods) - 0.4, -0.6)
     handles = [Line2D([], [], color=DARK, linestyle="--", linewidth=0.8, label="true L0")]
     if (rows["experiment"] == "next_k").any():
@@ -78,13 +75,10 @@ def toy_sweep_figure(toy_summary: pd.DataFrame, toy: str = "tree") -> tuple[Figu
     fig, axes = plt.subplots(1, 2, figsize=(FULL_WIDTH, 3.0))
     for ax, letter, metric in zip(axes, "ab", metrics, strict=True):
         for method in in_order([*wide["method"]]):
-            part, style = wide[wide["method"] == method].sort_values("l0"), look(method)
-            ax.plot(
-                part["l0"], part[metric], color=style.color, marker=style.marker, linestyle=style.line, linewidth=1.0,
-                label=method_name(method),
-            )  # fmt: skip
+            part = wide[wide["method"] == method].sort_values("l0")
+            curve(ax, part["l0"], part[metric], method, linewidth=1.0, label=method_name(method))
             own = rows[rows["method"] == method]
-            ax.scatter(own["l0"], own[metric], s=4, color=style.color, alpha=0.35, linewidths=0)
+            ax.scatter(own["l0"], own[metric], s=4, color=look(method).color, alpha=0.35, linewidths=0)
         ax.axvline(rows["true_l0"].mean(), color=DARK, linewidth=0.8, linestyle="--", zorder=0)
         ax.set(xscale="log", xlabel="L0 (active latents per input)", ylabel=METRICS[metric].axis)
         if (wide["l0"] < _LEAST_L0).any():  # one that is all but off would push the others into a corner
@@ -113,12 +107,12 @@ def toy_rho_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         for shift, (method, label) in zip(np.linspace(-0.12, 0.12, len(curves)), curves, strict=True):
             part = data[(data["method"] == method) & (data["label"] == label) & (data["metric"] == metric)]
             at = [rhos.index(rho) + shift for rho in part["rho"]]
-            published = label == "published"
+            style, note = (Look(GREY, "o", ":"), ", as published") if label == "published" else (look(method), "")
+            # one seed gives no interval
+            bars = np.nan_to_num(np.array([part["mean"] - part["low"], part["high"] - part["mean"]], dtype=float))
             ax.errorbar(
-                at, part["mean"], yerr=_bars(part), color=GREY if published else look(method).color,
-                marker="o" if published else look(method).marker, markersize=4, elinewidth=0.8, linewidth=1.0,
-                linestyle=":" if published else look(method).line,
-                label=method_name(method) + (", as published" if published else ""),
+                at, part["mean"], yerr=bars, color=style.color, marker=style.marker, linestyle=style.line,
+                markersize=4, elinewidth=0.8, linewidth=1.0, label=method_name(method) + note,
             )  # fmt: skip
         if metric == "l0":
             ax.axhline(rows["true_l0"].mean(), color=DARK, linewidth=0.8, linestyle="--", zorder=0)
@@ -136,29 +130,18 @@ def toy_importance_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFra
     that masks as often. All at the true L0, as near as they can come."""
     rows = toy_rows(toy_summary, "importance")
     _some(rows, "importance")
-    variants = list(dict.fromkeys(rows["importance"]))
+    variants = {str(name): part for name, part in rows.groupby("importance", sort=False)}
     data = _means(rows, ["method", "importance"], PANELS)
     fig, axes = plt.subplots(1, len(PANELS), figsize=(FULL_WIDTH, 1.0 + 0.24 * len(variants)), sharey=True)
     for ax, letter, (metric, title) in zip(axes, "abcd", PANELS.items(), strict=False):
-        for place, variant in enumerate(variants):
-            found = rows[rows["importance"] == variant]
-            style = look(found["method"].iloc[0])
-            _dots(ax, by_seed(found, metric), place, style.color, style.marker, True)
+        for place, found in enumerate(variants.values()):
+            _dots(ax, by_seed(found, metric), place, look(found["method"].iloc[0]))
         _metric_axis(ax, metric, rows)
         panel(ax, letter, title)
-    axes[0].set_yticks(range(len(variants)), [_variant_name(variant, variants[0]) for variant in variants])
-    axes[0].set_ylim(len(variants) - 0.5, -0.5)
+    names = DROPPED | {"nothing": "mean of all parts", "product": "product of all parts", "uniform": "uniform dropout"}
+    name_rows(axes[0], [names.get(part["dropped"].iloc[0]) or names[variant] for variant, part in variants.items()])
     sns.despine(fig)
     return fig, data
-
-
-def _variant_name(variant: str, whole: str) -> str:
-    if variant == whole:
-        return "mean of all parts"
-    missing = [part for part in whole.split("+") if part not in variant.split("+")]
-    return {"product": "product of all parts", "uniform": "uniform dropout"}.get(
-        variant, "without " + " ".join(missing)
-    )
 
 
 def _some(rows: pd.DataFrame, experiment: str) -> None:
@@ -171,27 +154,15 @@ def _means(rows: pd.DataFrame, keys: list[str], metrics: Sequence[str] | dict[st
     records = []
     for group, part in rows.groupby(keys, sort=False):
         for metric in metrics:
-            interval = t_interval(by_seed(part, metric))
-            values = [getattr(interval, name) for name in _STATISTICS]
-            records.append((*group, metric, *values))
+            interval = t_interval(by_seed(part, metric))._asdict()
+            records.append((*group, metric, *(interval[name] for name in _STATISTICS)))
     return pd.DataFrame(records, columns=[*keys, "metric", *_STATISTICS])
 
 
-def _dots(ax: Axes, values: pd.Series, place: float, color: str, marker: str, filled: bool) -> None:
+def _dots(ax: Axes, values: pd.Series, place: float, style: Look, face: str | None = None) -> None:
     """One method's line of a panel: seeds, mean and interval."""
-    interval = t_interval(values)
-    ax.scatter(values, [place] * len(values), s=5, color=color, alpha=0.4, linewidths=0)
-    bars = [[interval.mean - interval.low], [interval.high - interval.mean]] if interval.n > 1 else None
-    ax.errorbar(
-        interval.mean, place, xerr=bars, color=color, marker=marker, markersize=5, elinewidth=0.9,
-        markerfacecolor=color if filled else "white",
-    )  # fmt: skip
-
-
-def _bars(part: pd.DataFrame) -> np.ndarray:
-    """Lengths below and above the mean, 0 where one seed gives no interval."""
-    lengths = np.array([part["mean"] - part["low"], part["high"] - part["mean"]], dtype=float)
-    return np.nan_to_num(lengths)
+    ax.scatter(values, [place] * len(values), s=5, color=style.color, alpha=0.4, linewidths=0)
+    dot(ax, t_interval(values), place, style, face, markersize=5, elinewidth=0.9, capsize=0)
 
 
 def _metric_axis(ax: Axes, metric: str, rows: pd.DataFrame) -> None:

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from sae_lib.report.figures.style import FULL_WIDTH, GREY, look, panel
-from sae_lib.report.names import MAIN_METHODS, MECHANISMS, METRICS, in_order, method_name
-from sae_lib.report.results import DROPPED, drop_effect, dropped_part, rows_of
+from sae_lib.report.figures.style import FULL_WIDTH, GREY, curve, dot, look, name_rows, panel
+from sae_lib.report.names import MECHANISMS, METRICS, method_name
+from sae_lib.report.results import DROPPED, by_method, drop_effect, main_rows, rows_of
 from sae_lib.report.statistics import Interval, by_seed, main_effects, t_interval
 
 _EFFECT_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "l0")
@@ -33,23 +32,19 @@ def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     fig, axes = plt.subplots(1, 2, figsize=(FULL_WIDTH, 2.6), sharex=True)
     data = []
     for ax, (column, label) in zip(axes, quantities.items(), strict=True):
-        for method in in_order([*rows["method"]]):
-            part = rows[(rows["method"] == method) & (rows[column] > 0)]
-            if part.empty:
-                continue
+        for method, part in by_method(rows[rows[column] > 0]).items():
             over = part.groupby("step")[column].agg(["mean", "min", "max", "count"]).reset_index()
-            style = look(method)
-            ax.fill_between(over["step"], over["min"], over["max"], color=style.color, alpha=0.2, linewidth=0)
-            ax.plot(
-                over["step"], over["mean"], color=style.color, linestyle=style.line, marker=style.marker,
-                markevery=(0.1, 0.2), markersize=3.5, label=method_name(method),
-            )  # fmt: skip
+            ax.fill_between(over["step"], over["min"], over["max"], color=look(method).color, alpha=0.2, linewidth=0)
+            mark = {"markevery": (0.1, 0.2), "markersize": 3.5}
+            curve(ax, over["step"], over["mean"], method, label=method_name(method), **mark)
             data.append(over.assign(quantity=column, method=method))
         ax.set(yscale="log", xlabel="optimiser step", ylabel=f"{label}\n(lower is better)")
         _plain_log_ticks(ax)
     panel(axes[0], "a", "loss: scales differ between methods")
     panel(axes[1], "b", "reconstruction: one scale for all")
-    _legend_on_the_right(fig, axes[1])
+    handles, labels = axes[1].get_legend_handles_labels()
+    if handles:
+        fig.legend(handles, labels, loc="outside right center", handlelength=3.2)
     sns.despine(fig)
     columns = ["quantity", "method", "step", "mean", "min", "max", "count"]
     return fig, pd.concat(data, ignore_index=True)[columns] if data else pd.DataFrame(columns=columns)
@@ -58,34 +53,31 @@ def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 def key_metrics(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Absorption (a), reconstruction against sparsity (b) and L0 (c) of each method at matched L0: seeds as
     small dots, mean with its interval."""
-    rows = rows_of(evaluation, "main")
-    methods = [method for method in in_order([*rows["method"]]) if method in MAIN_METHODS]
+    methods = main_rows(rows_of(evaluation, "main"))
     size = (FULL_WIDTH, max(2.5, 0.9 + 0.24 * len(methods)))
     fig, axes = plt.subplots(1, 3, figsize=size, gridspec_kw={"width_ratios": [1, 1.15, 1]})
     data = []
-    for place, method in enumerate(methods):
-        part = rows[rows["method"] == method]
+    for place, (method, part) in enumerate(methods.items()):
         seeds = {m: by_seed(part, m) for m in ("absorption_fraction", "explained_variance", "l0")}
         mean = {m: t_interval(values) for m, values in seeds.items()}
         style = look(method)
         for ax, metric in ((axes[0], "absorption_fraction"), (axes[2], "l0")):
             ax.plot(seeds[metric], [place + 0.25] * len(seeds[metric]), ".", color=style.color, alpha=0.5, ms=3)
-            _interval_dot(ax, mean[metric], place, style.color, style.marker)
+            dot(ax, mean[metric], place, style)
         axes[1].errorbar(
-            mean["l0"].mean, mean["explained_variance"].mean, xerr=_half(mean["l0"]),
-            yerr=_half(mean["explained_variance"]), fmt=style.marker, color=style.color, elinewidth=0.8,
+            mean["l0"].mean, mean["explained_variance"].mean, xerr=mean["l0"].arms,
+            yerr=mean["explained_variance"].arms, fmt=style.marker, color=style.color, elinewidth=0.8,
         )  # fmt: skip
         data += [{"method": method, "metric": m, **interval._asdict()} for m, interval in mean.items()]
-    for ax, metric in ((axes[0], "absorption_fraction"), (axes[2], "l0")):
-        ax.set(ylim=(len(methods) - 0.5, -0.5), xlabel=METRICS[metric].axis)
-        ax.set_yticks(range(len(methods)), [method_name(m) for m in methods])
+    for ax in (axes[0], axes[2]):
+        name_rows(ax, [method_name(method) for method in methods])
     axes[2].tick_params(axis="y", labelleft=False, length=0)
     axes[0].set_xlim(left=min(0.0, axes[0].get_xlim()[0]))
+    axes[0].set(xlabel=METRICS["absorption_fraction"].axis)
     axes[1].set(xlabel="L0, active latents per token\n(fewer is sparser)", ylabel=METRICS["explained_variance"].axis)
     axes[2].set(xlabel="L0, active latents per token\n(fewer is sparser)")
-    panel(axes[0], "a", "absorption")
-    panel(axes[1], "b", "reconstruction–sparsity")
-    panel(axes[2], "c", "sparsity")
+    for ax, letter, title in zip(axes, "abc", ("absorption", "reconstruction–sparsity", "sparsity"), strict=True):
+        panel(ax, letter, title)
     sns.despine(fig)
     return fig, pd.DataFrame(data)
 
@@ -95,8 +87,7 @@ def ablation_effects(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     (c) ATM over c and r. Absorption stands beside explained variance, CE score and L0 everywhere."""
     rows = rows_of(evaluation, "factorial", "atm_importance", "atm_grid")
     factorial, parts, atm_grid = (rows[rows["group"] == group] for group in ("factorial", "atm_importance", "atm_grid"))
-    dropped = set(parts["importance"].map(dropped_part)) if len(parts) else set()
-    names = {part: label for part, label in DROPPED.items() if part and part in dropped}
+    names = {part: name for part, name in DROPPED.items() if part != "nothing" and part in set(parts["dropped"])}
     effects = {metric: main_effects(factorial, metric, MECHANISMS) for metric in _EFFECT_METRICS}
     drops = {metric: {part: drop_effect(parts, metric, part) for part in names} for metric in _EFFECT_METRICS}
 
@@ -131,10 +122,9 @@ def _effect_panels(fig: SubFigure, effects: dict[str, dict[str, Interval]], name
     axes = fig.subplots(1, len(effects), sharey=True)
     for ax, (metric, intervals) in zip(axes, effects.items(), strict=True):
         for place, name in enumerate(names):
-            _interval_dot(ax, intervals[name], place, look("standard").color, "o")
+            dot(ax, intervals[name], place, look("standard"))
         ax.axvline(0, color=GREY, linewidth=0.6, zorder=0)
-        ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
-        ax.set_yticks(range(len(names)), list(names.values()))
+        name_rows(ax, list(names.values()))
         ax.set_xlabel(_change_label(metric))
         ax.locator_params(axis="x", nbins=3)
         ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.3g}".replace("-", "−")))
@@ -154,40 +144,12 @@ def _heatmap(ax: Axes, table: pd.DataFrame, metric: str) -> None:
         ax.set_axis_off()
         return
     digits = min(METRICS[metric].decimals, 3)
-    sns.heatmap(
-        table,
-        ax=ax,
-        cmap="cividis",
-        annot=True,
-        fmt=f".{digits}f",
-        annot_kws={"size": 7},
-        cbar=False,
-        linewidths=0.5,
-    )
+    numbers = {"annot": True, "fmt": f".{digits}f", "annot_kws": {"size": 7}}
+    sns.heatmap(table, ax=ax, cmap="cividis", cbar=False, linewidths=0.5, **numbers)
     ax.set_title(METRICS[metric].axis, fontsize=7)
     ax.set(xlabel="r", ylabel="c")
     ax.set_yticklabels([f"{value:g}" for value in table.index], rotation=0)
     ax.set_xticklabels([f"{value:g}" for value in table.columns])
-
-
-def _half(interval: Interval) -> list[list[float]] | None:
-    if not np.isfinite(interval.low):
-        return None
-    return [[interval.mean - interval.low], [interval.high - interval.mean]]
-
-
-def _interval_dot(ax: Axes, interval: Interval, place: float, color: str, marker: str) -> None:
-    """Mean and interval on a row of a dot plot; a missing one says so."""
-    if interval.n == 0:
-        ax.text(0.5, place, "not run", ha="center", va="center", fontsize=6, transform=ax.get_yaxis_transform())
-        return
-    ax.errorbar(interval.mean, place, xerr=_half(interval), fmt=marker, color=color, elinewidth=1.0, capsize=2)
-
-
-def _legend_on_the_right(fig: Figure, ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        fig.legend(handles, labels, loc="outside right center", handlelength=3.2)
 
 
 def _plain_log_ticks(ax: Axes) -> None:

@@ -10,7 +10,6 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -26,10 +25,7 @@ from sae_lib.report.paper.facts import made_from, sentences
 from sae_lib.report.paper.template import PROSE, rendered
 from sae_lib.report.paper.values import quantities
 from sae_lib.report.results import Results
-from sae_lib.report.tables import ablations as ablation_tables
-from sae_lib.report.tables import main as tables
-from sae_lib.report.tables.sweep import sweep_table
-from sae_lib.report.tables.write import Table
+from sae_lib.report.tables.write import TABLES, make_table
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write
 
@@ -124,29 +120,14 @@ def _compiled(root: Path, output: Literal["pdf", "html"]) -> bytes:
 
 def _tables(profile: Profile, results: Results) -> dict[str, dict[str, Any]]:
     """Name -> columns and rows, as shown, of every table that the results allow."""
-    evaluation = results.evaluation
-    makers: dict[str, Callable[[], Table]] = {
-        "main": lambda: tables.main_table(evaluation),
-        "quality": lambda: tables.quality_table(evaluation),
-        "probing": lambda: tables.probing_table(evaluation),
-        "difference": lambda: tables.difference_table(evaluation),
-        "as_written": lambda: tables.as_written_table(evaluation),
-        "stability": lambda: tables.stability_table(evaluation, results.seed_stability),
-        "letters": lambda: tables.letters_table(results.letters),
-        "sweep": lambda: sweep_table(evaluation, at=profile.sweep.compare_at),
-        "factorial": lambda: ablation_tables.factorial_table(evaluation),
-        "sequence": lambda: ablation_tables.sequence_table(evaluation),
-        "sensitivity": lambda: ablation_tables.sensitivity_table(evaluation, results.history),
-        "atm": lambda: ablation_tables.atm_table(evaluation),
-    }
     made = {}
-    for name, make in makers.items():
+    for name in TABLES:
         try:
-            frame = make().shown
+            frame = make_table(name, results, profile).shown
         except ArtifactError:  # no rows: the paper says so where the table would stand
             continue
         if len(frame):
-            made[name] = as_shown(frame)
+            made[name.removeprefix("table_")] = as_shown(frame)
     return made
 
 

@@ -8,18 +8,19 @@ In the template, `main.atm.absorption_fraction` is the mean over seeds with its 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
 from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METHODS, METRICS, TOY_METHODS, method_name
-from sae_lib.report.results import PAIR_METRICS, Results, drop_effect, seeds_of, toy_rows
+from sae_lib.report.results import Results, drop_effect, seeds_of, toy_rows
 from sae_lib.report.statistics import Interval, difference, main_effects, t_interval
-from sae_lib.report.tables.write import cell, effect_cell
+from sae_lib.report.tables.ablations import PAPER_RUNS
+from sae_lib.report.tables.rows import cell, range_cell
 from sae_lib.util.errors import ArtifactError
 
-RUNS = tuple(f"run_{number}" for number in (1, 2, 3, 4))
 NOTHING = "(not run)"
 Item = TypeVar("Item")
 
@@ -33,7 +34,7 @@ class Change:
     def __str__(self) -> str:
         if self.interval.n == 0:
             return NOTHING
-        return effect_cell(self.interval, METRICS[self.metric].decimals).replace("-", "−")
+        return range_cell(self.interval, METRICS[self.metric].decimals, "+").replace("-", "−")
 
     @property
     def known(self) -> bool:
@@ -97,10 +98,6 @@ class Names(Generic[Item]):
         return self._made[name]
 
 
-def _metrics(what: str, make: Callable[[str], Item]) -> Names[Item]:
-    return Names(what, tuple(METRICS), make)
-
-
 def quantities(results: Results) -> dict[str, Any]:
     """The names that the template knows:
 
@@ -113,27 +110,24 @@ def quantities(results: Results) -> dict[str, Any]:
     - `mechanisms`: those of the factorial whose effect on a metric `falls`, `rises` or is `flat`.
     """
     groups = {
-        group: Names(group, methods, lambda method, group=group: _evaluated(results, group, method))  # type: ignore[misc]
+        group: _by_name(group, methods, partial(results.seeds, group))
         for group, methods in {
             "main": MAIN_METHODS,
             "as_written": tuple(METHODS),
             "untrained": ("untrained",),
-            "sequence": RUNS,
+            "sequence": tuple(PAPER_RUNS),
         }.items()
     }
     evaluation, toys = results.evaluation, results.toy_summary
-    factorial = evaluation[evaluation["group"] == "factorial"]
-    effects = _effects("effect", factorial)
-    parts = evaluation[evaluation["group"] == "atm_importance"]
     tree = toy_rows(toys, "matched", "tree")
-
-    def on_tree(method: str) -> Names[Quantity]:
-        rows = tree[tree["method"] == method]
-        return _metrics(f"truth.{method}", lambda metric: Quantity(seeds_of(rows, metric), metric))
+    effects = _effects("effect", evaluation[evaluation["group"] == "factorial"])
+    signs: dict[str, Callable[[Change], bool]] = {
+        "falls": lambda change: change.falls, "rises": lambda change: change.rises, "flat": lambda change: change.flat,
+    }  # fmt: skip
 
     def compared(metric: str, method: str, sign: str) -> list[str]:
-        other = groups["main"][method][metric]
-        return [method_name(m) for m in MAIN_METHODS if getattr(groups["main"][m][metric] - other, sign)]
+        main = groups["main"]
+        return [method_name(m) for m in MAIN_METHODS if signs[sign](main[m][metric] - main[method][metric])]
 
     def best(metric: str) -> str:
         sign = 1 if METRICS[metric].direction == "lower" else -1
@@ -143,10 +137,14 @@ def quantities(results: Results) -> dict[str, Any]:
 
     return groups | {
         "best": best,
-        "mechanisms": lambda metric, sign: [MECHANISMS[m] for m in MECHANISMS if getattr(effects[m][metric], sign)],
+        "mechanisms": lambda metric, sign: [n for m, n in MECHANISMS.items() if signs[sign](effects[m][metric])],
         "effect": effects,
-        "without": _without("without", parts),
-        "truth": Names("truth", (*METHODS, *TOY_METHODS), on_tree),
+        "without": _without("without", evaluation[evaluation["group"] == "atm_importance"]),
+        "truth": _by_name(
+            "truth",
+            (*METHODS, *TOY_METHODS),
+            lambda method, metric: seeds_of(tree[tree["method"] == method], metric),
+        ),
         "truth_effect": _effects("truth_effect", toy_rows(toys, "factorial", "tree")),
         "truth_without": _without("truth_without", toy_rows(toys, "importance", "tree")),
         "order": _order(toys),
@@ -155,32 +153,28 @@ def quantities(results: Results) -> dict[str, Any]:
     }
 
 
-def _evaluated(results: Results, group: str, method: str) -> Names[Quantity]:
-    rows = results.rows(group, method)
+def _two_names(what: str, known: Iterable[str], make: Callable[[str, str], Item]) -> Names[Names[Item]]:
+    """Items by a name of `known` and a metric."""
 
-    def quantity(metric: str) -> Quantity:
-        values = results.seeds(group, method, metric) if metric in PAIR_METRICS else seeds_of(rows, metric)
-        return Quantity(values, metric)
+    def of(name: str) -> Names[Item]:
+        return Names(f"{what}.{name}", tuple(METRICS), lambda metric: make(name, metric))
 
-    return _metrics(f"{group}.{method}", quantity)
+    return Names(what, tuple(known), of)
+
+
+def _by_name(what: str, methods: Iterable[str], seeds: Callable[[str, str], pd.Series]) -> Names[Names[Quantity]]:
+    return _two_names(what, methods, lambda method, metric: Quantity(seeds(method, metric), metric))
 
 
 def _effects(what: str, rows: pd.DataFrame) -> Names[Names[Change]]:
     def effect(factor: str, metric: str) -> Change:
-        there = {metric, *MECHANISMS} <= set(rows.columns) and len(rows) > 0
-        return Change(main_effects(rows, metric, MECHANISMS)[factor] if there else t_interval([]), metric)
+        return Change(main_effects(rows, metric, MECHANISMS)[factor], metric)
 
-    return Names(
-        what, tuple(MECHANISMS), lambda factor: _metrics(f"{what}.{factor}", lambda metric: effect(factor, metric))
-    )
+    return _two_names(what, MECHANISMS, effect)
 
 
 def _without(what: str, rows: pd.DataFrame) -> Names[Names[Change]]:
-    def effect(part: str, metric: str) -> Change:
-        there = {metric, "importance"} <= set(rows.columns)
-        return Change(drop_effect(rows, metric, part) if there else t_interval([]), metric)
-
-    return Names(what, IMPORTANCE_PARTS, lambda part: _metrics(f"{what}.{part}", lambda metric: effect(part, metric)))
+    return _two_names(what, IMPORTANCE_PARTS, lambda part, metric: Change(drop_effect(rows, metric, part), metric))
 
 
 def _order(toys: pd.DataFrame) -> list[Change]:

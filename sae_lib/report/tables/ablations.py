@@ -9,11 +9,11 @@ from __future__ import annotations
 import pandas as pd
 
 from sae_lib.autoencoders.config import ResamplingConfig, TemporalConfig
-from sae_lib.profiles.runs import NO_WARM_UP
+from sae_lib.profiles.runs import VARIED, WARM_UP
 from sae_lib.report.names import MECHANISMS
-from sae_lib.report.results import DROPPED, drop_effect, dropped_part, rows_of, sequence_numbers
+from sae_lib.report.results import DROPPED, drop_effect, rows_of
 from sae_lib.report.statistics import main_effects
-from sae_lib.report.tables.write import ARROW_NOTE, FIRST_ROW_NOTE, UNRANKED_NOTE, Table, marked, table_of, with_effects
+from sae_lib.report.tables.rows import ARROW_NOTE, FIRST_ROW_NOTE, UNRANKED_NOTE, Table, marked, table_of, with_effects
 
 IDLE = "‡"
 SHORT_COLUMNS = (
@@ -24,38 +24,38 @@ SHORT_COLUMNS = (
 COUNTS = ("letters", "words")
 
 
+# The paper's own runs (column `paper_run`) -> the name of the row.
+PAPER_RUNS = {
+    "run_1": "Run 1: temporal penalty",
+    "run_2": "Run 2: lower clip norm and coefficient",
+    "run_3": "Run 3: + resampling",
+    "run_4": "Run 4: + gradient scaling",
+}
+
+
 def factorial_table(evaluation: pd.DataFrame) -> Table:
     """The 2x2x2 factorial of TemporalSAE's mechanisms, then the main effect of each with its 95 % t interval."""
     rows = rows_of(evaluation, "factorial")
-    factors = list(MECHANISMS)
     named = {}
-    for cell, part in rows.groupby(factors, sort=True):
-        present = [MECHANISMS[factor] for factor, on in zip(factors, cell, strict=True) if on]
+    for cell, part in rows.groupby(list(MECHANISMS), sort=True):
+        present = [name for name, on in zip(MECHANISMS.values(), cell, strict=True) if on]
         named[" + ".join(present) or "none"] = part
     caption = (
         "TemporalSAE's mechanisms, every combination: mean ± sd over seeds; below, the main effect of each "
         f"mechanism [95 % t interval over seeds]. {ARROW_NOTE}. {FIRST_ROW_NOTE}."
     )
     cells = marked(table_of("mechanisms", named, SHORT_COLUMNS, caption), against_first=True)
-    columns = [column for column in SHORT_COLUMNS if column in rows and column not in COUNTS]
-    effects = {column: main_effects(rows, column, factors) for column in columns}
+    effects = {column: main_effects(rows, column, MECHANISMS) for column in _with_effects(rows)}
     return with_effects(
         cells,
-        {f"effect of {MECHANISMS[f]}": {column: effects[column][f] for column in columns} for f in factors},
+        {f"effect of {name}": {c: effect[f] for c, effect in effects.items()} for f, name in MECHANISMS.items()},
     )
 
 
 def sequence_table(evaluation: pd.DataFrame) -> Table:
     """The paper's own sequence of runs, each adding a part to the one before."""
     rows = rows_of(evaluation, "sequence")
-    titles = {
-        1: "Run 1: temporal penalty",
-        2: "Run 2: lower clip norm and coefficient",
-        3: "Run 3: + resampling",
-        4: "Run 4: + gradient scaling",
-    }
-    numbers = sequence_numbers(rows)
-    named = {title: rows[numbers == number] for number, title in titles.items() if (numbers == number).any()}
+    named = {name: rows[rows["paper_run"] == run] for run, name in PAPER_RUNS.items() if run in set(rows["paper_run"])}
     caption = f"TemporalSAE's four runs, section 6.2; mean ± sd over seeds. {ARROW_NOTE}. {UNRANKED_NOTE}."
     columns = [column for column in SHORT_COLUMNS if column != "dead_fraction"]
     return table_of("run", named, (*columns, "num_split_features", "final_loss"), caption)
@@ -68,17 +68,15 @@ def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame | None = N
         history: results/history.parquet; with it rows are marked in which no latent was resampled.
     """
     rows = rows_of(evaluation, "sensitivity")
-    published = pd.Series(
-        {"temporal_coefficient": TemporalConfig().coefficient, "resampling_threshold": ResamplingConfig().threshold}
-    )
-    values = list(published.index)
-    order = rows.groupby("label")[values].first().reset_index()
-    order["varied"] = order["label"].str.startswith("resampling") + 2 * (order["label"] == NO_WARM_UP)
-    order["published"] = (order[values] == published).all(axis=1) & (order["varied"] < 2)
+    published = {
+        "temporal_coefficient": TemporalConfig().coefficient, "resampling_threshold": ResamplingConfig().threshold,
+    }  # fmt: skip
+    order = rows.assign(place=rows["varied"].map(list(VARIED).index)).sort_values(["place", *published], kind="stable")
     named = {}
-    for row in order.sort_values(["varied", *values]).itertuples():
-        part = rows[rows["label"] == row.label]
-        name = f"{row.label} (published)" if row.published else str(row.label)
+    for label, part in order.groupby("label", sort=False):
+        first = part.iloc[0]
+        as_published = first["varied"] != WARM_UP and all(first[column] == value for column, value in published.items())
+        name = f"{label} (published)" if as_published else str(label)
         if history is not None and _never_resampled(part, history):
             name += f" {IDLE}"
         named[name] = part
@@ -98,18 +96,21 @@ def atm_table(evaluation: pd.DataFrame) -> Table:
     """ATM with one part of the importance dropped, and over the grid of c and r."""
     rows = rows_of(evaluation, "atm_importance", "atm_grid")
     parts = rows[rows["group"] == "atm_importance"]
-    dropped = parts["importance"].map(dropped_part)
-    named = {label: parts[dropped == part] for part, label in DROPPED.items() if (dropped == part).any()}
-    if (parts["importance"] == "product").any():
-        named["product of the parts"] = parts[parts["importance"] == "product"]
+    named = {name: parts[parts["dropped"] == part] for part, name in DROPPED.items()}
+    named["product of the parts"] = parts[parts["importance"] == "product"]
     for (c, r), part in rows[rows["group"] == "atm_grid"].groupby(["c", "r"], sort=True):
         named[f"c = {c:g}, r = {r:g}"] = part
+    named = {name: part for name, part in named.items() if len(part)}
     caption = f"ATM's importance score and its c and r; mean ± sd over seeds. {ARROW_NOTE}. {FIRST_ROW_NOTE}."
     table = marked(table_of("ATM", named, SHORT_COLUMNS, caption), against_first=True)
-    columns = [column for column in SHORT_COLUMNS if column in rows and column not in COUNTS]
+    whole = DROPPED["nothing"]
     effects = {
-        f"{label} − all parts": {column: drop_effect(parts, column, part) for column in columns}
-        for part, label in DROPPED.items()
-        if part and (dropped == part).any() and (dropped == "").any()
+        f"{name} − {whole}": {column: drop_effect(parts, column, part) for column in _with_effects(rows)}
+        for part, name in DROPPED.items()
+        if name in named and whole in named and name != whole
     }
     return with_effects(table, effects)
+
+
+def _with_effects(rows: pd.DataFrame) -> list[str]:
+    return [column for column in SHORT_COLUMNS if column in rows and column not in COUNTS]

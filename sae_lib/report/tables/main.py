@@ -7,25 +7,25 @@ letters and words it rests on. Rows are ranked only at matched L0: a row that is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
 from sae_lib.profiles.profile import Profile
-from sae_lib.report.names import MAIN_METHODS, METRICS, RARE_LETTERS, in_order, method_name
-from sae_lib.report.results import rows_of
+from sae_lib.report.names import BASELINE, METRICS, RARE_LETTERS, Metric, method_name
+from sae_lib.report.results import by_method, main_rows, rows_of, select
 from sae_lib.report.statistics import CONFIDENCE, by_seed, difference, holm, p_value, pair_values, t_interval
-from sae_lib.report.tables.write import (
+from sae_lib.report.tables.rows import (
     ARROW_NOTE,
     MATCHED_NOTE,
     UNRANKED_NOTE,
     Table,
     cell,
-    effect_cell,
     marked,
-    pair_cell,
+    range_cell,
     record,
     seeds_note,
-    split,
     table_of,
 )
 
@@ -53,6 +53,22 @@ DIFFERENCE_COLUMNS = (
     "l0", "explained_variance", "ce_score", "absorption_fraction", "probing_k1", "probing_k5", "context_firing",
     "token_change",
 )  # fmt: skip
+# Column -> how it is shown where contexts are all there is. `_random`: latents of equal density that are no letter's;
+# `_probe`: the ground-truth probe, the ceiling; `_text`: in running text instead of prompts.
+CONTEXT_METRICS: dict[str, Metric] = {
+    "l0": METRICS["l0"],
+    "context_words": Metric("words", "none", 0),
+    "context_firing": Metric("fires", "higher", 3),
+    "context_firing_any": Metric("any main latent", "higher", 3),
+    "context_firing_random": Metric("equal density", "none", 3),
+    "context_probe": Metric("probe", "none", 3),
+    "context_repeat": Metric("again", "higher", 3),
+    "context_repeat_random": Metric("again, equal density", "none", 3),
+    "context_words_text": Metric("text: words", "none", 0),
+    "context_firing_text": Metric("text: fires", "higher", 3),
+    "context_firing_random_text": Metric("text: equal density", "none", 3),
+    "context_probe_text": Metric("text: probe", "none", 3),
+}
 
 
 def profile_note(profile: Profile) -> str:
@@ -65,63 +81,83 @@ def profile_note(profile: Profile) -> str:
     )
 
 
+def _method_table(evaluation: pd.DataFrame, columns: Iterable[str], mean: str) -> Table:
+    """One row per method of the main table; `mean` is the caption up to the word "mean"."""
+    named = {method_name(method): part for method, part in main_rows(evaluation).items()}
+    caption = f"{mean} ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
+    return marked(table_of("method", named, columns, caption))
+
+
 def main_table(evaluation: pd.DataFrame) -> Table:
     """Every method at matched L0, and the untrained SAE as a floor."""
-    caption = f"Methods at matched L0; mean ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
-    return marked(table_of("method", _methods(evaluation), MAIN_COLUMNS, caption))
+    return _method_table(evaluation, MAIN_COLUMNS, "Methods at matched L0; mean")
 
 
 def quality_table(evaluation: pd.DataFrame) -> Table:
     """Reconstruction, behaviour and use of the dictionary, of the SAEs of the main table."""
-    caption = f"Reconstruction and behaviour at matched L0; mean ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
-    return marked(table_of("method", _methods(evaluation), QUALITY_COLUMNS, caption))
+    return _method_table(evaluation, QUALITY_COLUMNS, "Reconstruction and behaviour at matched L0; mean")
 
 
 def probing_table(evaluation: pd.DataFrame) -> Table:
     """Sparse probing of the SAEs of the main table, beside the probe of the whole residual stream and chance."""
-    caption = (
+    mean = (
         "Sparse probing at matched L0: test accuracy with the k best latents, mean over tasks within each dataset, "
-        f"then over datasets; mean ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
+        "then over datasets; mean"
     )
-    return marked(table_of("method", _methods(evaluation), PROBING_COLUMNS, caption))
+    return _method_table(evaluation, PROBING_COLUMNS, mean)
 
 
 def stability_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Table:
     """Stability of the SAEs of the main table: across seeds (pairs), across contexts and along tokens."""
-    caption = (
+    mean = (
         "Stability at matched L0. Seeds: cosine of decoder rows matched one to one between two seeds, share of them "
         "above 0.7, mean [95 % jackknife interval over seeds]. Contexts: share of a word's contexts in which its "
         "letter's latent fires. Tokens: change per active latent from token to token and autocorrelation of a latent, "
-        f"each with shuffled tokens as control. Mean ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
+        "each with shuffled tokens as control. Mean"
     )
-    parts = _methods(evaluation)
-    table = marked(table_of("method", parts, STABILITY_COLUMNS, caption))
-    of_main = seed_stability[seed_stability["group"] == "main"]
+    table = _method_table(evaluation, STABILITY_COLUMNS, mean)
     shown, data = table.shown, [table.data]
-    for column in (c for c in PAIR_COLUMNS if c in of_main):
-        intervals = [t_interval(pair_values(of_main[of_main["method"] == _method(p)], column)) for p in parts.values()]
-        cells = [pair_cell(interval, METRICS[column].decimals) for interval in intervals]
+    for column in (c for c in PAIR_COLUMNS if c in seed_stability):
+        intervals = {
+            method_name(method): t_interval(pair_values(select(seed_stability, "main", method), column))
+            for method in main_rows(evaluation)
+        }
+        cells = [range_cell(interval, METRICS[column].decimals) for interval in intervals.values()]
         shown = shown.assign(**{METRICS[column].header: cells})
-        data.append(pd.DataFrame([record(n, column, i) for n, i in zip(parts, intervals, strict=True)]))
+        data.append(pd.DataFrame([record(name, column, interval) for name, interval in intervals.items()]))
     return Table(shown, pd.concat(data, ignore_index=True), table.caption)
 
 
-def difference_table(evaluation: pd.DataFrame, baseline: str = "standard") -> Table:
-    """Every method of the main table minus `baseline`, seed by seed, with paired t tests and Holm's correction."""
-    parts = _methods(evaluation, floor=False)
-    others = {name: part for name, part in parts.items() if _method(part) != baseline}
-    ours = parts.get(method_name(baseline))
-    shown: dict[str, dict[str, str]] = {name: {} for name in others}
+def context_table(evaluation: pd.DataFrame) -> Table:
+    """Stability across contexts in full: in prompts and in running text, with controls and ceilings."""
+    named = {method_name(method): part for method, part in main_rows(evaluation).items()}
+    caption = (
+        "Stability across contexts. fires: share of a word's contexts in which its letter's first main latent fires, "
+        "mean over words; any main latent: the same for any of the letter's; again: probability that it fires in "
+        "another context of a word when it fires in one; equal density: latents that fire as often and are no "
+        "letter's; probe: the ground-truth probe, the ceiling. Contexts are prompts with different examples, then the "
+        f"words' occurrences in held-out text. Mean ± sd over seeds. {ARROW_NOTE}."
+    )
+    table = table_of("method", named, CONTEXT_METRICS, caption, CONTEXT_METRICS)
+    return table._replace(data=table.data[["row", "metric", "better", "mean", "sd", "n", "low", "high"]])
+
+
+def difference_table(evaluation: pd.DataFrame) -> Table:
+    """Every method of the main table minus Standard, seed by seed, with paired t tests and Holm's correction."""
+    parts = main_rows(rows_of(evaluation, "main"))
+    ours = parts.get(BASELINE)
+    shown: dict[str, dict[str, str]] = {method_name(method): {} for method in parts if method != BASELINE}
     data = []
     for column in (c for c in DIFFERENCE_COLUMNS if c in evaluation and ours is not None):
-        gaps = {name: difference(by_seed(part, column), by_seed(ours, column)) for name, part in others.items()}
+        standard = by_seed(ours, column)
+        gaps = {method_name(m): difference(by_seed(p, column), standard) for m, p in parts.items() if m != BASELINE}
         adjusted = holm(p_value(gap) for gap in gaps.values())
         for (name, gap), p in zip(gaps.items(), adjusted, strict=True):
             star = " *" if p < 1 - CONFIDENCE and column != "l0" else ""
-            shown[name][METRICS[column].header] = effect_cell(gap, METRICS[column].decimals) + star
+            shown[name][METRICS[column].header] = range_cell(gap, METRICS[column].decimals, "+") + star
             data.append(record(name, column, gap) | {"p": p_value(gap), "p_holm": p})
     caption = (
-        f"Each method minus {method_name(baseline)} at matched L0, seed by seed: mean [95 % t interval over seeds]. * "
+        f"Each method minus {method_name(BASELINE)} at matched L0, seed by seed: mean [95 % t interval over seeds]. * "
         f"p < 0.05, paired t test, after Holm's correction over the column. {ARROW_NOTE}. Where L0 differs too, part "
         f"of a difference may be sparsity's. {seeds_note(parts.values())}"
     )
@@ -131,8 +167,8 @@ def difference_table(evaluation: pd.DataFrame, baseline: str = "standard") -> Ta
 
 def as_written_table(evaluation: pd.DataFrame) -> Table:
     """The papers' own coefficients, whatever they lead to."""
-    rows = rows_of(evaluation, "as_written")
-    named = {_written_name(part): part for _, part in split(rows, "method")}
+    written = by_method(rows_of(evaluation, "as_written"))
+    named = {_written_name(method, part): part for method, part in written.items()}
     caption = f"The papers' coefficients as written; mean ± sd over seeds. {ARROW_NOTE}. {UNRANKED_NOTE}."
     return table_of("method", named, WRITTEN_COLUMNS, caption)
 
@@ -148,53 +184,38 @@ def letters_table(letters: pd.DataFrame, probe: pd.DataFrame | None = None) -> T
         probe: `show.probe_letters`, for the test words and F1 of rare letters that are not scored.
     """
     main = letters[letters["group"] == "main"]
+    methods = by_method(main)
     scored = sorted({*main["letter"]})
     tested = probe.set_index("letter") if probe is not None else pd.DataFrame(columns=["test_words", "probe_f1"])
-    sets = {letter: main[main["letter"] == letter] for letter in sorted({*scored, *(RARE_LETTERS if scored else ())})}
+    sets = {letter: [letter] for letter in sorted({*scored, *(RARE_LETTERS if scored else ())})}
     if scored:
-        sets[f"{', '.join(RARE_LETTERS)} together"] = main[main["letter"].isin(RARE_LETTERS)]
-        sets["all"] = main
+        sets |= {f"{', '.join(RARE_LETTERS)} together": [*RARE_LETTERS], "all": scored}
     data, shown = [], []
-    for name, part in sets.items():
-        counts = part.groupby("letter")[["true_positives", "probe_f1"]].mean()
+    for name, of_set in sets.items():
+        counts = main[main["letter"].isin(of_set)].groupby("letter")[["true_positives", "probe_f1"]].mean()
         words, f1 = counts["true_positives"].sum(), counts["probe_f1"].mean()
-        if part.empty and name in tested.index:
+        if counts.empty and name in tested.index:
             words, f1 = tested.loc[name, ["test_words", "probe_f1"]]
-        note = f" ({f1:.2f})" if np.isfinite(f1) else ""
-        line = {"letter": name, "words (probe F1)": f"{words:.0f}{note}"}
-        for method, of_method in split(part, "method"):
-            interval = t_interval(by_seed(of_method, "absorption_fraction"))
-            line[method_name(method)] = cell(interval, 3)
-            data.append(record(f"{name}: {method_name(method)}", "absorption_fraction", interval) | {"words": words})
+        line = {"letter": name, "words (probe F1)": f"{words:.0f}" + (f" ({f1:.2f})" if np.isfinite(f1) else "")}
+        for method, rows in methods.items():
+            part = rows[rows["letter"].isin(of_set)]
+            if len(part):
+                interval = t_interval(by_seed(part, "absorption_fraction"))
+                line[method_name(method)] = cell(interval, 3)
+                numbers = record(f"{name}: {method_name(method)}", "absorption_fraction", interval)
+                data.append(numbers | {"words": words})
         shown.append(line)
     caption = (
         "Absorption (fraction, ↓ lower is better) per letter at matched L0; mean ± sd over seeds; with the words that "
         "a score rests on and the F1 of the letter's probe. – not scored: the probe does not find the letter. "
-        f"{seeds_note(part for _, part in split(main, 'method'))}"
+        f"{seeds_note(methods.values())}"
     ).strip()
-    columns = ["letter", "words (probe F1)", *(method_name(m) for m in in_order([*main["method"]]))]
+    columns = ["letter", "words (probe F1)", *map(method_name, methods)]
     return Table(pd.DataFrame(shown, columns=columns).fillna("–"), pd.DataFrame(data), caption)
 
 
-def _methods(evaluation: pd.DataFrame, floor: bool = True) -> dict[str, pd.DataFrame]:
-    """Name -> rows of each method at matched L0, then of the untrained SAEs."""
-    rows = rows_of(evaluation, "main", "untrained")
-    main = rows[rows["group"] == "main"]
-    named = {method_name(m): main[main["method"] == m] for m in in_order([*main["method"]]) if m in MAIN_METHODS}
-    bottom = rows[(rows["group"] == "untrained") & floor]
-    for method in in_order([*bottom["method"]]):
-        label = "Untrained" if method == "untrained" else f"Untrained ({method_name(method)})"
-        named[label] = bottom[bottom["method"] == method]
-    return named
-
-
-def _method(part: pd.DataFrame) -> str:
-    return str(part["method"].iloc[0])
-
-
-def _written_name(part: pd.DataFrame) -> str:
+def _written_name(method: str, part: pd.DataFrame) -> str:
     """A method's name with the sparsity it was given."""
-    method = str(part["method"].iloc[0])
     for column, symbol in (("k", "k"), ("target_l0", "target L0"), ("l1_coefficient", "λ1")):
         value = part[column].iloc[0] if column in part else np.nan
         if pd.notna(value) and value > 0:

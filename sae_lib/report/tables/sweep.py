@@ -22,10 +22,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sae_lib.report.names import MAIN_METHODS, METRICS, in_order, method_name
-from sae_lib.report.results import MATCHED_L0, rows_of
+from sae_lib.report.names import BASELINE, MAIN_METHODS, METRICS, method_name
+from sae_lib.report.results import MATCHED_L0, by_method, rows_of
 from sae_lib.report.statistics import CONFIDENCE, Interval, by_seed, difference, holm, p_value, t_interval
-from sae_lib.report.tables.write import Table
+from sae_lib.report.tables.rows import Table, range_cell
 
 SWEEP_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "probing_k1")
 COMMON_L0 = (20.0, 40.0, 80.0)
@@ -158,39 +158,45 @@ def _t(df: float) -> float:
 
 def curves(evaluation: pd.DataFrame, metric: str) -> dict[str, Curve]:
     """Method -> its curve, in the order of tables; methods without a level are left out."""
-    rows = rows_of(evaluation, "main", "sweep")
-    found = {m: Curve.of(rows[rows["method"] == m], metric) for m in in_order([*rows["method"]]) if m in MAIN_METHODS}
+    rows = by_method(rows_of(evaluation, "main", "sweep"))
+    found = {method: Curve.of(part, metric) for method, part in rows.items() if method in MAIN_METHODS}
     return {method: curve for method, curve in found.items() if curve.levels}
 
 
 def sweep_table(
-    evaluation: pd.DataFrame,
-    metrics: Sequence[str] = SWEEP_METRICS,
-    at: Sequence[float] = COMMON_L0,
-    baseline: str = "standard",
+    evaluation: pd.DataFrame, at: Sequence[float] = COMMON_L0, metrics: Sequence[str] = SWEEP_METRICS
 ) -> Table:
     """Every method at each L0 of `at`: one block of rows per L0, within which rows may be ranked.
 
-    A star marks a difference from `baseline` that holds after Holm's correction over its column. `data` has the
-    value, its interval, the difference, its interval, p and adjusted p.
+    A star marks a difference from Standard that holds after Holm's correction over its column. `data` has the value,
+    its interval, the difference, its interval, p and adjusted p.
     """
+    counts = rows_of(evaluation, "main", "sweep")
     shown: dict[tuple[float, str], dict[str, Any]] = {}
     data: list[dict[str, Any]] = []
-    for metric in metrics:
-        of_method = curves(evaluation, metric) if metric in evaluation else {}
-        column = [_record(of_method, metric, l0, method, baseline) for l0 in at for method in of_method]
-        for record, adjusted in zip(column, holm(record["p"] for record in column), strict=True):
-            line = shown.setdefault((record["l0"], record["row"]), {})
-            line[METRICS[metric].header] = _cell(record, adjusted, METRICS[metric].decimals)
-            data.append(record | {"p_holm": adjusted})
-    order = [(l0, method_name(method)) for l0 in at for method in MAIN_METHODS if (l0, method_name(method)) in shown]
-    frame = pd.DataFrame([{"L0": f"{l0:g}", "method": name, **shown[l0, name]} for l0, name in order]).fillna("–")
-    counts = rows_of(evaluation, "main", "sweep")
+    for metric in (metric for metric in metrics if metric in evaluation):
+        of_method = curves(evaluation, metric)
+        places = [(l0, method) for l0 in at for method in of_method]
+        found = [_read_off(of_method, l0, method) for l0, method in places]
+        adjusted = holm(gap.p for _, gap in found)
+        for (l0, method), (interval, gap), p in zip(places, found, adjusted, strict=True):
+            text = range_cell(interval, METRICS[metric].decimals) + (" *" if p < 1 - CONFIDENCE else "")
+            shown.setdefault((l0, method), {})[METRICS[metric].header] = text
+            data.append(
+                {
+                    "row": method_name(method), "l0": l0, "metric": metric, "better": METRICS[metric].direction,
+                    "n": interval.n, "mean": interval.mean, "sd": interval.sd, "low": interval.low,
+                    "high": interval.high, "difference": gap.mean, "difference_low": gap.low,
+                    "difference_high": gap.high, "p": gap.p, "p_holm": p,
+                }
+            )  # fmt: skip
+    order = [(l0, method) for l0 in at for method in MAIN_METHODS if (l0, method) in shown]
+    lines = [{"L0": f"{l0:g}", "method": method_name(method), **shown[l0, method]} for l0, method in order]
     letters, words = (t_interval(pd.to_numeric(counts.get(c, []))).mean for c in ("letters", "words"))
     caption = (
         "Methods at common L0: mean [95 % t interval over seeds], read off each method's curve, piecewise linear in "
         "log L0 between its levels; between levels the interval takes the spread over seeds to be the same at all of "
-        f"a method's levels. * differs from {method_name(baseline)} at p < 0.05 after Holm's correction over the "
+        f"a method's levels. * differs from {method_name(BASELINE)} at p < 0.05 after Holm's correction over the "
         "column; – the method has no level on one of the two sides. ↑ higher is better, ↓ lower is better."
     )
     if math.isfinite(words):
@@ -198,25 +204,12 @@ def sweep_table(
     seeds = {group: ", ".join(map(str, sorted({*part["seed"]}))) for group, part in counts.groupby("group")}
     levels = {"main": "of the main level", "sweep": "of the others"}
     caption += f" Seeds: {'; '.join(f'{seeds[group]} {what}' for group, what in levels.items() if group in seeds)}."
-    return Table(frame, pd.DataFrame(data), caption)
+    return Table(pd.DataFrame(lines).fillna("–"), pd.DataFrame(data), caption)
 
 
-def _record(of_method: dict[str, Curve], metric: str, l0: float, method: str, baseline: str) -> dict[str, Any]:
+def _read_off(of_method: dict[str, Curve], l0: float, method: str) -> tuple[Interval, Gap]:
+    """A method's value at an L0, and its difference from the baseline's."""
     estimate = of_method[method].at(l0)
-    reference = of_method[baseline].at(l0) if baseline in of_method and method != baseline else None
-    interval = estimate.interval if estimate else t_interval([])
+    reference = of_method[BASELINE].at(l0) if BASELINE in of_method and method != BASELINE else None
     gap = gap_between(estimate, reference) if estimate and reference else Gap(*[math.nan] * 4)
-    return {
-        "row": method_name(method), "l0": l0, "metric": metric, "better": METRICS[metric].direction, "n": interval.n,
-        "mean": interval.mean, "sd": interval.sd, "low": interval.low, "high": interval.high,
-        "difference": gap.mean, "difference_low": gap.low, "difference_high": gap.high, "p": gap.p,
-    }  # fmt: skip
-
-
-def _cell(record: dict[str, Any], adjusted: float, decimals: int) -> str:
-    if record["n"] == 0:
-        return "–"
-    text = f"{record['mean']:.{decimals}f}"
-    if math.isfinite(record["low"]):
-        text += f" [{record['low']:.{decimals}f}, {record['high']:.{decimals}f}]"
-    return text + (" *" if adjusted < 1 - CONFIDENCE else "")
+    return estimate.interval if estimate else t_interval([]), gap

@@ -1,0 +1,45 @@
+"""Every figure that `make paper` writes: which function draws it, and from which results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sae_lib.profiles.profile import Profile
+from sae_lib.report.figures.absorption import absorption_picture, letters_figure
+from sae_lib.report.figures.explaining import density_figure, mechanism_figure, probe_figure
+from sae_lib.report.figures.stability import stability_figure
+from sae_lib.report.figures.style import save_figure
+from sae_lib.report.figures.sweep import pareto_figure
+from sae_lib.report.figures.toy import toy_importance_figure, toy_matched_figure, toy_rho_figure, toy_sweep_figure
+from sae_lib.report.figures.training import ablation_effects, key_metrics, training_curves
+from sae_lib.report.results import Results
+
+# File in the figures folder, without its ending -> the function that draws it, and what it reads (`Results.inputs`).
+FIGURES: dict[str, tuple[Callable[..., tuple[Figure, pd.DataFrame]], tuple[str, ...]]] = {
+    "training_curves": (training_curves, ("history",)),
+    "key_metrics": (key_metrics, ("evaluation",)),
+    "absorption_picture": (absorption_picture, ("toy", "toy_summary")),
+    "toy_matched": (toy_matched_figure, ("toy_summary",)),
+    "toy_sweep": (toy_sweep_figure, ("toy_summary",)),
+    "toy_rho": (toy_rho_figure, ("toy_summary",)),
+    "toy_importance": (toy_importance_figure, ("toy_summary",)),
+    "absorption_by_letter": (letters_figure, ("letters", "probe")),
+    "pareto": (pareto_figure, ("evaluation",)),
+    "stability": (stability_figure, ("evaluation", "seed_stability")),
+    "ablation_effects": (ablation_effects, ("evaluation",)),
+    "probe_by_letter": (probe_figure, ("probe", "least_f1")),
+    "mechanisms": (mechanism_figure, ("history",)),
+    "firing_rates": (density_figure, ("density",)),
+}
+
+
+def write_figure(name: str, results: Results, profile: Profile, folder: Path | str) -> list[Path]:
+    """Draw a figure of `FIGURES` and save it in `folder`; the paths of its PDF, PNG and CSV."""
+    draw, reads = FIGURES[name]
+    inputs = results.inputs(profile)
+    fig, data = draw(*(inputs[each] for each in reads))
+    return save_figure(fig, name, data, folder)
