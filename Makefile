@@ -78,7 +78,7 @@ plan: $(READY)  ## what `make paper` would do at PROFILE: time, disk and memory,
 	@$(RUN) sae_lib plan --profile "$(PROFILE)" --gpus "$(GPUS)" --nodes "$(NODES)" --head "$(HEAD)"
 
 verify: $(READY)  ## print the claims table of PROFILE and compare its verdicts with the committed ones
-	@$(RUN) sae_lib verify --profile "$(PROFILE)"
+	@$(RUN) sae_lib verify --profile "$(PROFILE)" $(if $(LONG),--long)
 
 test: lint typecheck unit nbval  ## lint, format check, types, unit tests, then the committed notebooks
 

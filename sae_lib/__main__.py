@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("--gpus", default="1", help="GPUS= of make: the GPUs of each machine")
         each.add_argument("--nodes", default="1", help="NODES= of make: machines, each of which runs this command")
         each.add_argument("--head", default="", help="HEAD= of make: the machine where they meet")
+    verify.add_argument("--long", action="store_true", help="each claim with all its evidence")
     run.add_argument("--only", metavar="NN", help="run one notebook, such as 03")
 
     evaluate = command("evaluate", _evaluate, "measure an SAE of this package or of others on a language model")
@@ -172,7 +173,7 @@ def _verify(options: Options) -> int:
     from sae_lib.util.paths import Paths, verdicts_file
 
     profile = load_profile(options.profile)
-    return int(verify(profile, Paths(profile.name).results, verdicts_file(profile.name)))
+    return int(verify(profile, Paths(profile.name).results, verdicts_file(profile.name), long=options.long))
 
 
 def _accept(options: Options) -> int:

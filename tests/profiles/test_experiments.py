@@ -94,6 +94,8 @@ def test_importance_variants():
         assert variant and (label == "product" or "+".join(variant.components) == label)
     assert parts["product"] and parts["product"].combine == "product"
     assert {s.fields["importance"] for s in runs("atm_importance")} == set(parts)
+    dropped = {s.fields["dropped"]: s.config.masking.components for s in runs("atm_importance") if s.config.masking}
+    assert "contribution" not in dropped["contribution"] and len(dropped["nothing"]) == len(dropped[None]) == 3
 
 
 def test_shared_runs_are_trained_once():

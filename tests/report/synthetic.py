@@ -97,14 +97,10 @@ def evaluation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
         varied = "resampling_threshold" if threshold < 0.005 else "temporal_coefficient"
         name = f"{varied.replace('_', ' ')} {threshold if threshold < 0.005 else coefficient:g}"
         centre = (0.10 - 0.03 * (coefficient == 1), 0.84 + 0.05 * (threshold < 0.005), 17.0)
-        where = {
-            "label": name,
-            "varied": varied,
-            "temporal_coefficient": coefficient,
-            "resampling_threshold": threshold,
-        }
+        where: dict[str, Any] = {"temporal_coefficient": coefficient, "resampling_threshold": threshold}
+        where |= {"label": name, "varied": varied}
         rows += [sae_row(rng, "sensitivity", "temporal_sae", s, centre, **where) for s in seeds[:3]]
-    where = {"label": "no warm-up", "varied": "warm_up"} | usual
+    where = {"label": "no warm-up", "varied": "warm_up", **usual}
     rows += [sae_row(rng, "sensitivity", "temporal_sae", s, (0.1, 0.7, 17.0), **where) for s in seeds[:3]]
     for dropped, extra in (("nothing", 0.0), ("magnitude", 0.03), ("frequency", 0.04), ("contribution", 0.05)):
         centre = (0.06 + extra, 0.87, 15.8)

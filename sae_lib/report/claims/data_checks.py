@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sae_lib.profiles.runs import WARM_UP
+from sae_lib.profiles.runs import VARIED, WARM_UP
 from sae_lib.report.claims.verdicts import (
     CONTRADICTED,
     NOT_REPRODUCED,
@@ -227,8 +227,8 @@ def rare_letters(results: Results, options: Options) -> Outcome:
     if gap.n < 2:
         return Outcome(NOT_RUN, f"one seed gives no interval: {reason}")
     if interval.high <= options["zero"]:
-        return Outcome(REPRODUCED, reason)
-    return Outcome(CONTRADICTED if gap.low > 0 else NOT_REPRODUCED, reason)
+        return Outcome(REPRODUCED, reason, str(interval))
+    return Outcome(CONTRADICTED if gap.low > 0 else NOT_REPRODUCED, reason, gap.range)
 
 
 def seeds(results: Results, options: Options) -> Outcome:
@@ -247,13 +247,13 @@ def seeds(results: Results, options: Options) -> Outcome:
 def sensitivity(results: Results, options: Options) -> Outcome:
     """Whether other values of each parameter change a metric by more than `margin`: both do, or neither does."""
     rows, margin = results.evaluation[results.evaluation["group"] == "sensitivity"], options["margin"]
-    parameters = {"temporal_coefficient": "temporal coefficient", "resampling_threshold": "resampling threshold"}
+    parameters = {name: name.replace("_", " ") for name in VARIED if name != WARM_UP}
     if rows.empty or not {"varied", *parameters, *options["metrics"]} <= set(rows.columns):
         return Outcome(NOT_RUN, "no results for other coefficients and thresholds")
     rows = rows[rows["varied"] != WARM_UP]
     default = {p: rows[p].mode().iloc[0] if rows[p].notna().any() else math.nan for p in parameters}
     usual = rows[(rows[list(parameters)] == pd.Series(default)).all(axis=1)]
-    matters, indifferent, told = {}, True, []
+    matters, indifferent, told, number = {}, True, [], ""
     for parameter, name in parameters.items():
         other = rows[rows[parameter].notna() & (rows[parameter] != default[parameter])]
         changes = {
@@ -266,11 +266,12 @@ def sensitivity(results: Results, options: Options) -> Outcome:
         matters[parameter] = any(c.low > margin or c.high < -margin for c in changes.values())
         indifferent &= all(-margin < c.low and c.high < margin for c in changes.values())
         (value, metric), largest = max(changes.items(), key=lambda item: abs(item[1].mean))
+        number = number or largest.range
         told.append(f"{name} {value:g} for {default[parameter]:g}: {metric_label(metric)} {largest.range}")
     reason = f"largest changes, {margin:g} counted as none: " + "; ".join(told)
     if all(matters.values()):
-        return Outcome(REPRODUCED, reason)
-    return Outcome(CONTRADICTED if indifferent else NOT_REPRODUCED, reason)
+        return Outcome(REPRODUCED, reason, number)
+    return Outcome(CONTRADICTED if indifferent else NOT_REPRODUCED, reason, number)
 
 
 def warm_up(results: Results, options: Options) -> Outcome:

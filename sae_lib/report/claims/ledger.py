@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -38,7 +39,7 @@ PAPERS_MODEL = "google/gemma-2-2b"
 
 def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | None = None) -> pd.DataFrame:
     """One row per claim: id, paper, claim, where, metric, direction, published, measured, verdict,
-    at_this_scale, ground_truth, reason, toy_evidence.
+    at_this_scale, ground_truth, reason, toy_evidence, and the number that decided.
 
     `verdict` answers the sentence as it stands: claims about Gemma-2-2b are answered only where the profile runs it.
     `at_this_scale` is what the claim's data check says of the results at hand, whatever the model ("" without one).
@@ -52,6 +53,7 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
         toy = check_on_toys(results, claim.toy_check) if claim.toy_check else None
         # A claim about toy data alone is answered by it.
         outcome = _verdict(claim, profile, results, paper, scale or (toy if claim.about == "method" else None))
+        by_paper = paper.reason if paper and (claim.about == "paper" or not paper.consistent) else ""
         reasons = [outcome.reason, paper.reason if paper else "", scale.reason if scale else ""]
         rows.append(
             {
@@ -68,6 +70,7 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
                 "ground_truth": toy.verdict if toy else "",
                 "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)),
                 "toy_evidence": f"{claim.toy_check['evidence']}: {toy.reason}" if claim.toy_check and toy else "",
+                "number": by_paper or next((found.number for found in (scale, toy) if found and found.number), ""),
             }
         )
     return pd.DataFrame(rows)
@@ -143,11 +146,23 @@ def claims_table(evaluated: pd.DataFrame, profile: Profile) -> Table:
         "mean ± sd over n seeds. Verdict: of the sentence as it stands; at this scale: of the same check on this "
         "profile's model; ground truth: on toy data whose features are known."
     )
-    return Table(shown, evaluated, caption)
+    return Table(shown.drop(columns="number"), evaluated.drop(columns="number"), caption)
+
+
+def claims_summary(evaluated: pd.DataFrame, width: int = 100) -> str:
+    """The ledger for a terminal, a line for each claim: its verdicts and the number that decided."""
+    short = {INCONSISTENT: "inconsistent", NOT_RUN: "not run", "": "–"}
+    columns = dict(zip(VERDICT_COLUMNS, ("verdict", "at this scale", "ground truth"), strict=True))
+    lines = ["  ".join(["claim", *(f"{name:<14}" for name in columns.values()), "decided by"])]
+    for row in evaluated.to_dict("records"):
+        verdicts = "  ".join(f"{short.get(row[column], row[column]):<14}" for column in columns)
+        line = f"{row['id']:<5}  {verdicts}  "
+        lines.append(line + textwrap.shorten(row["number"] or "–", width - len(line), placeholder=" …"))
+    return "\n".join(lines)
 
 
 def claims_text(evaluated: pd.DataFrame) -> str:
-    """The ledger for a terminal: a block of lines for each claim."""
+    """The ledger for a terminal, with all its evidence: a block of lines for each claim."""
     blocks = []
     for row in evaluated.to_dict("records"):
         known = (("at this scale", row["at_this_scale"]), ("on ground truth", row["ground_truth"]))
@@ -168,28 +183,29 @@ def write_verdicts(evaluated: pd.DataFrame, profile: Profile, path: Path | str) 
     write_json(path, {"profile": profile.name, "verdicts": verdicts})
 
 
-def verify(profile: Profile, results_folder: Path | str, expected_file: Path | str) -> int:
-    """Print the claims table and compare its verdicts with the expected ones; 0 if all agree, otherwise 1.
+def verify(profile: Profile, results_folder: Path | str, expected_file: Path | str, long: bool = False) -> int:
+    """Print the claims, with all their evidence if `long`, and compare the verdicts with the expected ones; 0 if all
+    agree, otherwise 1.
 
     Without `results_folder` (a clean clone) the results committed beside `expected_file` are read.
 
-    Raises ArtifactError: no expected verdicts, or another profile's, or unknown, missing or misspelt ones.
+    Raises ArtifactError: no expected verdicts, or another profile's, or unknown or missing ones.
     """
     expected_file, results_folder = Path(expected_file), Path(results_folder)
     expected = _expected(profile, expected_file)
     committed = expected_file.parent / "results"
     folder = results_folder if any(results_folder.glob("*.parquet")) else committed
     evaluated = evaluate_claims(profile, Results.load(folder))
-    print(claims_text(evaluated))
+    print(claims_text(evaluated) if long else claims_summary(evaluated))
     print(f"\n{len(evaluated)} claims at profile {profile.name}, from {folder}")
     print("; ".join(f"{verdict}: {(evaluated['verdict'] == verdict).sum()}" for verdict in VERDICTS))
     differing = 0
-    for row in evaluated.itertuples():
+    for row in evaluated.to_dict("records"):
         for column in VERDICT_COLUMNS:
-            got, wanted = getattr(row, column), expected[str(row.id)][column]
+            got, wanted = row[column], expected[row["id"]].get(column)
             if got != wanted:
                 differing += 1
-                print(f"DIFFERS {row.id} {column}: '{got}', committed '{wanted}'")
+                print(f"DIFFERS {row['id']} {column}: '{got}', committed '{wanted}'")
     print(f"{differing} verdicts differ from {expected_file.name}" if differing else "all verdicts as committed")
     return 1 if differing else 0
 
@@ -204,8 +220,4 @@ def _expected(profile: Profile, path: Path) -> dict[str, dict[str, str]]:
         raise ArtifactError(f"verdicts: {shown(path)} is not of profile {profile.name}; {make_them}")
     verdicts = content.get("verdicts", {})
     require_claim_ids(set(verdicts), path.name)
-    for name, entry in verdicts.items():
-        also = [entry.get(column) in (*VERDICTS, "") for column in VERDICT_COLUMNS[1:]]
-        if entry.get("verdict") not in VERDICTS or not all(also):
-            raise ArtifactError(f"verdicts: {path.name}, {name}: {entry} is not made of {', '.join(VERDICTS)}")
-    return verdicts
+    return dict(verdicts)

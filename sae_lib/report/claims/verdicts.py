@@ -23,10 +23,11 @@ _MANY = 6
 
 
 class Outcome(NamedTuple):
-    """A verdict and the sentence with the numbers that gave it."""
+    """A verdict, the sentence with the numbers that gave it, and the one that decided."""
 
     verdict: str
     reason: str
+    number: str = ""
 
 
 class Comparison(NamedTuple):
@@ -72,5 +73,6 @@ def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
         held = sum(c.holds for c in comparisons)
         reason = f"{held} of {len(comparisons)} comparisons hold" + "".join(f"; not: {c}" for c in told) + note
     if all(c.holds for c in comparisons):
-        return Outcome(REPRODUCED, reason)
-    return Outcome(CONTRADICTED if reversed_ else NOT_REPRODUCED, reason)
+        return Outcome(REPRODUCED, reason, comparisons[0].interval.range)
+    decided = reversed_ or [c for c in comparisons if not c.holds]
+    return Outcome(CONTRADICTED if reversed_ else NOT_REPRODUCED, reason, decided[0].interval.range)
