@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -25,8 +25,6 @@ from sae_lib.util.errors import ArtifactError
 from sae_lib.util.strict import Seed, Strict
 
 PROFILES = Path(__file__).parent
-Score = Literal["reconstruction", "absorption", "stability", "probing"]
-Notebook = Literal["01", "02", "03", "04", "05"]
 # What else lies in the output folder, beside the folders of profiles.
 SHARED_FOLDERS = ("benchmark", "browser", "corpus", "docs", "evaluate", "nbval", "oracles", "pocket-lm")
 
@@ -85,38 +83,14 @@ class EvaluationConfig(Strict):
     stability: StabilityConfig = StabilityConfig()
 
 
-class Estimates(Strict):
-    """Measured rates, for `make plan`; `python -m benchmarks.plan_check` reads them off a finished run."""
+class Cost(Strict):
+    """What a run from nothing took, for `make plan`; nothing where no run was measured."""
 
-    hardware: str
-    gemm_gflops: float = Field(gt=0.0)
-    """Rate of the encoder's matrix product on it: of one core, or of the GPU."""
-    memory_gb_s: float = Field(gt=0.0)
-    """Rate at which the optimiser reads and writes: of one core, or of the GPU."""
-    step_over_floor: float = Field(gt=0.0)
-    """The five products of a training step and the optimiser's reading and writing, as a multiple of what they take at
-    these rates."""
-    latent_bytes: float = Field(0.0, ge=0.0)
-    """Bytes that a step moves for each of its `[batch, d_sae]` latents, mean over the methods."""
-    step_overhead_ms: float = Field(ge=0.0)
-    """What of it does not grow with any size: Python, and the launching of operations."""
-    harvest_over_floor: float = Field(gt=0.0)
-    """Harvesting a token as a multiple of the cut model's 2 FLOP a weight at this rate."""
-    score_s: dict[Score, float]
-    """Seconds for each score of one SAE, on one core or on the GPU."""
-    fixed_s: dict[Notebook, float]
-    """Seconds of each notebook that do not grow with the number of SAEs: start, text, references, toys, figures."""
-    probing_tokens: int = Field(ge=0)
-    """Tokens in the texts of sparse probing: their residual streams are kept on disk."""
+    hours: float | None = None
+    hardware: str = ""
     needs_gpu: bool = False
-
-    @model_validator(mode="after")
-    def _complete(self) -> Estimates:
-        for field, names in (("score_s", get_args(Score)), ("fixed_s", get_args(Notebook))):
-            given = getattr(self, field)
-            if missing := [name for name in names if given.get(name, -1.0) < 0]:
-                raise ValueError(f"{field} needs seconds, 0 or more, for {', '.join(missing)}")
-        return self
+    probing_tokens: int = Field(0, ge=0)
+    """Tokens in the texts of sparse probing: their residual streams are kept on disk."""
 
 
 class Profile(Strict):
@@ -136,7 +110,7 @@ class Profile(Strict):
     sweep: SweepConfig
     ablations: AblationConfig = AblationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    estimates: Estimates
+    cost: Cost = Cost()
 
     @field_validator("name")
     @classmethod

@@ -31,6 +31,7 @@ Group = Literal[
 ]
 MAIN_GROUPS: tuple[Group, ...] = ("main", "untrained", "as_written", "sweep")
 ABLATION_GROUPS: tuple[Group, ...] = ("factorial", "sequence", "sensitivity", "atm_importance", "atm_grid")
+ABLATION_SCORES = ("reconstruction", "absorption")
 MAIN_METHODS = (
     "standard",
     "gated",

@@ -16,7 +16,6 @@ from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file
 from sae_lib.study.distributed import ALONE, Machines, do_beforehand
 from sae_lib.study.notebooks import duration, run_notebook
-from sae_lib.study.time_left import TimeLeft
 from sae_lib.study.up_to_date import Stage, find_stages, record_done, statuses, why_not_done
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock, make_folder, remove_unfinished, used_bytes
@@ -32,7 +31,6 @@ def run(
     *,
     notebooks: Path,
     only: str | None = None,
-    seconds: Mapping[str, float] | None = None,
     beforehand: Callable[[], None] | None = None,
 ) -> list[str]:
     """Run every notebook whose results are not those it would make now.
@@ -42,7 +40,6 @@ def run(
         parameters: values for each notebook's parameters cell.
         notebooks: folder of `01_*.ipynb`, `02_*.ipynb`, ...
         only: number or name of one notebook; the others are neither run nor checked.
-        seconds: estimated time by notebook number, for the time left.
         beforehand: called first, with the folder held.
 
     Returns:
@@ -63,20 +60,17 @@ def run(
             remove_unfinished(corpus_cache(), LONGEST_WRITE_S)
         if beforehand is not None:
             beforehand()
-        clock = TimeLeft(chosen, seconds or {})
         for place, stage in enumerate(stages, start=1):
             if stage not in chosen:
                 continue
             label = f"[{place}/{len(stages)}] {stage.name}:"
             reason = why_not_done(stage, profile, paths)
             if reason is None:
-                clock.skip(stage)
                 print(f"{label} up to date", flush=True)
                 continue
-            print(f"{label} running, {reason}{clock.expected(stage)}", flush=True)
+            print(f"{label} running, {reason}", flush=True)
             took = _run_stage(stage, profile, paths, parameters, label)
-            clock.done(stage, took)
-            print(f"{label} done in {duration(took)}{clock.left()}", flush=True)
+            print(f"{label} done in {duration(took)}", flush=True)
             ran.append(stage.name)
     return ran
 
@@ -116,19 +110,14 @@ def run_command(
     paths = Paths(profile.name)
     stages = _choose(find_stages(notebooks), only)
     to_do = [status for status in statuses(stages, profile, paths) if status.to_do]
-    seconds: Mapping[str, float] = {}
     if to_do:
-        from sae_lib.study.plan import blockers, estimate, speed_note
+        from sae_lib.study.plan import blockers, make_plan, time_note
 
-        cost = estimate(profile, processes=machines.gpus * machines.nodes)
-        seconds = cost.seconds
-        if stopping := blockers(profile, cost, paths):
+        plan = make_plan(profile)
+        if stopping := blockers(profile, plan, paths):
             raise ArtifactError(stopping[0])
-        expected = sum(seconds.get(status.stage.name.partition("_")[0], 0.0) for status in to_do)
-        print(
-            f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run, about "
-            f"{duration(expected)} ({speed_note(profile, cost)}); `make plan` says more"
-        )
+        time = time_note(profile, paths, plan, machines.gpus * machines.nodes)
+        print(f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run; {time}; `make plan` says more")
     beforehand = None
     if to_do and not machines.alone:
         beforehand = partial(do_beforehand, profile, parameters["profile"], machines)
@@ -137,7 +126,7 @@ def run_command(
             beforehand()
         print(f"this machine is done; {machines.head} runs the notebooks")
         return 0
-    run(profile, parameters, notebooks=notebooks, only=only, seconds=seconds, beforehand=beforehand)
+    run(profile, parameters, notebooks=notebooks, only=only, beforehand=beforehand)
     print(where_to_look(paths))
     return 0
 
@@ -157,31 +146,26 @@ def where_to_look(paths: Paths) -> str:
 
 def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) -> int:
     """`plan`: print what a run would do and what it takes; exit code 1 when something stands in the way."""
-    from sae_lib.study.plan import GB, blockers, estimate, memory_note, speed_note
+    from sae_lib.study.plan import GB, blockers, make_plan, memory_note, time_note
 
     paths = Paths(profile.name)
-    cost = estimate(profile, processes=machines.gpus * machines.nodes)
+    plan = make_plan(profile)
     print(f"profile {profile.name}: {profile.description}\n")
-    left = 0.0
     for status in statuses(find_stages(notebooks), profile, paths):
-        seconds = cost.seconds.get(status.stage.name.partition("_")[0], 0.0)
-        left += seconds if status.to_do else 0.0
+        took = f", {duration(status.seconds)} last time" if status.seconds is not None else ""
         what = f"to do ({status.reason})" if status.to_do else status.reason
-        print(f"  {status.stage.name:<14} about {duration(seconds):<14} {what}")
-    groups = ", ".join(f"{count} {group}" for group, count in sorted(cost.saes.items()))
-    used = used_bytes(paths.root)
+        print(f"  {status.stage.name:<14} {what}{took}")
     lines = {
-        "time": f"about {duration(left)} to go, of {duration(sum(cost.seconds.values()))} in all "
-        f"({speed_note(profile, cost)})",
-        "SAEs": f"{sum(cost.saes.values())}: {groups}",
-        "activations": f"{cost.rows:,} tokens x {cost.d_in} values",
-        "disk": f"{cost.disk_bytes / GB:.2f} GB under {shown(paths.root)} ({used / GB:.2f} GB there now)",
-        "memory": memory_note(profile),
+        "time": time_note(profile, paths, plan, machines.gpus * machines.nodes),
+        "SAEs": f"{plan.saes.total()}: " + ", ".join(f"{n} {group}" for group, n in sorted(plan.saes.items())),
+        "disk": f"{sum(plan.disk.values()) / GB:.2f} GB under {shown(paths.root)} "
+        f"({used_bytes(paths.root) / GB:.2f} GB there now)",
+        "memory": memory_note(plan),
     }
     print()
     for name, text in lines.items():
         print(f"  {name:<14} {text}")
-    stopping = blockers(profile, cost, paths)
+    stopping = blockers(profile, plan, paths)
     for line in stopping:
         print(f"\nwould not start: {line}")
     return 1 if stopping else 0

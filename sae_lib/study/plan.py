@@ -1,263 +1,236 @@
-"""What a profile costs, before anything starts: time, disk, memory, and what stands in the way.
+"""What a run of a profile takes and what would stop it, before anything starts.
 
-Sizes are arithmetic (`plan_sizes`). Times follow from sizes and from the rates that the profile's `estimates` give for
-the hardware named there; this machine is timed beside it for a moment (`plan_speed`).
-
-The floor of a training step is its arithmetic: five products of `[batch, d_in]` with `[d_in, d_sae]`, two forward and
-three backward (the input needs no gradient), of 2 FLOP for each multiplication; and the optimiser's 28 bytes a weight
-(Adam reads weight, gradient and two moments and writes three of them back, in float32).
+Disk and memory are arithmetic, from the profile and the language model's configuration. Time is what was measured:
+a training step here, once SAEs have been trained here, and the whole run on the hardware that the profile names.
 """
 
 from __future__ import annotations
 
-import os
+import math
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from sae_lib.data import hub
-from sae_lib.profiles.profile import Profile, Score
-from sae_lib.profiles.runs import MAIN_GROUPS, plan_runs
-from sae_lib.study.plan_input import missing_input, unwritable
-from sae_lib.study.plan_sizes import FLOAT, ModelSize, Sizes, model_size, run_sizes, weights_of
-from sae_lib.study.plan_speed import has_gpu, speed_here
-from sae_lib.util.files import free_bytes, nearest_folder, used_bytes
-from sae_lib.util.memory import free_memory
-from sae_lib.util.paths import Paths
+from sae_lib.profiles.runs import plan_runs
+from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.files import free_bytes, nearest_folder, read_json, used_bytes
+from sae_lib.util.memory import RESIDENT_SHARE, free_memory
+from sae_lib.util.paths import OUTPUT_VARIABLE, Paths
+
+if TYPE_CHECKING:
+    from sae_lib.data.config import ModelConfig
+    from sae_lib.profiles.profile import Profile
 
 GB = 1e9
-ADAM_BYTES = 28
-HUB_BYTES = FLOAT  # hub models come as float32 at most
-ABLATION_SCORES: tuple[Score, ...] = ("reconstruction", "absorption")
+FLOAT = 4  # bytes of float32, as of a token id
+ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
+ROW_INDEX = 6  # context (int32) and position (uint16) of a row of the store
+# Measured: what is small of one SAE and of one run; a process with everything imported; one more; a GPU's context.
+RECORDS_OF_AN_SAE, RECORDS_OF_A_RUN = 33e3, 5.5e6
+NOTEBOOK, WORKER, CUDA_CONTEXT = 0.65e9, 0.28e9, 0.6e9
+LATENT_COPIES = 9  # tensors [batch, d_sae] that a training step holds at once
+SAES_TOGETHER = 4  # evaluated at once
+STATES, DISTRIBUTIONS = 4 * 2**30, 2**30  # the most that reconstruction's reference keeps, `metrics.reconstruction`
+
+
+class ModelSize(NamedTuple):
+    """Of a language model, by its configuration."""
+
+    d_in: int
+    layers: int
+    vocab: int
+    weights: int
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Cost of a whole run from nothing. Times in seconds by the number of the notebook, sizes in bytes."""
+class Plan:
+    """What one run makes and takes. Sizes in bytes."""
 
-    seconds: dict[str, float]
-    sizes: Sizes
-    processes: int
-    saes: dict[str, int]
-    """Number of different SAEs by the first group that has them."""
-    rows: int
-    d_in: int
-    speed: float | None
-    """How many times as fast this machine is as the named hardware; None where that cannot be told here."""
-
-    @property
-    def disk_bytes(self) -> float:
-        return self.sizes.disk_peak
+    saes: Counter[str]
+    """Different SAEs by the first group that has them: one of two groups is made once."""
+    disk: dict[str, float]
+    """By subfolder, checkpoints at their most."""
+    memory: dict[str, dict[str, float]]
+    """At the peak of each kind of work, by device: "cpu", and "cuda" where the profile needs a GPU."""
 
 
-def estimate(profile: Profile, speed: float | None = None, processes: int = 1) -> Estimate:
-    """What running all notebooks of `profile` from nothing takes.
+def model_size(model: ModelConfig) -> ModelSize:
+    """The size of a profile's model, without its weights; only the configuration of an unknown hub model is fetched.
 
-    Args:
-        speed: times are those of the named hardware divided by it; by default this machine is timed.
-        processes: ranks of a distributed run, which share harvest, training and evaluation.
-
-    Raises:
-        ArtifactError: the model's configuration, which gives the sizes, cannot be read.
+    Raises ArtifactError: there is no such model, or transformers has no causal language model of that kind.
     """
-    model = model_size(profile.model)
-    # One SAE may stand in two groups; it is trained and evaluated once, for the first of them.
-    distinct: dict[tuple[str, int, bool], str] = {}
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sae_lib.data import hub
+    from sae_lib.data.model_files import model_folder
+
+    pin = hub.model(model.name)
+    try:
+        if pin:
+            config = AutoConfig.for_model(**pin.config)
+        else:
+            config = AutoConfig.from_pretrained(model_folder(model.name, model.revision, weights=False))
+        with torch.device("meta"):
+            weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        text = config.get_text_config()
+        return ModelSize(text.hidden_size, text.num_hidden_layers, text.vocab_size, weights)
+    except (ValueError, AttributeError, KeyError, TypeError, OSError) as error:
+        raise ArtifactError(
+            f"model.name: config.json of {model.name} is not understood ({first_line(error)})"
+        ) from None
+
+
+def make_plan(profile: Profile) -> Plan:
+    """What running all notebooks of `profile` from nothing takes; memory is that of one process on a GPU."""
+    runs: dict[tuple[str, int, bool], str] = {}
     for run in plan_runs(profile):
-        distinct.setdefault((run.config.model_dump_json(), run.seed, run.trained), run.group)
-    saes = Counter(distinct.values())
-    known = speed if speed is not None else speed_here(profile, model.d_in)
-    return Estimate(
-        seconds=_seconds(profile, model, saes, known or 1.0, processes),
-        sizes=run_sizes(profile, model, sum(saes.values()), processes),
-        processes=processes,
-        saes=dict(saes),
-        rows=profile.data.train_tokens,
-        d_in=model.d_in,
-        speed=known,
-    )
-
-
-def step_floor(profile: Profile, d_in: int) -> float:
-    """Seconds that the arithmetic of one training step takes at the rates of the named hardware."""
-    rates, n = profile.estimates, profile.training.d_sae
-    products = 5 * 2.0 * profile.data.batch_tokens * d_in * n
-    return products / (rates.gemm_gflops * 1e9) + ADAM_BYTES * weights_of(d_in, n) / (rates.memory_gb_s * GB)
-
-
-def step_seconds(profile: Profile, d_in: int) -> float:
-    """Seconds of a training step on the named hardware: its arithmetic, its passes over the latents, and the rest."""
-    rates, latents = profile.estimates, profile.data.batch_tokens * profile.training.d_sae
-    passes = rates.latent_bytes * latents / (rates.memory_gb_s * GB)
-    return rates.step_over_floor * step_floor(profile, d_in) + passes + rates.step_overhead_ms / 1000
-
-
-def token_floor(profile: Profile, model: ModelSize) -> float:
-    """Seconds that the arithmetic of harvesting one token takes at the rates of the named hardware."""
-    return model.flops_per_token(profile.model.layer + 1) / (profile.estimates.gemm_gflops * 1e9)
-
-
-def _seconds(profile: Profile, model: ModelSize, saes: Counter[str], speed: float, processes: int) -> dict[str, float]:
-    rates, training = profile.estimates, profile.training
-    workers = processes if rates.needs_gpu else processes * min(training.workers, os.cpu_count() or 1)
-    trained = {group: count for group, count in saes.items() if group != "untrained"}
-    in_02, in_04 = (sum(count for group, count in of.items() if group in MAIN_GROUPS) for of in (trained, saes))
-    ablations = sum(saes.values()) - in_04
-    train = training.steps * step_seconds(profile, model.d_in) / workers
-    token = token_floor(profile, model) * rates.harvest_over_floor
-    score, some = sum(rates.score_s.values()), sum(rates.score_s[name] for name in ABLATION_SCORES)
-    harvest = profile.data.train_tokens * token / processes
-    again = harvest if profile.data.store == "memory" else 0.0
-    work = {
-        "01": harvest,
-        "02": again + in_02 * train,
-        "03": ablations * (train + some / workers),
-        "04": rates.probing_tokens * token + in_04 * score / workers,
-        "05": 0.0,
+        runs.setdefault((run.config.model_dump_json(), run.seed, run.trained), run.group)
+    saes = Counter(runs.values())
+    model, data, training, scores = model_size(profile.model), profile.data, profile.training, profile.evaluation
+    d_in, item, body = model.d_in, ITEM[profile.model.dtype], data.context_length - 1
+    contexts = math.ceil(data.train_tokens / body) + data.held_out_contexts + data.calibration_contexts
+    held_out = data.held_out_contexts * data.context_length
+    words = min(scores.absorption.max_words or model.vocab, model.vocab)
+    texts = min(data.held_out_contexts, scores.stability.text_contexts) * body
+    states = 2 * held_out * d_in * item
+    sae = (2 * d_in * training.d_sae + training.d_sae + d_in) * FLOAT
+    workers = 1 if profile.cost.needs_gpu else training.workers
+    store = data.train_tokens * (2.0 * d_in + ROW_INDEX)
+    reference = (
+        (states if states <= STATES else 0) + (1.2 * words + texts) * d_in * FLOAT
+        + data.calibration_contexts * body * (2 * d_in + ROW_INDEX)
+    )  # fmt: skip
+    disk = {
+        "store": 0.0 if data.store == "memory" else store,
+        "tokens": float(contexts * data.context_length * FLOAT),
+        "runs": sum(saes.values()) * (sae + RECORDS_OF_AN_SAE) + workers * 2 * 3 * sae,  # two checkpoints: Adam's three
+        "reference": reference + profile.cost.probing_tokens * d_in * item,
+        "other files": RECORDS_OF_A_RUN,
     }
-    return {number: (rates.fixed_s[number] + seconds) / speed for number, seconds in work.items()}  # type: ignore[index]
+    held = store if data.store == "memory" else 0.0
+    half = sae if training.autocast == "bfloat16" else 0.0  # weights and gradients again, in two bytes
+    train = 4 * sae + half + data.batch_tokens * (training.d_sae * LATENT_COPIES + 6 * d_in) * FLOAT + held
+    latents = min(SAES_TOGETHER * words * training.d_sae * FLOAT, scores.absorption.latent_bytes)
+    score = model.weights * item + SAES_TOGETHER * sae + min(held_out * model.vocab * FLOAT, DISTRIBUTIONS) + latents
+    harvest = model.weights * item + 2 * data.shard_rows * d_in * 2.0 + held
+    if profile.cost.needs_gpu:
+        gpu = {"harvest": harvest, "training": train, "evaluation": score}
+        host = {"harvest": harvest - held, "training": sae, "evaluation": model.weights * item + reference}
+        memory = {"cuda": {work: CUDA_CONTEXT + size for work, size in gpu.items()}}
+    else:
+        host = {"harvest": harvest, "training": train, "evaluation": score + reference}
+        if workers > 1:
+            host |= {work: workers * (WORKER + host[work]) for work in ("training", "evaluation")}
+            host["training"] += held
+        memory = {}
+    return Plan(saes, disk, memory | {"cpu": {work: NOTEBOOK + size for work, size in host.items()}})
 
 
-def blockers(profile: Profile, cost: Estimate, paths: Paths) -> list[str]:
+def time_note(profile: Profile, paths: Paths, plan: Plan, processes: int) -> str:
+    """How long a run takes from nothing, and its SAEs at the rate of those that were trained here."""
+    cost, trained = profile.cost, [read_json(file) for file in paths.runs.glob("*/run.json")]
+    note = f"about {cost.hours:g} h from nothing, measured" if cost.hours else "not measured"
+    note += f" on {cost.hardware}" if cost.hardware else ""
+    if steps := sum(run["steps"] for run in trained):
+        step = sum(run["seconds"] for run in trained) / steps
+        count = sum(count for group, count in plan.saes.items() if group != "untrained")
+        at_once = processes * (1 if cost.needs_gpu else profile.training.workers)
+        hours = step * profile.training.steps * count / at_once / 3600
+        note += f"; training {count} SAEs: {hours:.2g} h, at {1000 * step:.2g} ms a step as measured here"
+    return note
+
+
+def memory_note(plan: Plan) -> str:
+    """How much memory a run needs beside what is free."""
+    notes = []
+    for device, work in plan.memory.items():
+        free = f" ({free_memory(device) / GB:.1f} GB free now)" if device == "cpu" or has_gpu() else ""
+        notes.append(f"{max(work.values()) / GB:.1f} GB of {'RAM' if device == 'cpu' else 'GPU memory'}{free}")
+    return ", ".join(notes)
+
+
+def has_gpu() -> bool:
+    """Whether torch can use a GPU here."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def blockers(profile: Profile, plan: Plan, paths: Paths) -> list[str]:
     """What would stop a run, one line each with what to change; empty when nothing does."""
-    on_gpu = profile.estimates.needs_gpu
-    found = [*missing_input(profile), unwritable(paths) or _disk(profile, cost, paths), _download(profile)]
-    if on_gpu and not has_gpu():
-        found.append(
-            f"GPU: {profile.name} needs one ({profile.estimates.hardware}) and torch sees none; "
-            f"run on a machine with a GPU, or choose a profile for CPU (PROFILE=pocket)"
-        )
-    elif on_gpu:
-        found.append(_memory(profile, cost, "GPU memory", "cuda"))
-    found.append(_memory(profile, cost, "memory", "cpu"))
-    return [line for line in found if line is not None]
+    found = [*_missing(profile), _unwritable(paths) or _disk(profile, plan, paths)]
+    for device, work in plan.memory.items():
+        needed, free = max(work.values()), free_memory(device) if device == "cpu" or has_gpu() else -1
+        kind, peak = "memory" if device == "cpu" else "GPU memory", max(work, key=work.__getitem__)
+        if free < 0:
+            found.append(
+                f"GPU: {profile.name} needs one ({profile.cost.hardware}) and torch sees none; "
+                "run on a machine with a GPU, or choose a profile for CPU (PROFILE=pocket)"
+            )
+        elif needed > free:
+            fields = ["data.batch_tokens", "training.d_sae"]
+            fields = ["training.workers", *fields] if device == "cpu" and profile.training.workers > 1 else fields
+            change = "set data.store to disk" if profile.data.store == "memory" else f"lower {' or '.join(fields)}"
+            found.append(
+                f"{kind}: {profile.name} needs {needed / GB:.1f} GB ({peak}) and {free / GB:.1f} GB are free; {change}"
+            )
+    return [line for line in found if line]
 
 
-def memory_note(profile: Profile) -> str:
-    """How much memory a run needs, host and GPU, beside what is free now."""
-    sizes = run_sizes(profile, model_size(profile.model), saes=0)
-    parts = [f"{max(sizes.host.values()) / GB:.1f} GB of RAM ({free_memory('cpu') / GB:.1f} GB free now)"]
-    if sizes.gpu:
-        free = f" ({free_memory('cuda') / GB:.1f} GB free now)" if has_gpu() else ""
-        parts.append(f"{max(sizes.gpu.values()) / GB:.1f} GB of GPU memory{free}")
-    if profile.data.store != "memory":
-        parts.append(f"{sizes.resident / GB:.1f} GB more where the activations fit into memory")
-    return ", ".join(parts)
+def _missing(profile: Profile) -> list[str]:
+    """What a profile names and this machine, or the model, does not have: what its run would say of it."""
+    from sae_lib.data import documentation
+    from sae_lib.data.corpus import text_files
+    from sae_lib.data.model_loading import device_of
+    from sae_lib.metrics.probing.sources import known_datasets
+
+    def read_documentation() -> None:
+        for package in profile.corpus.packages:
+            documentation.package_folder(package)
+        documentation.versions(profile.corpus.packages)
+
+    checks: list[Callable[[], object]] = [
+        lambda: profile.model.check_layer(model_size(profile.model).layers),
+        lambda: device_of(profile.model),
+        lambda: known_datasets(profile.evaluation.probing),
+    ]
+    source = {"documentation": read_documentation, "files": lambda: text_files(profile.corpus)}
+    found = []
+    for check in (*checks, source.get(profile.corpus.source, lambda: None)):
+        try:
+            check()
+        except ArtifactError as error:
+            found.append(str(error))
+    return found
 
 
-def speed_note(profile: Profile, cost: Estimate) -> str:
-    """What the times of an estimate stand for."""
-    hardware = profile.estimates.hardware
-    if cost.speed is None:
-        return f"times are of: {hardware}"
-    return f"here, {cost.speed:.2g} times as fast as: {hardware}"
+def _unwritable(paths: Paths) -> str | None:
+    place = nearest_folder(paths.root)
+    try:
+        # Some file systems refuse only the attempt. The file is gone when it is closed.
+        with tempfile.TemporaryFile(dir=place):
+            return None
+    except OSError as error:
+        why = error.strerror
+    return f"output: cannot write in {place} ({why}); set {OUTPUT_VARIABLE} to a folder that you may write"
 
 
-def _disk(profile: Profile, cost: Estimate, paths: Paths) -> str | None:
-    folder = nearest_folder(paths.root)
+def _disk(profile: Profile, plan: Plan, paths: Paths) -> str | None:
+    folder, needed, store = nearest_folder(paths.root), sum(plan.disk.values()), plan.disk["store"]
     free = free_bytes(folder) + used_bytes(paths.root)  # what is there already is part of what it needs
-    if cost.disk_bytes <= free:
-        return None
-    changes = []
-    store = cost.sizes.disk["store"]
-    if store:
-        in_memory = profile.model_copy(update={"data": profile.data.model_copy(update={"store": "memory"})})
-        sizes = run_sizes(in_memory, model_size(profile.model), sum(cost.saes.values()))
-        if sizes.disk_peak <= free and _fits_in_memory(sizes):
-            if profile.data.store == "auto":  # which is what it does then
-                return None
-            changes.append("set data.store to memory")
-        fewer = _round_down((free - sizes.disk_peak) * cost.rows / store)
-        if fewer >= profile.data.batch_tokens:
-            changes.append(f"lower data.train_tokens to {fewer:_}")
-    changes.append("set SAE_LIB_OUTPUT to a folder on a disk with that much")
-    return (
-        f"disk: {profile.name} needs {cost.disk_bytes / GB:.1f} GB and {folder} has {free / GB:.1f} GB; "
-        f"{', or '.join(changes)}"
-    )
-
-
-def _fits_in_memory(sizes: Sizes) -> bool:
-    if sizes.gpu and (not has_gpu() or max(sizes.gpu.values()) > free_memory("cuda")):
-        return False
-    return max(sizes.host.values()) <= free_memory("cpu")
-
-
-def _download(profile: Profile) -> str | None:
-    """Whether a hub model that is not there yet fits beside what the hub's cache holds."""
-    name = profile.model.name
-    if hub.model(name) is None:  # a folder, or a model whose configuration has been fetched already
-        return None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    files = ("model.safetensors", "model.safetensors.index.json")
-    if any(isinstance(try_to_load_from_cache(name, file, revision=profile.model.revision), str) for file in files):
-        return None
-    needed = model_size(profile.model).weights() * HUB_BYTES
-    folder = nearest_folder(Path(HF_HUB_CACHE))
-    free = free_bytes(folder)
     if needed <= free:
         return None
+    changes, room = [], free - (needed - store)
+    if store and room >= 0 and store <= RESIDENT_SHARE * free_memory("cuda" if has_gpu() else "cpu"):
+        if profile.data.store == "auto":  # which is what it does then
+            return None
+        changes.append("set data.store to memory")
+    if store and (fewer := int(0.95 * room / store * profile.data.train_tokens)) >= profile.data.batch_tokens:
+        changes.append(f"lower data.train_tokens to {fewer:_}")
+    changes.append(f"set {OUTPUT_VARIABLE} to a folder on a disk with that much")
     return (
-        f"disk: the weights of {name} are up to {needed / GB:.1f} GB and {folder} has {free / GB:.1f} GB; "
-        "set HF_HOME to a folder on a larger disk"
+        f"disk: {profile.name} needs {needed / GB:.1f} GB and {folder} has {free / GB:.1f} GB; {', or '.join(changes)}"
     )
-
-
-def _memory(profile: Profile, cost: Estimate, kind: str, device: str) -> str | None:
-    free = free_memory(device)
-    needed, work = max((size, work) for work, size in cost.sizes.on(device).items())
-    if needed <= free:
-        return None
-    model = model_size(profile.model)
-
-    def fits(changed: Profile) -> bool:
-        return max(run_sizes(changed, model, 0, cost.processes).on(device).values()) <= free
-
-    change = _first_that_fits(profile, fits)
-    return (
-        f"{kind}: {profile.name} needs {needed / GB:.1f} GB ({work}) and {free / GB:.1f} GB are free; "
-        f"{change or f'run on a machine with {needed / GB:.0f} GB free'}"
-    )
-
-
-def _first_that_fits(profile: Profile, fits: Callable[[Profile], bool]) -> str | None:
-    """The mildest change of one field after which the run fits."""
-    for section, field, values in _changes(profile):
-        for value in values:
-            changed = getattr(profile, section).model_copy(update={field: value})
-            if fits(profile.model_copy(update={section: changed})):
-                return f"set {section}.{field} to {str(value).lower()}"
-    return None
-
-
-def _changes(profile: Profile) -> Iterator[tuple[str, str, Iterable[Any]]]:
-    data, training = profile.data, profile.training
-    if data.store == "memory":
-        yield "data", "store", ("disk",)
-    yield "training", "workers", range(training.workers - 1, 0, -1)
-    yield "data", "batch_tokens", _halves(data.batch_tokens, data.window)
-    yield "data", "held_out_contexts", _halves(data.held_out_contexts, 1)
-    yield "training", "d_sae", _halves(training.d_sae, max(1, profile.model.layer))
-
-
-def _halves(value: int, step: int) -> Iterator[int]:
-    """Half of `value`, a quarter, ..., while multiples of `step`."""
-    while value % 2 == 0 and value // 2 % step == 0 and value // 2 >= step:
-        value //= 2
-        yield value
-
-
-def _round_down(value: float) -> int:
-    """To two digits.
-
-    >>> _round_down(2_345_678.9)
-    2300000
-    """
-    if value < 1:
-        return 0
-    unit = 10 ** max(0, len(str(int(value))) - 2)
-    return int(value // unit * unit)

@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from sae_lib.data.model_files import POCKET_FOLDER
 from sae_lib.data.store_manifest import MANIFEST, lost_file
-from sae_lib.profiles.profile import Notebook, Profile
+from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file, output_path
 from sae_lib.util.environment import locked_pins
 from sae_lib.util.errors import ArtifactError
@@ -26,9 +26,10 @@ from sae_lib.util.keys import NUMERICAL
 from sae_lib.util.paths import NOTEBOOKS, Paths, shown
 from sae_lib.util.source import code_digest, imported_modules
 
+NUMBERS = ("01", "02", "03", "04", "05")  # of the repository's own notebooks
 PATTERN = "[0-9][0-9]_*.ipynb"
 # Fields of a profile that no result depends on.
-DESCRIPTIVE_FIELDS = {"description", "estimates"}
+DESCRIPTIVE_FIELDS = {"description", "cost"}
 # Packages that draw and set what notebooks make of the numbers.
 DRAWING = ("jinja2", "matplotlib", "seaborn", "typst")
 REASONS = {
@@ -90,7 +91,7 @@ def find_stages(folder: Path) -> list[Stage]:
     count = Counter(name.partition("_")[0] for name in names)
     if same := [name for name in names if count[name.partition("_")[0]] > 1]:
         raise ArtifactError(f"notebooks {', '.join(same)} have one number; rename or remove all but one of them")
-    gone = [number for number in get_args(Notebook) if number not in count]
+    gone = [number for number in NUMBERS if number not in count]
     if gone and folder == NOTEBOOKS:
         raise ArtifactError(f"notebook {', '.join(gone)} is missing in {shown(folder)}; restore it with git")
     return [Stage(notebook, tuple(names[:place])) for place, notebook in enumerate(notebooks)]
@@ -120,6 +121,8 @@ class Status:
     stage: Stage
     to_do: bool
     reason: str
+    seconds: float | None
+    """What it took last time."""
 
 
 def statuses(stages: Sequence[Stage], profile: Profile, paths: Paths) -> list[Status]:
@@ -129,17 +132,16 @@ def statuses(stages: Sequence[Stage], profile: Profile, paths: Paths) -> list[St
         reason = why_not_done(stage, profile, paths)
         waits_for = next((status.stage.name for status in found if status.to_do), None)
         if reason is None and waits_for is not None:
-            found.append(Status(stage, True, f"if {waits_for} gives other results"))
-        else:
-            found.append(Status(stage, reason is not None, reason or "up to date"))
+            reason = f"if {waits_for} gives other results"
+        record = _record(stage, paths)
+        found.append(Status(stage, reason is not None, reason or "up to date", record.seconds if record else None))
     return found
 
 
 def why_not_done(stage: Stage, profile: Profile, paths: Paths) -> str | None:
     """Why a stage has to run, in words; None when what it made is still what it would make."""
-    try:
-        record = Record.model_validate_json(_record_file(stage, paths).read_bytes())
-    except (OSError, ValidationError):
+    record = _record(stage, paths)
+    if record is None:
         return "not run yet"
     now = stage.parts(profile, paths)
     for part, reason in REASONS.items():
@@ -181,6 +183,13 @@ def record_done(stage: Stage, parts: dict[str, str], paths: Paths, seconds: floa
 
 def _record_file(stage: Stage, paths: Paths) -> Path:
     return paths.keys / f"{stage.name}.json"
+
+
+def _record(stage: Stage, paths: Paths) -> Record | None:
+    try:
+        return Record.model_validate_json(_record_file(stage, paths).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def _unchanged(file: Path, known: Output) -> bool:

@@ -39,12 +39,6 @@ def content() -> dict[str, Any]:
             "compare_at": [4],
             "coefficients": {method: [0.1, 0.2] for method in ("standard", "gated", "atm", "dropout")},
         },
-        "estimates": {
-            "hardware": "a CPU", "gemm_gflops": 100, "memory_gb_s": 20, "step_over_floor": 1.4, "step_overhead_ms": 1,
-            "harvest_over_floor": 2,
-            "score_s": {"reconstruction": 1, "absorption": 1, "stability": 1, "probing": 1},
-            "fixed_s": {"01": 1, "02": 1, "03": 1, "04": 1, "05": 1}, "probing_tokens": 1000,
-        },
     }  # fmt: skip
 
 

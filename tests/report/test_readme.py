@@ -8,7 +8,7 @@ import pytest
 
 from sae_lib.profiles.profile import load_profile
 from sae_lib.report.readme import BLOCK, fill_readme, with_tables
-from sae_lib.study.plan import estimate
+from sae_lib.study.plan import make_plan
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import ROOT
 
@@ -29,7 +29,7 @@ def test_files_that_the_readme_links_to_exist():
 def test_the_number_of_saes_at_each_scale(name: str):
     text = (ROOT / "README.md").read_text(encoding="utf8")
     (row,) = re.findall(rf"^\| `{re.escape(name)}`.*$", text, re.MULTILINE)
-    assert row.split("|")[3].strip() == str(sum(estimate(load_profile(name), speed=1.0).saes.values()))
+    assert row.split("|")[3].strip() == str(make_plan(load_profile(name)).saes.total())
 
 
 def test_a_block_is_replaced_and_the_text_around_it_stays(tmp_path):

@@ -176,12 +176,11 @@ def test_interruption_leaves_no_half_written_copy_and_no_process(tmp_path: Path,
     """
     write_notebook(notebooks, "01_data", cell)
     script = f"""
-        import pathlib, sys, types
+        import pathlib, sys
         from sae_lib.__main__ import main
         from sae_lib.study import pipeline, plan
         from sae_lib.util import paths
         plan.blockers = lambda *_: []
-        plan.estimate = lambda profile, **_: types.SimpleNamespace(seconds={{"01": 60.0}}, speed=None)
         paths.NOTEBOOKS = pathlib.Path({str(notebooks)!r})
         sys.exit(main(["run", "--profile", "pocket"]))
     """
@@ -471,7 +470,6 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch, profile: Profile, **groups: list[
         for seed in seeds
     ]
     monkeypatch.setattr(plan, "plan_runs", lambda profile: runs)
-    monkeypatch.setattr(plan, "speed_here", lambda *_: None)
 
 
 def test_command_line(
@@ -487,14 +485,16 @@ def test_command_line(
 
     assert main(["plan"]) == 0
     planned = capsys.readouterr().out
-    assert re.search(r"02_train +about .* to do \(not run yet\)", planned)
+    assert re.search(r"02_train +to do \(not run yet\)", planned)
     assert re.search(r"^  disk +0\.\d+ GB under ", planned, flags=re.MULTILINE)
     assert main(["run"]) == 0
     ran = capsys.readouterr().out
-    assert ran.startswith("profile pocket: 3 of 3 notebooks to run, about ")
+    assert ran.startswith("profile pocket: 3 of 3 notebooks to run; about 0.4 h ")
     assert str(paths.figures) in ran.splitlines()[-2] and str(paths.results) in ran.splitlines()[-1]
     assert main(["run"]) == 0
     assert capsys.readouterr().out.count("up to date") == 3
+    assert main(["plan"]) == 0
+    assert re.search(r"02_train +up to date, .* last time", capsys.readouterr().out)
     assert main(["clean"]) == 0
     assert not paths.root.exists()
     assert main(["clean"]) == 0

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from sae_lib.profiles.runs import ABLATION_GROUPS, MAIN_GROUPS, plan_runs
+from sae_lib.profiles.runs import ABLATION_GROUPS, ABLATION_SCORES, MAIN_GROUPS, plan_runs
 from sae_lib.study.experiment import Experiment
-from sae_lib.study.plan import ABLATION_SCORES
 from sae_lib.study.scoring import evaluate
 from sae_lib.util import ranks
 from sae_lib.util.errors import ArtifactError
