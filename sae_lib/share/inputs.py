@@ -77,12 +77,16 @@ def open_pair(
         raise ArtifactError("layer: the SAE's files name no layer; say after which block (from 0) it was trained")
     faults = origin_faults(origin, model.name if isinstance(model, LanguageModel) else model, layer)
     if faults and not any_origin:
-        raise ArtifactError(f"{faults[0]}, or set any_origin (--any-origin) to evaluate it all the same")
+        raise ArtifactError(f"{'; '.join(faults[0])}, or set any_origin (--any-origin) to evaluate it all the same")
     lm = _open_model(model, layer, revision, device, dtype)
     _check_width(sae, lm)
-    notes = [*faults, *(f"sae: {remark}" for remark in origin.remarks)]
+    notes = [*(fault for fault, _ in faults), *(f"sae: {remark}" for remark in origin.remarks)]
     if lm.tokenizer.bos_token_id is None:
         notes.append(f"model: the tokenizer of {lm.name} has no BOS, its EOS opens every context")
+    if (unknown := len(lm.tokenizer) - lm.vocab_size) > 0:
+        notes.append(
+            f"model: the last {unknown} entries of the tokenizer of {lm.name} have no embedding; they are no words"
+        )
     if centre:
         lm.centre()
     elif origin.centred != "no" and lm.can_be_centred:

@@ -66,26 +66,20 @@ def hook_layer(hook: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def origin_faults(origin: Origin, model: str, layer: int) -> list[str]:
-    """Why an SAE should not be evaluated after block `layer` of `model`: its files name another place. Each fault is a
-    line that ends with the fix. What they do not name is not checked."""
+def origin_faults(origin: Origin, model: str, layer: int) -> list[tuple[str, str]]:
+    """Why an SAE should not be evaluated after block `layer` of `model`, and what to do: its files name another place.
+    What they do not name is not checked."""
     faults = []
     if origin.hook is not None and origin.layer is None:
-        faults.append(
-            f"sae: {origin.file} says that it reads {origin.hook}, which is no residual stream after a block; "
-            "choose another SAE"
-        )
+        fault = f"sae: {origin.file} says that it reads {origin.hook}, which is no residual stream after a block"
+        faults.append((fault, "choose another SAE"))
     if origin.layer is not None and origin.layer != layer:
         named = f"{origin.hook} (layer {origin.layer})" if origin.hook != f"layer {origin.layer}" else origin.hook
-        faults.append(
-            f"layer: {layer} is asked for, {origin.file} says that the SAE was trained at {named}; "
-            f"ask for layer {origin.layer}"
-        )
+        fault = f"layer: {layer} is asked for, {origin.file} says that the SAE was trained at {named}"
+        faults.append((fault, f"ask for layer {origin.layer}"))
     if origin.model is not None and not _names(origin.model) & _names(model):
-        faults.append(
-            f"model: {model} is asked for, {origin.file} says that the SAE was trained on {origin.model}; "
-            "name that model"
-        )
+        fault = f"model: {model} is asked for, {origin.file} says that the SAE was trained on {origin.model}"
+        faults.append((fault, "name that model"))
     return faults
 
 

@@ -417,3 +417,29 @@ def test_tokens_of_any_integer_type(config):
     lm = LanguageModel.load(config, whole=False)
     assert torch.equal(lm.residual_stream(TOKENS.to(torch.int32)), lm.residual_stream(TOKENS.long()))
     assert np.isfinite(lm.residual_stream(TOKENS).numpy()).all()
+
+
+# --- what a model cannot be asked
+
+
+def test_more_tokens_than_positions_and_tokens_that_it_does_not_know(tmp_path):
+    lm = LanguageModel.load(save_tiny_model(tmp_path / "gpt2", "gpt2"), whole=True)
+    with pytest.raises(ArtifactError, match="has 32 positions, and a context of 33 tokens"):
+        lm.residual_stream(torch.ones(1, 33, dtype=torch.long))
+    with pytest.raises(ArtifactError, match="embeddings for 40 tokens, and its tokenizer gives token 40"):
+        lm.logits(torch.tensor([[0, 40]]))
+    rotary = LanguageModel.load(save_tiny_model(tmp_path / "gpt_neox", "gpt_neox"), whole=True)
+    assert rotary.max_positions is None
+
+
+def test_a_centred_stream_leaves_the_logits_as_they_are(tmp_path):
+    config = save_tiny_model(tmp_path / "gpt2", "gpt2")
+    raw, lm = LanguageModel.load(config, whole=True), LanguageModel.load(config, whole=True)
+    tokens = torch.from_numpy(random_tokens(3, 10)).long()
+    lm.centre()
+    lm.centre()
+    residual = raw.residual_stream(tokens)
+    torch.testing.assert_close(lm.residual_stream(tokens), residual - residual.mean(dim=-1, keepdim=True))
+    torch.testing.assert_close(lm.logits(tokens), raw.logits(tokens), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lm.logits(tokens, lambda x: x), raw.logits(tokens), rtol=1e-4, atol=1e-5)
+    assert lm.identity != raw.identity and lm.can_resume(tokens)

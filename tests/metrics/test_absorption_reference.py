@@ -1,5 +1,6 @@
 """From a language model to its reference, and from there to an SAE's score."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -157,3 +158,16 @@ def test_end_to_end(lm, built):
     assert result.summary["absorption_fraction"] == pytest.approx(mean)
     assert (result.letters["true_positives"] <= result.letters["test_words"]).all()
     assert result.letters["num_split_features"].between(1, 10).all()
+
+
+def test_entries_without_an_embedding_are_no_words(lm, tokenizer, tmp_path):
+    """A tokenizer may be larger than the embedding of its model."""
+    model = copy.deepcopy(lm.model)
+    known = max(tokenizer.get_vocab().values()) - 40
+    model.resize_token_embeddings(known)
+    smaller = LanguageModel(model, tokenizer, name="smaller", layer=1, whole=True, identity="smaller")
+    found = build_absorption_reference(smaller, CONFIG, tmp_path)
+    words = {*found.train_words, *found.test_words}
+    every = alphabetic_words(tokenizer, lm.special_ids)
+    assert words and words <= {word.text for word in every if word.token < known}
+    assert any(word.token >= known for word in every)

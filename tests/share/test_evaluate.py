@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sae_lib.__main__ import main
 from sae_lib.autoencoders.build import build_autoencoder
@@ -307,3 +307,39 @@ def test_json_has_no_nan():
     assert found.as_text().splitlines() == [
         "l0        40.0", "fraction  not defined", "note: few"
     ]  # fmt: skip
+
+
+# --- models that differ from what the SAE, or the metric, takes for granted
+
+
+def test_an_sae_of_a_centred_model(tmp_path):
+    """Its encoder sees x - mean(x), and its reconstruction has no mean either."""
+    save_tiny_model(tmp_path / "gpt2", "gpt2")
+    folder = write_sae(tmp_path / "sae", WIDTH, model_from_pretrained_kwargs={"center_writing_weights": True})
+    off_mean = torch.eye(WIDTH) - 1 / WIDTH
+    tensors = load_file(folder / "sae_weights.safetensors")
+    save_file(tensors | {"W_enc": off_mean @ tensors["W_enc"]}, folder / "sae_weights.safetensors")
+    asked: dict[str, Any] = {"texts": tiny_texts(), "metrics": ["core"], **SMALL}
+    found = evaluate_sae(folder, str(tmp_path / "gpt2"), 1, **asked)
+    assert found.summary["explained_variance"] < 0.99
+    assert any("was trained on a model whose weights TransformerLens centred" in note for note in found.notes)
+    centred = evaluate_sae(folder, str(tmp_path / "gpt2"), 1, centre=True, **asked)
+    assert centred.summary["explained_variance"] == pytest.approx(1, abs=1e-5) and centred.notes == []
+    assert centred.summary["ce_score"] == pytest.approx(1, abs=1e-4)
+    save_tiny_model(tmp_path / "llama", "llama")
+    assert evaluate_sae(folder, str(tmp_path / "llama"), 1, **asked).notes == [], "RMSNorm: nothing can be centred"
+    with pytest.raises(ArtifactError, match=r"centre: the norms of .* see the mean"):
+        evaluate_sae(folder, str(tmp_path / "llama"), 1, centre=True, **asked)
+
+
+def test_another_place_that_was_asked_for_is_noted(model, sae_folder):
+    found = evaluate_sae(sae_folder, model, 2, any_origin=True, texts=tiny_texts(), metrics=["core"], **SMALL)
+    (note,) = found.notes
+    assert "2 is asked for" in note and "blocks.1.hook_resid_post (layer 1)" in note
+
+
+def test_a_model_that_overflows_is_told_in_one_line(model, sae_folder):
+    lm = LanguageModel.load(save_tiny_model(Path(model)), whole=True)
+    lm.model.get_input_embeddings().weight.fill_(torch.inf)
+    with pytest.raises(ArtifactError, match=r"gives NaN or infinity after layer 1, .* try another model.dtype"):
+        evaluate_sae(sae_folder, lm, 1, texts=tiny_texts(), metrics=["core"], **SMALL)

@@ -515,11 +515,11 @@ def test_origin_is_compared_with_what_is_asked(tmp_path):
     folder = saelens_folder(tmp_path / "sae", weights(), architecture="standard")
     origin = load_with_origin(folder).origin
     assert origin_faults(origin, "someone/tiny", 1) == []
-    (fault,) = origin_faults(origin, "someone/tiny", 2)
-    assert "2 is asked for" in fault and "at blocks.1.hook_resid_post (layer 1); ask for layer 1" in fault
+    ((fault, fix),) = origin_faults(origin, "someone/tiny", 2)
+    assert "2 is asked for" in fault and "at blocks.1.hook_resid_post (layer 1)" in fault and fix == "ask for layer 1"
     layer, model = origin_faults(origin, "pocket", 2)
-    assert layer == fault and "model: pocket is asked for" in model and "trained on tiny" in model
-    (fault,) = origin_faults(origin._replace(hook="blocks.1.hook_mlp_out", layer=None), "tiny", 1)
+    assert layer == (fault, fix) and "model: pocket is asked for" in model[0] and "trained on tiny" in model[0]
+    ((fault, _),) = origin_faults(origin._replace(hook="blocks.1.hook_mlp_out", layer=None), "tiny", 1)
     assert "reads blocks.1.hook_mlp_out" in fault
     assert origin_faults(origin._replace(model=None, hook=None, layer=None), "anything", 5) == []
 
@@ -531,7 +531,7 @@ def test_a_local_model_goes_by_its_folder_or_its_own_name(tmp_path):
     (model / "config.json").write_text(json.dumps({"_name_or_path": "someone/tiny"}))
     assert origin_faults(origin, str(model), 1) == []
     (model / "config.json").write_text("{}")
-    assert "trained on tiny" in origin_faults(origin, str(model), 1)[0]
+    assert "trained on tiny" in origin_faults(origin, str(model), 1)[0][0]
 
 
 @pytest.mark.parametrize(
