@@ -44,7 +44,7 @@ from benchmarks.saebench import (
 )
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import load_autoencoder
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.config import sae_config
 from sae_lib.data.config import DataConfig
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
@@ -99,7 +99,7 @@ def train(lm: LanguageModel, text: Text, folder: Path, steps: int, names: list[s
     saes = []
     for name in names:
         method, overrides = METHODS[name]
-        config = SAEConfig.model_validate(method_recipe(method, D_SAE, overrides, schedule_scale=steps / 5000))
+        config = sae_config(method_recipe(method, D_SAE, overrides, schedule_scale=steps / 5000))
         run = folder / f"{method}-{'-'.join(str(value) for value in overrides.values())}-{steps}"
         train_sae(config, store, data, training, 0, run)
         saes.append(load_autoencoder(run))

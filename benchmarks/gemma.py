@@ -34,8 +34,9 @@ from benchmarks.gemma_profile import BASE, write_profile
 from benchmarks.measure import device_in_use, use_cores
 from benchmarks.output import arguments, quiet, save, table
 from benchmarks.random_model import GEMMA_2_2B, packaged_vocabulary
+from sae_lib.mechanisms import methods
 from sae_lib.profiles.profile import load_profile
-from sae_lib.profiles.runs import MAIN_METHODS, RunSpec, calibrated, expected_calibration
+from sae_lib.profiles.runs import RunSpec, calibrated, expected_calibration
 from sae_lib.report.figures.style import COLUMN_WIDTH, set_style
 from sae_lib.report.names import method_name
 from sae_lib.study.experiment import Experiment
@@ -54,7 +55,7 @@ def main(asked_for: Sequence[str] | None = None) -> None:
     parser.add_argument("--scaled", action="store_true", help="every size divided, for a CPU")
     parser.add_argument("--divide", type=int, choices=(1, 2, 4, 8, 16, 32), help="widths by this; default 1, scaled 16")
     parser.add_argument("--fewer", type=int, help="tokens and steps by this; default 1, scaled 64")
-    parser.add_argument("--methods", nargs="+", choices=MAIN_METHODS, default=[*MAIN_METHODS])
+    parser.add_argument("--methods", nargs="+", choices=methods("main"), default=[*methods("main")])
     parser.add_argument(
         "--work", type=Path, help="folder of model, text and runs; kept, and the next run goes on there"
     )

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.config import SAEConfig, config_class, sae_config
 from sae_lib.data.activations import ActivationStore, WindowStream
 from sae_lib.data.config import DataConfig
-from sae_lib.training.recipes import METHODS, merged, method_recipe
+from sae_lib.mechanisms import METHODS
+from sae_lib.training.recipes import merged, method_recipe
 from sae_lib.training.run_config import TrainingConfig
 from sae_lib.training.trainer import Trainer
 
@@ -114,7 +115,7 @@ class Ours:
 
     def l0(self) -> float:
         scale = self.rows.scale if not self.config.normalize_inputs else 1.0
-        return _l0(self.trainer.sae, self.rows.batches[0] / scale, self.config.k)
+        return _l0(self.trainer.sae, self.rows.batches[0] / scale, self.config.get("k"))
 
     def stay(self) -> None:
         still = self.config.optimizer.model_copy(update={"learning_rate": 0.0})
@@ -126,19 +127,18 @@ class Ours:
 
 def our_config(method: str, d_sae: int, k: int, warm_steps: int, input_scale: float) -> SAEConfig:
     """The method's recipe with every warm-up done within `warm_steps`, at an L0 of k where the method is told one."""
-    recipe = METHODS[method]
+    recipe = METHODS[method].recipe
     values: dict[str, Any] = {}
-    if recipe["architecture"] in ("standard", "gated"):
+    knob = config_class(recipe["architecture"]).knob
+    if knob == "l1_coefficient":
         # On raw inputs the same sparsity takes a coefficient as much larger as the inputs are.
-        values["l1_coefficient"] = L1 if recipe.get("normalize_inputs", True) else L1 / input_scale
-    elif recipe["architecture"] == "jumprelu":
-        values["target_l0"] = k
+        values[knob] = L1 if recipe.get("normalize_inputs", True) else L1 / input_scale
     else:
-        values["k"] = k
+        values[knob] = k
     if "resampling" in recipe:
         values["resampling"] = {"warmup_interval": 100, "interval": 500}  # not shortened: that would cost more
     scale = max(warm_steps, 1) / REFERENCE_STEPS
-    return SAEConfig.model_validate(method_recipe(method, d_sae, merged({}, values), scale))
+    return sae_config(method_recipe(method, d_sae, merged({}, values), scale))
 
 
 class DictionaryLearning:

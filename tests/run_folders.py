@@ -9,9 +9,10 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.autoencoders.config import TOPK_FAMILY, SAEConfig
+from sae_lib.autoencoders.config import config_class, sae_config
 from sae_lib.data.store_manifest import content_key
-from sae_lib.training.recipes import METHODS, method_recipe
+from sae_lib.mechanisms import METHODS
+from sae_lib.training.recipes import method_recipe
 from sae_lib.util.checkpoint import save_checkpoint
 from sae_lib.util.files import write_json
 
@@ -24,10 +25,9 @@ def perturbed(method: str, overrides: dict[str, Any] | None = None, *, unit_deco
 
     Biases that are zero would hide a wrong sign, thresholds that are zero a wrong comparison.
     """
-    architecture = METHODS[method]["architecture"]
-    values: dict[str, Any] = {"k": K} if architecture in TOPK_FAMILY else {}
-    values |= ({"target_l0": K} if architecture == "jumprelu" else {}) | (overrides or {})
-    sae = build_autoencoder(SAEConfig.model_validate(method_recipe(method, D_SAE, values, 1.0)), D_IN)
+    knob = config_class(METHODS[method].recipe["architecture"]).knob
+    values: dict[str, Any] = ({} if knob == "l1_coefficient" else {knob: K}) | (overrides or {})
+    sae = build_autoencoder(sae_config(method_recipe(method, D_SAE, values, 1.0)), D_IN)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in sae.parameters():

@@ -19,7 +19,7 @@ from benchmarks.random_model import random_store, random_tokens, save_random_gem
 from benchmarks.steppers import PEER_METHODS, Ours, Rows, peers_installed
 from sae_lib.data.config import ModelConfig
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.training.recipes import METHODS
+from sae_lib.mechanisms import methods
 from sae_lib.util.files import read_json
 from sae_lib.util.paths import OUTPUT_VARIABLE
 
@@ -97,7 +97,7 @@ def test_random_tokens_open_with_bos_and_hold_no_other_special_token(lm: Languag
     assert not set(tokens[:, 1:].flatten().tolist()) & lm.special_ids
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", methods("main", "as written"))
 def test_our_stepper_trains_on_and_warms_up(rows: Rows, method: str) -> None:
     stepper = Ours(rows, method, 32, 4, 6, "float32")
     before = stepper.trainer.sae.W_dec.detach().clone()

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Step
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.config import config_class, sae_config
 from sae_lib.autoencoders.latents import DenseLatents
 from sae_lib.data.activations import ActivationStore
 from sae_lib.data.config import DataConfig
 from sae_lib.data.harvest import harvest
 from sae_lib.data.language_model import LanguageModel
+from sae_lib.mechanisms import METHODS
 from sae_lib.training.recipes import merged, method_recipe
 from sae_lib.training.run_config import TrainingConfig
 from tests.tiny_models import VOCABULARY, random_tokens
@@ -54,10 +55,12 @@ def tiny_store(folder: Path) -> ActivationStore:
     return harvest(lm, random_tokens(120, 16, seed=2), folder, shard_rows=DATA.shard_rows, max_rows=1500)
 
 
-def tiny_config(method: str, overrides: dict[str, Any] | None = None) -> SAEConfig:
+def tiny_config(method: str, overrides: dict[str, Any] | None = None) -> Any:
     """A method's recipe for 16 latents, with its schedules at a hundredth and a learning rate for tens of steps."""
-    values: dict[str, Any] = {"optimizer": {"learning_rate": 1e-2}, "k": 3, "target_l0": 3, "dead_after_tokens": 200}
-    return SAEConfig.model_validate(method_recipe(method, D_SAE, merged(values, overrides or {}), 0.01))
+    knob = config_class(METHODS[method].recipe["architecture"]).knob
+    values: dict[str, Any] = {"optimizer": {"learning_rate": 1e-2}, "dead_after_tokens": 200}
+    values |= {} if knob == "l1_coefficient" else {knob: 3}
+    return sae_config(method_recipe(method, D_SAE, merged(values, overrides or {}), 0.01))
 
 
 def tiny_training(**changes: Any) -> TrainingConfig:

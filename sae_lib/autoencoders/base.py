@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sae_lib.autoencoders.active import EncoderProduct, worthwhile
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.config import CONFIGS, SAEConfig
 from sae_lib.autoencoders.latents import DenseLatents, Latents
 
 
@@ -152,7 +152,7 @@ class Autoencoder(nn.Module):
 
     def encode_training(self, step: Step) -> Latents:
         """The latents of a training step."""
-        if worthwhile(step.x, self.d_sae, self.cfg.k):
+        if worthwhile(step.x, self.d_sae, self.cfg.get("k")):
             offset = self._product_offset(self.encoder_bias())
             product = EncoderProduct(self._encoder_input(step.x), self.W_enc, offset)
             active = self.activate_entries(step, product)
@@ -249,3 +249,18 @@ class Autoencoder(nn.Module):
         if gradient is not None:
             along = (gradient * self.W_dec).sum(dim=1, keepdim=True)
             gradient.addcmul_(along, self.W_dec, value=-1)
+
+
+ARCHITECTURES: dict[str, type[Autoencoder]] = {}
+Variant = TypeVar("Variant", bound=type[Autoencoder])
+
+
+def architecture(config: type[SAEConfig]) -> Callable[[Variant], Variant]:
+    """Decorates the `Autoencoder` that is made from `config`, whose `architecture` gives it its name."""
+
+    def registered(variant: Variant) -> Variant:
+        name = config.model_fields["architecture"].default
+        CONFIGS[name], ARCHITECTURES[name] = config, variant
+        return variant
+
+    return registered

@@ -1,4 +1,4 @@
-"""The SAE variants, one family per file, behind one interface (`base.Autoencoder`)."""
+"""Makes and loads SAEs of any variant."""
 
 from __future__ import annotations
 
@@ -6,27 +6,12 @@ from pathlib import Path
 
 import torch
 
-from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.autoencoders.config import SAEConfig
-from sae_lib.autoencoders.gated import Gated
-from sae_lib.autoencoders.jumprelu import JumpReLU
-from sae_lib.autoencoders.matryoshka import Matryoshka
-from sae_lib.autoencoders.standard import Standard
-from sae_lib.autoencoders.topk import BatchTopK, TopK
+from sae_lib.autoencoders.base import ARCHITECTURES, Autoencoder
+from sae_lib.autoencoders.config import SAEConfig, sae_config
 from sae_lib.util.checkpoint import load_checkpoint
 from sae_lib.util.errors import ArtifactError
 
-ARCHITECTURES: dict[str, type[Autoencoder]] = {
-    "standard": Standard,
-    "gated": Gated,
-    "topk": TopK,
-    "batchtopk": BatchTopK,
-    "matryoshka": Matryoshka,
-    "jumprelu": JumpReLU,
-}
 WEIGHTS_FILE = "sae.safetensors"
-
-__all__ = ["ARCHITECTURES", "Autoencoder", "build_autoencoder", "load_autoencoder"]
 
 
 def build_autoencoder(config: SAEConfig, d_in: int, seed: int = 0) -> Autoencoder:
@@ -47,7 +32,7 @@ def load_autoencoder(folder: Path | str, device: torch.device | str = "cpu") -> 
             "remove the build's folder keys before)"
         )
     tensors, state = load_checkpoint(file, device)
-    config = SAEConfig.model_validate(state["config"])
+    config = sae_config(state["config"])
     sae = build_autoencoder(config, d_in=tensors["W_enc"].shape[0]).to(device)
     sae.load_state_dict(tensors)
     return sae.eval()

@@ -1,117 +1,40 @@
-"""What defines one SAE: architecture, the papers' mechanisms, the optimiser. Typed, validated, no torch.
+"""What defines one SAE, typed and validated: here what all variants share; each variant's file has the rest.
 
-The defaults of each mechanism are the papers' equations as written; every other reading is a named switch beside it.
-The recipe of each method is in `training/recipes.py`.
+A mechanism's settings are a section of the configuration under the mechanism's name, there once its file has registered
+them. The defaults of each mechanism are the papers' equations as written; every other reading is a named switch.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_serializer, model_validator
 
+from sae_lib.util.errors import ArtifactError
 from sae_lib.util.strict import Strict
 
 
-class TemporalConfig(Strict):
-    """TemporalSAE Eq. 3-4: alpha_t ||f_t - f_{t-1}||^2, alpha_t = sigmoid(5 (beta_t - L_recon))."""
+@dataclass(frozen=True)
+class Schedule:
+    """Marks a field that counts optimiser steps, or is a momentum per step: recipes fit it to the length of a run."""
 
-    coefficient: float = Field(1e-4, ge=0.0)
-    """lambda_2 of Eq. 8."""
-    pairing: Literal["adjacent_token", "previous_batch", "variance", "none"] = "adjacent_token"
-    """What f_{t-1} is: the previous token of the context; the same row of the previous optimiser step; a shuffled row,
-    written as the variance penalty 2 sum Var(f) that it amounts to; or nothing."""
-    gradient: Literal["detached", "both"] = "detached"
-    """Whether the gradient also flows through f_{t-1}."""
-    scale: Literal["raw", "relative", "constant"] = "raw"
-    """alpha as written; with (beta - L) / beta in place of beta - L; or alpha = 1."""
-    gradient_through_scale: bool = False
-    """Whether alpha is differentiated: it would reward a higher reconstruction loss."""
-    tracker: Literal["ema", "decayed_max"] = "ema"
-    """beta as the formula says (EMA), or the maximum that the text says, decaying with the same momentum."""
-    tracker_start: Literal["first_loss", "zero"] = "first_loss"
-    momentum: float = Field(0.99, ge=0.0, lt=1.0)
-    sharpness: float = Field(5.0, gt=0.0)
+    kind: Literal["steps", "momentum"]
+    least: int = 0
 
-    @model_validator(mode="after")
-    def _gradient_has_two_ends(self) -> TemporalConfig:
-        if self.gradient == "both" and self.pairing != "adjacent_token":
-            raise ValueError(f"gradient 'both' needs pairing 'adjacent_token'; with '{self.pairing}' take 'detached'")
-        return self
+    def fitted(self, value: float, scale: float) -> float:
+        """`value` for a run of `scale` times the steps."""
+        if self.kind == "momentum":
+            fitted: float = value ** (1.0 / scale)
+            return fitted
+        return max(self.least, round(value * scale))
 
 
-class ResamplingConfig(Strict):
-    """TemporalSAE Eq. 5-6: latents whose activation-rate EMA is under the threshold are re-initialised."""
-
-    threshold: float | None = Field(0.005, gt=0.0, lt=1.0)
-    """Activation rate under which a latent counts as dead; null: nothing is resampled."""
-    momentum: float = Field(0.99, ge=0.0, lt=1.0)
-    warmup_steps: int = Field(1000, ge=0)
-    warmup_interval: int = Field(100, ge=1)
-    interval: int = Field(500, ge=1)
-    error_power: Literal[1, 2] = 1
-    """Inputs are drawn with probability proportional to this power of their reconstruction error ||x - x_hat||."""
-    encoder_norm: Literal["unit", "alive_fraction"] = "unit"
-    """Norm of a new encoder row: 1 as written, or 0.2 x the mean norm of the alive rows."""
-    stop_fraction: float = Field(1.0, gt=0.0, le=1.0)
-    """No resampling after this share of the training steps."""
-
-
-class GradientScalingConfig(Strict):
-    """TemporalSAE Eq. 7: gradients of latent i times clip(1 / (eps + h_i), s_min, s_max)."""
-
-    s_min: float = Field(0.1, gt=0.0)
-    s_max: float = Field(10.0, gt=0.0)
-    epsilon: float = Field(1e-6, gt=0.0)
-    momentum: float = Field(0.99, ge=0.0, lt=1.0)
-    placement: Literal["pre_adam", "post_adam"] = "pre_adam"
-    """Scale the gradient (as written; Adam then divides most of it out) or the optimiser's update."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> GradientScalingConfig:
-        if self.s_min > self.s_max:
-            raise ValueError(f"s_min {self.s_min} is above s_max {self.s_max}")
-        return self
-
-
-Component = Literal["magnitude", "frequency", "contribution"]
-
-
-class MaskingConfig(Strict):
-    """ATM: latents with importance under theta = mu + c sigma are masked with p = 1 - exp(-r (theta - I) / theta)."""
-
-    c: float = 1.0
-    r: float = Field(1.0, ge=0.0)
-    components: tuple[Component, ...] = Field(("magnitude", "frequency", "contribution"), min_length=1)
-    """The EMAs that make up the importance."""
-    combine: Literal["mean", "product"] = "mean"
-    """Each EMA is divided by its mean over latents; then their mean, or their product."""
-    contribution: Literal["leave_one_out", "energy"] = "leave_one_out"
-    """E[f^2 ||d||^2 + 2 f d.(x - x_hat)], clamped at 0, or E[f^2 ||d||^2] alone."""
-    decay: float = Field(0.99, ge=0.0, lt=1.0)
-    fed_by: Literal["pre_mask", "post_mask"] = "pre_mask"
-    population: Literal["nonzero", "all"] = "nonzero"
-    """The latents over which mu and sigma are taken."""
-    granularity: Literal["feature", "activation"] = "feature"
-    """One draw per latent and step, shared by the batch, or one per activation."""
-    rescale: bool = False
-    """Divide what is kept by 1 - p, as dropout does."""
-    warmup_steps: int = Field(1000, ge=0)
-    inference: Literal["off", "prune", "scale"] = "off"
-    """At evaluation: no mask; latents with importance < theta removed; or every latent scaled by 1 - p."""
-
-    @model_validator(mode="after")
-    def _distinct(self) -> MaskingConfig:
-        if len(set(self.components)) != len(self.components):
-            raise ValueError(f"components are repeated: {self.components}")
-        return self
-
-
-class DropoutConfig(Strict):
-    """The control for ATM: every latent masked with the same probability, whatever its importance."""
-
-    probability: float = Field(ge=0.0, lt=1.0)
-    warmup_steps: int = Field(1000, ge=0)
+Steps = Annotated[int, Field(ge=0), Schedule("steps")]
+Interval = Annotated[int, Field(ge=1), Schedule("steps", least=1)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0), Schedule("momentum")]
 
 
 class OptimizerConfig(Strict):
@@ -123,39 +46,23 @@ class OptimizerConfig(Strict):
     beta2: float = Field(0.999, ge=0.0, lt=1.0)
     weight_decay: float = Field(0.0, ge=0.0)
     clip_norm: float | None = Field(None, gt=0.0)
-    warmup_steps: int = Field(1000, ge=0)
+    warmup_steps: Steps = 1000
     decay_fraction: float = Field(0.2, ge=0.0, le=1.0)
     """Share of the steps, at the end, over which the learning rate falls to zero."""
-
-
-TOPK_FAMILY = ("topk", "batchtopk", "matryoshka")
-"""The architectures whose sparsity is set by k."""
 
 
 class SAEConfig(Strict):
     """One SAE: everything but the data and the seed."""
 
-    architecture: Literal["standard", "gated", "topk", "batchtopk", "matryoshka", "jumprelu"] = "standard"
+    knob: ClassVar[str] = "l1_coefficient"
+    """The field that sets the sparsity."""
+    l1_scale: ClassVar[float] = 1.0
+    """How much more L1 penalty than the standard SAE's gives the same L0, roughly."""
+
+    architecture: str
     d_sae: int = Field(ge=1)
-    l1_coefficient: float = Field(0.0, ge=0.0)
-    """lambda_1 of Eq. 8 (standard); of the gate's activations (gated)."""
-    k: int | None = Field(None, ge=1)
-    """Active latents per row (topk) or on average over the batch (batchtopk, matryoshka)."""
-    prefixes: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = ()
-    """Increasing fractions of d_sae, the last one 1: latents that reconstruct on their own (matryoshka)."""
-    target_l0: float | None = Field(None, gt=0.0)
-    l0_coefficient: float = Field(1.0, ge=0.0)
-    """Weight of (L0 / target - 1)^2 (jumprelu)."""
-    bandwidth: float = Field(1e-3, gt=0.0)
-    initial_threshold: float = Field(1e-3, gt=0.0)
-    auxk_coefficient: float = Field(1 / 32, ge=0.0)
-    """Weight of the AuxK loss (topk, batchtopk, matryoshka)."""
     dead_after_tokens: int = Field(10_000_000, ge=1)
-    """A latent is dead for AuxK when it has not fired for so many tokens."""
-    threshold_momentum: float = Field(0.999, ge=0.0, lt=1.0)
-    """Of the EMA that becomes the evaluation threshold (batchtopk, matryoshka)."""
-    threshold_start_step: int = Field(1000, ge=0)
-    """Step at which that EMA begins."""
+    """A latent is dead when it has not fired for so many tokens."""
     subtract_b_dec: bool = False
     """Encode x - b_dec instead of x."""
     normalize_inputs: bool = True
@@ -166,46 +73,65 @@ class SAEConfig(Strict):
     """W_enc starts as W_dec^T."""
     encoder_init_norm: float = Field(1.0, gt=0.0)
     """Norm of each latent's encoder weights at the start."""
-    sparsity_warmup_steps: int = Field(0, ge=0)
+    sparsity_warmup_steps: Steps = 0
     """The sparsity coefficient rises linearly from 0 over so many steps."""
-    temporal: TemporalConfig | None = None
-    resampling: ResamplingConfig | None = None
-    gradient_scaling: GradientScalingConfig | None = None
-    masking: MaskingConfig | None = None
-    dropout: DropoutConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
 
     @model_validator(mode="after")
-    def _complete(self) -> SAEConfig:
-        if self.architecture in TOPK_FAMILY:
-            if self.k is None:
-                raise ValueError(f"{self.architecture} needs k, the number of active latents")
-            if self.k > self.d_sae:
-                raise ValueError(f"k = {self.k} is above d_sae = {self.d_sae}; lower k or widen the SAE")
-        if self.architecture == "matryoshka":
-            self._check_prefixes()
-        if self.architecture == "jumprelu":
-            if self.target_l0 is None:
-                raise ValueError("jumprelu needs target_l0, the number of active latents to reach")
-            if self.target_l0 > self.d_sae:
-                raise ValueError(f"target_l0 = {self.target_l0} is above d_sae = {self.d_sae}")
-        if self.masking and self.dropout:
-            raise ValueError("masking and dropout are both set; dropout is the control for masking, choose one")
-        if self.masking and self.masking.inference == "scale" and self.architecture in TOPK_FAMILY:
-            raise ValueError(f"masking.inference 'scale' would change what {self.architecture} selects; take 'off'")
+    def _sections_fit(self) -> SAEConfig:
+        for section in SECTIONS:
+            settings = self.get(section)
+            if settings is not None:
+                settings.check(self)
         return self
 
-    def _check_prefixes(self) -> None:
-        given = ", ".join(f"{p:g}" for p in self.prefixes)
-        if not self.prefixes or self.prefixes[-1] != 1.0 or list(self.prefixes) != sorted(set(self.prefixes)):
-            raise ValueError(f"matryoshka needs prefixes, increasing fractions of d_sae that end in 1, not ({given})")
-        sizes = self.prefix_sizes()
-        if len({0, *sizes}) <= len(sizes):
-            raise ValueError(
-                f"prefixes ({given}) of d_sae = {self.d_sae} are {sizes} latents, but each must hold more latents "
-                "than the one before it; leave one out or widen the SAE"
-            )
+    @model_serializer(mode="wrap")
+    def _without_absent_sections(self, handler: Any) -> dict[str, Any]:
+        """So that a mechanism that is new changes no configuration without it."""
+        values: dict[str, Any] = handler(self)
+        return {name: value for name, value in values.items() if value is not None or name not in SECTIONS}
 
-    def prefix_sizes(self) -> tuple[int, ...]:
-        """The number of latents in each of `prefixes`."""
-        return tuple(round(fraction * self.d_sae) for fraction in self.prefixes)
+    def get(self, name: str) -> Any:
+        """The value of a field that not every variant has, or a mechanism's section; None without one."""
+        return getattr(self, name, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sae_config, (self.model_dump(),)  # a class with sections is made, and cannot be found by its name
+
+
+class MechanismConfig(Strict):
+    """The settings of one mechanism: a section of an `SAEConfig`."""
+
+    def check(self, config: SAEConfig) -> None:
+        """Raise ValueError where the mechanism does not go with the rest of `config`."""
+
+
+SECTIONS: dict[str, type[MechanismConfig]] = {}
+"""The mechanisms' settings by the name of their section; filled by `mechanisms.base.mechanism`."""
+CONFIGS: dict[str, type[SAEConfig]] = {}
+"""Each architecture's own configuration; filled by `base.architecture`."""
+
+
+def config_class(architecture: str) -> type[SAEConfig]:
+    """The configuration of an architecture, with a section for each mechanism.
+
+    Raises ArtifactError for an architecture that there is not.
+    """
+    if architecture not in CONFIGS:
+        raise ArtifactError(f"architecture: there is no '{architecture}'; known: {', '.join(CONFIGS)}")
+    return _with_sections(CONFIGS[architecture], tuple(SECTIONS.items()))
+
+
+@cache
+def _with_sections(config: type[SAEConfig], sections: tuple[tuple[str, type[MechanismConfig]], ...]) -> type[SAEConfig]:
+    fields: dict[str, Any] = {name: (settings | None, None) for name, settings in sections}
+    made: type[SAEConfig] = create_model(config.__name__, __base__=config, __module__=config.__module__, **fields)
+    return made
+
+
+def sae_config(values: Mapping[str, Any]) -> SAEConfig:
+    """The configuration that `values` give, of the class that their `architecture` names.
+
+    Raises ValidationError for a value that does not fit, ArtifactError for an unknown architecture.
+    """
+    return config_class(values.get("architecture", "standard")).model_validate(dict(values))

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
-from sae_lib.autoencoders.base import Autoencoder, Step, indicator, squared_error
+from sae_lib.autoencoders.base import Autoencoder, Step, architecture, indicator, squared_error
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.latents import DenseLatents, Latents
+from sae_lib.autoencoders.method import Look, Method, register
 
 
+class GatedConfig(SAEConfig):
+    """The Gated SAE."""
+
+    l1_scale: ClassVar[float] = 10.0  # its penalty is on the gate alone
+
+    architecture: str = "gated"
+    l1_coefficient: float = Field(0.0, ge=0.0)
+    """lambda_1, of the gate's activations."""
+
+
+@architecture(GatedConfig)
 class Gated(Autoencoder):
     """f = 1[pi_gate > 0] ReLU(pi_mag), where gate and magnitude share the encoder's product u = (x - b_dec) W_enc:
 
@@ -24,6 +39,8 @@ class Gated(Autoencoder):
 
     The penalty shrinks the gate alone: magnitudes are free of it. `pre_activations` are u.
     """
+
+    cfg: GatedConfig
 
     def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
@@ -74,3 +91,13 @@ class Gated(Autoencoder):
 
     def per_latent(self) -> list[tuple[Tensor, int]]:
         return [*super().per_latent(), (self.r_mag, 0)]
+
+
+# SAEBench's trainer, as dictionary_learning has it.
+GATED: dict[str, Any] = {
+    "architecture": "gated",
+    "subtract_b_dec": True,
+    "sparsity_warmup_steps": 2000,
+    "optimizer": {"learning_rate": 5e-5, "beta1": 0.0},
+}
+register(Method("gated", "Gated", GATED, Look("#000000", "h", (0, (8, 1))), toy_rate=2e-2))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
-from sae_lib.autoencoders.base import Autoencoder, Step, indicator
+from sae_lib.autoencoders.base import Autoencoder, Step, architecture, indicator
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.latents import Latents
+from sae_lib.autoencoders.method import Look, Method, register
 
 
 class _Jump(torch.autograd.Function):
@@ -42,6 +44,27 @@ class _Jump(torch.autograd.Function):
         return grad_f * above, -(through_f + through_l0) / ctx.bandwidth, None, None
 
 
+class JumpReLUConfig(SAEConfig):
+    """The JumpReLU SAE."""
+
+    knob: ClassVar[str] = "target_l0"
+
+    architecture: str = "jumprelu"
+    target_l0: float = Field(gt=0.0)
+    """The number of active latents to reach."""
+    l0_coefficient: float = Field(1.0, ge=0.0)
+    """Weight of (L0 / target - 1)^2."""
+    bandwidth: float = Field(1e-3, gt=0.0)
+    initial_threshold: float = Field(1e-3, gt=0.0)
+
+    @model_validator(mode="after")
+    def _within_the_width(self) -> JumpReLUConfig:
+        if self.target_l0 > self.d_sae:
+            raise ValueError(f"target_l0 = {self.target_l0} is above d_sae = {self.d_sae}")
+        return self
+
+
+@architecture(JumpReLUConfig)
 class JumpReLU(Autoencoder):
     """f = z H(z - theta), z = x W_enc + b_enc (Rajamanoharan et al. 2024, arXiv 2407.14435).
 
@@ -49,7 +72,9 @@ class JumpReLU(Autoencoder):
     kept above 0.
     """
 
-    def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:
+    cfg: JumpReLUConfig
+
+    def __init__(self, config: JumpReLUConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
         self.threshold = nn.Parameter(torch.full((config.d_sae,), config.initial_threshold))
         self._l0: Tensor | None = None  # of the current training step
@@ -75,7 +100,7 @@ class JumpReLU(Autoencoder):
         return ActiveLatents(f, entries)
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
-        assert self._l0 is not None and self.cfg.target_l0 is not None
+        assert self._l0 is not None
         l0, self._l0 = self._l0, None
         return self.cfg.l0_coefficient * self.sparsity_ramp(step) * (l0 / self.cfg.target_l0 - 1.0).square()
 
@@ -88,3 +113,12 @@ class JumpReLU(Autoencoder):
     ) -> None:
         super().restart_latents(latents, encoder, decoder)
         self.threshold.index_fill_(0, latents, self.cfg.initial_threshold)
+
+
+# SAEBench's trainer, as dictionary_learning has it.
+JUMPRELU: dict[str, Any] = {
+    "architecture": "jumprelu",
+    "sparsity_warmup_steps": 2000,
+    "optimizer": {"learning_rate": 7e-5, "beta1": 0.0, "clip_norm": 1.0},
+}
+register(Method("jumprelu", "JumpReLU", JUMPRELU, Look("#56b4e9", "^", ":"), toy_rate=2e-2))

@@ -5,16 +5,20 @@ Which activations are the strongest: of each row (TopK), or of a whole batch (Ba
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae_lib.autoencoders import kernels
 from sae_lib.autoencoders.active import LARGEST_SHARE, ActiveLatents, EncoderProduct, Entries, entries_above
-from sae_lib.autoencoders.base import Autoencoder, Step, indicator, squared_error
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.base import Autoencoder, Step, architecture, indicator, squared_error
+from sae_lib.autoencoders.config import Momentum, SAEConfig, Steps
 from sae_lib.autoencoders.latents import Latents
+from sae_lib.autoencoders.method import GREY, Look, Method, register
 
 # BatchTopK guesses from the step before what will be strong enough, so that few others are above it.
 GUESS_FACTOR = 0.95
@@ -79,6 +83,25 @@ def geometric_median(x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " d_in"]:
     return median
 
 
+class TopKConfig(SAEConfig):
+    """TopK."""
+
+    knob: ClassVar[str] = "k"
+
+    architecture: str = "topk"
+    k: int = Field(ge=1)
+    """Active latents per row; on average over the batch (batchtopk, matryoshka)."""
+    auxk_coefficient: float = Field(1 / 32, ge=0.0)
+    """Weight of the AuxK loss."""
+
+    @model_validator(mode="after")
+    def _within_the_width(self) -> TopKConfig:
+        if self.k > self.d_sae:
+            raise ValueError(f"k = {self.k} is above d_sae = {self.d_sae}; lower k or widen the SAE")
+        return self
+
+
+@architecture(TopKConfig)
 class TopK(Autoencoder):
     """Only the k largest of ReLU(pre) of each row are kept (Gao et al. 2024, arXiv 2406.04093).
 
@@ -87,12 +110,12 @@ class TopK(Autoencoder):
     what is not yet explained.
     """
 
+    cfg: TopKConfig
+
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        assert self.cfg.k is not None
         return strongest(pre, self.cfg.k)
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
-        assert self.cfg.k is not None
         entries = strongest_of_rows(product.pre, self.cfg.k)
         return ActiveLatents(product.at(entries), entries)
 
@@ -114,6 +137,17 @@ class TopK(Autoencoder):
         return self.cfg.auxk_coefficient * error / variance
 
 
+class BatchTopKConfig(TopKConfig):
+    """BatchTopK."""
+
+    architecture: str = "batchtopk"
+    threshold_momentum: Momentum = 0.999
+    """Of the EMA that becomes the evaluation threshold."""
+    threshold_start_step: Steps = 1000
+    """Step at which that EMA begins."""
+
+
+@architecture(BatchTopKConfig)
 class BatchTopK(TopK):
     """The k * batch largest activations of the whole batch are kept, so rows may use more or fewer than k
     (Bussmann et al. 2024, arXiv 2412.06410).
@@ -122,6 +156,7 @@ class BatchTopK(TopK):
     activation kept in training.
     """
 
+    cfg: BatchTopKConfig
     threshold: Tensor
     _guess = 0.0  # see `strongest_of_batch`
 
@@ -133,7 +168,7 @@ class BatchTopK(TopK):
         return torch.relu(pre) * indicator(torch.ge, pre, self.threshold)
 
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
-        assert self.cfg.k is not None and step.pre is not None
+        assert step.pre is not None
         # At least the smallest positive number: zeros are never kept.
         tiny = torch.finfo(step.pre.dtype).tiny
         count = self.cfg.k * len(step.pre)
@@ -142,7 +177,6 @@ class BatchTopK(TopK):
         return step.pre * indicator(torch.ge, step.pre, smallest)
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
-        assert self.cfg.k is not None
         entries, smallest = strongest_of_batch(product.pre, self.cfg.k * len(product.pre), self._guess)
         self._guess = GUESS_FACTOR * float(smallest)
         if entries is None:
@@ -160,3 +194,21 @@ class BatchTopK(TopK):
 
     def in_units_of_x(self) -> list[Tensor]:
         return [*super().in_units_of_x(), self.threshold]
+
+
+def topk_rate(d_sae: int) -> dict[str, Any]:
+    """The learning rate falls with the square root of the width (Gao et al. 2024)."""
+    return {"optimizer": {"learning_rate": 2e-4 / (d_sae / 2**14) ** 0.5}}
+
+
+# SAEBench's trainer, as dictionary_learning has it.
+TOPK: dict[str, Any] = {"architecture": "topk", "subtract_b_dec": True, "optimizer": {"clip_norm": 1.0}}
+register(Method("topk", "TopK", TOPK, Look("#de8f05", "s", "--"), at_width=topk_rate, toy_rate=1e-2))
+register(
+    Method(
+        "batchtopk", "BatchTopK", TOPK | {"architecture": "batchtopk"}, Look("#ca9161", "D", (0, (4, 1, 1, 1))),
+        at_width=topk_rate, toy_rate=1e-2,
+    )
+)  # fmt: skip
+# TopK before its first step, so that the floor stands at the same L0 as the others.
+register(Method("untrained", "Untrained", TOPK, Look(GREY, "*", "-"), shown="floor", at_width=topk_rate))

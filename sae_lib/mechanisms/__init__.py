@@ -1,36 +1,29 @@
-"""What the two papers add to an SAE. Each is a small object with state; any architecture can use any."""
+"""What the two papers add to an SAE. Each is a small object with state; any architecture can use any.
 
-from __future__ import annotations
+A file that is added here is found. The order of import is that in which mechanisms act, and methods stand in tables.
+"""
 
-from sae_lib.autoencoders.config import SAEConfig
-from sae_lib.mechanisms.adaptive_temporal_masking import AdaptiveTemporalMasking, UniformDropout
-from sae_lib.mechanisms.base import Mechanism
-from sae_lib.mechanisms.gradient_scaling import GradientScaling
-from sae_lib.mechanisms.resampling import Resampling
-from sae_lib.mechanisms.temporal_penalty import TemporalPenalty
+from importlib import import_module
+from pkgutil import iter_modules
+
+from sae_lib.autoencoders.method import METHODS, methods
+from sae_lib.mechanisms.base import MECHANISMS, Mechanism, build_mechanisms
+
+# isort: off
+from sae_lib.mechanisms import temporal_penalty, gradient_scaling, resampling, adaptive_temporal_masking
+# isort: on
 
 __all__ = [
-    "AdaptiveTemporalMasking",
-    "GradientScaling",
+    "MECHANISMS",
+    "METHODS",
     "Mechanism",
-    "Resampling",
-    "TemporalPenalty",
-    "UniformDropout",
+    "adaptive_temporal_masking",
     "build_mechanisms",
+    "gradient_scaling",
+    "methods",
+    "resampling",
+    "temporal_penalty",
 ]
 
-
-def build_mechanisms(config: SAEConfig, d_in: int) -> list[Mechanism]:
-    """The mechanisms that `config` switches on, in the order in which they act."""
-    chosen: list[Mechanism] = []
-    if config.masking:
-        chosen.append(AdaptiveTemporalMasking(config.masking, config.d_sae))
-    if config.dropout:
-        chosen.append(UniformDropout(config.dropout, config.d_sae))
-    if config.temporal:
-        chosen.append(TemporalPenalty(config.temporal))
-    if config.gradient_scaling:
-        chosen.append(GradientScaling(config.gradient_scaling, config.d_sae))
-    if config.resampling:
-        chosen.append(Resampling(config.resampling, config.d_sae))
-    return chosen
+for _module in iter_modules(__path__, f"{__name__}."):
+    import_module(_module.name)

@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, get_args
+
 import torch
 from jaxtyping import Float
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step
-from sae_lib.autoencoders.config import DropoutConfig, MaskingConfig
-from sae_lib.mechanisms.base import Mechanism, moving_average
+from sae_lib.autoencoders.config import MechanismConfig, Momentum, SAEConfig, Steps
+from sae_lib.autoencoders.method import Look, Method, register
+from sae_lib.autoencoders.standard import PAPER, STANDARD
+from sae_lib.autoencoders.topk import TopKConfig
+from sae_lib.mechanisms.base import Mechanism, mechanism, moving_average
+
+Component = Literal["magnitude", "frequency", "contribution"]
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 
+class MaskingConfig(MechanismConfig):
+    """ATM: latents with importance under theta = mu + c sigma are masked with p = 1 - exp(-r (theta - I) / theta)."""
+
+    c: float = 1.0
+    r: float = Field(1.0, ge=0.0)
+    components: tuple[Component, ...] = Field(COMPONENTS, min_length=1)
+    """The EMAs that make up the importance."""
+    combine: Literal["mean", "product"] = "mean"
+    """Each EMA is divided by its mean over latents; then their mean, or their product."""
+    contribution: Literal["leave_one_out", "energy"] = "leave_one_out"
+    """E[f^2 ||d||^2 + 2 f d.(x - x_hat)], clamped at 0, or E[f^2 ||d||^2] alone."""
+    decay: Momentum = 0.99
+    fed_by: Literal["pre_mask", "post_mask"] = "pre_mask"
+    population: Literal["nonzero", "all"] = "nonzero"
+    """The latents over which mu and sigma are taken."""
+    granularity: Literal["feature", "activation"] = "feature"
+    """One draw per latent and step, shared by the batch, or one per activation."""
+    rescale: bool = False
+    """Divide what is kept by 1 - p, as dropout does."""
+    warmup_steps: Steps = 1000
+    inference: Literal["off", "prune", "scale"] = "off"
+    """At evaluation: no mask; latents with importance < theta removed; or every latent scaled by 1 - p."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> MaskingConfig:
+        if len(set(self.components)) != len(self.components):
+            raise ValueError(f"components are repeated: {self.components}")
+        return self
+
+    def check(self, config: SAEConfig) -> None:
+        if config.get("dropout"):
+            raise ValueError("masking and dropout are both set; dropout is the control for masking, choose one")
+        if self.inference == "scale" and isinstance(config, TopKConfig):
+            raise ValueError(f"masking.inference 'scale' would change what {config.architecture} selects; take 'off'")
+
+
+@mechanism("masking", MaskingConfig)
 class AdaptiveTemporalMasking(Mechanism):
     """Three EMAs per latent - activation magnitude, activation frequency, reconstruction contribution - make an
     importance I. With theta = mu + c sigma over latents, a latent with I < theta is masked with probability
@@ -22,21 +68,19 @@ class AdaptiveTemporalMasking(Mechanism):
     were left out, E[f_i^2 ||d_i||^2 + 2 f_i d_i.(x - x_hat)], clamped at 0, on the reconstruction without masks.
     """
 
+    cfg: MaskingConfig
     magnitude: Tensor
     frequency: Tensor
     contribution: Tensor
     probability: Tensor
     keep_rate: Tensor
 
-    def __init__(self, config: MaskingConfig, d_sae: int) -> None:
-        super().__init__()
-        self.cfg = config
+    def __init__(self, settings: MaskingConfig, d_sae: int) -> None:
+        super().__init__(settings, d_sae)
         for name in ("magnitude", "frequency", "contribution", "probability"):
             self.register_buffer(name, torch.zeros(d_sae))
         self.register_buffer("keep_rate", torch.ones(()))
-        self.needs_unmasked_reconstruction = "contribution" in config.components and (
-            config.contribution == "leave_one_out"
-        )
+        self._leaves_one_out = "contribution" in settings.components and settings.contribution == "leave_one_out"
 
     def importance(self) -> Float[Tensor, " d_sae"]:
         """I per latent: the chosen EMAs, each divided by its mean over latents, averaged or multiplied."""
@@ -79,7 +123,7 @@ class AdaptiveTemporalMasking(Mechanism):
         moving_average(self.magnitude, f.mean(), self.cfg.decay)
         moving_average(self.frequency, f.rate(), self.cfg.decay)
         gain = f.mean_square() * sae.W_dec.square().sum(dim=1)
-        if self.needs_unmasked_reconstruction:
+        if self._leaves_one_out:
             masked = step.index >= self.cfg.warmup_steps
             x_hat = step.latents.decode(sae.W_dec) + sae.b_dec if masked else step.x_hat
             assert x_hat is not None
@@ -100,16 +144,24 @@ class AdaptiveTemporalMasking(Mechanism):
         return {"mask_rate": 1.0 - float(self.keep_rate)}
 
 
+class DropoutConfig(MechanismConfig):
+    """The control for ATM: every latent masked with the same probability, whatever its importance."""
+
+    probability: float = Field(ge=0.0, lt=1.0)
+    warmup_steps: Steps = 1000
+
+
+@mechanism("dropout", DropoutConfig)
 class UniformDropout(Mechanism):
     """The control for ATM: every latent is masked with the same probability at each step, whatever its importance."""
 
+    cfg: DropoutConfig
     keep_rate: Tensor
     probability: Tensor
 
-    def __init__(self, config: DropoutConfig, d_sae: int) -> None:
-        super().__init__()
-        self.cfg = config
-        self.register_buffer("probability", torch.full((d_sae,), config.probability))
+    def __init__(self, settings: DropoutConfig, d_sae: int) -> None:
+        super().__init__(settings, d_sae)
+        self.register_buffer("probability", torch.full((d_sae,), settings.probability))
         self.register_buffer("keep_rate", torch.ones(()))
 
     def mask(self, step: Step) -> Float[Tensor, "..."] | None:
@@ -134,3 +186,10 @@ def draw_mask(
     kept = (uniform >= probability).to(probability.dtype)
     keep_rate.copy_(kept.mean())
     return kept / (1.0 - probability).clamp_min(1e-6) if rescale else kept
+
+
+RED = Look("#d55e00", "X", "-.")
+DROPOUT: dict[str, Any] = STANDARD | {"dropout": {"probability": 0.3}}
+register(Method("atm", "ATM", STANDARD | {"masking": {}}, RED, toy_rate=5e-2))
+register(Method("dropout", "Uniform dropout", DROPOUT, Look("#cc78bc", "v", (0, (1, 2))), toy_rate=5e-2))
+register(Method("paper_atm", "ATM (paper's recipe)", PAPER | {"masking": {}}, RED, shown="as written"))

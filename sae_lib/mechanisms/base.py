@@ -1,12 +1,16 @@
-"""The hooks through which a mechanism takes part in training."""
+"""The hooks through which a mechanism takes part in training, and how one is added."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lib.autoencoders.base import Autoencoder, Step
+from sae_lib.autoencoders.config import SECTIONS, MechanismConfig, SAEConfig
 
 
 class Mechanism(nn.Module):
@@ -18,7 +22,10 @@ class Mechanism(nn.Module):
 
     term = "penalty"
     """Name of `loss` in the training history."""
-    needs_unmasked_reconstruction = False
+
+    def __init__(self, settings: Any, d_sae: int) -> None:
+        super().__init__()
+        self.cfg = settings
 
     def mask(self, step: Step) -> Float[Tensor, "..."] | None:
         """Factor on the latents between encoder and decoder, broadcast to `[batch, d_sae]`; None leaves them alone."""
@@ -45,3 +52,23 @@ class Mechanism(nn.Module):
 def moving_average(average: Tensor, value: Tensor, momentum: float) -> None:
     """average <- momentum * average + (1 - momentum) * value, in place."""
     average.mul_(momentum).add_(value, alpha=1.0 - momentum)
+
+
+MECHANISMS: dict[str, type[Mechanism]] = {}
+"""By the name of their section in an `SAEConfig`, in the order in which they act."""
+Kind = TypeVar("Kind", bound=type[Mechanism])
+
+
+def mechanism(section: str, settings: type[MechanismConfig]) -> Callable[[Kind], Kind]:
+    """Decorates the `Mechanism` that the settings in `section` of an SAE's configuration switch on."""
+
+    def registered(kind: Kind) -> Kind:
+        SECTIONS[section], MECHANISMS[section] = settings, kind
+        return kind
+
+    return registered
+
+
+def build_mechanisms(config: SAEConfig) -> list[Mechanism]:
+    """The mechanisms that `config` switches on, in the order in which they act."""
+    return [kind(config.get(name), config.d_sae) for name, kind in MECHANISMS.items() if config.get(name) is not None]

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step
-from sae_lib.autoencoders.config import GradientScalingConfig
-from sae_lib.mechanisms.base import Mechanism, moving_average
+from sae_lib.autoencoders.config import MechanismConfig, Momentum
+from sae_lib.mechanisms.base import Mechanism, mechanism, moving_average
 
 
+class GradientScalingConfig(MechanismConfig):
+    """TemporalSAE Eq. 7: gradients of latent i times clip(1 / (eps + h_i), s_min, s_max)."""
+
+    s_min: float = Field(0.1, gt=0.0)
+    s_max: float = Field(10.0, gt=0.0)
+    epsilon: float = Field(1e-6, gt=0.0)
+    momentum: Momentum = 0.99
+    placement: Literal["pre_adam", "post_adam"] = "pre_adam"
+    """Scale the gradient (as written; Adam then divides most of it out) or the optimiser's update."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> GradientScalingConfig:
+        if self.s_min > self.s_max:
+            raise ValueError(f"s_min {self.s_min} is above s_max {self.s_max}")
+        return self
+
+
+@mechanism("gradient_scaling", GradientScalingConfig)
 class GradientScaling(Mechanism):
     """s_i = clip(1 / (eps + h_i), s_min, s_max); the gradients of latent i are multiplied by s_i (TemporalSAE Eq. 7).
 
@@ -19,11 +40,11 @@ class GradientScaling(Mechanism):
     `post_adam` scales the optimiser's update instead.
     """
 
+    cfg: GradientScalingConfig
     rate: Tensor
 
-    def __init__(self, config: GradientScalingConfig, d_sae: int) -> None:
-        super().__init__()
-        self.cfg = config
+    def __init__(self, settings: GradientScalingConfig, d_sae: int) -> None:
+        super().__init__(settings, d_sae)
         self.register_buffer("rate", torch.zeros(d_sae))
         self._before: list[Tensor] = []
 

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step
-from sae_lib.autoencoders.config import ResamplingConfig
-from sae_lib.mechanisms.base import Mechanism, moving_average
+from sae_lib.autoencoders.config import Interval, MechanismConfig, Momentum, Steps
+from sae_lib.mechanisms.base import Mechanism, mechanism, moving_average
 
 ALIVE_FRACTION = 0.2  # of the mean norm of the alive encoder rows, for `encoder_norm: alive_fraction`
 
 
+class ResamplingConfig(MechanismConfig):
+    """TemporalSAE Eq. 5-6: latents whose activation-rate EMA is under the threshold are re-initialised."""
+
+    threshold: float | None = Field(0.005, gt=0.0, lt=1.0)
+    """Activation rate under which a latent counts as dead; null: nothing is resampled."""
+    momentum: Momentum = 0.99
+    warmup_steps: Steps = 1000
+    warmup_interval: Interval = 100
+    interval: Interval = 500
+    error_power: Literal[1, 2] = 1
+    """Inputs are drawn with probability proportional to this power of their reconstruction error ||x - x_hat||."""
+    encoder_norm: Literal["unit", "alive_fraction"] = "unit"
+    """Norm of a new encoder row: 1 as written, or 0.2 x the mean norm of the alive rows."""
+    stop_fraction: float = Field(1.0, gt=0.0, le=1.0)
+    """No resampling after this share of the training steps."""
+
+
+@mechanism("resampling", ResamplingConfig)
 class Resampling(Mechanism):
     """h_t = gamma h_{t-1} + (1 - gamma) 1[f_t > 0] (TemporalSAE Eq. 5). Every 100 steps in warm-up and every 500 after
     it (Eq. 6), each latent with h < theta gets w_e = w_d = x_k / ||x_k||, b_e = 0 and fresh optimiser state; x_k is
@@ -20,12 +41,12 @@ class Resampling(Mechanism):
     theta = 0.005 as published is far from "dead": it restarts every latent that fires on fewer than one token in 200.
     """
 
+    cfg: ResamplingConfig
     rate: Tensor
     resampled: Tensor
 
-    def __init__(self, config: ResamplingConfig, d_sae: int) -> None:
-        super().__init__()
-        self.cfg = config
+    def __init__(self, settings: ResamplingConfig, d_sae: int) -> None:
+        super().__init__(settings, d_sae)
         self.register_buffer("rate", torch.zeros(d_sae))
         self.register_buffer("resampled", torch.zeros((), dtype=torch.long))
 

@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
 from jaxtyping import Float
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from sae_lib.autoencoders.base import Autoencoder, Step
-from sae_lib.autoencoders.config import TemporalConfig
-from sae_lib.mechanisms.base import Mechanism
+from sae_lib.autoencoders.base import Step
+from sae_lib.autoencoders.config import MechanismConfig, Momentum
+from sae_lib.autoencoders.method import Look, Method, register
+from sae_lib.autoencoders.standard import PAPER, STANDARD
+from sae_lib.mechanisms.base import Mechanism, mechanism
 
 SATURATED = 0.01  # alpha within this of 0 or 1 counts as saturated
 
 
+class TemporalConfig(MechanismConfig):
+    """TemporalSAE Eq. 3-4: alpha_t ||f_t - f_{t-1}||^2, alpha_t = sigmoid(5 (beta_t - L_recon))."""
+
+    coefficient: float = Field(1e-4, ge=0.0)
+    """lambda_2 of Eq. 8."""
+    pairing: Literal["adjacent_token", "previous_batch", "variance", "none"] = "adjacent_token"
+    """What f_{t-1} is: the previous token of the context; the same row of the previous optimiser step; a shuffled row,
+    written as the variance penalty 2 sum Var(f) that it amounts to; or nothing."""
+    gradient: Literal["detached", "both"] = "detached"
+    """Whether the gradient also flows through f_{t-1}."""
+    scale: Literal["raw", "relative", "constant"] = "raw"
+    """alpha as written; with (beta - L) / beta in place of beta - L; or alpha = 1."""
+    gradient_through_scale: bool = False
+    """Whether alpha is differentiated: it would reward a higher reconstruction loss."""
+    tracker: Literal["ema", "decayed_max"] = "ema"
+    """beta as the formula says (EMA), or the maximum that the text says, decaying with the same momentum."""
+    tracker_start: Literal["first_loss", "zero"] = "first_loss"
+    momentum: Momentum = 0.99
+    sharpness: float = Field(5.0, gt=0.0)
+
+    @model_validator(mode="after")
+    def _gradient_has_two_ends(self) -> TemporalConfig:
+        if self.gradient == "both" and self.pairing != "adjacent_token":
+            raise ValueError(f"gradient 'both' needs pairing 'adjacent_token'; with '{self.pairing}' take 'detached'")
+        return self
+
+
+@mechanism("temporal", TemporalConfig)
 class TemporalPenalty(Mechanism):
     """lambda_2 alpha_t ||f_t - f_{t-1}||_2^2 with alpha_t = sigmoid(5 (beta_t - L_recon(t))) and
     beta_t = gamma beta_{t-1} + (1 - gamma) L_recon(t) (TemporalSAE Eq. 3, 4, 8).
@@ -24,6 +57,7 @@ class TemporalPenalty(Mechanism):
 
     term = "temporal"
 
+    cfg: TemporalConfig
     beta: Tensor
     begun: Tensor
     previous: Tensor
@@ -31,9 +65,8 @@ class TemporalPenalty(Mechanism):
     saturated: Tensor
     counted: Tensor
 
-    def __init__(self, config: TemporalConfig) -> None:
-        super().__init__()
-        self.cfg = config
+    def __init__(self, settings: TemporalConfig, d_sae: int) -> None:
+        super().__init__(settings, d_sae)
         for name in ("beta", "begun", "alpha", "saturated", "counted"):
             self.register_buffer(name, torch.zeros(()))
         self.register_buffer("previous", torch.zeros(0, 0))
@@ -88,5 +121,16 @@ class TemporalPenalty(Mechanism):
         self.counted.zero_()
         return figures
 
-    def before_update(self, sae: Autoencoder, step: Step) -> None:
-        """Nothing: this mechanism acts through the loss alone."""
+
+TEMPORAL_SAE: dict[str, Any] = PAPER | {"temporal": {}, "resampling": {}, "gradient_scaling": {}}
+register(Method("temporal_sae", "TemporalSAE", TEMPORAL_SAE, Look("#029e73", "P", (0, (6, 2))), toy_rate=5e-2))
+
+
+def _on_toys(key: str, name: str, pairing: str, look: Look) -> None:
+    """Standard with nothing but a penalty on changes of the latents; its coefficient is the toy study's."""
+    register(Method(key, name, STANDARD | {"temporal": {"pairing": pairing}}, look, shown="toy", toy_rate=5e-2))
+
+
+_on_toys("temporal_strong", "Adjacent-token penalty", "adjacent_token", Look("#00441b", "*", (0, (7, 2, 2, 2))))
+_on_toys("temporal_previous", "Previous-batch penalty", "previous_batch", Look("#ece133", "p", (0, (3, 3))))
+_on_toys("variance", "Variance penalty", "variance", Look("#fbafe4", "d", (0, (1, 1))))

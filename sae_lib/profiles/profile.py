@@ -7,19 +7,21 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.config import SAEConfig, config_class
 from sae_lib.data.config import CorpusConfig, DataConfig, ModelConfig
+from sae_lib.mechanisms import methods
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.stability.config import StabilityConfig
 from sae_lib.metrics.toy.config import ToyConfig
-from sae_lib.training.recipes import METHODS, merged, method_recipe
+from sae_lib.training.recipes import merged, method_recipe
 from sae_lib.training.run_config import TrainingConfig, distinct_seeds
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.strict import Seed, Strict
@@ -104,7 +106,8 @@ class Profile(Strict):
     data: DataConfig
     training: TrainingConfig
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Method -> values laid over its recipe in `recipes.METHODS`."""
+    """Method -> values laid over its recipe. Those of the main table that are named here or in `sweep.coefficients` are
+    trained."""
     as_written: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Method -> values of the papers' own coefficients, shown as they are."""
     sweep: SweepConfig
@@ -121,23 +124,31 @@ class Profile(Strict):
 
     @model_validator(mode="after")
     def _methods_exist(self) -> Profile:
-        for field in ("methods", "as_written"):
-            for method in getattr(self, field):
-                if method not in METHODS:
-                    raise ValueError(f"{field}.{method} is no method{nearest_hint(method, METHODS)}")
-        for method in self.sweep.coefficients:
-            if method not in METHODS:
-                raise ValueError(f"sweep.coefficients.{method} is no method{nearest_hint(method, METHODS)}")
-        for method in METHODS:
+        known = methods("main", "as written")
+        sections: dict[str, Iterable[str]] = {
+            "methods": self.methods,
+            "as_written": self.as_written,
+            "sweep.coefficients": self.sweep.coefficients,
+        }
+        for field, named in sections.items():
+            for method in named:
+                if method not in known:
+                    raise ValueError(f"{field}.{method} is no method{nearest_hint(method, known)}")
+        for method in (m for m in known if m in self.methods or m in self.sweep.coefficients):
             config = self.sae_config(method)
-            unknown = method not in self.sweep.coefficients and config.l1_coefficient == 0
-            if config.architecture in ("standard", "gated") and unknown:
-                raise ValueError(f"sweep.coefficients.{method} is missing and its l1_coefficient is 0")
-            tracks = config.architecture in ("batchtopk", "matryoshka")
-            if tracks and config.threshold_start_step >= self.training.steps:
+            if method in self.sweep.coefficients and config.knob != "l1_coefficient":
+                raise ValueError(f"sweep.coefficients.{method}: its sparsity is set by {config.knob}; leave it out")
+            if (
+                method in self.main_methods
+                and config.knob == "l1_coefficient"
+                and method not in self.sweep.coefficients
+            ):
+                raise ValueError(f"sweep.coefficients.{method} is missing: the values of its l1_coefficient to try")
+            begins = config.get("threshold_start_step")
+            if begins is not None and begins >= self.training.steps:
                 raise ValueError(
-                    f"methods.{method}.threshold_start_step {config.threshold_start_step} is not before the last of "
-                    f"training.steps {self.training.steps}; lower it or training.schedule_scale"
+                    f"methods.{method}.threshold_start_step {begins} is not before the last of training.steps "
+                    f"{self.training.steps}; lower it or training.schedule_scale"
                 )
         shared = sorted({*self.sweep.seeds} & {*self.training.seeds})
         if shared:
@@ -145,6 +156,11 @@ class Profile(Strict):
         for method, overrides in self.as_written.items():
             self.sae_config(method, overrides, "as_written")
         return self
+
+    @property
+    def main_methods(self) -> tuple[str, ...]:
+        """The methods of the main table that this profile trains."""
+        return tuple(m for m in methods("main") if m in self.methods or m in self.sweep.coefficients)
 
     def sae_config(self, method: str, overrides: dict[str, Any] | None = None, section: str = "methods") -> SAEConfig:
         """The configuration of `method` at this profile: its recipe, the profile's values, then `overrides`.
@@ -154,10 +170,11 @@ class Profile(Strict):
         training = self.training
         values = merged(self.methods.get(method, {}), overrides or {})
         recipe = method_recipe(method, training.d_sae, values, training.schedule_scale)
+        kind = config_class(recipe["architecture"])
         try:
-            return SAEConfig.model_validate(recipe)
+            return kind.model_validate(recipe)
         except ValidationError as error:
-            raise ArtifactError(explain(error, SAEConfig, f"{section}.{method}")) from None
+            raise ArtifactError(explain(error, kind, f"{section}.{method}")) from None
 
 
 def nearest_hint(word: str, known: Any) -> str:

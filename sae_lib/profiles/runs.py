@@ -1,4 +1,4 @@
-"""Which SAEs a profile trains: every row of every table and figure, as a list. No torch.
+"""Which SAEs a profile trains: every row of every table and figure, as a list.
 
 Sparsity is made comparable first: every method is trained over a range of L0 (group `sweep`), and the L1 methods' part
 of it decides the coefficients of all other groups (`Calibration`). Before that is known, the plan uses the middle of
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
 from sae_lib.profiles.profile import Profile
 from sae_lib.training.recipes import merged
 from sae_lib.util.strict import Strict
@@ -32,19 +33,6 @@ Group = Literal[
 MAIN_GROUPS: tuple[Group, ...] = ("main", "untrained", "as_written", "sweep")
 ABLATION_GROUPS: tuple[Group, ...] = ("factorial", "sequence", "sensitivity", "atm_importance", "atm_grid")
 ABLATION_SCORES = ("reconstruction", "absorption")
-MAIN_METHODS = (
-    "standard",
-    "gated",
-    "topk",
-    "batchtopk",
-    "matryoshka_2",
-    "matryoshka_4",
-    "jumprelu",
-    "temporal_sae",
-    "atm",
-    "dropout",
-)
-COMPONENTS = ("magnitude", "frequency", "contribution")
 # Run 1 of the paper is before "reducing gradient norm to 0.1 and temporal coefficient to 0.0001"; it does not say from
 # what. Ten times both is our reading.
 RUN_1 = {"optimizer": {"clip_norm": 1.0}, "temporal": {"coefficient": 1e-3}}
@@ -92,11 +80,8 @@ def expected_calibration(profile: Profile) -> Calibration:
 def sweep_runs(profile: Profile, method: str, dropout_probability: float = 0.3) -> list[RunSpec]:
     """One method over a range of L0: by its L1 coefficient where it has one, else by the L0 that it is told."""
     settings = profile.sweep
-    if method in settings.coefficients:
-        knob, values = "l1_coefficient", settings.coefficients[method]
-    else:
-        knob = "target_l0" if profile.sae_config(method).architecture == "jumprelu" else "k"
-        values = settings.levels
+    knob = profile.sae_config(method).knob
+    values = settings.coefficients[method] if knob == "l1_coefficient" else settings.levels
     dropout = {"dropout": {"probability": dropout_probability}} if method == "dropout" else {}
     return [
         RunSpec(
@@ -137,19 +122,18 @@ def calibrated(profile: Profile, known: Calibration, method: str, overrides: dic
 
 
 def _sweep(profile: Profile, known: Calibration) -> list[RunSpec]:
-    return [spec for method in MAIN_METHODS for spec in sweep_runs(profile, method, known.dropout_probability)]
+    return [spec for method in profile.main_methods for spec in sweep_runs(profile, method, known.dropout_probability)]
 
 
 def _main(profile: Profile, known: Calibration) -> list[RunSpec]:
     return [
         RunSpec("main", method, "", seed, calibrated(profile, known, method))
-        for method in MAIN_METHODS
+        for method in profile.main_methods
         for seed in profile.training.seeds
     ]
 
 
 def _untrained(profile: Profile, known: Calibration) -> list[RunSpec]:
-    # TopK, so that the floor stands at the same L0 as the others.
     config = profile.sae_config("topk")
     return [RunSpec("untrained", "untrained", "", seed, config, trained=False) for seed in profile.training.seeds]
 
@@ -201,10 +185,9 @@ def _sequence(profile: Profile, known: Calibration) -> list[RunSpec]:
 
 def _sensitivity(profile: Profile, known: Calibration) -> list[RunSpec]:
     default = calibrated(profile, known, "temporal_sae")
-    assert default.temporal and default.resampling
     variants: dict[tuple[str, str], dict[str, Any]] = {
         ("temporal_coefficient", f"temporal coefficient {value:g}"): {"temporal": {"coefficient": value}}
-        for value in (default.temporal.coefficient, *profile.ablations.temporal_coefficients)
+        for value in (default.get("temporal").coefficient, *profile.ablations.temporal_coefficients)
     }
     variants |= {
         ("resampling_threshold", f"resampling threshold {value:g}"): {"resampling": {"threshold": value}}

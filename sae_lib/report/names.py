@@ -4,35 +4,20 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from sae_lib.mechanisms import METHODS as METHOD
+from sae_lib.mechanisms import methods
+from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
+
 Direction = Literal["lower", "higher", "none"]
 ARROWS: dict[str, str] = {"lower": "↓", "higher": "↑", "none": "–"}
 
-# In the order of every table and figure.
-METHODS: dict[str, str] = {
-    "standard": "Standard",
-    "gated": "Gated",
-    "topk": "TopK",
-    "batchtopk": "BatchTopK",
-    "matryoshka_2": "Matryoshka (2 levels)",
-    "matryoshka_4": "Matryoshka (4 levels)",
-    "jumprelu": "JumpReLU",
-    "temporal_sae": "TemporalSAE",
-    "atm": "ATM",
-    "dropout": "Uniform dropout",
-    "paper_standard": "Standard (paper's recipe)",
-    "paper_atm": "ATM (paper's recipe)",
-    "untrained": "Untrained",
-}
-MAIN_METHODS = tuple(METHODS)[:10]
+# What methods are called, in the order of every table and figure.
+METHODS: dict[str, str] = {key: METHOD[key].name for key in methods("main", "as written", "floor")}
+MAIN_METHODS = methods("main")
 # What the other methods are compared with.
 BASELINE = "standard"
 # Methods of toy data alone.
-TOY_METHODS: dict[str, str] = {
-    "matryoshka": "Matryoshka",
-    "temporal_strong": "Adjacent-token penalty",
-    "temporal_previous": "Previous-batch penalty",
-    "variance": "Variance penalty",
-}
+TOY_METHODS: dict[str, str] = {key: METHOD[key].name for key in methods("toy")}
 
 # The three mechanisms of TemporalSAE: column of evaluation.parquet -> name.
 MECHANISMS: dict[str, str] = {
@@ -43,7 +28,7 @@ MECHANISMS: dict[str, str] = {
 # Letters with few words in any text: their scores are shown with the counts they rest on.
 RARE_LETTERS = ("j", "q", "x", "z")
 # The three parts of ATM's importance score.
-IMPORTANCE_PARTS = ("magnitude", "frequency", "contribution")
+IMPORTANCE_PARTS = COMPONENTS
 
 
 class Metric(NamedTuple):

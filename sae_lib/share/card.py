@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sae_lib import __version__
-from sae_lib.autoencoders.config import TOPK_FAMILY
 from sae_lib.report.names import MECHANISMS, METRICS, method_name
 from sae_lib.share.facts import Facts
 
@@ -61,19 +60,6 @@ METRIC_PAPERS = (
     "Karvonen et al. 2025, *SAEBench: A Comprehensive Benchmark for Sparse Autoencoders in Language Model "
     "Interpretability*, arXiv 2503.09532",
 )
-# Settings that mean something only with some architectures.
-ONLY_WITH = {
-    "k": TOPK_FAMILY,
-    "auxk_coefficient": TOPK_FAMILY,
-    "dead_after_tokens": TOPK_FAMILY,
-    "threshold_momentum": ("batchtopk", "matryoshka"),
-    "threshold_start_step": ("batchtopk", "matryoshka"),
-    "target_l0": ("jumprelu",),
-    "bandwidth": ("jumprelu",),
-    "initial_threshold": ("jumprelu",),
-    "l0_coefficient": ("jumprelu",),
-    "l1_coefficient": ("standard", "gated"),
-}
 
 
 def card(facts: Facts, architecture: str, formats: Sequence[str], repo: str | None = None) -> str:
@@ -139,10 +125,9 @@ def _data_rows(facts: Facts) -> Iterable[tuple[str, str]]:
 
 
 def _config_rows(facts: Facts) -> Iterable[tuple[str, str]]:
-    """The configuration, flat; what is off, or has no meaning with this architecture, is left out."""
-    architecture = facts.config.architecture
+    """The configuration, flat; what is off is left out."""
     for name, value in _flat(facts.config.model_dump(mode="json")):
-        if value not in (None, []) and architecture in ONLY_WITH.get(name, (architecture,)):
+        if value not in (None, []):
             yield f"`{name}`", ", ".join(map(str, value)) if isinstance(value, list) else _shown(value)
 
 

@@ -156,7 +156,7 @@ def save_dictionary_learning(sae: Autoencoder, folder: Path, facts: Facts | None
     }
     if "k" in kind.unused:
         state |= _buffers(sae, form)
-        trainer["k"] = sae.cfg.k
+        trainer["k"] = sae.cfg.get("k")
     if facts:
         layer = facts.place.layer
         trainer |= {
@@ -194,7 +194,7 @@ def _dict_class(sae: Autoencoder, form: InferenceForm) -> str:
 def _buffers(sae: Autoencoder, form: InferenceForm) -> dict[str, Tensor]:
     """What the classes of the TopK family keep beside their parameters."""
     threshold = form.tensors["threshold"][0].clone() if isinstance(sae, BatchTopK) else torch.tensor(NEVER_USED)
-    buffers = {"k": torch.tensor(sae.cfg.k, dtype=torch.int), "threshold": threshold}
+    buffers = {"k": torch.tensor(sae.cfg.get("k"), dtype=torch.int), "threshold": threshold}
     if isinstance(sae, Matryoshka):
         buffers["group_sizes"] = torch.tensor(sae.groups)
     return buffers

@@ -26,7 +26,7 @@ class Facts:
     run: str
     """Name of the run folder."""
     method: str
-    """As in `report.names.METHODS`."""
+    """Key in `METHODS`."""
     config: SAEConfig
     d_in: int
     place: Place
@@ -91,21 +91,22 @@ def read_run(folder: Path, profile: str | None = None) -> tuple[Autoencoder, Fac
 def method(config: SAEConfig, *, trained: bool) -> str:
     """The method of the tables that a configuration belongs to.
 
-    >>> method(SAEConfig(d_sae=8, architecture="topk", k=2), trained=True)
+    >>> from sae_lib.autoencoders.topk import TopKConfig
+    >>> method(TopKConfig(d_sae=8, k=2), trained=True)
     'topk'
     """
     if not trained:
         return "untrained"
-    if config.temporal or config.resampling or config.gradient_scaling:
+    if any(config.get(section) for section in ("temporal", "resampling", "gradient_scaling")):
         return "temporal_sae"
-    if config.dropout:
+    if config.get("dropout"):
         return "dropout"
     if config.architecture == "matryoshka":
-        return f"matryoshka_{len(config.prefixes)}"
+        return f"matryoshka_{len(config.get('prefixes'))}"
     if config.architecture != "standard":
         return config.architecture
     # The papers' own recipe encodes x, the baselines' x - b_dec.
-    name = "atm" if config.masking else "standard"
+    name = "atm" if config.get("masking") else "standard"
     return name if config.subtract_b_dec else f"paper_{name}"
 
 

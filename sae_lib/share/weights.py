@@ -15,12 +15,17 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.autoencoders.config import SAEConfig
-from sae_lib.autoencoders.topk import BatchTopK
+from sae_lib.autoencoders.config import sae_config
+from sae_lib.autoencoders.gated import Gated
+from sae_lib.autoencoders.jumprelu import JumpReLU
+from sae_lib.autoencoders.standard import Standard
+from sae_lib.autoencoders.topk import BatchTopK, TopK
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
 
 Tensors = dict[str, Tensor]
+Form = Literal["standard", "topk", "jumprelu", "gated"]
+FORMS: dict[Form, type[Autoencoder]] = {"standard": Standard, "topk": TopK, "jumprelu": JumpReLU, "gated": Gated}
 SHAPES = {
     "W_enc": ("d_in", "d_sae"),
     "W_dec": ("d_sae", "d_in"),
@@ -113,16 +118,16 @@ def assemble(
     d_in, d_sae = tensors["W_enc"].shape
     if k is not None and not 0 < k <= d_sae:
         raise ArtifactError(f"sae: {file} gives k = {k}, which must lie in 1 .. d_sae = {d_sae}")
-    config = SAEConfig.model_validate(
+    # Only training aims at an L0; every JumpReLU configuration must have one.
+    sparsity: dict[str, dict[str, Any]] = {"topk": {"k": k}, "jumprelu": {"target_l0": d_sae}}
+    config = sae_config(
         {
             "architecture": architecture,
             "d_sae": d_sae,
-            "k": k,
-            # Only training aims at it; every JumpReLU configuration must have one.
-            "target_l0": d_sae if architecture == "jumprelu" else None,
             "subtract_b_dec": subtract_b_dec,
             "normalize_inputs": False,
             "unit_norm_decoder": False,
+            **sparsity.get(architecture, {}),
         }
     )
     sae = build_autoencoder(config, d_in)
@@ -149,7 +154,7 @@ class InferenceForm:
     that the form names.
     """
 
-    architecture: Literal["standard", "topk", "jumprelu", "gated"]
+    architecture: Form
     tensors: Tensors
     subtract_b_dec: bool
     k: int | None = None
@@ -188,9 +193,8 @@ def inference_form(sae: Autoencoder) -> InferenceForm:
     if isinstance(sae, BatchTopK):
         tensors["threshold"] = strict_threshold(tensors["threshold"]).expand(sae.d_sae).contiguous()
         return InferenceForm("jumprelu", tensors, sae.cfg.subtract_b_dec)
-    architecture = sae.cfg.architecture
-    assert architecture != "batchtopk" and architecture != "matryoshka"
-    return InferenceForm(architecture, tensors, sae.cfg.subtract_b_dec, sae.cfg.k if architecture == "topk" else None)
+    form = next(name for name, kind in FORMS.items() if isinstance(sae, kind))
+    return InferenceForm(form, tensors, sae.cfg.subtract_b_dec, sae.cfg.get("k"))
 
 
 def strict_threshold(threshold: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -216,7 +216,7 @@ class Experiment:
             specs = sweep_runs(self.profile, method, probability)
             history = self.train(specs, f"sweep {method}")
             tried = pd.DataFrame(
-                {"value": [spec.config.l1_coefficient for spec in specs], "l0": self.calibration_l0(specs)}
+                {"value": [spec.config.get("l1_coefficient") for spec in specs], "l0": self.calibration_l0(specs)}
             )
             l0 = tried.groupby("value")["l0"].mean()
             target = self.profile.sweep.target_l0

@@ -158,17 +158,17 @@ def evaluate(
 def describe(spec: RunSpec, run: dict[str, Any]) -> dict[str, Any]:
     """The columns of a result row that say what the SAE is."""
     config = spec.config
-    masking, temporal = config.masking, config.temporal
+    masking, temporal, resampling = (config.get(name) for name in ("masking", "temporal", "resampling"))
     return {
         "group": spec.group, "method": spec.method, "label": spec.label, "seed": spec.seed,
         "architecture": config.architecture, "temporal": temporal is not None,
-        "resampling": config.resampling is not None, "gradient_scaling": config.gradient_scaling is not None,
+        "resampling": resampling is not None, "gradient_scaling": config.get("gradient_scaling") is not None,
         "masking": masking is not None, "c": masking.c if masking else np.nan, "r": masking.r if masking else np.nan,
         **dict.fromkeys(("importance", "dropped", "varied", "paper_run")), **spec.fields,
-        "l1_coefficient": config.l1_coefficient,
+        "l1_coefficient": config.get("l1_coefficient") or 0.0,
         "temporal_coefficient": temporal.coefficient if temporal else np.nan,
-        "resampling_threshold": config.resampling.threshold if config.resampling else np.nan,
-        "k": config.k or np.nan, "target_l0": config.target_l0 or np.nan, "d_sae": config.d_sae,
+        "resampling_threshold": resampling.threshold if resampling else np.nan,
+        "k": config.get("k") or np.nan, "target_l0": config.get("target_l0") or np.nan, "d_sae": config.d_sae,
         "steps": run["steps"], "trained_tokens": run["tokens"], "train_seconds": run["seconds"],
         "final_loss": run["final"].get("loss", np.nan),
     }  # fmt: skip

@@ -21,6 +21,7 @@ from sae_lib.data.activations import ActivationStore, WindowStream
 from sae_lib.data.corpus import load_documents, split_of
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.words import LETTERS, alphabetic_words, build_prompts, choose_words, prompt_pieces, single_token_words
+from sae_lib.mechanisms import MECHANISMS, METHODS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.reconstruction import CoreReference
@@ -138,12 +139,12 @@ def recipe_table(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
     rows = {}
     for method in methods:
         config = profile.sae_config(method)
-        parts = ("temporal", "resampling", "gradient_scaling", "masking", "dropout")
+        parts = dict.fromkeys((*METHODS[method].recipe, *MECHANISMS))
         optimizer = config.optimizer
         rows[method_name(method)] = {
             "activation": {"standard": "ReLU"}.get(config.architecture, method_name(config.architecture)),
             "sparsity from": _sparsity(config),
-            "mechanisms": ", ".join(p.replace("_", " ") for p in parts if getattr(config, p)) or "–",
+            "mechanisms": ", ".join(p.replace("_", " ") for p in parts if p in MECHANISMS and config.get(p)) or "–",
             "inputs": "E‖x‖² = 1" if config.normalize_inputs else "raw",
             "optimiser": f"{optimizer.name}, {optimizer.learning_rate:.1g}, clip {optimizer.clip_norm or '–'}",
         }
@@ -151,9 +152,8 @@ def recipe_table(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
 
 
 def _sparsity(config: SAEConfig) -> str:
-    if config.k is not None:
-        return f"k = {config.k}"
-    return f"target L0 = {config.target_l0:g}" if config.target_l0 else "λ₁, calibrated"
+    symbol = {"k": "k", "target_l0": "target L0"}.get(config.knob)
+    return f"{symbol} = {config.get(config.knob):g}" if symbol else "λ₁, calibrated"
 
 
 def calibration_table(experiment: Experiment, calibration: Calibration) -> pd.DataFrame:
@@ -162,7 +162,7 @@ def calibration_table(experiment: Experiment, calibration: Calibration) -> pd.Da
     for method in experiment.profile.sweep.coefficients:
         specs = sweep_runs(experiment.profile, method, calibration.dropout_probability)
         tried = pd.DataFrame(
-            {"value": [s.config.l1_coefficient for s in specs], "l0": experiment.calibration_l0(specs)}
+            {"value": [s.config.get("l1_coefficient") for s in specs], "l0": experiment.calibration_l0(specs)}
         )
         means = tried.groupby("value")["l0"].mean()
         rows[method_name(method)] = {

@@ -68,7 +68,7 @@ class Trainer:
         self.stream = WindowStream(store, data.window, data.batch_tokens, data.stream_seed, device=device)
         self.batches = Prefetched(self.stream, training.steps)
         self.sae = build_autoencoder(config, store.d_in, seed).to(self.device)
-        self.mechanisms: list[Mechanism] = [m.to(self.device) for m in build_mechanisms(config, store.d_in)]
+        self.mechanisms: list[Mechanism] = [m.to(self.device) for m in build_mechanisms(config)]
         self.input_scale = store.mean_squared_norm(SCALE_ROWS) ** -0.5 if config.normalize_inputs else 1.0
         if not 0.0 < self.input_scale < float("inf"):
             raise ArtifactError(

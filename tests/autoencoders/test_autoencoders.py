@@ -8,7 +8,7 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import ARCHITECTURES, build_autoencoder, load_autoencoder
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.config import sae_config
 from sae_lib.autoencoders.topk import geometric_median, strongest
 from sae_lib.training.recipes import method_recipe
 from sae_lib.util.errors import ArtifactError
@@ -28,7 +28,7 @@ NEEDS: dict[str, dict[str, Any]] = {
 def by_hand(architecture: str, **config: Any) -> Autoencoder:
     """Two inputs, three latents. Of X, the pre-activations are 2, 1, -0.5, or with x - b_dec 1, 3, 1.5."""
     settings = {"architecture": architecture, "d_sae": 3} | NEEDS[architecture] | config
-    sae = build_autoencoder(SAEConfig.model_validate(settings), d_in=2)
+    sae = build_autoencoder(sae_config(settings), d_in=2)
     weights = {
         "W_enc": torch.tensor([[1.0, 0.0, -1.0], [0.0, 2.0, 1.0]]),
         "b_enc": torch.tensor([0.0, -1.0, 0.5]),
@@ -43,7 +43,7 @@ def random_sae(architecture: str, **config: Any) -> Autoencoder:
     """Six inputs, twelve latents, every parameter away from its start."""
     needs = {name: value * 4 for name, value in NEEDS[architecture].items() if name != "prefixes"}
     settings = {"architecture": architecture, "d_sae": 12} | NEEDS[architecture] | needs | config
-    sae = build_autoencoder(SAEConfig.model_validate(settings), d_in=6, seed=3)
+    sae = build_autoencoder(sae_config(settings), d_in=6, seed=3)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for name, tensor in sae.state_dict().items():
@@ -163,7 +163,7 @@ def test_batchtopk_threshold_is_an_average_of_the_smallest_kept_activation():
 def jump_gradients(z: list[float], upstream: list[float]) -> tuple[list[float], float]:
     """Gradients of f w.r.t. pre-activations and threshold; theta = 1, bandwidth 0.5."""
     config = {"architecture": "jumprelu", "d_sae": 1, "target_l0": 1, "bandwidth": 0.5, "initial_threshold": 1.0}
-    sae = build_autoencoder(SAEConfig.model_validate(config), d_in=1)
+    sae = build_autoencoder(sae_config(config), d_in=1)
     pre = torch.tensor(z)[:, None].requires_grad_()
     f = sae.activate_training(make_step(torch.zeros(len(z), 1), pre=pre))
     f.backward(torch.tensor(upstream)[:, None])
@@ -184,7 +184,7 @@ def test_both_halves_of_the_jumprelu_kernel(z):
     """A kernel taken on z H(z - theta) misses what lies just under the threshold."""
     assert jump_gradients([z], [1.0])[1] == pytest.approx(-2.0)
     config = {"architecture": "jumprelu", "d_sae": 1, "target_l0": 0.8, "bandwidth": 0.5, "initial_threshold": 1.0}
-    sae = build_autoencoder(SAEConfig.model_validate(config | {"l0_coefficient": 3.0}), d_in=1)
+    sae = build_autoencoder(sae_config(config | {"l0_coefficient": 3.0}), d_in=1)
     step = make_step(torch.zeros(2, 1), pre=torch.tensor([[z], [5.0]]), index=10)
     sae.activate_training(step)
     loss = sae.sparsity_loss(step)
@@ -200,7 +200,7 @@ def test_both_halves_of_the_jumprelu_kernel(z):
 def test_a_jumprelu_threshold_pushed_under_zero_comes_back():
     """Clamping must not cut off the gradient: a latent at threshold 0 could never be made sparser again."""
     config = {"architecture": "jumprelu", "d_sae": 1, "target_l0": 0.5, "bandwidth": 0.5}
-    sae = build_autoencoder(SAEConfig.model_validate(config), d_in=1)
+    sae = build_autoencoder(sae_config(config), d_in=1)
     threshold = sae.get_parameter("threshold")
     threshold.data.fill_(-0.01)
     step = make_step(torch.zeros(3, 1), pre=torch.tensor([[0.1], [0.2], [0.05]]), index=10)
@@ -394,6 +394,6 @@ def test_topk_loss_and_gradients_match_dictionary_learning():
 
 @pytest.mark.parametrize("method", ["standard", "gated", "topk", "batchtopk", "matryoshka_2", "jumprelu"])
 def test_no_rows_give_no_latents(method):
-    sae = build_autoencoder(SAEConfig.model_validate(method_recipe(method, 16, {"k": 2, "target_l0": 2}, 1.0)), 8)
+    sae = build_autoencoder(sae_config(method_recipe(method, 16, {"k": 2, "target_l0": 2}, 1.0)), 8)
     assert sae.encode(torch.empty(0, 8)).shape == (0, 16)
     assert sae(torch.empty(0, 8)).shape == (0, 8)

@@ -7,7 +7,7 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.config import sae_config
 from tests.autoencoders.test_autoencoders import random_sae, rows
 from tests.tiny_training import make_step
 
@@ -15,7 +15,7 @@ from tests.tiny_training import make_step
 def by_hand(**config: object) -> Autoencoder:
     """Two inputs, three latents. Of (2, 1), x - b_dec is (1, 2) and u is (1, 4, 1)."""
     settings = {"architecture": "gated", "d_sae": 3, "subtract_b_dec": True} | config
-    sae = build_autoencoder(SAEConfig.model_validate(settings), d_in=2)
+    sae = build_autoencoder(sae_config(settings), d_in=2)
     weights = {
         "W_enc": torch.tensor([[1.0, 0.0, -1.0], [0.0, 2.0, 1.0]]),
         "b_gate": torch.tensor([0.5, -5.0, 1.0]),

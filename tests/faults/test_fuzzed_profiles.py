@@ -12,15 +12,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sae_lib.mechanisms import methods
 from sae_lib.profiles.profile import PROFILES, Profile, load_profile
 from sae_lib.profiles.runs import Calibration, plan_runs
-from sae_lib.training.recipes import METHODS
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import Paths, output_root
 from tests.profiles.test_profile import content
 
 Place = tuple[Any, ...]
-CALIBRATION = Calibration(coefficients=dict.fromkeys(METHODS, 0.1), dropout_probability=0.3)
+CALIBRATION = Calibration(coefficients=dict.fromkeys(methods("main", "as written"), 0.1), dropout_probability=0.3)
 FUZZ = settings(
     max_examples=150,
     deadline=None,

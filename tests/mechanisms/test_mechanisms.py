@@ -12,24 +12,18 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.build import ARCHITECTURES, build_autoencoder
-from sae_lib.autoencoders.config import (
-    DropoutConfig,
-    GradientScalingConfig,
-    MaskingConfig,
-    ResamplingConfig,
-    SAEConfig,
-    TemporalConfig,
-)
+from sae_lib.autoencoders.config import sae_config
 from sae_lib.data.activations import WindowStream
-from sae_lib.mechanisms import (
+from sae_lib.mechanisms import build_mechanisms, methods
+from sae_lib.mechanisms.adaptive_temporal_masking import (
     AdaptiveTemporalMasking,
-    GradientScaling,
-    Resampling,
-    TemporalPenalty,
+    DropoutConfig,
+    MaskingConfig,
     UniformDropout,
-    build_mechanisms,
 )
-from sae_lib.training.recipes import METHODS
+from sae_lib.mechanisms.gradient_scaling import GradientScaling, GradientScalingConfig
+from sae_lib.mechanisms.resampling import Resampling, ResamplingConfig
+from sae_lib.mechanisms.temporal_penalty import TemporalConfig, TemporalPenalty
 from tests.tiny_training import make_step, tiny_config, tiny_store
 
 
@@ -40,7 +34,7 @@ def sigmoid(value: float) -> float:
 def make_sae(architecture: str = "standard", **config: Any) -> Autoencoder:
     """Four inputs, six latents, every parameter away from its start."""
     settings = {"architecture": architecture, "d_sae": 6, "k": 3, "target_l0": 3, "prefixes": (0.5, 1)} | config
-    sae = build_autoencoder(SAEConfig.model_validate(settings), d_in=4, seed=1)
+    sae = build_autoencoder(sae_config(settings), d_in=4, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
@@ -68,7 +62,7 @@ LINKED = torch.tensor([False, True, True, False])
 
 
 def penalty(**config: Any) -> TemporalPenalty:
-    return TemporalPenalty(TemporalConfig.model_validate({"coefficient": 1.0, "scale": "constant"} | config))
+    return TemporalPenalty(TemporalConfig.model_validate({"coefficient": 1.0, "scale": "constant"} | config), d_sae=2)
 
 
 def value(mechanism: TemporalPenalty, f: Tensor = F_T, loss: float | Tensor = 1.0, **known: Any) -> float:
@@ -443,7 +437,7 @@ def test_dead_latents_are_started_again_and_no_others(architecture):
         if name not in ("W_enc", "b_dec"):
             assert torch.equal(parameter[alive], before[name][alive]), name
         if name not in ("W_enc", "W_dec", "b_dec"):
-            start = sae.cfg.initial_threshold if name == "threshold" else 0.0
+            start = sae.cfg.get("initial_threshold") if name == "threshold" else 0.0
             assert parameter[dead].tolist() == pytest.approx([start] * 2), f"{name} starts again"
     assert torch.equal(sae.b_dec, before["b_dec"])
     for name, old in moments.items():
@@ -602,7 +596,7 @@ def test_post_adam_scales_the_update_of_each_latent():
 
 
 def test_mechanisms_of_each_method():
-    built = {m: [type(x).__name__ for x in build_mechanisms(tiny_config(m), 8)] for m in METHODS}
+    built = {m: [type(x).__name__ for x in build_mechanisms(tiny_config(m))] for m in methods("main", "as written")}
     assert built["temporal_sae"] == ["TemporalPenalty", "GradientScaling", "Resampling"]
     assert built["atm"] == built["paper_atm"] == ["AdaptiveTemporalMasking"]
     assert built["dropout"] == ["UniformDropout"]

@@ -14,7 +14,7 @@ from transformer_lens import HookedTransformer
 from benchmarks.saebench import run_core
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.config import sae_config
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
 
@@ -93,7 +93,7 @@ def _tokens(pocket: LanguageModel) -> Tensor:
 def _half_good_sae(pocket: LanguageModel, tokens: Tensor, config: dict[str, Any]) -> Autoencoder:
     """An SAE whose latents point at tokens of these contexts: it reconstructs something, and not everything."""
     x = pocket.residual_stream(tokens).flatten(0, 1)
-    sae = build_autoencoder(SAEConfig.model_validate({"d_sae": 100, "subtract_b_dec": True, **config}), pocket.d_in)
+    sae = build_autoencoder(sae_config({"d_sae": 100, "subtract_b_dec": True, **config}), pocket.d_in)
     centred = x[:100] - x.mean(dim=0)
     with torch.no_grad():
         sae.b_dec.copy_(x.mean(dim=0))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step, squared_error
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.config import sae_config
 
 D_IN, D_SAE, BATCH, K = 12, 40, 32, 5
 TRAINER: dict[str, Any] = {
@@ -97,7 +97,7 @@ def _rows() -> Tensor:
 def _sae(**config: Any) -> Any:
     """Weights that are not those of a fresh SAE: biases, and an encoder that is not the decoder's transpose."""
     sae = build_autoencoder(
-        SAEConfig.model_validate({"subtract_b_dec": True, "tied_init": False, **config, "d_sae": D_SAE}), D_IN, seed=4
+        sae_config({"subtract_b_dec": True, "tied_init": False, **config, "d_sae": D_SAE}), D_IN, seed=4
     )
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

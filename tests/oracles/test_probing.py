@@ -17,7 +17,7 @@ from transformer_lens import HookedTransformer
 
 from benchmarks.saebench import PeerSAE
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.topk import TopKConfig
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.probes import top_dimensions
@@ -36,7 +36,7 @@ def test_a_dataset_has_the_accuracies_of_saebench(
     # Its signature calls a class's texts and a task's texts by one name, which this version of jaxtyping refuses.
     monkeypatch.setattr(probe_training, "train_sklearn_probe", probe_training.train_sklearn_probe.__wrapped__)
     train, test = _texts(pocket, TRAIN, seed=0), _texts(pocket, TEST, seed=1)
-    sae = build_autoencoder(SAEConfig(architecture="topk", d_sae=256, k=20), pocket.d_in, seed=3)
+    sae = build_autoencoder(TopKConfig(d_sae=256, k=20), pocket.d_in, seed=3)
     with torch.no_grad():
         sae.W_dec.mul_(torch.linspace(0.5, 2, 256)[:, None])
     sae.requires_grad_(False)

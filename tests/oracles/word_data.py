@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.config import sae_config
 from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.probes import f1_score, initial_probes, train_probes
@@ -79,7 +79,7 @@ def word_reference(data: WordData, config: AbsorptionConfig) -> AbsorptionRefere
 
 def word_sae(data: WordData, d_sae: int, **config: Any) -> Autoencoder:
     """Latents for letters, for letter and kind together (the absorbers), and for nothing."""
-    sae = build_autoencoder(SAEConfig.model_validate({"d_sae": d_sae, **config}), data.activations.shape[1], seed=2)
+    sae = build_autoencoder(sae_config({"d_sae": d_sae, **config}), data.activations.shape[1], seed=2)
     absorbers = F.normalize(data.letter_directions[:, None] + data.kind_directions, dim=-1).flatten(0, 1)
     known = torch.cat([data.letter_directions, absorbers])
     rest = torch.randn(d_sae - len(known), known.shape[1], generator=torch.Generator().manual_seed(3))

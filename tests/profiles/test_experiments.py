@@ -9,7 +9,6 @@ from sae_lib.profiles.profile import load_profile
 from sae_lib.profiles.runs import (
     ABLATION_GROUPS,
     MAIN_GROUPS,
-    MAIN_METHODS,
     Calibration,
     expected_calibration,
     plan_runs,
@@ -40,9 +39,9 @@ def test_counts():
         "sweep": len(sweep.seeds)
         * (
             sum(len(values) for values in sweep.coefficients.values())
-            + len(sweep.levels) * (len(MAIN_METHODS) - len(sweep.coefficients))
+            + len(sweep.levels) * (len(PROFILE.main_methods) - len(sweep.coefficients))
         ),
-        "main": len(MAIN_METHODS) * SEEDS,
+        "main": len(PROFILE.main_methods) * SEEDS,
         "untrained": SEEDS,
         "as_written": len(PROFILE.as_written) * SEEDS,
         "factorial": 8 * ABLATION_SEEDS,
@@ -134,7 +133,7 @@ def test_main_table_is_at_the_calibrated_sparsity():
     assert configs["topk"].k == configs["batchtopk"].k == PROFILE.sweep.target_l0
     assert configs["jumprelu"].target_l0 == PROFILE.sweep.target_l0
     assert Counter(s.seed for s in runs("main")) == Counter(
-        {seed: len(MAIN_METHODS) for seed in PROFILE.training.seeds}
+        {seed: len(PROFILE.main_methods) for seed in PROFILE.training.seeds}
     )
 
 
@@ -153,7 +152,7 @@ def test_untrained_saes_have_the_sparsity_of_the_others():
 def test_the_sweep_has_seeds_of_its_own_and_one_knob_for_each_method():
     assert not {*PROFILE.sweep.seeds} & {*PROFILE.training.seeds}
     knobs = {"topk": "k", "batchtopk": "k", "matryoshka_2": "k", "matryoshka_4": "k", "jumprelu": "target_l0"}
-    for method in MAIN_METHODS:
+    for method in PROFILE.main_methods:
         specs = sweep_runs(PROFILE, method, 0.4)
         knob = knobs.get(method, "l1_coefficient")
         values = PROFILE.sweep.coefficients.get(method, PROFILE.sweep.levels)
@@ -161,14 +160,14 @@ def test_the_sweep_has_seeds_of_its_own_and_one_knob_for_each_method():
             itertools.product(values, PROFILE.sweep.seeds)
         )
         assert len({s.config.model_dump_json(exclude={knob}) for s in specs}) == 1
-    dropout = sweep_runs(PROFILE, "dropout", 0.4)[0].config.dropout
+    dropout = sweep_runs(PROFILE, "dropout", 0.4)[0].config.get("dropout")
     assert dropout and dropout.probability == 0.4
 
 
 def test_every_method_has_five_levels_with_the_main_comparison():
     swept = {
         method: {s.config.model_dump_json() for s in (*runs("main"), *runs("sweep")) if s.method == method}
-        for method in MAIN_METHODS
+        for method in PROFILE.main_methods
     }
     assert min(len(configs) for configs in swept.values()) >= 5
 

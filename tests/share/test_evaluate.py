@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_lib.__main__ import main
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.topk import TopKConfig
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.tokens import pack
 from sae_lib.metrics import core_reference
@@ -86,7 +86,7 @@ def test_an_exact_sae_scores_one_on_any_family(tmp_path, family):
 
 
 def test_numbers_are_those_of_the_metric(model, tmp_path):
-    sae = build_autoencoder(SAEConfig(architecture="topk", d_sae=40, k=5, normalize_inputs=False), WIDTH, seed=1)
+    sae = build_autoencoder(TopKConfig(d_sae=40, k=5, normalize_inputs=False), WIDTH, seed=1)
     found = evaluate_sae(sae, model, 0, texts=tiny_texts(), metrics=["core"], **SMALL)
     lm = LanguageModel.load(save_tiny_model(Path(model)).model_copy(update={"layer": 0}), whole=True)
     tokens = torch.from_numpy(pack(tiny_texts(), lm.tokenizer, 16, 6)).long()

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.topk import TopKConfig
 from sae_lib.share.load import Origin, load_sae, load_with_origin
 from sae_lib.share.origin import hook_layer, origin_faults
 from sae_lib.util.checkpoint import save_checkpoint
@@ -462,7 +462,7 @@ def test_gemma_scope_files_that_are_refused(tmp_path):
 
 
 def test_own_run_folder(tmp_path):
-    config = SAEConfig(architecture="topk", d_sae=D_SAE, k=K)
+    config = TopKConfig(d_sae=D_SAE, k=K)
     sae = build_autoencoder(config, D_IN, seed=3)
     save_checkpoint(tmp_path / "sae.safetensors", sae.state_dict(), {"config": config.model_dump(mode="json")})
     write_json(tmp_path / "run.json", {"model": "pocket", "layer": 2})

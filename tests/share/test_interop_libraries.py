@@ -12,10 +12,10 @@ import torch
 
 from sae_lib.autoencoders.matryoshka import Matryoshka
 from sae_lib.data.language_model import LanguageModel
+from sae_lib.mechanisms import methods
 from sae_lib.share.dictionary_learning import save_dictionary_learning
 from sae_lib.share.export import export_run
 from sae_lib.share.load import load_sae, load_with_origin
-from sae_lib.training.recipes import METHODS
 from tests.run_folders import D_IN, D_SAE, K, perturbed, write_run
 from tests.tiny_models import FAMILIES, random_tokens, save_tiny_model
 
@@ -162,7 +162,7 @@ def assert_exported(theirs: Any, ours: Any) -> None:
 
 
 VARIANTS = [
-    *((method, {}, True) for method in METHODS),
+    *((method, {}, True) for method in methods("main", "as written")),
     # Encoding x or x - b_dec the other way round than the recipe, and decoder rows of any norm.
     *((method, {"subtract_b_dec": False}, True) for method in ("standard", "gated", "topk", "batchtopk")),
     ("jumprelu", {"subtract_b_dec": True}, True),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.topk import TopKConfig
 from sae_lib.data.activations import WindowStream
 from sae_lib.data.harvest import harvest
 from sae_lib.data.language_model import LanguageModel
@@ -89,7 +89,7 @@ def test_recipes_name_where_sparsity_comes_from(method: str, sparsity: str) -> N
 
 
 def test_latents_on_a_sentence(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    sae = build_autoencoder(SAEConfig(architecture="topk", d_sae=16, k=3), lm.d_in, seed=1)
+    sae = build_autoencoder(TopKConfig(d_sae=16, k=3), lm.d_in, seed=1)
     spec = RunSpec(group="main", method="topk", label="", seed=1, config=sae.cfg)
     monkeypatch.setattr(Experiment, "language_model", lambda self, whole: lm)
     monkeypatch.setattr(Experiment, "autoencoder", lambda self, spec: sae)

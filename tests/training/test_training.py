@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from sae_lib.autoencoders.build import load_autoencoder
 from sae_lib.autoencoders.config import OptimizerConfig
 from sae_lib.data.activations import ActivationStore, WindowStream
+from sae_lib.mechanisms import methods
 from sae_lib.metrics.statistics import reconstruction_statistics
-from sae_lib.training.recipes import METHODS
 from sae_lib.training.run import CHECKPOINT_FILE, is_finished, run_key, train_sae
 from sae_lib.training.trainer import Trainer, learning_rate
 from sae_lib.util.errors import ArtifactError
@@ -30,6 +30,7 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "atm": {"masking": {"granularity": "activation"}},
     "previous_batch": {"temporal": {"pairing": "previous_batch", "scale": "relative"}},
 }
+METHODS = methods("main", "as written")
 RUNS = [(method, AT_WORK.get(method, {})) for method in METHODS] + [("temporal_sae", AT_WORK["previous_batch"])]
 NAMES = [*METHODS, "previous_batch"]
 
@@ -65,7 +66,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns(store, tmp_path, method):
     run = train(store, tmp_path, method, {"l1_coefficient": 0.02}, steps=80)
     history = pd.read_parquet(tmp_path / "history.parquet")
@@ -98,7 +99,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(store, tmp_path, method, 
     pd.testing.assert_frame_equal(*(pd.read_parquet(f / "history.parquet") for f in (whole, broken)))
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_in_bfloat16(store, tmp_path, method):
     train(store, tmp_path, method, {"l1_coefficient": 0.02}, autocast="bfloat16")
     history = pd.read_parquet(tmp_path / "history.parquet")

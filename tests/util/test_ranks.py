@@ -38,7 +38,7 @@ from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock
 from sae_lib.data.config import DataConfig
 from sae_lib.training.run_config import TrainingConfig
-from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.config import sae_config
 from sae_lib.training.trainer import Trainer
 from sae_lib.training.run import train_sae
 from sae_lib.util.parallel import for_each, use_one_core
@@ -61,7 +61,7 @@ def work(source, job):
     (folder / f"{job[0]} by rank {ranks.rank()}").touch()
     while not any(folder.glob("* by rank 1")):  # so that both take part
         pass
-    config = SAEConfig.model_validate(configs[job[0]])
+    config = sae_config(configs[job[0]])
     run = DataConfig.model_validate(data), TrainingConfig.model_validate(training)
     train_sae(config, store, *run, 3, folder / job[0])
 

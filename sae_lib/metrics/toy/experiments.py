@@ -24,18 +24,11 @@ import pandas as pd
 import torch
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.autoencoders.config import TOPK_FAMILY, SAEConfig
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
 from sae_lib.metrics.toy.config import ToyConfig
 from sae_lib.metrics.toy.data import PAIR, RARE, TREE, Toy, chain
-from sae_lib.metrics.toy.methods import (
-    GATED_L1,
-    TOY_METHODS,
-    as_published,
-    at_level,
-    crossing,
-    sparsity_knob,
-    toy_config,
-)
+from sae_lib.metrics.toy.methods import at_level, crossing, toy_config, toy_methods
 from sae_lib.metrics.toy.pool import ToyPool
 from sae_lib.metrics.toy.score import decoder_cosines, held_out, match_latents
 from sae_lib.metrics.toy.training import ToyRun, train_toy
@@ -52,8 +45,7 @@ def levels(cell: Cell, settings: ToyConfig) -> tuple[float, ...]:
     """The values of the cell's sparsity in the sweep."""
     if not _has_l1(cell):
         return settings.k_levels
-    factor = GATED_L1 if cell.config.architecture == "gated" else 1.0
-    return tuple(factor * value for value in settings.l1_levels)
+    return tuple(cell.config.l1_scale * value for value in settings.l1_levels)
 
 
 def runs_of(cell: Cell, value: float, seeds: Iterable[int], settings: ToyConfig) -> list[ToyRun]:
@@ -84,11 +76,11 @@ def match_l0(pool: ToyPool, cells: Sequence[Cell], settings: ToyConfig) -> list[
 
 
 def _has_l1(cell: Cell) -> bool:
-    return sparsity_knob(cell.config) == "l1_coefficient"
+    return cell.config.knob == "l1_coefficient"
 
 
 def _told(cell: Cell) -> float:
-    if sparsity_knob(cell.config) == "target_l0":
+    if cell.config.knob == "target_l0":
         return cell.toy.true_l0
     return max(1, round(cell.toy.true_l0))
 
@@ -128,7 +120,6 @@ def family_picture(sae: Autoencoder, toy: Toy) -> pd.DataFrame:
 
 PAIR_METHODS = ("standard", "atm", "dropout")
 MECHANISMS = ("temporal", "resampling", "gradient_scaling")
-COMPONENTS = ("magnitude", "frequency", "contribution")
 # On tokens without order these are the same penalty as that on adjacent tokens: one L1 coefficient serves all three.
 ORDERLESS = {"temporal_previous": "temporal_strong", "variance": "temporal_strong"}
 Group = tuple[dict[str, Any], Cell, float]  # columns of its rows, what is trained, at which sparsity
@@ -171,12 +162,12 @@ def matched(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     of experiment 'next_k' k = 2.
     """
     groups: list[Group] = []
-    for toy, methods in ((TREE, TOY_METHODS), (PAIR, PAIR_METHODS)):
+    for toy, methods in ((TREE, toy_methods()), (PAIR, PAIR_METHODS)):
         cells = {method: _cell(pool, settings, toy, method) for method in methods}
         stands_for = [_cell(pool, settings, toy, ORDERLESS.get(method, method)) for method in methods]
         for (method, cell), value in zip(cells.items(), match_l0(pool, stands_for, settings), strict=True):
             groups.append(({"method": method, "label": _label(cell, value)}, cell, value))
-    above = [(c | {"label": "k=2"}, cell, 2.0) for c, cell, _ in groups if cell.config.architecture in TOPK_FAMILY]
+    above = [(c | {"label": "k=2"}, cell, 2.0) for c, cell, _ in groups if cell.config.knob == "k"]
     frames = [
         _rows(pool, settings, "matched", groups, settings.seeds),
         _rows(pool, settings, "next_k", above, settings.seeds),
@@ -186,7 +177,7 @@ def matched(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
 
 def sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     """Every method over a range of L0 on TREE, with the seeds of the sweep: does a denser SAE absorb less?"""
-    cells = {method: _cell(pool, settings, TREE, method) for method in TOY_METHODS if method not in ORDERLESS}
+    cells = {method: _cell(pool, settings, TREE, method) for method in toy_methods() if method not in ORDERLESS}
     groups: list[Group] = [
         ({"method": method, "label": _label(cell, value)}, cell, value)
         for method, cell in cells.items()
@@ -204,7 +195,7 @@ def rho_sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     are matched at rho = 0, where they are the penalty on adjacent tokens; adjacent tokens are matched at each rho.
     """
     strong = toy_config("temporal_strong", TREE, settings)
-    published = toy_config("standard", TREE, settings, {"temporal": as_published("temporal", settings)})
+    published = toy_config("standard", TREE, settings, {"temporal": {}})
     groups: list[Group] = []
     for rho in settings.rhos:
         adjacent = Cell(chain(rho), strong), Cell(chain(rho), published), Cell(TREE, strong)
@@ -268,9 +259,8 @@ def rare(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     (value,) = match_l0(pool, [cell], settings)
     alone: list[Group] = [({"method": "standard", "label": _label(cell, value)}, cell, value)]
     restarted: list[Group] = []
-    published = as_published("resampling", settings)
     for threshold in (None, 1e-5, 0.005):
-        change = {"resampling": published | {"threshold": threshold} if threshold else None}
+        change = {"resampling": {"threshold": threshold} if threshold else None}
         changed = Cell(RARE, toy_config("standard", RARE, settings, change))
         label = "none" if threshold is None else f"threshold={threshold:g}"
         restarted.append(({"method": "standard", "label": label}, changed, value))
@@ -282,7 +272,7 @@ def rare(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
 
 
 def _label(cell: Cell, value: float) -> str:
-    return f"{sparsity_knob(cell.config).replace('l1_coefficient', 'l1')}={value:g}"
+    return f"{cell.config.knob.replace('l1_coefficient', 'l1')}={value:g}"
 
 
 def _cell(pool: ToyPool, settings: ToyConfig, toy: Toy, method: str) -> Cell:
@@ -304,7 +294,7 @@ def _rows(
     found = pool.run([run for _, run, _ in jobs], experiment)
     rows = []
     for (columns, run, value), metrics in zip(jobs, found, strict=True):
-        temporal = run.config.temporal
+        temporal = run.config.get("temporal")
         rows.append(
             {"experiment": experiment, "toy": run.toy.name, "seed": run.seed, "rho": run.toy.rho, "sparsity": value}
             | columns

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sae_lib.autoencoders.config import TOPK_FAMILY, SAEConfig
+from sae_lib.autoencoders.config import SAEConfig, config_class, sae_config
+from sae_lib.mechanisms import METHODS
 from sae_lib.metrics.toy.config import ToyConfig
 from sae_lib.metrics.toy.data import Toy
-from sae_lib.training.recipes import METHODS, merged, method_recipe
+from sae_lib.training.recipes import merged, method_recipe
 
 
 def crossing(values: Sequence[float], l0: Sequence[float], target: float) -> float:
@@ -34,23 +35,16 @@ def crossing(values: Sequence[float], l0: Sequence[float], target: float) -> flo
 
 
 PUBLISHED_STEPS = 4882  # the recipes' counts of steps and momenta are for runs of this length
-# A toy has 20 latents and some hundred steps: at these rates each architecture has settled by then.
-LEARNING_RATES = {
-    "standard": 5e-2, "gated": 2e-2, "topk": 1e-2, "batchtopk": 1e-2, "matryoshka": 1e-2, "jumprelu": 2e-2,
-}  # fmt: skip
-GATED_L1 = 10.0  # the Gated SAE's L1 penalty is on the gate alone; it takes so much more for the same L0
 L1_COEFFICIENT = 0.05  # until it is matched
+# The penalty on changes, alpha as published, is given a lambda_2 large enough to matter. Against a detached predecessor
+# the gradient of the penalty is half of that of 2 sum Var(f): the variance penalty gets half the coefficient, so that
+# all three are the same on tokens without order.
+SHARES = {"temporal_strong": 1.0, "temporal_previous": 1.0, "variance": 0.5}
 
-# Standard with nothing but a penalty on changes of the latents, alpha as published, lambda_2 large enough to matter.
-# Against a detached predecessor the gradient of the penalty is half of that of 2 sum Var(f): the variance penalty gets
-# half the coefficient, so that all three are the same on tokens without order.
-PAIRINGS = {"temporal_strong": "adjacent_token", "temporal_previous": "previous_batch", "variance": "variance"}
-# Three parents, then as many as families have levels of detail, then all: 3, 8 and 20 of 20 latents.
-PREFIXES = (3 / 20, 8 / 20, 1.0)
 
-TOY_METHODS = (
-    "standard", "gated", "topk", "batchtopk", "matryoshka", "jumprelu", "temporal_sae", *PAIRINGS, "atm", "dropout",
-)  # fmt: skip
+def toy_methods() -> tuple[str, ...]:
+    """The methods that are trained on toys."""
+    return tuple(key for key, method in METHODS.items() if method.toy_rate is not None)
 
 
 def toy_config(
@@ -61,46 +55,18 @@ def toy_config(
     `k` is 1, the nearest whole number to the true L0 of the toys, and JumpReLU's target is the true L0 itself.
     """
     settings = settings or ToyConfig()
-    base, extra = _recipe(method, settings)
-    architecture = extra.get("architecture", METHODS[base]["architecture"])
+    kind = config_class(METHODS[method].recipe["architecture"])
     values: dict[str, Any] = {
         "dead_after_tokens": settings.steps * settings.batch // 10,
-        "optimizer": {"learning_rate": LEARNING_RATES[architecture]},
+        "optimizer": {"learning_rate": METHODS[method].toy_rate},
+        kind.knob: {"k": 1, "target_l0": toy.true_l0, "l1_coefficient": L1_COEFFICIENT * kind.l1_scale}[kind.knob],
     }
-    if architecture in TOPK_FAMILY:
-        values |= {"k": 1}
-    elif architecture == "jumprelu":
-        values |= {"target_l0": toy.true_l0}
-    else:
-        values |= {"l1_coefficient": L1_COEFFICIENT * (GATED_L1 if architecture == "gated" else 1.0)}
-    values = merged(merged(values, extra), dict(overrides or {}))
-    return SAEConfig.model_validate(method_recipe(base, toy.n_features, values, settings.steps / PUBLISHED_STEPS))
-
-
-def _recipe(method: str, settings: ToyConfig) -> tuple[str, dict[str, Any]]:
-    """The main table's recipe that `method` starts from, and what it changes."""
-    if method in PAIRINGS:
-        share = 0.5 if method == "variance" else 1.0
-        penalty = {"coefficient": share * settings.temporal_coefficient, "pairing": PAIRINGS[method]}
-        return "standard", {"temporal": as_published("temporal", settings) | penalty}
-    if method == "matryoshka":
-        return "batchtopk", {"architecture": "matryoshka", "prefixes": PREFIXES}
-    return method, {}
-
-
-def as_published(mechanism: str, settings: ToyConfig) -> dict[str, Any]:
-    """The section of one of TemporalSAE's mechanisms, its counts of steps and momenta scaled to `settings.steps`."""
-    section: dict[str, Any] = method_recipe("temporal_sae", 1, {}, settings.steps / PUBLISHED_STEPS)[mechanism]
-    return section
-
-
-def sparsity_knob(config: SAEConfig) -> str:
-    """The field of `config` that sets its sparsity."""
-    if config.architecture in TOPK_FAMILY:
-        return "k"
-    return "target_l0" if config.architecture == "jumprelu" else "l1_coefficient"
+    if method in SHARES:
+        values["temporal"] = {"coefficient": SHARES[method] * settings.temporal_coefficient}
+    values = merged(values, overrides or {})
+    return sae_config(method_recipe(method, toy.n_features, values, settings.steps / PUBLISHED_STEPS))
 
 
 def at_level(config: SAEConfig, value: float) -> SAEConfig:
     """`config` with its sparsity set to `value`."""
-    return SAEConfig.model_validate(config.model_dump() | {sparsity_knob(config): value})
+    return sae_config(config.model_dump() | {config.knob: value})

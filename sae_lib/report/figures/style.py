@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,49 +14,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from sae_lib.autoencoders.method import GREY, Look
+from sae_lib.mechanisms import METHODS
 from sae_lib.report.names import method_name
 from sae_lib.report.statistics import Interval
 from sae_lib.util.files import atomic_write
 
 COLUMN_WIDTH = 3.4
 FULL_WIDTH = 7.0
-_PALETTE = sns.color_palette("colorblind").as_hex()
-GREY = _PALETTE[7]
 DARK = "#404040"
 
 
-class Look(NamedTuple):
-    """Colour, marker and line style of a method: each of the three alone tells the main methods apart."""
-
-    color: str
-    marker: str
-    line: str | tuple[int, tuple[int, ...]]
-
-
-LOOKS: dict[str, Look] = {
-    "standard": Look(_PALETTE[0], "o", "-"),
-    "gated": Look("#000000", "h", (0, (8, 1))),
-    "topk": Look(_PALETTE[1], "s", "--"),
-    "batchtopk": Look(_PALETTE[5], "D", (0, (4, 1, 1, 1))),
-    "matryoshka_2": Look("#4b0092", "<", (0, (5, 1, 1, 1, 1, 1))),
-    "matryoshka_4": Look("#882255", ">", (0, (2, 1))),
-    "jumprelu": Look(_PALETTE[9], "^", ":"),
-    "temporal_sae": Look(_PALETTE[2], "P", (0, (6, 2))),
-    "atm": Look(_PALETTE[3], "X", "-."),
-    "dropout": Look(_PALETTE[4], "v", (0, (1, 2))),
-    "matryoshka": Look("#882255", ">", (0, (2, 1))),
-    "temporal_strong": Look("#00441b", "*", (0, (7, 2, 2, 2))),
-    "temporal_previous": Look(_PALETTE[8], "p", (0, (3, 3))),
-    "variance": Look(_PALETTE[6], "d", (0, (1, 1))),
-    "paper_standard": Look(_PALETTE[0], "o", "-"),
-    "paper_atm": Look(_PALETTE[3], "X", "-."),
-    "untrained": Look(GREY, "*", "-"),
-}
-
-
 def look(method: str) -> Look:
-    """The look of a method; methods without one of their own are grey dots."""
-    return LOOKS.get(method, Look(GREY, ".", "-"))
+    """The look of a method; what is none is a grey dot."""
+    return METHODS[method].look if method in METHODS else Look(GREY, ".", "-")
 
 
 def set_style() -> None:

@@ -10,7 +10,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sae_lib.autoencoders.config import MaskingConfig, ResamplingConfig, SAEConfig, TemporalConfig
+from sae_lib.autoencoders.config import sae_config
+from sae_lib.autoencoders.standard import PAPER
+from sae_lib.mechanisms.adaptive_temporal_masking import MaskingConfig
+from sae_lib.mechanisms.resampling import ResamplingConfig
+from sae_lib.mechanisms.temporal_penalty import TemporalConfig
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.claims.file import Claim
 from sae_lib.report.claims.ledger import PAPERS_MODEL
@@ -21,7 +25,6 @@ from sae_lib.report.paper.template import listed
 from sae_lib.report.results import Results, toy_rows
 from sae_lib.report.statistics import CONFIDENCE
 from sae_lib.report.tables.main import profile_note
-from sae_lib.training.recipes import PAPER
 from sae_lib.util.environment import locked_pins
 from sae_lib.util.files import file_sha256, read_json
 from sae_lib.util.paths import LOCK_FILE
@@ -61,7 +64,7 @@ def sentences(profile: Profile, results: Results, claims: list[dict[str, Any]], 
         "sae_count": results.evaluation["run"].nunique(),
         "toy_count": len(results.toy_summary),
         "listed_methods": listed(baselines),
-        "recipe": SAEConfig.model_validate(PAPER | {"d_sae": profile.training.d_sae}),
+        "recipe": sae_config(PAPER | {"d_sae": profile.training.d_sae}),
         "temporal": TemporalConfig(),
         "resampling": ResamplingConfig(),
         "masking": MaskingConfig(),

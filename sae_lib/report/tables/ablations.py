@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from sae_lib.autoencoders.config import ResamplingConfig, TemporalConfig
+from sae_lib.mechanisms.resampling import ResamplingConfig
+from sae_lib.mechanisms.temporal_penalty import TemporalConfig
 from sae_lib.profiles.runs import VARIED, WARM_UP
 from sae_lib.report.names import MECHANISMS
 from sae_lib.report.results import DROPPED, drop_effect, rows_of

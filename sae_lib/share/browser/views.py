@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from sae_lib.report.figures.style import LOOKS
+from sae_lib.report.figures.style import look
 from sae_lib.share.browser.examination import Examination
 from sae_lib.share.browser.firing import Example
 from sae_lib.share.browser.letters import Carrier, LetterReading, Role, Verdict, WordReading
 from sae_lib.util.errors import ArtifactError
 
-OWN = LOOKS["standard"].color  # the two colours of the page, from the figures' colour-blind palette
-ABSORBING = LOOKS["topk"].color
+OWN = look("standard").color  # the two colours of the page, from the figures' colour-blind palette
+ABSORBING = look("topk").color
 _OWN_RGB = ", ".join(str(int(OWN[i : i + 2], 16)) for i in (1, 3, 5))
 _MONO = "font-family:monospace;white-space:pre-wrap;text-align:left"
 _SOFT = "opacity:.7"
