@@ -10,7 +10,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from benchmarks.random_model import save_random_gemma, write_documents
-from sae_lib.data.model_files import POCKET_FOLDER
+from sae_lib.data.model_loading import POCKET_FOLDER
 from sae_lib.profiles.profile import load_profile
 from sae_lib.util.files import atomic_write
 

@@ -19,7 +19,7 @@ from sae_lib.data.activations import ActivationStore
 from sae_lib.data.config import ModelConfig
 from sae_lib.data.harvest import harvest
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.model_files import POCKET_FOLDER
+from sae_lib.data.model_loading import POCKET_FOLDER
 from sae_lib.util.files import atomic_folder, atomic_write
 
 # google/gemma-2-2b, as its config.json publishes it.

@@ -51,6 +51,7 @@ def tiny_store(folder: Path) -> ActivationStore:
     lm = LanguageModel.__new__(LanguageModel)
     lm.name, lm.identity, lm.layer, lm.d_in, lm.dtype = "tiny", "t" * 64, 1, D_IN, torch.float32
     lm.vocab_size, lm.special_ids, lm.device = VOCABULARY, frozenset({0, 1, 2, 3}), torch.device("cpu")
+    lm.max_positions = None
     lm.residual_stream = residual_stream  # type: ignore[method-assign]
     return harvest(lm, random_tokens(120, 16, seed=2), folder, shard_rows=DATA.shard_rows, max_rows=1500)
 

@@ -1,83 +1,290 @@
-"""Text to tokens: documents from one of three sources, packed into contexts.
-
-Every source is a Hugging Face dataset with a text column, so nothing else knows where text comes from:
+"""Text: rows from one of three sources, and from each row its text.
 
 - `documentation`: the packaged corpus (`documentation.py`), no download;
-- `hub`: a dataset of the Hugging Face hub, streamed, pinned to a revision;
+- `hub`: a dataset of the Hugging Face hub, streamed, pinned to a revision, read in spite of the network;
 - `files`: local .jsonl, .parquet or .txt files.
 
-Rows of a dataset that arrive over a network are read in spite of the network (`Retried`).
+Whoever reads text reads it here: a row is a dictionary, and `Texts` says what its text is.
 """
 
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
+import io
+import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, cast
 
 from sae_lib.data import documentation, hub
 from sae_lib.data.config import CorpusConfig, DataConfig
 from sae_lib.data.spelling import Lessons
-from sae_lib.data.tokens import (
-    SPLITS,
-    Split,
-    boundary_tokens,
-    load_tokens,
-    put_together,
-    tokenised,
-    write_contexts,
-)
+from sae_lib.data.tokens import SPLITS, Split, load_tokens, put_together, tokenised, tokenizer_key, write_contexts
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import file_sha256, json_key, read_json, write_json, write_parquet
 from sae_lib.util.keys import Stage, result_key
 
 TOKENS, DOCUMENTATION = Stage("tokens", 1), Stage("documentation", 1)
+
+Row = dict[str, Any]
+
+FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
 # After each failure in a row the wait doubles: 1, 2, 4 ... 64 seconds, two minutes in all. `datasets` has then already
 # tried each read many times itself.
 MOST_FAILURES = 7
+ROWS_WITHOUT_COLUMN = 1000  # so many in the beginning, and nobody expects one that has it
+TOKEN_SIZES = {"context_length", "train_tokens", "held_out_contexts", "calibration_contexts"}
 
 
-class Retried:
+class Rows:
+    """Rows that can be gone through again and again; every pass begins at the first one."""
+
+    def __init__(self, begin: Callable[[], Iterator[Row]]) -> None:
+        self._begin = begin
+
+    def __iter__(self) -> Iterator[Row]:
+        return self._begin()
+
+
+def load_documents(config: CorpusConfig, cache: Path | None = None) -> Rows:
+    """The corpus: rows with a text column (`config.text_field`).
+
+    Args:
+        cache: a folder where the packaged corpus is kept between calls.
+
+    Raises ArtifactError for a source that cannot be read: unknown file type, missing file, no network or revision.
+    """
+    if config.source == "documentation":
+        return _documentation_rows(config, cache)
+    if config.source == "files":
+        files = text_files(config.files)
+        return Rows(lambda: chain.from_iterable(map(file_rows, files)))
+    return retried(_hub_dataset(config), str(config.name))
+
+
+class Texts:
+    """The texts of rows: goes through (row, text), where a row that has none, or an empty one, has the text "".
+
+    Raises:
+        ArtifactError: while iterating, for a column that holds no text or that no row has, and for files or a network
+            that fail on the way.
+
+    >>> [text for _, text in Texts([{"text": "one"}, {"text": None}], "text")]
+    ['one', '']
+    """
+
+    def __init__(self, rows: Iterable[Row], column: str, field: str = "corpus.text_field") -> None:
+        self._rows, self._column, self._field = rows, column, field
+        self.read = self.without_text = 0
+
+    def __iter__(self) -> Iterator[tuple[Row, str]]:
+        self.read = self.without_text = 0
+        known = False
+        for row in self._readable():
+            self.read += 1
+            known = known or self._column in row
+            if not known and self.read == ROWS_WITHOUT_COLUMN:
+                raise self._no_column(row)
+            text = self._text(row)
+            self.without_text += not text
+            yield row, text
+        if self.read and not known:
+            raise self._no_column(row)
+
+    @property
+    def note(self) -> str | None:
+        """What there is to say about the rows so far."""
+        if not self.without_text:
+            return None
+        return f"{self.without_text:,} of {self.read:,} rows have no text in '{self._column}' and are left out"
+
+    def _text(self, row: Row) -> str:
+        value = row.get(self._column)
+        if value is not None and not isinstance(value, str):
+            others = [name for name, other in row.items() if isinstance(other, str)]
+            raise ArtifactError(
+                f"{self._field}: column '{self._column}' holds a {type(value).__name__}, not text, in row {self.read}; "
+                f"name a column of text ({', '.join(others) or 'there is none'})"
+            )
+        # Half of a surrogate pair, which JSON may hold, is no text for a tokenizer.
+        return (value or "").encode("utf8", "replace").decode("utf8")
+
+    def _no_column(self, row: Row) -> ArtifactError:
+        has = ", ".join(sorted(map(str, row)))
+        return ArtifactError(f"{self._field}: no column '{self._column}' in the corpus; it has {has}")
+
+    def _readable(self) -> Iterator[Row]:
+        try:
+            yield from self._rows
+        except ArtifactError:
+            raise
+        except Exception as error:  # datasets raises what its parsers raise
+            raise ArtifactError(
+                f"corpus: the text cannot be read to its end ({type(error).__name__}: {first_line(error)}); "
+                "check the files or the network, then run again"
+            ) from error
+
+
+def documents_of(split: Split, rows: Iterable[Row], config: CorpusConfig) -> Iterator[str]:
+    """The texts of one split, in corpus order. Raises as `Texts`."""
+    return (text for _, text in Texts(rows, config.text_field) if text and split_of(text, config) == split)
+
+
+def split_of(text: str, config: CorpusConfig) -> Split:
+    """The split that a document belongs to: decided by the hash of its text, so it never moves between runs."""
+    share = int.from_bytes(hashlib.sha256(text.encode("utf8", "replace")).digest()[:8], "big") / 2**64
+    # The corpus is sorted by this very hash, so the position is hashed once more or a split would be a stretch of it.
+    share = int.from_bytes(hashlib.sha256(f"{share:.17f}".encode()).digest()[:8], "big") / 2**64
+    if share < config.held_out_fraction:
+        return "held_out"
+    return "calibration" if share < config.held_out_fraction + config.calibration_fraction else "train"
+
+
+def text_files(names: Sequence[str], field: str = "corpus.files") -> list[Path]:
+    """The files with these names. Raises ArtifactError: one is missing, empty or of an unknown type."""
+    files = [Path(name).expanduser() for name in names]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing or not files:
+        raise ArtifactError(f"{field}: no such file: {', '.join(missing) or '(the list is empty)'}")
+    for file in files:
+        if _type(file) not in FILE_TYPES:
+            raise ArtifactError(f"{field}: {file} is none of {', '.join(FILE_TYPES)}; convert it to one of them")
+        if not file.stat().st_size:
+            raise ArtifactError(f"{field}: {file} is empty; give files that hold text")
+    return files
+
+
+def file_rows(file: Path, field: str = "corpus.files") -> Iterator[Row]:
+    """The rows of a local file: of a table, the objects of JSON (one a line, or one list), or the lines of a text.
+
+    Raises ArtifactError when it cannot be read, at the row where it cannot.
+    """
+    number = 0
+    try:
+        for row in _rows_of(file):
+            if not isinstance(row, dict):
+                raise ValueError(f"a {type(row).__name__}, not an object with columns")
+            number += 1
+            yield row
+    except UnicodeDecodeError:
+        raise ArtifactError(f"{field}: {file} is not UTF-8 after row {number}; convert it (iconv -t utf-8)") from None
+    except Exception as error:  # of whichever library reads it
+        raise ArtifactError(
+            f"{field}: {file} cannot be read after row {number} ({type(error).__name__}: {first_line(error)})"
+        ) from error
+
+
+def _rows_of(file: Path) -> Iterator[Any]:
+    if _type(file) == ".parquet":
+        import pyarrow.parquet as pq
+
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+        return
+    with closing(_opened(file)) as lines:
+        if _type(file) == ".txt":
+            yield from ({"text": line.rstrip("\n")} for line in lines)
+            return
+        first = next((line for line in lines if line.strip()), "")
+        if first.lstrip().startswith("["):
+            yield from json.loads(first + lines.read())
+        else:
+            yield from (json.loads(line) for line in chain([first], lines) if line.strip())
+
+
+def _type(file: Path) -> str:
+    """data.jsonl.zst is a .jsonl file."""
+    return (file.with_suffix("") if file.suffix in (".zst", ".gz") else file).suffix
+
+
+def _opened(file: Path) -> io.TextIOWrapper:
+    content: Any = gzip.open(file) if file.suffix == ".gz" else file.open("rb")  # noqa: SIM115 (closed by the caller)
+    if file.suffix == ".zst":
+        import zstandard
+
+        content = zstandard.ZstdDecompressor().stream_reader(content, read_across_frames=True)
+    return io.TextIOWrapper(io.BufferedReader(content), encoding="utf-8-sig")
+
+
+def _documentation_rows(config: CorpusConfig, cache: Path | None) -> Rows:
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    versions = documentation.versions(config.packages)
+    file = None
+    if cache is not None:
+        file = cache / f"documentation-{result_key(DOCUMENTATION, versions)[:16]}.parquet"
+        # A file that is damaged is made again.
+        with suppress(OSError, ValueError):
+            table = pq.read_table(file)
+            return Rows(lambda: (row for batch in table.to_batches(1024) for row in batch.to_pylist()))
+    documents = documentation.extract(config.packages)
+    if file is not None:
+        write_parquet(file, pd.DataFrame(documents), index=False)
+    return Rows(lambda: (document._asdict() for document in documents))
+
+
+def _hub_dataset(config: CorpusConfig) -> Any:
+    import datasets  # half a second to import, so only where text is read from the hub
+
+    name = str(config.name)
+    try:
+        return datasets.load_dataset(name, config.subset, split=config.split, revision=config.revision, streaming=True)
+    except Exception as error:
+        told = hub.explain(error, name, config.revision, hub.CORPUS)
+        raise ArtifactError(
+            told
+            or f"corpus.name: cannot read '{name}' ({type(error).__name__}: {first_line(error)}); "
+            "check the name, the revision and the network, or set corpus.source to documentation or files"
+        ) from error
+
+
+def retried(dataset: Any, name: str, sleep: Callable[[float], None] = time.sleep) -> Rows:
     """The rows of a streamed dataset; after a network error it goes on with the row that comes next.
-
-    >>> list(Retried(dataset, "the corpus"))      # doctest: +SKIP
 
     Raises:
         ArtifactError: while iterating, when `MOST_FAILURES` + 1 attempts to read one row have failed.
     """
+    import tenacity
 
-    def __init__(self, dataset: Any, name: str, sleep: Callable[[float], object] = time.sleep) -> None:
-        self._dataset, self._name, self._sleep = dataset, name, sleep
-        self._beginning = dataset.state_dict()
+    beginning, end = dataset.state_dict(), object()
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        dataset, place = self._dataset, self._beginning
-        read = failures = 0
-        while True:
+    def begin() -> Iterator[Row]:
+        rows: Iterator[Any] = iter(())
+        place, read = beginning, 0
+
+        def go_on(_: object = None) -> None:
+            nonlocal rows
             dataset.load_state_dict(place)
-            try:
-                for row in dataset:
-                    read, failures = read + 1, 0
-                    # Not later: a failure leaves the state of a share of the rows between two of them.
-                    place = dataset.state_dict()
-                    yield row
-                return
-            except Exception as error:
-                if not is_network_error(error):
-                    raise
-                failures += 1
-                if failures > MOST_FAILURES:
-                    raise ArtifactError(
-                        f"corpus: {self._name} could not be read on after {read:,} rows, in {failures} attempts "
-                        f"({type(error).__name__}: {first_line(error)}); run the same command again when the network "
-                        "works, what is finished is kept; or download the files and set corpus.source to files"
-                    ) from error
-            self._sleep(2.0 ** (failures - 1))
+            rows = iter(dataset)
+
+        go_on()
+        policy = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_network_error), wait=tenacity.wait_exponential(),
+            stop=tenacity.stop_after_attempt(MOST_FAILURES + 1), before_sleep=go_on, sleep=sleep,
+        )  # fmt: skip
+        try:
+            while (row := policy(lambda: next(rows, end))) is not end:
+                # Not later: a failure leaves the state of a share of the rows between two of them.
+                place, read = dataset.state_dict(), read + 1
+                yield cast(Row, row)
+        except tenacity.RetryError as failed:
+            error = failed.last_attempt.exception()
+            assert error is not None
+            raise ArtifactError(
+                f"corpus: {name} could not be read on after {read:,} rows, in {MOST_FAILURES + 1} attempts "
+                f"({type(error).__name__}: {first_line(error)}); run the same command again when the network "
+                "works, what is finished is kept; or download the files and set corpus.source to files"
+            ) from error
+
+    return Rows(begin)
 
 
 def is_network_error(error: BaseException) -> bool:
@@ -94,142 +301,8 @@ def is_network_error(error: BaseException) -> bool:
     return isinstance(error, OSError | EOFError | httpx2.HTTPError)
 
 
-LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
-TOKEN_SIZES = {"context_length", "train_tokens", "held_out_contexts", "calibration_contexts"}
-
-
-def split_of(text: str, config: CorpusConfig) -> Split:
-    """The split that a document belongs to: decided by the hash of its text, so it never moves between runs."""
-    share = int.from_bytes(hashlib.sha256(text.encode("utf8", "replace")).digest()[:8], "big") / 2**64
-    # The corpus is sorted by this very hash, so the position is hashed once more or a split would be a stretch of it.
-    share = int.from_bytes(hashlib.sha256(f"{share:.17f}".encode()).digest()[:8], "big") / 2**64
-    if share < config.held_out_fraction:
-        return "held_out"
-    return "calibration" if share < config.held_out_fraction + config.calibration_fraction else "train"
-
-
-def load_documents(
-    config: CorpusConfig, cache: Path | None = None, *, rank: int = 0, world: int = 1
-) -> Iterable[dict[str, Any]]:
-    """The corpus as a Hugging Face dataset: rows with a text column (`config.text_field`).
-
-    Args:
-        cache: a folder where the packaged corpus is kept between calls.
-        rank, world: the rows `rank`, `rank + world`, `rank + 2 world` ...; all of them by default.
-
-    Raises ArtifactError for a source that cannot be read: unknown file type, missing file, no network or revision.
-    """
-    rows = _dataset(config, cache)
-    if world > 1:
-        from datasets import Dataset
-        from datasets.distributed import split_dataset_by_node
-
-        # By examples: shards would leave each rank with files of its own, and rows in an order that depends on `world`.
-        streamed = rows.to_iterable_dataset() if isinstance(rows, Dataset) else rows
-        rows = split_dataset_by_node(streamed, rank=rank, world_size=world, strategy="examples")
-    return Retried(rows, str(config.name)) if config.source == "hub" else rows
-
-
-def _dataset(config: CorpusConfig, cache: Path | None) -> Any:
-    import datasets  # half a second to import, so only where text is read
-
-    if config.source == "documentation":
-        return _documentation_dataset(config, cache)
-    if config.source == "files":
-        files, loader = text_files(config)
-        return _load(datasets.load_dataset, loader, data_files=files, split="train", streaming=True)
-    return _load(
-        datasets.load_dataset, config.name, config.subset, split=config.split, revision=config.revision, streaming=True
-    )
-
-
-def text_files(config: CorpusConfig) -> tuple[list[str], str]:
-    """The files of `corpus.files`, and which of datasets' loaders reads them.
-
-    Raises ArtifactError: a file is missing or empty, or they are not of one known type.
-    """
-    files = [str(Path(file)) for file in config.files]
-    missing = [file for file in files if not Path(file).is_file()]
-    if missing or not files:
-        raise ArtifactError(f"corpus.files: no such file: {', '.join(missing) or '(the list is empty)'}")
-    empty = [file for file in files if not Path(file).stat().st_size]
-    if empty:
-        raise ArtifactError(f"corpus.files: {', '.join(empty)} is empty; give files that hold text")
-    # data.jsonl.zst is a .jsonl file; datasets opens what is compressed by itself.
-    suffixes = {Path(file.removesuffix(".zst").removesuffix(".gz")).suffix for file in files}
-    if len(suffixes) != 1 or not suffixes <= set(LOADERS):
-        raise ArtifactError(f"corpus.files: need files of one type out of {', '.join(LOADERS)}, got {sorted(suffixes)}")
-    return files, LOADERS[suffixes.pop()]
-
-
-def _load(load: Any, *arguments: Any, **options: Any) -> Any:
-    try:
-        return load(*arguments, **options)
-    except Exception as error:
-        told = hub.explain(error, arguments[0], options["revision"], hub.CORPUS) if "revision" in options else None
-        raise ArtifactError(
-            told
-            or f"corpus.name: cannot read '{arguments[0]}' ({type(error).__name__}: {first_line(error)}); "
-            "check the name, the revision and the network, or set corpus.source to documentation or files"
-        ) from error
-
-
-def _documentation_dataset(config: CorpusConfig, cache: Path | None) -> Any:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    versions = documentation.versions(config.packages)
-    file = None
-    if cache is not None:
-        file = cache / f"documentation-{result_key(DOCUMENTATION, versions)[:16]}.parquet"
-        # A file that is damaged is made again.
-        with suppress(OSError, ValueError, DatasetsError):
-            if file.is_file():
-                return datasets.Dataset.from_parquet(str(file), cache_dir=str(cache / "datasets"))
-    documents = documentation.extract(config.packages)
-    columns = {name: [getattr(d, name) for d in documents] for name in documentation.Document._fields}
-    dataset = datasets.Dataset.from_dict(columns)
-    if file is not None:
-        datasets.disable_progress_bars()
-        write_parquet(file, dataset)
-    return dataset
-
-
-def documents_of(split: Split, rows: Iterable[dict[str, Any]], config: CorpusConfig) -> Iterator[str]:
-    """The texts of one split, in corpus order.
-
-    Raises ArtifactError when the corpus cannot be read to its end, or has no such column.
-    """
-    for text in _texts(rows, config):
-        if text and split_of(text, config) == split:
-            yield text
-
-
-def _texts(rows: Iterable[dict[str, Any]], config: CorpusConfig) -> Iterator[str]:
-    for row in _readable(rows):
-        if config.text_field not in row:
-            raise ArtifactError(
-                f"corpus.text_field: no column '{config.text_field}' in the corpus; it has {', '.join(sorted(row))}"
-            )
-        yield row[config.text_field] or ""
-
-
-def _readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The rows; a file or a network that fails on the way is reported in one line."""
-    try:
-        yield from rows
-    except ArtifactError:
-        raise
-    except Exception as error:
-        reason = first_line(error)
-        raise ArtifactError(
-            f"corpus: the text cannot be read to its end ({type(error).__name__}: {reason}); "
-            "check the files or the network, then run again"
-        ) from error
-
-
 def contexts_needed(data: DataConfig) -> dict[Split, int]:
-    """How many contexts each split needs for these sizes."""
+    """How many contexts each split has; the training split has more where these do not hold enough rows."""
     # EOS and BOS give no activation rows; 3 % more contexts than rows covers documents of 40 tokens and longer.
     train = -(-int(data.train_tokens * 1.03) // (data.context_length - 1)) + 1
     return {"train": train, "held_out": data.held_out_contexts, "calibration": data.calibration_contexts}
@@ -252,7 +325,7 @@ def build_tokens(
     with the same arguments, tokenises its share of the documents and gets the same manifest; rank 0 writes the files.
 
     Returns the manifest: the hash of each split, the hash of the corpus, and for the packaged corpus the versions it
-    was made from. A finished build with the same key is reused.
+    was made from. A finished build with the same key is reused. A warning counts the rows that have no text.
 
     Raises ArtifactError when the text cannot be read or is too little.
     """
@@ -263,7 +336,7 @@ def build_tokens(
         [file_sha256(file) if Path(file).is_file() else file for file in config.files],
         data.model_dump(include=TOKEN_SIZES),
         versions,
-        hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+        tokenizer_key(tokenizer),
         [tokenizer.bos_token_id, tokenizer.eos_token_id],
     )
     manifest_file = folder / "manifest.json"
@@ -273,20 +346,26 @@ def build_tokens(
             return manifest
     if rank > 0:
         barrier()  # rank 0 has extracted the packaged corpus
-    rows = load_documents(config, cache, rank=rank, world=world)
+    rows = islice(load_documents(config, cache), rank, None, world)
     if rank == 0:
         barrier()
-    pieces = tokenised(((_split_number(text, config), text) for text in _texts(rows, config)), tokenizer)
+    numbered = ((SPLITS.index(split_of(text, config)), text) for _, text in Texts(rows, config.text_field))
+    pieces = tokenised(numbered, tokenizer)
     if world > 1:
         pieces = put_together(pieces, folder / ".pieces", rank, world, barrier)
     contexts = contexts_needed(data)
     taught = round(contexts["train"] * config.lessons_fraction)
-    lessons = {"train": Lessons(tokenizer, contexts["train"], taught)} if taught else {}
-    bos, _ = boundary_tokens(tokenizer)
-    hashes = write_contexts(folder if rank == 0 else None, pieces, contexts, bos, data.context_length, lessons)
+    lessons: dict[Split, Lessons] = {"train": Lessons(tokenizer, contexts["train"], taught)} if taught else {}
+    hashes, without_text = write_contexts(
+        folder if rank == 0 else None, pieces, tokenizer, data.context_length, contexts, data.train_tokens, lessons
+    )
     manifest = {"key": key, "corpus_hash": json_key(hashes), "splits": hashes, "versions": versions}
     if rank == 0:
         write_json(manifest_file, manifest)
+        if without_text:
+            warnings.warn(
+                f"corpus: {without_text:,} rows have no text in '{config.text_field}' and are left out", stacklevel=2
+            )
     barrier()
     if rank == 0:
         shutil.rmtree(folder / ".pieces", ignore_errors=True)
@@ -301,7 +380,3 @@ def _unaltered(folder: Path, splits: Mapping[str, Any]) -> bool:
         )
     except ArtifactError:
         return False
-
-
-def _split_number(text: str, config: CorpusConfig) -> int:
-    return SPLITS.index(split_of(text, config))

@@ -13,12 +13,9 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
-import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,14 +97,13 @@ def extract(packages: Sequence[str], processes: int | None = None) -> list[Docum
 
     Raises ArtifactError when a package is missing or nothing was found.
     """
+    import joblib
+
     for package in packages:
         package_folder(package)
-    processes = min(processes or os.cpu_count() or 1, len(packages))
-    if processes > 1:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            found = list(pool.map(_package_documents, packages))
-    else:
-        found = [_package_documents(package) for package in packages]
+    processes = min(processes or joblib.cpu_count(), len(packages))
+    # loky's processes do not run the caller's script again, so it needs no `if __name__ == "__main__"`.
+    found = joblib.Parallel(processes)(joblib.delayed(_package_documents)(package) for package in packages)
     distinct: dict[bytes, Document] = {}
     for document in (d for documents in found for d in documents):
         distinct.setdefault(hashlib.sha256(document.text.encode()).digest(), document)

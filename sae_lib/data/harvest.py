@@ -4,42 +4,39 @@ A row is the residual stream at one position whose token is not special. Rows ar
 lies in which shard follows from the tokens alone, and every shard is computed from its own contexts, in
 batches that start at its first one. So a shard that is missing or damaged is made again by itself, byte for
 byte as it was, by whichever process. The model works on the next shard while a thread writes the one before.
+
+Rank 0 keeps `manifest.json`. Every other rank leaves a record beside each shard it has finished, and rank 0 takes
+them in, so no two processes ever write the same file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
-from numpy.typing import NDArray
+from jaxtyping import BFloat16, Bool, Int
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
 
 from sae_lib.data.activations import ActivationStore
-from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.npy import write_npy
-from sae_lib.data.row_index import CONTEXTS_PER_CHUNK, count_rows, row_chunks
-from sae_lib.data.shards import RowSource, make_shards
-from sae_lib.data.store_manifest import (
-    FORMAT,
-    INDEX_FILES,
-    MANIFEST,
-    Check,
-    begin_manifest,
-    damage,
-    leave_record,
-    take_in_records,
-)
+from sae_lib.data.language_model import LanguageModel, not_finite
+from sae_lib.data.store_manifest import FORMAT, INDEX_FILES, MANIFEST, Check, check_source, damage
+from sae_lib.data.tokens import ahead
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import FolderLock, read_json, write_json
-from sae_lib.util.memory import readable_bytes, require_memory
+from sae_lib.util.files import FolderLock, atomic_write, free_bytes, read_json, used_bytes, write_json
+from sae_lib.util.memory import RESIDENT_SHARE, free_memory, readable_bytes, require_memory
+from sae_lib.util.paths import shown
 
 LONGEST_CONTEXT = 2**16  # positions are kept as uint16
+CONTEXTS_PER_CHUNK = 8192  # so memory does not grow with the number of tokens
+BYTES_PER_ROW_OF_INDEX = 6  # int32 context, uint16 position
 Progress = Callable[[int, int], object]
 
 
@@ -86,9 +83,11 @@ def harvest(
         if rank == 0:
             for unfinished in folder.glob(".*.npy.*.tmp"):  # of a run that was killed while it wrote
                 unfinished.unlink()
-            manifest = begin_manifest(folder, wanted)
+            manifest = _begin(folder, wanted)
+            manifest.pop("place", None)  # whoever kept it in memory, from now on it is on the disk
             _write_index(folder, manifest, tokens)
             _check_disk(folder, manifest)
+            write_json(folder / MANIFEST, manifest)
         barrier()
         if rank > 0:
             manifest = read_json(folder / MANIFEST)
@@ -101,17 +100,16 @@ def harvest(
             shard = shards[number]
             written = write_npy(folder / shard["file"], np.uint16, values.shape, [values])
             if rank == 0:
-                shard |= written._asdict()
+                shard |= written
                 write_json(folder / MANIFEST, manifest)
             else:
-                leave_record(folder, shard, written)
+                write_json(_record(folder, shard), written)
 
         report = _Progress(progress, *(sum(shards[number]["rows"] for number in some) for some in (mine, bad)))
-        source = RowSource(lm, tokens, contexts, positions, shard_rows, batch)
-        make_shards(source, bad, write, report.add)
+        make_shards(RowSource(lm, tokens, contexts, positions, shard_rows, batch), bad, write, report.add)
         barrier()
         if rank == 0:
-            take_in_records(folder, manifest)
+            _take_in_records(folder, manifest)
         barrier()
     return ActivationStore.open(folder)
 
@@ -126,8 +124,8 @@ def harvest_in_memory(
     max_rows: int | None = None,
     progress: Progress | None = None,
 ) -> ActivationStore:
-    """The same store, in the memory of the model's device; on the disk only its manifest, so that its key is known
-    to processes that do not hold it. Those that need the rows harvest again.
+    """The same store, in the memory of the model's device; on the disk only its manifest, which says so, so that its
+    key is known to processes that do not hold it. Those that need the rows harvest again.
 
     Arguments as for `harvest`.
 
@@ -135,44 +133,133 @@ def harvest_in_memory(
         ArtifactError: as for `harvest`; not enough memory; other activations than the manifest in `folder` names.
     """
     folder = Path(folder)
-    wanted = _manifest(lm, tokens, shard_rows, max_rows)
-    rows = wanted["rows"]
+    wanted = _manifest(lm, tokens, shard_rows, max_rows) | {"place": "memory"}
+    rows, shards = wanted["rows"], wanted["shards"]
     fix = "set data.store to disk, or lower data.train_tokens"
     require_memory("data.store: the activation store", rows * lm.d_in * 2, lm.device.type, fix)
-    contexts, positions = np.empty(rows, dtype=np.int32), np.empty(rows, dtype=np.uint16)
-    done = 0
-    for context, position in row_chunks(tokens, lm.special_ids, rows):
-        contexts[done : done + len(context)], positions[done : done + len(context)] = context, position
-        done += len(context)
+    chunks = list(row_chunks(tokens, lm.special_ids, rows))
+    contexts, positions = (np.concatenate(column) for column in zip(*chunks, strict=True))
     with FolderLock(folder):
-        known = begin_manifest(folder, wanted)
+        known = _begin(folder, wanted)["shards"]
         for name, values in zip(INDEX_FILES, (contexts, positions), strict=True):
-            wanted["index"][name] = {"file": name} | write_npy(None, values.dtype, values.shape, [values])._asdict()
-
-        shards = wanted["shards"]
+            wanted["index"][name] = {"file": name} | write_npy(None, values.dtype, values.shape, [values])
 
         def note(number: int, values: NDArray[np.uint16]) -> None:
-            shards[number] |= write_npy(None, np.uint16, values.shape, [values])._asdict()
+            shard = shards[number]
+            before = known[number]["sha256"]
+            shard |= write_npy(None, np.uint16, values.shape, [values])
+            if before not in (None, shard["sha256"]):
+                raise ArtifactError(
+                    f"store: {shard['file']} is not what it was when {folder} was first harvested, so the SAEs trained "
+                    "then and now would not share a store; set data.store to disk, or remove that folder"
+                )
 
         resident = torch.empty(rows, lm.d_in, dtype=torch.bfloat16, device=lm.device)
         source = RowSource(lm, tokens, contexts, positions, shard_rows, batch)
         make_shards(source, range(len(shards)), note, _Progress(progress, rows, rows).add, resident)
-        for before, now in zip(known["shards"], shards, strict=True):
-            if before["sha256"] not in (None, now["sha256"]):
-                raise ArtifactError(
-                    f"store: {now['file']} is not what it was when {folder} was first harvested, so the SAEs trained "
-                    "then and now would not share a store; set data.store to disk, or remove that folder"
-                )
         write_json(folder / MANIFEST, wanted)
     return ActivationStore(folder, wanted, contexts, positions, resident=resident)
 
 
-def tokens_sha256(tokens: Int[np.ndarray, "context position"]) -> str:
-    """Hexadecimal sha256 of the shape and the int32 values: the `corpus_sha256` of a store."""
-    digest = hashlib.sha256(repr(tokens.shape).encode())
-    for start in range(0, len(tokens), CONTEXTS_PER_CHUNK):
-        digest.update(np.ascontiguousarray(tokens[start : start + CONTEXTS_PER_CHUNK], dtype="<i4").tobytes())
-    return digest.hexdigest()
+class RowSource(NamedTuple):
+    """What the rows of a store are computed from."""
+
+    lm: LanguageModel
+    tokens: NDArray[np.int32]
+    """`[context, position]`"""
+    contexts: NDArray[np.int32]
+    """The context of every row of the store, ascending."""
+    positions: NDArray[np.uint16]
+    shard_rows: int
+    batch: int
+    """Contexts per forward pass."""
+
+
+class _Shard(NamedTuple):
+    """A shard that has been computed; from a GPU it may still be on its way to the host."""
+
+    number: int
+    values: BFloat16[Tensor, "row d_in"]
+    finite: Bool[Tensor, " row"]
+    arrived: torch.cuda.Event | None
+
+
+def make_shards(
+    source: RowSource,
+    numbers: Iterable[int],
+    take: Callable[[int, NDArray[np.uint16]], object],
+    advance: Callable[[int], object],
+    resident: BFloat16[Tensor, "row d_in"] | None = None,
+) -> None:
+    """Compute the shards with these numbers and hand each to `take`, in a thread and in order.
+
+    At most two shards are in memory: the one being computed and the one being taken. On a GPU a shard is copied to
+    the host once, when it is whole, and only the thread waits for the copy.
+
+    Args:
+        take: called with the number of a shard and its values, bf16 bit patterns `[row, d_in]`.
+        advance: called with the number of rows of every batch.
+        resident: a place for all rows of the store, on the model's device, where they are to stay.
+
+    Raises:
+        ArtifactError: NaN or infinite activations; or what `take` raises.
+    """
+    lm = source.lm
+
+    def computed() -> Iterator[_Shard]:
+        for number in numbers:
+            rows = slice(number * source.shard_rows, (number + 1) * source.shard_rows)
+            if resident is not None:
+                values = resident[rows]
+            else:
+                values = torch.empty(len(source.contexts[rows]), lm.d_in, dtype=torch.bfloat16, device=lm.device)
+            finite = _compute(source, rows, values, advance)
+            fetched = _fetch(values), _fetch(finite)
+            arrived = torch.cuda.Event() if lm.device.type == "cuda" else None
+            if arrived is not None:
+                arrived.record()
+            yield _Shard(number, *fetched, arrived)
+
+    def hand_over(shard: _Shard) -> None:
+        if shard.arrived is not None:
+            shard.arrived.synchronize()
+        if not shard.finite.all():
+            row = shard.number * source.shard_rows + int((~shard.finite).nonzero()[0])
+            raise not_finite(lm, f"context {source.contexts[row]}, position {source.positions[row]}")
+        take(shard.number, shard.values.view(torch.int16).numpy().view(np.uint16))
+
+    for _ in ahead(hand_over, computed(), 1):
+        pass
+
+
+def _compute(
+    source: RowSource, rows: slice, values: BFloat16[Tensor, "row d_in"], advance: Callable[[int], object]
+) -> Bool[Tensor, " row"]:
+    """Fill `values` with the rows of one shard; says which rows are finite. Never waits for a GPU."""
+    lm, contexts = source.lm, np.asarray(source.contexts[rows])
+    first, last, length = int(contexts[0]), int(contexts[-1]), source.tokens.shape[1]
+    tokens = torch.from_numpy(np.array(source.tokens[first : last + 1], dtype=np.int64)).to(lm.device)
+    # Place of each row in the shard's own contexts, laid end to end.
+    places = torch.from_numpy((contexts.astype(np.int64) - first) * length + source.positions[rows]).to(lm.device)
+    finite = torch.empty(len(values), dtype=torch.bool, device=lm.device)
+    starts = np.arange(first, last + 1, source.batch)
+    bounds = np.searchsorted(contexts, np.append(starts, last + 1).astype(contexts.dtype))
+    for start, low, high in zip(starts - first, bounds[:-1], bounds[1:], strict=True):
+        if low == high:
+            continue
+        stop = int(contexts[high - 1]) - first + 1
+        residual = lm.residual_stream(tokens[start:stop]).flatten(0, 1)
+        values[low:high] = residual.index_select(0, places[low:high] - start * length).to(torch.bfloat16)
+        finite[low:high] = values[low:high].isfinite().all(dim=1)
+        advance(int(high - low))
+    return finite
+
+
+def _fetch(values: Tensor) -> Tensor:
+    """A tensor for the host; from a GPU it arrives later, in the order of the GPU's work."""
+    if values.device.type == "cpu":
+        return values
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
 class _Progress:
@@ -187,17 +274,78 @@ class _Progress:
             self._report(self._done, self._rows)
 
 
+def row_chunks(
+    tokens: Int[np.ndarray, "context position"], special_ids: frozenset[int], rows: int | None = None
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint16]]]:
+    """Context and position of the first `rows` rows (all, if None), some thousands of contexts at a time: every
+    position whose token is not special is a row, in token order."""
+    special = np.array(sorted(special_ids))
+    left = rows
+    for start in range(0, len(tokens), CONTEXTS_PER_CHUNK):
+        context, position = np.nonzero(~np.isin(tokens[start : start + CONTEXTS_PER_CHUNK], special))
+        yield (context[:left] + start).astype(np.int32), position[:left].astype(np.uint16)
+        if left is not None:
+            left -= min(left, len(context))
+            if left == 0:
+                return
+
+
+def count_rows(
+    tokens: Int[np.ndarray, "context position"], special_ids: frozenset[int], max_rows: int | None = None
+) -> int:
+    """How many rows the store of these tokens has: `max_rows`, or all there are.
+
+    Raises:
+        ArtifactError: there are no rows, or fewer than `max_rows`.
+    """
+    found = sum(len(contexts) for contexts, _ in row_chunks(tokens, special_ids, max_rows))
+    if found == 0 or (max_rows is not None and found < max_rows):
+        raise ArtifactError(
+            f"data.train_tokens: {max_rows or 1} rows were asked for, the corpus has {found} tokens "
+            "that are not special; lower it or add text"
+        )
+    return found
+
+
+def tokens_sha256(tokens: Int[np.ndarray, "context position"]) -> str:
+    """Hexadecimal sha256 of the shape and the int32 values: the `corpus_sha256` of a store."""
+    digest = hashlib.sha256(repr(tokens.shape).encode())
+    for start in range(0, len(tokens), CONTEXTS_PER_CHUNK):
+        digest.update(np.ascontiguousarray(tokens[start : start + CONTEXTS_PER_CHUNK], dtype="<i4").tobytes())
+    return digest.hexdigest()
+
+
+def write_npy(
+    path: Path | None, dtype: DTypeLike, shape: tuple[int, ...], pieces: Iterable[NDArray[Any]]
+) -> dict[str, Any]:
+    """Write an array, given as pieces along its first axis, with the bytes of `np.save`; whole or not at all.
+
+    Returns the size and the sha256 of the file; with no path nothing is written, and they are what it would have had.
+
+    Raises ArtifactError when the disk is full.
+    """
+    header = io.BytesIO()
+    description = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, description)
+    digest, size = hashlib.sha256(header.getvalue()), header.tell()
+    with atomic_write(path, "wb") if path is not None else io.BytesIO() as file:
+        file.write(header.getvalue())
+        for piece in pieces:
+            values = np.ascontiguousarray(piece)
+            digest.update(values.data)
+            size += values.nbytes
+            if path is not None:
+                file.write(values.data)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
 def _manifest(lm: LanguageModel, tokens: NDArray[np.int32], shard_rows: int, max_rows: int | None) -> dict[str, Any]:
     """The manifest of a store of which nothing is finished."""
     if tokens.ndim != 2 or tokens.size == 0 or tokens.shape[1] > LONGEST_CONTEXT:
         raise ArtifactError(
             f"tokens: shape {list(tokens.shape)} is not [context, position], 1 to {LONGEST_CONTEXT} positions"
         )
-    if int(tokens.max()) >= lm.vocab_size or int(tokens.min()) < 0:
-        raise ArtifactError(
-            f"tokens: ids from {int(tokens.min())} to {int(tokens.max())}, but {lm.name} knows 0 to "
-            f"{lm.vocab_size - 1}; tokenise the corpus with this model's tokenizer"
-        )
+    lm.check_tokens(tokens)
     if shard_rows < 1:
         raise ArtifactError(f"data.shard_rows: {shard_rows} is not a number of rows; take one from 1 on")
     rows = count_rows(tokens, lm.special_ids, max_rows)
@@ -222,17 +370,47 @@ def _manifest(lm: LanguageModel, tokens: NDArray[np.int32], shard_rows: int, max
     }
 
 
+def _begin(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The manifest in `folder`, with the shards that other ranks finished; or `wanted`, written there.
+
+    Raises:
+        ArtifactError: the store there was made from something else.
+    """
+    if not (folder / MANIFEST).exists():
+        for record in folder.glob("activations-*.json"):  # of a store that somebody removed by half
+            record.unlink()
+        write_json(folder / MANIFEST, wanted)
+        return wanted
+    there: dict[str, Any] = read_json(folder / MANIFEST)
+    check_source(folder, there, {k: v for k, v in wanted.items() if k not in ("model", "place", "index", "shards")})
+    _take_in_records(folder, there)
+    return there
+
+
+def _record(folder: Path, shard: dict[str, Any]) -> Path:
+    """Where a rank that does not keep the manifest notes that a shard is finished."""
+    return (folder / shard["file"]).with_suffix(".json")
+
+
+def _take_in_records(folder: Path, manifest: dict[str, Any]) -> None:
+    """Enter what the other ranks have finished into the manifest, on disk too."""
+    recorded = [shard for shard in manifest["shards"] if _record(folder, shard).is_file()]
+    for shard in recorded:
+        shard |= read_json(_record(folder, shard))
+    if recorded:
+        write_json(folder / MANIFEST, manifest)
+    for shard in recorded:
+        _record(folder, shard).unlink()
+
+
 def _write_index(folder: Path, manifest: dict[str, Any], tokens: NDArray[np.int32]) -> None:
     """Context and position of every row, written where they are missing or not what they should be."""
     rows, special = manifest["rows"], frozenset(manifest["special_ids"])
     for column, (name, dtype) in enumerate(zip(INDEX_FILES, (np.int32, np.uint16), strict=True)):
         entry = manifest["index"].get(name, {"file": name, "bytes": None, "sha256": None})
-        if damage(folder, entry, "full") is None:
-            continue
-        pieces = (chunk[column] for chunk in row_chunks(tokens, special, rows))
-        written = write_npy(folder / name, dtype, (rows,), pieces)
-        manifest["index"][name] = {"file": name} | written._asdict()
-        write_json(folder / MANIFEST, manifest)
+        if damage(folder, entry, "full") is not None:
+            pieces = (chunk[column] for chunk in row_chunks(tokens, special, rows))
+            manifest["index"][name] = {"file": name} | write_npy(folder / name, dtype, (rows,), pieces)
 
 
 def _check_disk(folder: Path, manifest: dict[str, Any]) -> None:
@@ -244,3 +422,54 @@ def _check_disk(folder: Path, manifest: dict[str, Any]) -> None:
             f"{folder} has {readable_bytes(free)} free; lower data.train_tokens "
             "or set SAE_LIB_OUTPUT to a folder on a larger disk"
         )
+
+
+class Place(NamedTuple):
+    """Where a store goes, on the disk for every process or in one process's memory; and why, for people."""
+
+    kind: Literal["disk", "memory"]
+    reason: str
+
+
+def store_bytes(rows: int, d_in: int) -> int:
+    """Size of a store: bf16 rows and their index."""
+    return rows * (2 * d_in + BYTES_PER_ROW_OF_INDEX)
+
+
+def choose_place(
+    asked: Literal["disk", "memory", "auto"], needed: int, folder: Path, device: str, processes: int
+) -> Place:
+    """Where a store of `needed` bytes goes.
+
+    "auto" is the disk where it is large enough, since a store there is made once for all processes; else memory.
+
+    Args:
+        asked: `data.store`.
+        folder: the store's; what lies there already counts as room.
+        device: "cpu" or "cuda", whose memory would hold it.
+        processes: how many will read it side by side.
+
+    Raises:
+        ArtifactError: it fits nowhere, or memory was asked for and several processes are to share it.
+    """
+    size, free = readable_bytes(needed), free_memory(device)
+    memory = "GPU memory" if device != "cpu" else "memory"
+    in_memory = Place("memory", f"in {memory} ({size}, {readable_bytes(free)} free)")
+    if asked == "memory":
+        if processes > 1:
+            raise ArtifactError(
+                f"data.store: {processes} processes cannot share a store that one of them holds in memory; "
+                "set data.store to disk, or training.workers to 1"
+            )
+        return in_memory
+    room = used_bytes(folder, "*.npy") + free_bytes(folder)
+    if asked == "disk" or needed <= room:
+        return Place("disk", f"in {shown(folder)} ({size}, room for {readable_bytes(room)})")
+    if processes == 1 and needed <= RESIDENT_SHARE * free:
+        return in_memory
+    alone = "" if processes == 1 else f", and {processes} processes are to share it"
+    raise ArtifactError(
+        f"data.store: the activations are {size}; {folder} has room for {readable_bytes(room)}, and "
+        f"{readable_bytes(RESIDENT_SHARE * free)} of {memory} can be used{alone}; lower data.train_tokens "
+        "or set SAE_LIB_OUTPUT to a folder on a larger disk"
+    )

@@ -101,18 +101,25 @@ def explain(error: BaseException, name: str, revision: str | None, source: Sourc
         revision: its revision; None is the newest.
         source: the fields that name both.
     """
-    from huggingface_hub import errors
+    from httpx2 import HTTPError
+    from huggingface_hub import constants, errors, get_token
 
     chain = tuple(_chain(error))
 
     def is_any(kinds: type[BaseException] | tuple[type[BaseException], ...], dataset_says: str) -> bool:
-        return any(isinstance(each, kinds) or _dataset_says(each, dataset_says) for each in chain)
+        # datasets drops the cause of its DatasetNotFoundError; its text is all that is left.
+        return any(
+            isinstance(each, kinds) or (type(each).__name__ == "DatasetNotFoundError" and dataset_says in str(each))
+            for each in chain
+        )
 
-    page = f"{source.page}/{name}"
+    page, asked = f"{source.page}/{name}", f"{name} at revision {revision or 'main'}"
     pin = model(name) if source is MODEL else dataset(name)
     status = next((code for each in chain if (code := _status(each))), None)
     if is_any(errors.GatedRepoError, "gated dataset") or (pin and pin.gated and status in REFUSED):
-        return f"{source.name}: {name} is gated: accept its terms at {page}, then {_token_advice()}"
+        token = "use a token of the account that accepted them, with access to gated repositories (HF_TOKEN)"
+        log_in = "run `hf auth login` or set HF_TOKEN"
+        return f"{source.name}: {name} is gated: accept its terms at {page}, then {token if get_token() else log_in}"
     if is_any(errors.RevisionNotFoundError, "Revision "):
         pinned = " (pinned in sae_lib/data/hub.yaml)" if pin and revision == pin.revision else ""
         return (
@@ -125,8 +132,20 @@ def explain(error: BaseException, name: str, revision: str | None, source: Sourc
             "check the spelling, or set HF_TOKEN if it is private"
         )
     if status is not None:
-        return f"{source.name}: {_answer(status, name, page, source)}"
-    return _out_of_reach(error, chain, f"{name} at revision {revision or 'main'}", source)
+        says = " ".join(str(error).split())
+        return f"{source.name}: the hub answers {status} for {name} ({says}); see {page}, or {source.instead}"
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return (
+            f"{source.name}: {asked} cannot be written to the hub's cache {constants.HF_HUB_CACHE} "
+            f"({error.strerror}); set HF_HOME to a folder with room that you may write"
+        )
+    # datasets makes a FileNotFoundError of the last of them, and only its text tells.
+    unreachable = (HTTPError, errors.EntryNotFoundError, ConnectionError, TimeoutError)
+    if not any(isinstance(each, unreachable) or "LocalEntryNotFoundError" in str(each) for each in chain):
+        return None
+    connect = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect"
+    what = f"{asked} is not wholly in the hub's cache and the hub cannot be reached"
+    return f"{source.name}: {what}; {connect}, or {source.instead}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -138,51 +157,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _dataset_says(error: BaseException, words: str) -> bool:
-    # datasets drops the cause of its DatasetNotFoundError; its text is all that is left.
-    return type(error).__name__ == "DatasetNotFoundError" and words in str(error)
-
-
 def _status(error: BaseException) -> int | None:
     """The status of an HTTP answer that is an error."""
     code = getattr(getattr(error, "response", None), "status_code", None)
     return code if isinstance(code, int) and code >= 400 else None
-
-
-def _token_advice() -> str:
-    from huggingface_hub import get_token
-
-    if get_token():
-        return "use a token of the account that accepted them, with access to gated repositories (HF_TOKEN)"
-    return "run `hf auth login` or set HF_TOKEN"
-
-
-def _answer(status: int, name: str, page: str, source: Source) -> str:
-    if status == 401:
-        return "the hub refuses your token (401); run `hf auth login` again, or unset HF_TOKEN"
-    if status == 403:
-        return f"the hub refuses to give {name} (403); let your token read it, or see {page}"
-    if status == 429:
-        return "the hub asks for fewer requests (429); wait some minutes, log in with `hf auth login`, then run again"
-    if status >= 500:
-        return f"the hub answers {status} for {name}, after retries; run again later, or {source.instead}"
-    return f"the hub answers {status} for {name}; see {page}"
-
-
-def _out_of_reach(error: BaseException, chain: tuple[BaseException, ...], asked: str, source: Source) -> str | None:
-    """No answer at all: the cache cannot be written, or there is no network."""
-    from httpx2 import HTTPError
-    from huggingface_hub import constants, errors
-
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return (
-            f"{source.name}: {asked} cannot be written to the hub's cache {constants.HF_HUB_CACHE} "
-            f"({error.strerror}); set HF_HOME to a folder with room that you may write"
-        )
-    unreachable = (HTTPError, errors.EntryNotFoundError, ConnectionError, TimeoutError)
-    # datasets makes a FileNotFoundError of the last of them, and only its text tells.
-    if not any(isinstance(each, unreachable) or "LocalEntryNotFoundError" in str(each) for each in chain):
-        return None
-    connect = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect"
-    what = f"{asked} is not wholly in the hub's cache and the hub cannot be reached"
-    return f"{source.name}: {what}; {connect}, or {source.instead}"

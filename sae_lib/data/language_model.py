@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae_lib.data.model_loading import load_model
+from sae_lib.data.tokens import boundary_tokens, special_ids
 from sae_lib.util.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -36,9 +38,10 @@ class LanguageModel:
         d_in: width of the residual stream.
         vocab_size: rows of the token embedding; every token id is below it.
         max_positions: tokens in a context, where each position has an embedding that was learned; else None.
-        bos_token_id: the token that opens a context. A tokenizer without one lends its EOS, and a warning
-            says so.
-        special_ids: BOS, EOS, padding and every other special token: positions that no SAE sees.
+        bos_token_id: the token that opens a context. A tokenizer without one lends its EOS.
+        special_ids: BOS, EOS, padding and every other special token: positions that no SAE sees. Entries of the
+            tokenizer that the model has no embedding for are among them: they are no words.
+        remarks: what there is to know about model and tokenizer; warnings say it too.
         identity: sha256 over weights, configuration, tokenizer, layer and dtype (for a hub model: its commit
             instead of its files). The same whether cut or whole.
     """
@@ -59,22 +62,28 @@ class LanguageModel:
         self.layer = layer
         self.whole = whole
         self.identity = identity
-        self.d_in: int = model.config.get_text_config().hidden_size
+        config = model.config.get_text_config()
+        self.d_in: int = config.hidden_size
         embedding: Any = model.get_input_embeddings()
         self.vocab_size: int = embedding.weight.shape[0]
         learned = any(isinstance(part, nn.Embedding) and part is not embedding for part in model.base_model.modules())
-        config = model.config.get_text_config()
         self.max_positions: int | None = config.max_position_embeddings if learned else None
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
-        self.bos_token_id = _bos_token_id(tokenizer, name)
-        declared = {
-            self.bos_token_id,
-            tokenizer.eos_token_id,
-            tokenizer.pad_token_id,
-            *tokenizer.all_special_ids,
-        }
-        self.special_ids = frozenset(int(token) for token in declared if token is not None)
+        self.bos_token_id, _ = boundary_tokens(tokenizer)
+        unknown = frozenset(token for token in tokenizer.get_vocab().values() if token >= self.vocab_size)
+        self.special_ids = special_ids(tokenizer) | unknown
+        self.remarks: list[str] = []
+        if tokenizer.bos_token_id is None:
+            self.remarks.append(
+                f"the tokenizer of {name} has no BOS: its EOS {tokenizer.eos_token!r} opens every context"
+            )
+        if unknown:
+            self.remarks.append(
+                f"{name} has no embedding for {len(unknown)} entries of its tokenizer: they are no words"
+            )
+        for remark in self.remarks:
+            warnings.warn(remark, stacklevel=3)
         self._blocks = _blocks(model, name)
         self._block = self._blocks[layer]
         self.centred = False
@@ -184,6 +193,20 @@ class LanguageModel:
         """The positions that an SAE sees, for tokens on the CPU."""
         return ~torch.isin(tokens, torch.tensor(sorted(self.special_ids)))
 
+    def check_tokens(self, tokens: Int[np.ndarray, "context position"] | Int[Tensor, "context position"]) -> None:
+        """Raises ArtifactError for contexts longer than the model has positions, or tokens that it does not know."""
+        if self.max_positions is not None and tokens.shape[1] > self.max_positions:
+            raise ArtifactError(
+                f"model: {self.name} has {self.max_positions} positions, and a context of {tokens.shape[1]} tokens is "
+                "to be read; choose another model, or shorter contexts (data.context_length)"
+            )
+        lowest, highest = int(tokens.min()), int(tokens.max())
+        if highest >= self.vocab_size or lowest < 0:
+            raise ArtifactError(
+                f"model: {self.name} has embeddings for {self.vocab_size} tokens, and there are tokens {lowest} to "
+                f"{highest}; take the tokenizer that belongs to it, and text without what was added to that"
+            )
+
     def can_resume(self, tokens: Int[Tensor, "context position"]) -> bool:
         """Whether `resume` and `head` give what a whole forward pass gives. Tried once, on the first context.
 
@@ -242,16 +265,8 @@ class LanguageModel:
             )
 
     def _ids(self, tokens: Tensor) -> Tensor:
-        if self.max_positions is not None and tokens.shape[1] > self.max_positions:
-            raise ArtifactError(
-                f"model: {self.name} has {self.max_positions} positions, and a context of {tokens.shape[1]} tokens is "
-                "to be read; choose another model, or shorter contexts"
-            )
-        if (largest := int(tokens.max())) >= self.vocab_size:
-            raise ArtifactError(
-                f"model: {self.name} has embeddings for {self.vocab_size} tokens, and its tokenizer gives token "
-                f"{largest}; take the tokenizer that belongs to it"
-            )
+        if tokens.device.type == "cpu":  # a GPU would have to be waited for; harvesting has checked them all
+            self.check_tokens(tokens)
         return tokens.to(self.device, torch.long)
 
     @contextmanager
@@ -287,20 +302,6 @@ class _Reached(Exception):
     def __init__(self, residual: Tensor) -> None:
         super().__init__()
         self.residual = residual
-
-
-def _bos_token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    if tokenizer.bos_token_id is not None:
-        return int(tokenizer.bos_token_id)
-    if tokenizer.eos_token_id is None:
-        raise ArtifactError(
-            f"model.name: the tokenizer of {name} has neither BOS nor EOS; set bos_token in its tokenizer_config.json"
-        )
-    warnings.warn(
-        f"the tokenizer of {name} has no BOS: its EOS {tokenizer.eos_token!r} opens every context",
-        stacklevel=4,
-    )
-    return int(tokenizer.eos_token_id)
 
 
 def blocks_path(model: Any) -> str | None:

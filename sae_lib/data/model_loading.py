@@ -1,25 +1,116 @@
-"""Weights, configuration and tokenizer of a causal language model, checked before they are read."""
+"""From the model named in a profile to its weights, configuration and tokenizer, checked before they are read.
+
+Three kinds of name, one kind of folder: "pocket" is the packaged model, an existing folder is itself,
+anything else is an id on the Hugging Face hub, downloaded once into the hub's own cache. torch is imported only where
+weights are read.
+"""
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
-from sae_lib.data import model_files
-from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import json_key
+from sae_lib.data import hub
+from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.files import file_sha256, json_key
 from sae_lib.util.memory import require_memory
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from sae_lib.data.config import ModelConfig
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a weight
+POCKET_FOLDER = Path(__file__).resolve().parent / "pocket_lm"
+DESCRIPTION_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+)  # fmt: skip
+WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def model_folder(name: str, revision: str | None, *, weights: bool) -> Path:
+    """The local folder of a model, downloaded first where `name` is a hub id.
+
+    Args:
+        name: "pocket", a folder, or a hub id such as "google/gemma-2-2b".
+        revision: branch, tag or commit on the hub; a local folder has none. Without one the newest commit is read,
+            and a warning names it.
+        weights: also fetch the weights; without them a hub model costs a few kilobytes.
+
+    Raises:
+        ArtifactError: no such folder or hub id, no network, gated without a token, no such revision, a cache that
+            cannot be written, no config.json, no safetensors.
+    """
+    folder = _local_folder(name) or _hub_folder(name, revision, weights=weights)
+    if not (folder / "config.json").is_file():
+        raise ArtifactError(f"model.name: {name} has no config.json, so it is not a transformers model")
+    if weights and not list(folder.glob(WEIGHT_FILES[0])):
+        raise ArtifactError(
+            f"model.name: {name} has no safetensors weights (model*.safetensors); "
+            "convert it with save_pretrained, other formats are not loaded"
+        )
+    return folder
+
+
+def content(folder: Path, name: str) -> dict[str, str]:
+    """What identifies a model: the commit of a hub snapshot, or the sha256 of each file of a local folder.
+
+    The path of a local folder is no part of it, so a copy is the same model.
+    """
+    if _local_folder(name) is None:
+        return {"hub": name, "commit": folder.name}
+    files = {path for pattern in (*DESCRIPTION_FILES, *WEIGHT_FILES) for path in folder.glob(pattern)}
+    return {path.name: _sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)}
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, size: int, changed: int) -> str:
+    """Remembered while the file does not change, so that loading a model twice hashes it once."""
+    return file_sha256(path)
+
+
+def _local_folder(name: str) -> Path | None:
+    if name == "pocket":
+        if not (POCKET_FOLDER / "config.json").is_file():
+            raise ArtifactError("model.name: the packaged model 'pocket' is not there; make it with `make pocket-lm`")
+        return POCKET_FOLDER
+    folder = Path(name).expanduser()
+    return folder.resolve() if folder.is_dir() else None
+
+
+def _hub_folder(name: str, revision: str | None, *, weights: bool) -> Path:
+    if not HUB_ID.fullmatch(name):
+        raise ArtifactError(
+            f"model.name: there is no folder {name}; "
+            "give an existing folder, a hub id such as google/gemma-2-2b, or pocket"
+        )
+    from huggingface_hub import snapshot_download
+
+    patterns = [*DESCRIPTION_FILES, *(WEIGHT_FILES if weights else ())]
+    try:
+        # Retries of its own: five for each listing, with waits that double, and five for each file, which goes on
+        # where it stopped.
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        told = hub.explain(error, name, revision, hub.MODEL)
+        if told is None:
+            raise
+        raise ArtifactError(told) from error
+    if revision is None:
+        warnings.warn(
+            f"model.revision: {name} is not pinned, its newest commit is read; "
+            f"set revision to {folder.name} to read the same one again",
+            stacklevel=2,
+        )
+    return folder
 
 
 class LoadedModel(NamedTuple):
@@ -40,16 +131,17 @@ def load_model(config: ModelConfig, *, whole: bool) -> LoadedModel:
     Raises:
         ArtifactError: see `LanguageModel.load`.
     """
+    import torch
     from transformers import AutoModel, AutoModelForCausalLM
 
-    device, dtype = device_of(config), _dtype(config.dtype)
+    device, dtype = device_of(config), getattr(torch, config.dtype)
     if device != "cpu" and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
         raise ArtifactError("model.dtype: bfloat16 is not available on this GPU; choose float32 or float16")
     auto = AutoModelForCausalLM if whole else AutoModel
-    folder = model_files.model_folder(config.name, config.revision, weights=False)
+    folder = model_folder(config.name, config.revision, weights=False)
     kept = _configuration(folder, config, whole=whole)
     _check_memory(auto, kept, config, device)
-    folder = model_files.model_folder(config.name, config.revision, weights=True)
+    folder = model_folder(config.name, config.revision, weights=True)
     with _quiet_transformers():
         model = _load_weights(auto, folder, kept, dtype, config.name)
         tokenizer = _load_tokenizer(folder, config.name)
@@ -60,13 +152,13 @@ def model_identity(config: ModelConfig) -> str:
     """The `identity` that the model of a profile has when it is loaded, without loading it.
 
     Raises:
-        ArtifactError: as `model_files.model_folder` does.
+        ArtifactError: as `model_folder` does.
     """
-    return _identity(model_files.model_folder(config.name, config.revision, weights=True), config)
+    return _identity(model_folder(config.name, config.revision, weights=True), config)
 
 
 def _identity(folder: Path, config: ModelConfig) -> str:
-    source = model_files.content(folder, config.name)
+    source = content(folder, config.name)
     return json_key({"source": source, "layer": config.layer, "dtype": config.dtype})
 
 
@@ -78,7 +170,7 @@ def _configuration(folder: Path, config: ModelConfig, *, whole: bool) -> PreTrai
         loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError) as error:
         raise ArtifactError(
-            f"model.name: transformers does not know the model in {config.name} ({_line(error)})"
+            f"model.name: transformers does not know the model in {config.name} ({first_line(error)})"
         ) from error
     if getattr(loaded, "quantization_config", None):
         raise ArtifactError(
@@ -97,9 +189,11 @@ def _configuration(folder: Path, config: ModelConfig, *, whole: bool) -> PreTrai
 
 def _check_memory(auto: Any, kept: PreTrainedConfig, config: ModelConfig, device: str) -> None:
     """Count the parameters on the meta device, which holds none, and compare with what is free."""
+    import torch
+
     with torch.device("meta"), _quiet_transformers():
         parameters = sum(parameter.numel() for parameter in auto.from_config(kept).parameters())
-    needed = parameters * DTYPES[config.dtype].itemsize
+    needed = parameters * ITEM[config.dtype]
     what = f"model.name: {config.name} ({parameters / 1e6:.3g} M parameters read, {config.dtype})"
     for place in dict.fromkeys(("cpu", device)):  # weights pass through CPU memory on their way to a GPU
         require_memory(what, needed, place, "choose a smaller model.dtype or model, or a machine with more memory")
@@ -119,7 +213,7 @@ def _load_weights(auto: Any, folder: Path, kept: PreTrainedConfig, dtype: torch.
         )
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise ArtifactError(
-            f"model.name: the weights of {name} cannot be read ({_line(error)}); fetch them again"
+            f"model.name: the weights of {name} cannot be read ({first_line(error)}); fetch them again"
         ) from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -133,27 +227,24 @@ def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises what its parsers raise
-        raise ArtifactError(f"model.name: the tokenizer of {name} cannot be read ({_line(error)})") from error
+        if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+            raise ArtifactError(
+                f"model.name: the tokenizer of {name} is a SentencePiece file alone (tokenizer.model), which cannot be "
+                "read here; run `pip install sentencepiece protobuf`, or put its tokenizer.json beside it"
+            ) from error
+        raise ArtifactError(f"model.name: the tokenizer of {name} cannot be read ({first_line(error)})") from error
 
 
 def device_of(config: ModelConfig) -> str:
     """The device that `model.device` stands for. Raises ArtifactError when this machine does not have it."""
+    import torch
+
     name = config.device
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and not torch.cuda.is_available():
         raise ArtifactError(f"model.device: {name} is not available on this machine; choose auto or cpu")
     return name
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise ArtifactError(f"model.dtype: {name} is not known; choose one of {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextmanager

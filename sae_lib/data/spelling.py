@@ -101,7 +101,7 @@ class SpellingLines:
 
 class Lessons:
     """Windows of spelling lines of mixed forms in the place of some contexts, evenly spread; made block by block, each
-    context's lines following from those before.
+    context's lines following from those before. Beyond `contexts` they go on at the same distance.
 
     The packaged model's own training text is such a mixture; it looks for first letters in lessons only, so SAEs that
     never see a lesson could not learn them.
@@ -111,9 +111,12 @@ class Lessons:
         self._lines = SpellingLines(tokenizer)
         self._rng = np.random.default_rng(seed)
         self._places = np.linspace(0, contexts - 1, count).round().astype(np.int64)
+        self._distance = (contexts - 1) / (count - 1) if count > 1 else float(contexts)
 
     def replace(self, block: NDArray[np.int32], first: int) -> None:
         """Put the lessons into a block of contexts that begins with number `first`; blocks come in order."""
+        further = np.arange(len(self._places), (first + len(block)) / self._distance + 1)
+        self._places = np.append(self._places, (further * self._distance).round().astype(np.int64))
         low, high = np.searchsorted(self._places, (first, first + len(block)))
         if low < high:
             lines, _ = self._lines.mixed_windows(self._rng, int(high - low), block.shape[1])

@@ -1,8 +1,4 @@
-"""The manifest of an activation store: what it was made from, and whether its files are what they were.
-
-Rank 0 of a harvest keeps `manifest.json`. Every other rank leaves a record beside each shard it has finished, and
-rank 0 takes them in, so no two processes ever write the same file.
-"""
+"""The manifest of an activation store: what it was made from, and whether its files are what they were. No torch."""
 
 from __future__ import annotations
 
@@ -10,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_lib.data.npy import Written
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import file_sha256, json_key, read_json, write_json
+from sae_lib.util.files import file_sha256, json_key, read_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -39,42 +34,6 @@ def check_source(folder: Path, manifest: Mapping[str, Any], asked: Mapping[str, 
         )
 
 
-def begin_manifest(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The manifest in `folder`, with the shards that other ranks finished; or `wanted`, written there.
-
-    Raises:
-        ArtifactError: the store there was made from something else.
-    """
-    if not (folder / MANIFEST).exists():
-        for record in folder.glob("activations-*.json"):  # of a store that somebody removed by half
-            record.unlink()
-        write_json(folder / MANIFEST, wanted)
-        return wanted
-    there: dict[str, Any] = read_json(folder / MANIFEST)
-    check_source(folder, there, {k: v for k, v in wanted.items() if k not in ("model", "index", "shards")})
-    return take_in_records(folder, there)
-
-
-def leave_record(folder: Path, shard: Mapping[str, Any], written: Written) -> None:
-    """Note beside a shard that it is finished; for ranks that do not keep the manifest."""
-    write_json((folder / shard["file"]).with_suffix(".json"), written._asdict())
-
-
-def take_in_records(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Enter what the other ranks have finished into the manifest, on disk too; returns it."""
-    records = {}
-    for shard in manifest["shards"]:
-        record = (folder / shard["file"]).with_suffix(".json")
-        if record.is_file():
-            shard |= read_json(record)
-            records[record] = shard
-    if records:
-        write_json(folder / MANIFEST, manifest)
-    for record in records:
-        record.unlink()
-    return manifest
-
-
 def finished_manifest(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a store that has once been made to its end.
 
@@ -99,7 +58,7 @@ def finished_manifest(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def content_key(manifest: Mapping[str, Any]) -> str:
     """sha256 over what a store holds and was made from, wherever the store or the model lie."""
-    return json_key({field: value for field, value in manifest.items() if field != "model"})
+    return json_key({field: value for field, value in manifest.items() if field not in ("model", "place")})
 
 
 def damage(folder: Path, entry: Mapping[str, Any], check: Check) -> str | None:
@@ -117,12 +76,17 @@ def damage(folder: Path, entry: Mapping[str, Any], check: Check) -> str | None:
     return "altered" if check == "full" and file_sha256(path) != entry["sha256"] else None
 
 
+def only_in_memory(folder: Path) -> bool:
+    """Whether the store in `folder` was harvested into a process's memory, and only its manifest is on the disk."""
+    return (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("place") == "memory"
+
+
 def lost_file(folder: Path) -> str | None:
     """The first file of a finished store on the disk that is missing or has another size, or None."""
+    if only_in_memory(folder):
+        return None
     manifest = read_json(folder / MANIFEST)
     entries = (*manifest["index"].values(), *manifest["shards"])
-    if not any((folder / shard["file"]).is_file() for shard in manifest["shards"]):
-        return None  # it is kept in memory
     return next((entry["file"] for entry in entries if damage(folder, entry, "size")), None)
 
 

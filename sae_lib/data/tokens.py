@@ -10,6 +10,7 @@ Documents of any length become contexts of one length, written to disk as they f
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,107 +22,12 @@ from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_lib.data.npy import npy_header
 from sae_lib.data.spelling import Lessons
 from sae_lib.util.errors import ArtifactError, first_line
-from sae_lib.util.files import atomic_write
+from sae_lib.util.files import atomic_write, file_sha256, json_key
 
 Split = Literal["train", "held_out", "calibration"]
 SPLITS: tuple[Split, ...] = ("train", "held_out", "calibration")
-DOCUMENTS_PER_BATCH = 256  # packed together in memory
-
-
-class ContextWriter:
-    """Packs a stream of tokens into contexts `[context, position]`: an opening token, then `length - 1` of the stream.
-
-    Args:
-        file: where they go, as .npy of int32; None only counts.
-        bos: the opening token.
-        length: tokens of a context.
-        contexts: how many are wanted; what comes after them is dropped.
-        lessons: what replaces some of them.
-    """
-
-    def __init__(self, file: IO[bytes] | None, bos: int, length: int, contexts: int, lessons: Lessons | None) -> None:
-        self._file, self._bos, self._length, self._contexts, self._lessons = file, bos, length, contexts, lessons
-        self._rest = np.empty(0, dtype=np.int32)
-        self._digest = hashlib.sha256()
-        self._tokens = self._written = 0
-        if file is not None:
-            file.write(npy_header(np.int32, (contexts, length)))
-
-    @property
-    def full(self) -> bool:
-        return self._written == self._contexts
-
-    def add(self, ids: NDArray[np.int32]) -> None:
-        """Go on with these tokens."""
-        self._tokens += len(ids)
-        body = self._length - 1
-        stream = np.concatenate([self._rest, ids])
-        n = min(len(stream) // body, self._contexts - self._written)
-        self._rest = np.empty(0, dtype=np.int32) if self._written + n == self._contexts else stream[n * body :].copy()
-        block = np.empty((n, self._length), dtype=np.int32)
-        block[:, 0], block[:, 1:] = self._bos, stream[: n * body].reshape(n, body)
-        if self._lessons is not None:
-            self._lessons.replace(block, self._written)
-        self._written += n
-        self._digest.update(block.data)
-        if self._file is not None:
-            self._file.write(block.data)
-
-    def finish(self) -> dict[str, Any]:
-        """How many contexts there are, and the sha256 of their values.
-
-        Raises ArtifactError when the stream ended too early.
-        """
-        if not self.full:
-            raise too_little_text(self._tokens, self._length, self._contexts)
-        return {"contexts": self._contexts, "sha256": self._digest.hexdigest()}
-
-
-def write_contexts(
-    folder: Path | None,
-    pieces: Iterable[Piece],
-    contexts: Mapping[Split, int],
-    bos: int,
-    length: int,
-    lessons: Mapping[str, Lessons],
-) -> dict[str, Any]:
-    """Write `<split>.npy` for every split, from no more pieces than it takes; all of them whole, or none.
-
-    Args:
-        folder: where they go; None only counts.
-        pieces: tokens of the corpus; the number of a split is its place in `contexts`.
-        contexts: how many each split is to have.
-        lessons: what replaces some contexts of a split.
-
-    Returns:
-        For each split the number of its contexts and the sha256 of their values.
-
-    Raises:
-        ArtifactError: too little text; the disk is full.
-    """
-    with ExitStack() as stack:
-        writers = []
-        for split, count in contexts.items():
-            file = None if folder is None else stack.enter_context(atomic_write(folder / f"{split}.npy", "wb"))
-            writers.append(ContextWriter(file, bos, length, count, lessons.get(split)))
-        for piece in pieces:
-            for number, writer in enumerate(writers):
-                writer.add(piece.of(number))
-            if all(writer.full for writer in writers):
-                break
-        return {split: writer.finish() for split, writer in zip(contexts, writers, strict=True)}
-
-
-def too_little_text(tokens: int, length: int, contexts: int) -> ArtifactError:
-    """So many tokens do not fill so many contexts."""
-    return ArtifactError(
-        f"corpus: {tokens:,} tokens fill {tokens // (length - 1):,} contexts of {length}, needed: {contexts:,}; "
-        "lower data.train_tokens (or the other sizes under data), or give more text"
-    )
-
 
 ROWS_PER_BATCH = 256  # tokenised together
 BATCHES_AHEAD = 4
@@ -129,6 +35,36 @@ BATCHES_PER_ROUND = 16  # of all processes together, or one of each
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def boundary_tokens(tokenizer: Any) -> tuple[int, int]:
+    """The token that opens a context (BOS, or EOS where there is none) and the one that closes a document (EOS, or
+    BOS).
+
+    Raises ArtifactError when the tokenizer has neither.
+    """
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if bos is None:
+        raise ArtifactError(
+            f"model.name: the tokenizer {tokenizer.name_or_path} has neither BOS nor EOS to open a context with; "
+            "set bos_token in its tokenizer_config.json"
+        )
+    return int(bos), int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else bos)
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """BOS, EOS, padding and every other special token: positions that no SAE sees."""
+    declared = {*boundary_tokens(tokenizer), tokenizer.pad_token_id, *tokenizer.all_special_ids}
+    return frozenset(int(token) for token in declared if token is not None)
+
+
+def tokenizer_key(tokenizer: Any) -> str:
+    """sha256 over all that a tokenizer's output depends on."""
+    if getattr(tokenizer, "is_fast", False):
+        return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    with tempfile.TemporaryDirectory() as folder:  # one written in Python has no other complete description
+        tokenizer.save_pretrained(folder)
+        return json_key({file.name: file_sha256(file) for file in Path(folder).iterdir()})
 
 
 class Piece(NamedTuple):
@@ -145,16 +81,126 @@ class Piece(NamedTuple):
         return self.ids[np.repeat(self.splits == split, self.lengths)]
 
 
-def boundary_tokens(tokenizer: Any) -> tuple[int, int]:
-    """The token that opens a context (BOS, or EOS where there is none) and the one that closes a document (EOS, or
-    BOS).
+class ContextWriter:
+    """Packs a stream of tokens into contexts `[context, position]`: an opening token, then `length - 1` of the stream.
 
-    Raises ArtifactError when the tokenizer has neither.
+    Args:
+        file: where they go, as .npy of int32; None only counts.
+        tokenizer: the stream's.
+        length: tokens of a context.
+        contexts: how many are wanted; what comes after them is dropped.
+        rows: so many tokens that are not special are wanted too, in as many more contexts as that takes. Where the
+            stream ends with enough rows, fewer contexts will do.
+        lessons: what replaces some contexts.
     """
-    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if bos is None:
-        raise ArtifactError("model.name: the tokenizer has neither a BOS nor an EOS token to begin a context with")
-    return int(bos), int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else bos)
+
+    def __init__(
+        self, file: IO[bytes] | None, tokenizer: Any, length: int, contexts: int, rows: int, lessons: Lessons | None
+    ) -> None:
+        self._file, self._length, self._contexts, self._rows, self._lessons = file, length, contexts, rows, lessons
+        self._bos, _ = boundary_tokens(tokenizer)
+        self._special = np.array(sorted(special_ids(tokenizer)))
+        self._rest = np.empty(0, dtype=np.int32)
+        self._digest = hashlib.sha256()
+        self.contexts = self.rows = 0
+        self._write_header()
+
+    @property
+    def full(self) -> bool:
+        return self.contexts >= self._contexts and self.rows >= self._rows
+
+    @property
+    def enough(self) -> bool:
+        """Whether what there is will do."""
+        return self.rows >= self._rows if self._rows else self.full
+
+    def add(self, ids: NDArray[np.int32]) -> None:
+        """Go on with these tokens."""
+        if self.full:
+            return
+        body = self._length - 1
+        stream = np.concatenate([self._rest, ids])
+        n = len(stream) // body
+        self._rest = stream[n * body :].copy()
+        block = np.empty((n, self._length), dtype=np.int32)
+        block[:, 0], block[:, 1:] = self._bos, stream[: n * body].reshape(n, body)
+        if self._lessons is not None:
+            self._lessons.replace(block, self.contexts)
+        rows = self.rows + np.cumsum((~np.isin(block, self._special)).sum(axis=1))
+        needed = max(self._contexts - self.contexts, 1 + int(np.searchsorted(rows, self._rows)))
+        block = block[:needed]
+        self.contexts += len(block)
+        self.rows = int(rows[len(block) - 1]) if len(block) else self.rows
+        self._digest.update(block.data)
+        if self._file is not None:
+            self._file.write(block.data)
+
+    def finish(self) -> dict[str, Any]:
+        """How many contexts there are, and the sha256 of their values."""
+        self._write_header()
+        return {"contexts": self.contexts, "sha256": self._digest.hexdigest()}
+
+    def _write_header(self) -> None:
+        """The .npy header for the contexts so far; it has room for any number of them."""
+        if self._file is not None:
+            self._file.seek(0)
+            description = {"descr": "<i4", "fortran_order": False, "shape": (self.contexts, self._length)}
+            np.lib.format.write_array_header_1_0(self._file, description)
+
+
+def write_contexts(
+    folder: Path | None,
+    pieces: Iterable[Piece],
+    tokenizer: Any,
+    length: int,
+    contexts: Mapping[Split, int],
+    train_rows: int,
+    lessons: Mapping[Split, Lessons],
+) -> tuple[dict[str, Any], int]:
+    """Write `<split>.npy` for every split, from no more pieces than it takes; all of them whole, or none.
+
+    Args:
+        folder: where they go; None only counts.
+        pieces: tokens of the corpus; the number of a split is its place in `contexts`.
+        contexts: how many each split is to have.
+        train_rows: how many tokens of the training split are not to be special.
+        lessons: what replaces some contexts of a split.
+
+    Returns:
+        For each split the number of its contexts and the sha256 of their values; and how many rows had no text.
+
+    Raises:
+        ArtifactError: too little text; the disk is full.
+    """
+    without_text = 0
+    with ExitStack() as stack:
+        writers: dict[Split, ContextWriter] = {}
+        for split, count in contexts.items():
+            file = None if folder is None else stack.enter_context(atomic_write(folder / f"{split}.npy", "wb"))
+            rows = train_rows if split == "train" else 0
+            writers[split] = ContextWriter(file, tokenizer, length, count, rows, lessons.get(split))
+        for piece in pieces:
+            without_text += int((piece.splits < 0).sum())
+            for number, writer in enumerate(writers.values()):
+                writer.add(piece.of(number))
+            if all(writer.full for writer in writers.values()):
+                break
+        for split, writer in writers.items():
+            if not writer.enough:
+                raise _too_little_text(split, writer, length, contexts[split], train_rows)
+        return {split: writer.finish() for split, writer in writers.items()}, without_text
+
+
+def _too_little_text(split: Split, found: ContextWriter, length: int, contexts: int, rows: int) -> ArtifactError:
+    if split == "train":
+        field, asked, given = "data.train_tokens", rows, found.rows
+        what = f"the training documents give {given:,} tokens, needed: {rows:,}"
+    else:
+        field, asked, given = f"data.{split}_contexts", contexts, found.contexts
+        what = f"their documents fill {given:,} contexts of {length}, needed: {asked:,}"
+    lower = f"lower it to {given} or less, or " if given else ""
+    share = "" if split == "train" else f" or raise corpus.{split}_fraction"
+    return ArtifactError(f"{field}: {what}; {lower}give more text{share}")
 
 
 def encode(texts: Sequence[str], tokenizer: Any, closing: int) -> list[NDArray[np.int32]]:
@@ -184,14 +230,14 @@ def tokenised(rows: Iterable[tuple[int, str]], tokenizer: Any) -> Iterator[Piece
 
 
 def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
-    """`work(item)` for each item, in order, done by a thread that is at most `depth` items ahead of the reader."""
+    """`work(item)` for each item, in order, done by a thread that has at most `depth` items before it."""
     with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:
-                waiting.append(thread.submit(work, item))
-                if len(waiting) > depth:
+                if len(waiting) == depth:
                     yield waiting.popleft().result()
+                waiting.append(thread.submit(work, item))
             while waiting:
                 yield waiting.popleft().result()
         finally:
@@ -252,24 +298,24 @@ def _read(file: Path) -> Piece:
 def pack(texts: Iterable[str], tokenizer: Any, context_length: int, contexts: int | None = None) -> NDArray[np.int32]:
     """Pack documents, in memory, into contexts `[context, position]`: BOS, then context_length - 1 tokens of the rest.
 
-    Documents are joined by EOS (BOS where the tokenizer has none); the tokens left over at the end are dropped.
+    Documents are joined by EOS (BOS where the tokenizer has none); the tokens left over at the end are dropped. Of
+    `contexts`, at most that many are made, and no more text is read than they take.
 
-    Raises ArtifactError when there is no text for even one context or, if `contexts` is given, for that many.
+    Raises ArtifactError when there is no text for even one context.
     """
     bos, closing = boundary_tokens(tokenizer)
     body = context_length - 1
-    needed = None if contexts is None else contexts * body
     pieces: list[NDArray[np.int32]] = []
     n_tokens = 0
     texts = iter(texts)
-    while (needed is None or n_tokens < needed) and (batch := list(islice(texts, DOCUMENTS_PER_BATCH))):
+    while (contexts is None or n_tokens < contexts * body) and (batch := list(islice(texts, ROWS_PER_BATCH))):
         encoded = encode(batch, tokenizer, closing)
         pieces += encoded
         n_tokens += sum(len(ids) for ids in encoded)
-    available = n_tokens // body
-    if available < (contexts or 1):
-        raise too_little_text(n_tokens, context_length, contexts or 1)
-    stream = np.concatenate(pieces)[: (contexts or available) * body].reshape(-1, body)
+    filled = min(n_tokens // body, n_tokens if contexts is None else contexts)
+    if not filled:
+        raise ArtifactError(f"text: {n_tokens:,} tokens fill no context of {context_length}; give more text")
+    stream = np.concatenate(pieces)[: filled * body].reshape(-1, body)
     return np.concatenate([np.full((len(stream), 1), bos, dtype=np.int32), stream], axis=1)
 
 

@@ -3,11 +3,10 @@ the two."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.config import CorpusConfig, ModelConfig
-from sae_lib.data.corpus import documents_of, load_documents
+from sae_lib.data.corpus import Texts, documents_of, load_documents
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.tokens import pack
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
@@ -26,7 +25,7 @@ from sae_lib.metrics.stability.reference import StabilityReference, build_stabil
 from sae_lib.profiles.profile import EvaluationConfig, explain, load_profile
 from sae_lib.share.load import load_with_origin
 from sae_lib.share.origin import Origin, origin_faults
-from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import output_root
 
 
@@ -49,7 +48,7 @@ class Pair:
         cache: Path | str | None,
     ) -> Inputs:
         """What metrics read; arguments as of `evaluate_sae`."""
-        source = texts if texts is not None else documents(files, text_field)
+        source = given(texts) if texts is not None else documents(files, text_field)
         folder = Path(cache) if cache is not None else output_root() / "evaluate"
         return Inputs(self.lm, settings, source, contexts, context_length, folder)
 
@@ -80,13 +79,8 @@ def open_pair(
         raise ArtifactError(f"{'; '.join(faults[0])}, or set any_origin (--any-origin) to evaluate it all the same")
     lm = _open_model(model, layer, revision, device, dtype)
     _check_width(sae, lm)
-    notes = [*(fault for fault, _ in faults), *(f"sae: {remark}" for remark in origin.remarks)]
-    if lm.tokenizer.bos_token_id is None:
-        notes.append(f"model: the tokenizer of {lm.name} has no BOS, its EOS opens every context")
-    if (unknown := len(lm.tokenizer) - lm.vocab_size) > 0:
-        notes.append(
-            f"model: the last {unknown} entries of the tokenizer of {lm.name} have no embedding; they are no words"
-        )
+    remarks = [*(f"sae: {remark}" for remark in origin.remarks), *(f"model: {remark}" for remark in lm.remarks)]
+    notes = [*(fault for fault, _ in faults), *remarks]
     if centre:
         lm.centre()
     elif origin.centred != "no" and lm.can_be_centred:
@@ -126,30 +120,22 @@ def _check_width(sae: Autoencoder, lm: LanguageModel) -> None:
     raise ArtifactError(f"sae: d_in is {sae.d_in}, the residual stream of {lm.name} is {lm.d_in} wide; {cause}")
 
 
-def documents(files: Sequence[Path | str], text_field: str) -> Iterator[str]:
+def documents(files: Sequence[Path | str], text_field: str) -> Texts:
     """All texts of the user's files; without files, the held-out documents of the packaged corpus.
 
     Raises:
-        ArtifactError: a file that cannot be read, or has no such column.
+        ArtifactError: a file that is missing or of an unknown type; while iterating, as `Texts`.
     """
-    if not files:
-        packaged = load_profile("pocket").corpus
-        yield from documents_of("held_out", load_documents(packaged, _corpus_cache()), packaged)
-        return
-    names = tuple(str(Path(file).expanduser()) for file in files)
-    rows = iter(load_documents(CorpusConfig(source="files", files=names)))
-    while (row := _next(rows, names)) is not None:
-        if not isinstance(row.get(text_field), str):
-            raise ArtifactError(f"text_field: there is no text in a column '{text_field}'; there is {', '.join(row)}")
-        yield row[text_field]
+    if files:
+        config = CorpusConfig(source="files", files=tuple(str(file) for file in files), text_field=text_field)
+        return Texts(load_documents(config), text_field, "text_field")
+    packaged = load_profile("pocket").corpus
+    return given(documents_of("held_out", load_documents(packaged, _corpus_cache()), packaged))
 
 
-def _next(rows: Iterator[dict[str, Any]], names: Sequence[str]) -> dict[str, Any] | None:
-    try:
-        return next(rows, None)
-    except Exception as error:  # datasets raises what its parsers raise
-        reason = first_line(error)
-        raise ArtifactError(f"files: {', '.join(names)} cannot be read ({type(error).__name__}: {reason})") from error
+def given(texts: Iterable[str] | str) -> Texts:
+    """Texts that somebody holds in their hands."""
+    return Texts(({"text": text} for text in ([texts] if isinstance(texts, str) else texts)), "text", "texts")
 
 
 def _corpus_cache() -> Path:
@@ -164,7 +150,7 @@ class Inputs:
 
     lm: LanguageModel
     settings: EvaluationConfig
-    texts: Iterable[str]
+    texts: Texts
     contexts: int
     context_length: int
     folder: Path
@@ -214,19 +200,10 @@ class Inputs:
             raise ArtifactError(
                 f"contexts, context_length: {self.contexts} and {length}; take 1 or more contexts of 2 or more tokens"
             )
-        taken: list[str] = []
-        n_tokens = 0
-        for text in [self.texts] if isinstance(self.texts, str) else self.texts:
-            if text.strip():
-                taken.append(text)
-                n_tokens += len(lm.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) + 1
-            if n_tokens >= self.contexts * (length - 1):
-                break
-        filled = min(self.contexts, n_tokens // (length - 1))
-        if not filled:
-            raise ArtifactError(
-                f"texts: {n_tokens:,} tokens fill no context of {length}; give more text, or lower context_length"
-            )
-        if filled < self.contexts:
-            notes.append(f"the text fills {filled} contexts of {length} tokens, {self.contexts} were asked for")
-        return torch.from_numpy(pack(taken, lm.tokenizer, length, filled)).long(), notes
+        tokens = pack((text for _, text in self.texts if text), lm.tokenizer, length, self.contexts)
+        lm.check_tokens(tokens)
+        if self.texts.note:
+            notes.append(f"text: {self.texts.note}")
+        if len(tokens) < self.contexts:
+            notes.append(f"the text fills {len(tokens)} contexts of {length} tokens, {self.contexts} were asked for")
+        return torch.from_numpy(tokens).long(), notes

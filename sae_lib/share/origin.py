@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sae_lib.data.model_files import POCKET_FOLDER
+from sae_lib.data.model_loading import POCKET_FOLDER
 
 # Names that TransformerLens gives models of the hub; `same_name` knows those that differ in spelling only.
 ALIASES = {

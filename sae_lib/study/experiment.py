@@ -24,11 +24,10 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import WEIGHTS_FILE, build_autoencoder, load_autoencoder
 from sae_lib.data.activations import ActivationStore
 from sae_lib.data.corpus import build_tokens
-from sae_lib.data.harvest import harvest, harvest_in_memory, tokens_sha256
+from sae_lib.data.harvest import choose_place, harvest, harvest_in_memory, store_bytes, tokens_sha256
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.model_loading import model_identity
-from sae_lib.data.store_manifest import content_key, finished_manifest
-from sae_lib.data.store_place import choose_place, only_in_memory, store_bytes
+from sae_lib.data.store_manifest import content_key, finished_manifest, only_in_memory
 from sae_lib.data.tokens import load_tokens
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile

@@ -65,7 +65,7 @@ def model_size(model: ModelConfig) -> ModelSize:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from sae_lib.data import hub
-    from sae_lib.data.model_files import model_folder
+    from sae_lib.data.model_loading import model_folder
 
     pin = hub.model(model.name)
     try:
@@ -197,7 +197,7 @@ def _missing(profile: Profile) -> list[str]:
         lambda: device_of(profile.model),
         lambda: known_datasets(profile.evaluation.probing),
     ]
-    source = {"documentation": read_documentation, "files": lambda: text_files(profile.corpus)}
+    source = {"documentation": read_documentation, "files": lambda: text_files(profile.corpus.files)}
     found = []
     for check in (*checks, source.get(profile.corpus.source, lambda: None)):
         try:

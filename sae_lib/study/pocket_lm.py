@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sae_lib.data.corpus import documents_of, load_documents
-from sae_lib.data.model_files import POCKET_FOLDER
+from sae_lib.data.model_loading import POCKET_FOLDER
 from sae_lib.data.spelling import ASK, IGNORED, LETTERS, SpellingLines
 from sae_lib.data.tokens import pack
 from sae_lib.profiles.profile import load_profile

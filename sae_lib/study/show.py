@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.data.activations import ActivationStore, WindowStream
-from sae_lib.data.corpus import load_documents, split_of
+from sae_lib.data.corpus import Texts, load_documents, split_of
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.words import LETTERS, alphabetic_words, build_prompts, choose_words, prompt_pieces, single_token_words
 from sae_lib.mechanisms import MECHANISMS, METHODS
@@ -40,8 +40,9 @@ def corpus_overview(profile: Profile, cache: Path) -> pd.DataFrame:
     """
     most = None if profile.corpus.source == "documentation" else STREAMED_DOCUMENTS
     rows = []
-    for document in islice(load_documents(profile.corpus, cache), most):
-        text = document[profile.corpus.text_field]
+    for document, text in islice(Texts(load_documents(profile.corpus, cache), profile.corpus.text_field), most):
+        if not text:
+            continue
         origin = document.get("package", profile.corpus.name or profile.corpus.source)
         rows.append({"source": origin, "split": split_of(text, profile.corpus), "characters": len(text)})
     counted = pd.DataFrame(rows)

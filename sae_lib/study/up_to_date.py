@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from sae_lib.data.model_files import POCKET_FOLDER
+from sae_lib.data.model_loading import POCKET_FOLDER
 from sae_lib.data.store_manifest import MANIFEST, lost_file
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file, output_path

@@ -11,4 +11,4 @@ class ArtifactError(Exception):
 
 def first_line(error: BaseException) -> str:
     """What another library's error says first, for a message of one line."""
-    return (str(error).splitlines() or [""])[0]
+    return (str(error).strip().splitlines() or [""])[0]

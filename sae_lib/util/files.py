@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -112,14 +113,14 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
     with explain_full_disk(path.parent):
         with explain_refusal(path.parent):
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+            name = _beside(path)
+            # Unlike mkstemp's, as readable as any other file of the user.
+            handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with os.fdopen(handle, mode, encoding=encoding, newline=newline) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            # mkstemp makes private files; results are as readable as any other file of the user.
-            os.chmod(name, 0o666 & ~_umask())
             with explain_refusal(path):
                 os.replace(name, path)
         except BaseException:
@@ -139,14 +140,14 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with explain_full_disk(path.parent):
-        building = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        building = _beside(path)
+        building.mkdir()
         try:
             yield building
             for file in sorted(building.rglob("*")):
                 if file.is_file():
                     with open(file, "rb") as opened:
                         os.fsync(opened.fileno())
-            os.chmod(building, 0o777 & ~_umask())
             if path.exists():
                 # Two folders cannot be exchanged in one step: the old one steps aside first.
                 aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
@@ -265,11 +266,9 @@ class FolderLock:
             return "another run"
 
 
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _beside(path: Path) -> Path:
+    """The name of what will be `path` while it is not finished."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from sae_lib.util import ranks
+from sae_lib.util.errors import ArtifactError
 
 Job = TypeVar("Job")
 Work = Callable[[str, list[Job]], None]
@@ -62,6 +64,12 @@ def _by_processes(work: Work[Job], source: str, jobs: Sequence[list[Job]], worke
             for future in as_completed(futures):
                 future.result()
                 bar.update(len(futures[future]))
+        except BrokenProcessPool:
+            raise ArtifactError(
+                "training.workers: a worker process ended at once or was killed. In a script, everything that it does "
+                'belongs under `if __name__ == "__main__":`, since workers import it; else see whether memory was '
+                "short, and set training.workers to 1"
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -29,6 +29,7 @@ def fake_model(d_in: int = D_IN) -> LanguageModel:
     lm = LanguageModel.__new__(LanguageModel)
     lm.name, lm.identity, lm.layer, lm.d_in, lm.dtype = "fake", "f" * 64, 0, d_in, torch.float32
     lm.vocab_size, lm.special_ids, lm.device = 40, frozenset({0, 1, 2, 3}), torch.device("cpu")
+    lm.max_positions = None
     lm.residual_stream = residual_stream  # type: ignore[method-assign]
     return lm
 

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from sae_lib.data import hub
-from sae_lib.data.model_files import model_folder
+from sae_lib.data.model_loading import model_folder
 from sae_lib.metrics.probing.config import HUB_REVISIONS, ProbingConfig
 from sae_lib.metrics.probing.datasets import hub_texts
 from sae_lib.profiles.profile import PROFILES, load_profile

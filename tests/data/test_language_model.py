@@ -15,7 +15,7 @@ from huggingface_hub import errors
 from safetensors.torch import load, save_file
 from transformers import AutoModelForCausalLM
 
-from sae_lib.data import model_files
+from sae_lib.data import model_loading
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.util.errors import ArtifactError
 from tests.tiny_models import BOS, EOS, FAMILIES, PAD, UNKNOWN, VOCABULARY, random_tokens, save_tiny_model
@@ -308,10 +308,7 @@ def test_layer_beyond_the_model(config):
     assert message.startswith("model.layer: 3 is beyond") and "3 layers: 0-2" in message
 
 
-def test_unknown_dtype_and_missing_device(config, monkeypatch):
-    unknown = SimpleNamespace(name=config.name, revision=None, layer=1, dtype="float8", device="cpu")
-    message = refusal(unknown)
-    assert message == "model.dtype: float8 is not known; choose one of float32, bfloat16, float16"
+def test_missing_device(config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert refusal(config.model_copy(update={"device": "cuda"})).startswith("model.device: cuda is not available")
     assert LanguageModel.load(config.model_copy(update={"device": "auto"}), whole=False).device.type == "cpu"
@@ -327,7 +324,7 @@ def test_quantised_weights_have_no_such_dtype(config):
 
 def test_too_large_for_memory_says_how_much_before_loading(config, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10_000))
-    monkeypatch.setattr(model_files, "content", lambda *_: pytest.fail("went on to load"))
+    monkeypatch.setattr(model_loading, "content", lambda *_: pytest.fail("went on to load"))
     whole, cut = refusal(config, whole=True), refusal(config, whole=False)
     parameters = {
         "whole": sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(config.name).parameters()),
@@ -342,9 +339,9 @@ def test_too_large_for_memory_says_how_much_before_loading(config, monkeypatch):
 def test_missing_folder_and_missing_packaged_model(tmp_path, monkeypatch, config):
     missing = config.model_copy(update={"name": str(tmp_path / "nowhere")})
     assert refusal(missing).startswith("model.name: there is no folder")
-    monkeypatch.setattr(model_files, "POCKET_FOLDER", tmp_path / "nothing")
+    monkeypatch.setattr(model_loading, "POCKET_FOLDER", tmp_path / "nothing")
     assert "make pocket-lm" in refusal(config.model_copy(update={"name": "pocket"}))
-    monkeypatch.setattr(model_files, "POCKET_FOLDER", Path(config.name))
+    monkeypatch.setattr(model_loading, "POCKET_FOLDER", Path(config.name))
     assert LanguageModel.load(config.model_copy(update={"name": "pocket"}), whole=False).d_in == 16
 
 

@@ -13,14 +13,18 @@ import pytest
 import torch
 
 from sae_lib.data import harvest as harvest_module
-from sae_lib.data import row_index, store_place
 from sae_lib.data.activations import ActivationStore, WindowStream
-from sae_lib.data.harvest import harvest, harvest_in_memory
+from sae_lib.data.harvest import (
+    RowSource,
+    choose_place,
+    harvest,
+    harvest_in_memory,
+    make_shards,
+    store_bytes,
+    write_npy,
+)
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.npy import write_npy
-from sae_lib.data.shards import RowSource, make_shards
-from sae_lib.data.store_manifest import content_key, finished_manifest
-from sae_lib.data.store_place import choose_place, only_in_memory, store_bytes
+from sae_lib.data.store_manifest import content_key, finished_manifest, only_in_memory
 from sae_lib.util import files as disk
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
@@ -67,7 +71,7 @@ def test_npy_files_in_pieces_are_those_of_numpy(tmp_path, dtype, shape):
     written = write_npy(tmp_path / "pieces.npy", dtype, shape, pieces)
     assert (tmp_path / "pieces.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
     assert write_npy(None, dtype, shape, [values]) == written
-    assert written.bytes == (tmp_path / "whole.npy").stat().st_size
+    assert written["bytes"] == (tmp_path / "whole.npy").stat().st_size
 
 
 def run_ranks(model, folder, world, numbers, **changes):
@@ -191,8 +195,7 @@ def test_an_error_of_the_writer_ends_the_harvest_in_one_line(lm, tmp_path, monke
 
 def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, monkeypatch):
     """NumPy's part of it, that is index and tokens; of activations there are two shards at a time."""
-    for module in (row_index, harvest_module):
-        monkeypatch.setattr(module, "CONTEXTS_PER_CHUNK", 64)
+    monkeypatch.setattr(harvest_module, "CONTEXTS_PER_CHUNK", 64)
 
     def peak(contexts):
         np.save(tmp_path / f"{contexts}.npy", random_tokens(contexts, 32, eos_rate=0.0))
@@ -205,7 +208,7 @@ def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, monkeypatch):
 
 def test_a_store_in_memory_is_the_store_on_disk(lm, alone, tmp_path):
     held, opened = in_memory(lm, tmp_path), ActivationStore.open(alone)
-    assert held.key == opened.key and held.manifest == opened.manifest
+    assert held.key == opened.key and held.manifest == opened.manifest | {"place": "memory"}
     assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["manifest.json"]
     everything = np.arange(held.n_rows)
     assert torch.equal(held.rows(everything), opened.rows(everything))
@@ -261,14 +264,14 @@ GIB = 2**30
 def test_choosing_a_place(tmp_path, monkeypatch, asked, needed, processes, expected):
     """40 GiB free on the disk, of 64 GiB in memory 44.8 GiB may be used."""
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=40 * GIB))
-    monkeypatch.setattr(store_place, "free_memory", lambda _: 64 * GIB)
+    monkeypatch.setattr(harvest_module, "free_memory", lambda _: 64 * GIB)
     place = choose_place(asked, needed, tmp_path / "not" / "there", "cpu", processes)
     assert place.kind == expected and "GiB" in place.reason
 
 
 def test_a_store_that_fits_nowhere_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB))
-    monkeypatch.setattr(store_place, "free_memory", lambda _: 64 * GIB)
+    monkeypatch.setattr(harvest_module, "free_memory", lambda _: 64 * GIB)
     with pytest.raises(ArtifactError, match=r"are 50.0 GiB; .* has room for 1.0 GiB, and 44.8 GiB of GPU memory"):
         choose_place("auto", 50 * GIB, tmp_path, "cuda", 1)
     with pytest.raises(ArtifactError, match="and 2 processes are to share it"):

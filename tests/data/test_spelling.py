@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from sae_lib.data import words as vocabulary
-from sae_lib.data.model_files import POCKET_FOLDER
+from sae_lib.data.model_loading import POCKET_FOLDER
 from sae_lib.data.spelling import ALPHABETIC, ASK, IGNORED, LETTERS, SpellingLines, single_token, with_lessons
 from sae_lib.util.errors import ArtifactError
 

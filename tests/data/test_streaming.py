@@ -9,11 +9,10 @@ from pathlib import Path
 import datasets
 import httpx2
 import pytest
-from datasets.distributed import split_dataset_by_node
 
 from sae_lib.data import corpus
 from sae_lib.data.config import CorpusConfig
-from sae_lib.data.corpus import MOST_FAILURES, Retried, documents_of, is_network_error, load_documents
+from sae_lib.data.corpus import MOST_FAILURES, Rows, documents_of, is_network_error, load_documents, retried
 from sae_lib.util.errors import ArtifactError
 
 ROWS = 40
@@ -37,8 +36,8 @@ class Network:
     def dataset(self) -> datasets.IterableDataset:
         return datasets.IterableDataset.from_generator(self.rows, gen_kwargs={"files": [0, 1]})
 
-    def retried(self, dataset=None) -> Retried:
-        return Retried(dataset or self.dataset(), "the corpus", self.waits.append)
+    def retried(self) -> Rows:
+        return retried(self.dataset(), "the corpus", self.waits.append)
 
 
 def numbers(rows) -> list[int]:
@@ -61,9 +60,8 @@ def test_every_pass_begins_at_the_first_row():
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_share_of_a_rank_survives_failures_too(world):
     for rank in range(world):
-        network = Network(row7=1, row20=2, row33=1)
-        share = split_dataset_by_node(network.dataset(), rank=rank, world_size=world, strategy="examples")
-        assert numbers(network.retried(share)) == list(range(rank, ROWS, world))
+        rows = Network(row7=1, row20=2, row33=1).retried()
+        assert numbers(islice(rows, rank, None, world)) == list(range(rank, ROWS, world))
 
 
 class Flaky:
@@ -80,19 +78,16 @@ class Flaky:
             yield row
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_files_are_gone_on_with_at_the_right_row(tmp_path, world):
+def test_files_are_gone_on_with_at_the_right_row(tmp_path):
     """Read through Arrow tables, as the files of the hub are, and not row by row."""
     names = [str(tmp_path / f"{i}.jsonl") for i in range(2)]
     for i, name in enumerate(names):
         lines = [json.dumps({"number": n}) for n in range(i * ROWS // 2, (i + 1) * ROWS // 2)]
         Path(name).write_text("\n".join(lines) + "\n")
-    for rank in range(world):
-        stream = datasets.load_dataset("json", data_files=names, split="train", streaming=True)
-        share = split_dataset_by_node(stream, rank=rank, world_size=world, strategy="examples")
-        waits: list[float] = []
-        assert numbers(Retried(Flaky(share), "the corpus", waits.append)) == list(range(rank, ROWS, world))
-        assert set(waits) == {1.0} and len(waits) == len(range(rank, ROWS, world)) - 1
+    stream = datasets.load_dataset("json", data_files=names, split="train", streaming=True)
+    waits: list[float] = []
+    assert numbers(retried(Flaky(stream), "the corpus", waits.append)) == list(range(ROWS))
+    assert set(waits) == {1.0} and len(waits) == ROWS - 1
 
 
 def test_a_network_that_stays_away_is_told_in_one_line():
@@ -106,8 +101,8 @@ def test_a_network_that_stays_away_is_told_in_one_line():
 
 def test_a_corpus_of_the_hub_is_retried(monkeypatch):
     network = Network(row5=2, row9=100)
-    monkeypatch.setattr(corpus, "_dataset", lambda *_: network.dataset())
-    monkeypatch.setattr(corpus, "Retried", partial(Retried, sleep=network.waits.append))
+    monkeypatch.setattr(corpus, "_hub_dataset", lambda _: network.dataset())
+    monkeypatch.setattr(corpus, "retried", partial(retried, sleep=network.waits.append))
     config = CorpusConfig(source="hub", name="somebody/text", revision="main")
     with pytest.raises(ArtifactError, match=r"^corpus: somebody/text could not be read on after 9 rows") as caught:
         list(documents_of("train", load_documents(config), config))
@@ -141,5 +136,5 @@ def test_other_errors_are_not_retried():
     waits: list[float] = []
     dataset = datasets.IterableDataset.from_generator(broken, gen_kwargs={"files": [0]})
     with pytest.raises(ValueError, match="no JSON"):
-        list(Retried(dataset, "the corpus", waits.append))
+        list(retried(dataset, "the corpus", waits.append))
     assert waits == []

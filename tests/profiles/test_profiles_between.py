@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, GPT2
 
 from sae_lib.data.config import ModelConfig
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.model_files import POCKET_FOLDER
+from sae_lib.data.model_loading import POCKET_FOLDER
 from sae_lib.data.words import QUESTION, alphabetic_words, prompt_pieces, single_token_words
 from sae_lib.profiles.profile import PROFILES, load_profile
 from sae_lib.profiles.runs import plan_runs

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from sae_lib.autoencoders.build import WEIGHTS_FILE
-from sae_lib.data import model_files
+from sae_lib.data import model_loading
 from sae_lib.data.activations import ActivationStore, WindowStream
 from sae_lib.data.config import ModelConfig
 from sae_lib.data.corpus import build_tokens
@@ -126,7 +126,7 @@ def test_a_gpu_without_the_dtype_or_the_memory(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: bf16)
     monkeypatch.setattr("sae_lib.util.memory.free_memory", lambda device: 10**12 if device == "cpu" else free)
-    monkeypatch.setattr(model_files, "content", lambda *_: pytest.fail("went on to load"))
+    monkeypatch.setattr(model_loading, "content", lambda *_: pytest.fail("went on to load"))
     with pytest.raises(ArtifactError, match=says):
         LanguageModel.load(config, whole=False)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_lib.data.model_files import POCKET_FOLDER
+from sae_lib.data.model_loading import POCKET_FOLDER
 from sae_lib.data.spelling import SpellingLines
 from sae_lib.data.tokens import pack
 from sae_lib.profiles.profile import load_profile

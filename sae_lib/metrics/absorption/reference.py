@@ -93,8 +93,7 @@ def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, fold
 @torch.no_grad()
 def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference:
     pieces = prompt_pieces(lm.tokenizer)
-    unknown = frozenset(range(lm.vocab_size, len(lm.tokenizer)))  # a tokenizer may be larger than the embedding
-    alphabetic = alphabetic_words(lm.tokenizer, lm.special_ids | unknown)
+    alphabetic = alphabetic_words(lm.tokenizer, lm.special_ids)
     usable = single_token_words(lm.tokenizer, alphabetic, pieces)
     left_out = sorted(set(alphabetic) - set(usable))
     words = choose_words(usable, config.max_words, config.seed)

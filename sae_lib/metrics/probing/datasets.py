@@ -17,13 +17,14 @@ Labelled texts from local files.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from sae_lib.data import hub
+from sae_lib.data.corpus import Texts, file_rows, text_files
 from sae_lib.metrics.probing.config import LabelledFiles, ProbingConfig
 from sae_lib.metrics.probing.tasks import require
 from sae_lib.util.errors import ArtifactError, first_line
@@ -52,23 +53,17 @@ def file_texts(name: str, files: LabelledFiles, config: ProbingConfig) -> tuple[
 
 
 def _read_file(name: str, path: str, files: LabelledFiles) -> pd.DataFrame:
+    """The rows that have both a text and a label, which is kept as it is written: an integer beside a null too."""
     where = f"probing.files.{name}"
-    if not Path(path).is_file():
-        raise ArtifactError(f"{where}: no such file: {path}")
-    try:
-        table = (
-            pd.read_parquet(path) if Path(path).suffix == ".parquet" else pd.read_json(path, lines=True, dtype=False)
-        )
-    except Exception as error:
-        reason = first_line(error)
-        raise ArtifactError(f"{where}: {path} is no readable .jsonl or .parquet file ({reason})") from error
-    for column in (files.text, files.label):
-        if column not in table:
-            raise ArtifactError(
-                f"{where}: {path} has no column '{column}'; it has {', '.join(map(str, table.columns))}"
-            )
-    table = table[[files.text, files.label]].dropna()
-    return pd.DataFrame({"text": table[files.text], "label": table[files.label].astype(str)})
+    (file,) = text_files([path], where)
+    texts = Texts(file_rows(file, where), files.text, where)
+    rows = [(text, row.get(files.label)) for row, text in texts]
+    labelled = [(text, str(label)) for text, label in rows if text and label is not None]
+    if rows and all(label is None for _, label in rows):
+        raise ArtifactError(f"{where}: {path} has no column '{files.label}' with labels")
+    if left_out := len(rows) - len(labelled):
+        warnings.warn(f"{where}: {left_out:,} of {len(rows):,} rows of {path} lack a text or a label", stacklevel=2)
+    return pd.DataFrame(labelled, columns=["text", "label"])
 
 
 Classes = dict[str, list[str]]

@@ -59,8 +59,8 @@ def load_parts(
         assert corpus is not None
         documents = (
             row
-            for row in corpora.load_documents(corpus, cache)
-            if corpora.split_of(row[corpus.text_field], corpus) == "held_out"
+            for row, text in corpora.Texts(corpora.load_documents(corpus, cache), corpus.text_field)
+            if text and corpora.split_of(text, corpus) == "held_out"
         )
         yield documentation_texts(documents, tokenizer, config, names)
         return
