@@ -22,15 +22,11 @@ FIGURES = "figures"
 
 
 class Provenance(dict[str, str]):
-    """Facts by name, shown as a Markdown table by notebooks and as aligned lines by `print`."""
+    """Facts by name, printed as aligned lines."""
 
     def __str__(self) -> str:
         width = max(map(len, self), default=0)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in self.items())
-
-    def _repr_markdown_(self) -> str:
-        rows = [f"| {name} | {value} |" for name, value in self.items()]
-        return "\n".join(["| provenance | |", "|:--|:--|", *rows])
 
 
 def provenance(profile: "Profile", started: float) -> Provenance:

@@ -25,7 +25,7 @@ from sae_lib.report.claims.ledger import (
     verify,
     write_verdicts,
 )
-from sae_lib.report.claims.links import Cell, evidence_links, notebook_cells
+from sae_lib.report.claims.links import Link, evidence_links, notebook_cells
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS, overlap, quotient, rounding
 from sae_lib.report.claims.verdicts import VERDICTS, Comparison, decide
 from sae_lib.report.results import KEYS, Results
@@ -503,7 +503,10 @@ def test_cells_are_found_by_what_they_call(tmp_path: Path) -> None:
     ]
     write_json(tmp_path / "04_x.ipynb", {"cells": cells})
     found = notebook_cells(tmp_path)
-    assert found == {"table_main": Cell("04_x", "c"), "claims": Cell("04_x", "d"), "stability": Cell("04_x", "e")}
+    assert {stem: link.text for stem, link in found.items()} == {
+        "table_main": "04_x, cell c", "claims": "04_x, cell d", "stability": "04_x, cell e",
+    }  # fmt: skip
+    assert found["claims"] == Link("04_x, cell d", "../notebooks/04_x.ipynb#cell-id=d")
     assert [link.target for link in evidence_links(["table_main", "pareto"], found)] == [
         "table_main.md", "pareto.png", "../notebooks/04_x.ipynb#cell-id=c",
     ]  # fmt: skip

@@ -256,4 +256,4 @@ def test_without_results_there_is_no_paper(tmp_path: Path) -> None:
 def test_a_notebook_cell_shows_each_file_of_the_claims() -> None:
     cells = notebook_cells()
     assert set(cells) >= {"table_main", "pareto", "toy_matched", "absorption_picture", "table_sequence", "claims"}
-    assert cells["table_main"].link.target.startswith("../notebooks/04_evaluation.ipynb#cell-id=")
+    assert cells["table_main"].target.startswith("../notebooks/04_evaluation.ipynb#cell-id=")

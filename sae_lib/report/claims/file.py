@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -62,17 +63,17 @@ class Claim(Strict):
 
     @model_validator(mode="after")
     def _decidable(self) -> Claim:
-        if self.paper_check is not None and self.paper_check not in PAPER_CHECKS:
-            raise ValueError(f"paper_check '{self.paper_check}' is none of {', '.join(PAPER_CHECKS)}")
-        if self.data_check is not None and self.data_check.get("kind") not in DATA_CHECKS:
-            raise ValueError(f"data_check.kind '{self.data_check.get('kind')}' is none of {', '.join(DATA_CHECKS)}")
-        if self.toy_check is not None and self.toy_check.get("kind") not in TOY_CHECKS:
-            raise ValueError(f"toy_check.kind '{self.toy_check.get('kind')}' is none of {', '.join(TOY_CHECKS)}")
+        named: list[tuple[str, Any, Collection[str]]] = [
+            ("paper_check", self.paper_check, PAPER_CHECKS),
+            ("data_check.kind", self.data_check and self.data_check.get("kind", ""), DATA_CHECKS),
+            ("toy_check.kind", self.toy_check and self.toy_check.get("kind", ""), TOY_CHECKS),
+            *(("shown", stem, CALLS) for stem in self.shown),
+        ]
+        for name, kind, known in named:
+            if kind is not None and kind not in known:
+                raise ValueError(f"{name} '{kind}' is none of {', '.join(known)}")
         if self.toy_check is not None and not self.toy_check.get("evidence"):
             raise ValueError("toy_check.evidence is missing: say in one line what is counted on the toy data")
-        unknown = [stem for stem in self.shown if stem not in CALLS]
-        if unknown:
-            raise ValueError(f"shown '{unknown[0]}' is none of {', '.join(CALLS)}")
         if self.about == "paper" and self.paper_check is None:
             raise ValueError("a claim about the paper needs a paper_check")
         if not (self.paper_check or self.data_check or self.toy_check or self.tolerance):

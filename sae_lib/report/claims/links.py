@@ -35,35 +35,20 @@ class Link(NamedTuple):
     target: str
 
 
-class Cell(NamedTuple):
-    """A code cell: the notebook's name and the cell's id."""
-
-    notebook: str
-    id: str
-
-    @property
-    def link(self) -> Link:
-        return Link(
-            f"{self.notebook}, cell {self.id}", f"{NOTEBOOKS_FROM_FIGURES}/{self.notebook}.ipynb#cell-id={self.id}"
-        )
-
-
-def notebook_cells(folder: Path = NOTEBOOKS) -> dict[str, Cell]:
+def notebook_cells(folder: Path = NOTEBOOKS) -> dict[str, Link]:
     """File stem -> the first cell of the notebooks in `folder` that makes it; what none makes has no entry."""
-    found: dict[str, Cell] = {}
+    found: dict[str, Link] = {}
     for path in sorted(folder.glob("*.ipynb")):
-        for cell in read_json(path)["cells"]:
-            if cell["cell_type"] != "code":
-                continue
+        for cell in (cell for cell in read_json(path)["cells"] if cell["cell_type"] == "code"):
             source = "".join(cell["source"])
-            for stem, call in CALLS.items():
-                if re.search(call, source):
-                    found.setdefault(stem, Cell(path.stem, cell["id"]))
+            link = Link(f"{path.stem}, cell {cell['id']}", f"{NOTEBOOKS_FROM_FIGURES}/{path.name}#cell-id={cell['id']}")
+            for stem in (stem for stem, call in CALLS.items() if re.search(call, source)):
+                found.setdefault(stem, link)
     return found
 
 
-def evidence_links(shown: Iterable[str], cells: Mapping[str, Cell]) -> list[Link]:
+def evidence_links(shown: Iterable[str], cells: Mapping[str, Link]) -> list[Link]:
     """The files of a claim, then the cells that make them; the ledger's cell where no other is known."""
-    files = {stem: Link(stem, f"{stem}.md" if stem.startswith("table_") else f"{stem}.png") for stem in shown}
-    known = [cells[stem].link for stem in files if stem in cells]
-    return [*files.values(), *(known or [cell.link for stem, cell in cells.items() if stem == LEDGER])]
+    files = {stem: Link(stem, f"{stem}.md" if stem in TABLES else f"{stem}.png") for stem in shown}
+    makers = [stem for stem in files if stem in cells] or [LEDGER]
+    return [*files.values(), *(cells[stem] for stem in makers if stem in cells)]

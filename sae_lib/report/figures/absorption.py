@@ -94,28 +94,24 @@ def absorption_picture(toy: pd.DataFrame, toy_summary: pd.DataFrame) -> tuple[Fi
         2, len(methods), figsize=(min(FULL_WIDTH, 1.5 + 1.8 * len(methods)), 3.9), squeeze=False,
         sharex=True, sharey="row",
     )  # fmt: skip
-    looks = {
-        "activation": {"cmap": "cividis", "vmin": 0.0, "vmax": top},
-        "cosine": {"cmap": "vlag", "vmin": -1.0, "vmax": 1.0},
+    kinds = {
+        "activation": ("input", "mean activation", {"cmap": "cividis", "vmin": 0.0, "vmax": top}),
+        "cosine": ("true direction", "decoder cosine", {"cmap": "vlag", "vmin": -1.0, "vmax": 1.0}),
     }
-    for line, (kind, scale) in enumerate(looks.items()):
+    numbers = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 6}}
+    for line, (kind, (side, label, scale)) in enumerate(kinds.items()):
         of_kind = data[data["kind"] == kind]
         for at, method in enumerate(methods):
             ax = axes[line, at]
             table = of_kind[of_kind["method"] == method].pivot(index="row", columns="latent", values="mean")
             table = table.reindex(index=of_kind["row"].unique(), columns=data["latent"].unique()).round(1) + 0.0
-            numbers = {"annot": True, "fmt": ".1f", "annot_kws": {"size": 6}}
             sns.heatmap(table, ax=ax, cbar=False, linewidths=0.4, **numbers, **scale)
-            ax.set(xlabel="", ylabel="")
+            ax.set(xlabel="latent of" if line else "", ylabel="" if at else side)
             ax.tick_params(axis="y", rotation=0, left=at == 0)
             ax.tick_params(axis="x", rotation=90, bottom=line == 1)
-        label = {"activation": "mean activation", "cosine": "decoder cosine"}[kind]
         fig.colorbar(axes[line, -1].collections[0], ax=axes[line, :], label=label, aspect=12, pad=0.01)
-    axes[0, 0].set_ylabel("input")
-    axes[1, 0].set_ylabel("true direction")
-    for at, method in enumerate(methods):
-        axes[0, at].set_title(f"{method_name(method)}\n{_toy_note(toy_summary, method)}", loc="center", fontsize=6.5)
-        axes[1, at].set_xlabel("latent of")
+    for ax, method in zip(axes[0], methods, strict=True):
+        ax.set_title(f"{method_name(method)}\n{_toy_note(toy_summary, method)}", loc="center", fontsize=6.5)
     return fig, data
 
 

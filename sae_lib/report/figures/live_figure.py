@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import seaborn as sns
-from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sae_lib.report.figures.style import FULL_WIDTH, look
+from sae_lib.report.figures.style import FULL_WIDTH, log_ticks, look
 from sae_lib.report.names import in_order, method_name
 
 
@@ -82,7 +81,5 @@ def _label(ax: Axes, steps: int, title: str, quantity: str) -> None:
     ax.set_title(title, loc="left", fontsize=8)
     ax.set_xlabel("optimiser step", fontsize=8)
     ax.set_ylabel(quantity, fontsize=8)
-    ax.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_locator(ticker.NullLocator())
+    log_ticks(ax.yaxis)
     ax.tick_params(labelsize=7)

@@ -10,7 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -87,6 +89,14 @@ def curve(ax: Axes, x: Any, y: Any, method: str, **more: Any) -> list[Line2D]:
     """A line in a method's look."""
     style = look(method)
     return ax.plot(x, y, color=style.color, marker=style.marker, linestyle=style.line, **more)
+
+
+def log_ticks(axis: Axis) -> None:
+    """Plain numbers on a log axis: 1, 2 and 5 of each power of ten; over more than three of them, the powers alone."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def small_panels(methods: Sequence[str], height: float, room: float, **more: Any) -> tuple[Figure, np.ndarray]:

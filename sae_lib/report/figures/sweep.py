@@ -8,12 +8,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sae_lib.report.figures.style import FULL_WIDTH, curve, look, panel
+from sae_lib.report.figures.style import FULL_WIDTH, curve, log_ticks, look, panel
 from sae_lib.report.names import METRICS, in_order, method_name
 from sae_lib.report.results import by_method
 from sae_lib.report.statistics import by_seed, t_interval
@@ -44,7 +43,7 @@ def pareto_figure(evaluation: pd.DataFrame, metrics: tuple[str, ...] = SWEEP_MET
         panel(ax, letter, titles.get(metric, METRICS[metric].label))
     for ax in grid[1]:
         ax.set_xlabel("L0 (active latents per token)")
-    _log_ticks(grid[0, 0])
+    log_ticks(grid[0, 0].xaxis)
     trained = in_order([*data.loc[data["level"] != AS_WRITTEN, "method"]])
     handles = [curve(grid[0, 0], [], [], m, linewidth=0.9, label=method_name(m))[0] for m in trained]
     if (data["level"] == AS_WRITTEN).any():
@@ -118,10 +117,3 @@ def _axis(ax: Axes, points: pd.DataFrame, metric: str) -> float:
         edge = low + room / 3 if higher else low
     ax.set(xscale="log", ylabel=label)
     return edge
-
-
-def _log_ticks(ax: Axes) -> None:
-    """Ticks at 1, 2 and 5 of each power of ten, as plain numbers."""
-    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(ticker.NullFormatter())

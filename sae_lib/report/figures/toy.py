@@ -7,17 +7,16 @@ bars its 95 % t interval.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import ticker
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sae_lib.report.figures.style import DARK, FULL_WIDTH, GREY, Look, curve, dot, look, name_rows, panel
+from sae_lib.report.figures.style import DARK, FULL_WIDTH, GREY, Look, curve, dot, log_ticks, look, name_rows, panel
 from sae_lib.report.names import METRICS, in_order, method_name
 from sae_lib.report.results import DROPPED, by_method, toy_rows
 from sae_lib.report.statistics import by_seed, t_interval
@@ -36,23 +35,20 @@ _STATISTICS = ["mean", "sd", "n", "low", "high"]
 _LEAST_L0 = 0.5  # from here on the sweep is drawn
 
 
-def toy_matched_figure(toy_summary: pd.DataFrame, toy: str = "tree") -> tuple[Figure, pd.DataFrame]:
+def toy_matched_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Every method at the true L0, as near as it can come: absorption (a), the direction that children carry (b), what
     it costs (c) and the L0 that was reached (d). Hollow: the next whole number k, where the true L0 lies between two.
     """
-    parts = [toy_rows(toy_summary, experiment, toy) for experiment in ("matched", "next_k")]
+    parts = [_rows(toy_summary, "matched", "tree"), toy_rows(toy_summary, "next_k", "tree")]
     rows = pd.concat(parts, ignore_index=True)
-    _some(rows, "matched")
     methods = in_order([*rows["method"]])
     data = _means(rows, ["experiment", "method"], PANELS)
-    fig, axes = plt.subplots(1, len(PANELS), figsize=(FULL_WIDTH, 1.0 + 0.24 * len(methods)), sharey=True)
-    for ax, letter, (metric, title) in zip(axes, "abcd", PANELS.items(), strict=False):
-        for part, shift, face in ((parts[0], 0.0, None), (parts[1], 0.28, "white")):
-            for method, found in by_method(part).items():
-                _dots(ax, by_seed(found, metric), methods.index(method) + shift, look(method), face)
-        _metric_axis(ax, metric, rows)
-        panel(ax, letter, title)
-    name_rows(axes[0], [method_name(method) for method in methods])
+    lines = [
+        _Line(found, methods.index(method) + shift, face)
+        for part, shift, face in zip(parts, (0.0, 0.28), (None, "white"), strict=True)
+        for method, found in by_method(part).items()
+    ]
+    fig, axes = _dot_panels(rows, lines, [method_name(method) for method in methods])
     axes[0].set_ylim(len(methods) - 0.4, -0.6)
     handles = [Line2D([], [], color=DARK, linestyle="--", linewidth=0.8, label="true L0")]
     if (rows["experiment"] == "next_k").any():
@@ -63,12 +59,11 @@ def toy_matched_figure(toy_summary: pd.DataFrame, toy: str = "tree") -> tuple[Fi
     return fig, data
 
 
-def toy_sweep_figure(toy_summary: pd.DataFrame, toy: str = "tree") -> tuple[Figure, pd.DataFrame]:
+def toy_sweep_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """How often the parent is silent (a) and how much of it the children carry (b) against L0, one curve per method;
     the dashed line is the true L0."""
-    rows = toy_rows(toy_summary, "sweep", toy)
+    rows = _rows(toy_summary, "sweep", "tree")
     rows = rows[~rows["method"].isin(_CONTROLS)]
-    _some(rows, "sweep")
     metrics = ("parent_silent_rate", "cos_child_parent")
     data = _means(rows, ["method", "label"], (*metrics, "l0"))
     wide = data.pivot(index=["method", "label"], columns="metric", values="mean").reset_index()
@@ -84,9 +79,7 @@ def toy_sweep_figure(toy_summary: pd.DataFrame, toy: str = "tree") -> tuple[Figu
         if (wide["l0"] < _LEAST_L0).any():  # one that is all but off would push the others into a corner
             ax.set_xlim(left=_LEAST_L0)
             ax.set_xlabel(f"L0 (active latents per input; below {_LEAST_L0:g} not shown)")
-        ax.xaxis.set_major_locator(ticker.FixedLocator([1, 2, 3, 5, 10, 20]))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_locator(ticker.NullLocator())
+        log_ticks(ax.xaxis)
         panel(ax, letter, PANELS[metric])
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=5, handlelength=3.0)
@@ -97,8 +90,7 @@ def toy_sweep_figure(toy_summary: pd.DataFrame, toy: str = "tree") -> tuple[Figu
 def toy_rho_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """The temporal penalty where features persist from token to token with rho: adjacent tokens, the previous batch and
     the variance penalty, at a coefficient that matters; and, in grey, adjacent tokens at the published one."""
-    rows = toy_rows(toy_summary, "rho")
-    _some(rows, "rho")
+    rows = _rows(toy_summary, "rho")
     data = _means(rows, ["method", "label", "rho"], PANELS)
     rhos = sorted(rows["rho"].unique())
     fig, axes = plt.subplots(1, len(PANELS), figsize=(FULL_WIDTH, 2.5))
@@ -128,25 +120,22 @@ def toy_rho_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 def toy_importance_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """ATM with its whole importance score, with one part dropped, with the product of the parts; and uniform dropout
     that masks as often. All at the true L0, as near as they can come."""
-    rows = toy_rows(toy_summary, "importance")
-    _some(rows, "importance")
+    rows = _rows(toy_summary, "importance")
     variants = {str(name): part for name, part in rows.groupby("importance", sort=False)}
     data = _means(rows, ["method", "importance"], PANELS)
-    fig, axes = plt.subplots(1, len(PANELS), figsize=(FULL_WIDTH, 1.0 + 0.24 * len(variants)), sharey=True)
-    for ax, letter, (metric, title) in zip(axes, "abcd", PANELS.items(), strict=False):
-        for place, found in enumerate(variants.values()):
-            _dots(ax, by_seed(found, metric), place, look(found["method"].iloc[0]))
-        _metric_axis(ax, metric, rows)
-        panel(ax, letter, title)
+    lines = [_Line(part, place) for place, part in enumerate(variants.values())]
     names = DROPPED | {"nothing": "mean of all parts", "product": "product of all parts", "uniform": "uniform dropout"}
-    name_rows(axes[0], [names.get(part["dropped"].iloc[0]) or names[variant] for variant, part in variants.items()])
+    shown = [names.get(part["dropped"].iloc[0]) or names[variant] for variant, part in variants.items()]
+    fig, _ = _dot_panels(rows, lines, shown)
     sns.despine(fig)
     return fig, data
 
 
-def _some(rows: pd.DataFrame, experiment: str) -> None:
+def _rows(toy_summary: pd.DataFrame, experiment: str, toy: str | None = None) -> pd.DataFrame:
+    rows = toy_rows(toy_summary, experiment, toy)
     if rows.empty:
         raise ArtifactError(f"toy_summary: no rows of experiment '{experiment}'; run notebook 03 at this profile")
+    return rows
 
 
 def _means(rows: pd.DataFrame, keys: list[str], metrics: Sequence[str] | dict[str, str]) -> pd.DataFrame:
@@ -159,19 +148,30 @@ def _means(rows: pd.DataFrame, keys: list[str], metrics: Sequence[str] | dict[st
     return pd.DataFrame(records, columns=[*keys, "metric", *_STATISTICS])
 
 
-def _dots(ax: Axes, values: pd.Series, place: float, style: Look, face: str | None = None) -> None:
-    """One method's line of a panel: seeds, mean and interval."""
-    ax.scatter(values, [place] * len(values), s=5, color=style.color, alpha=0.4, linewidths=0)
-    dot(ax, t_interval(values), place, style, face, markersize=5, elinewidth=0.9, capsize=0)
+class _Line(NamedTuple):
+    """SAEs that differ in their seed alone, and the row on which they stand; a `face` marks what is no first choice."""
+
+    rows: pd.DataFrame
+    place: float
+    face: str | None = None
 
 
-def _metric_axis(ax: Axes, metric: str, rows: pd.DataFrame) -> None:
-    """Label and range of a metric; intervals that leave the range of the seeds by far are cut."""
-    low, high = float(rows[metric].min()), float(rows[metric].max())
-    margin = 0.06 * max(high - low, 1e-3)
-    ax.set_xlim(low - margin, high + margin)
-    ax.set_xlabel(METRICS[metric].axis)
-    ax.grid(axis="y", color="0.92", linewidth=0.6)
-    ax.set_axisbelow(True)
-    if metric == "l0":
-        ax.axvline(rows["true_l0"].mean(), color=DARK, linewidth=0.8, linestyle="--", zorder=0)
+def _dot_panels(rows: pd.DataFrame, lines: Sequence[_Line], names: Sequence[str]) -> tuple[Figure, np.ndarray]:
+    """A panel for each of `PANELS`: seeds as small dots, mean with its interval. Intervals that leave the range of the
+    seeds by far are cut; the true L0 is dashed."""
+    fig, axes = plt.subplots(1, len(PANELS), figsize=(FULL_WIDTH, 1.0 + 0.24 * len(names)), sharey=True)
+    for ax, letter, (metric, title) in zip(axes, "abcd", PANELS.items(), strict=True):
+        for line in lines:
+            values, style = by_seed(line.rows, metric), look(line.rows["method"].iloc[0])
+            ax.scatter(values, [line.place] * len(values), s=5, color=style.color, alpha=0.4, linewidths=0)
+            dot(ax, t_interval(values), line.place, style, line.face, markersize=5, elinewidth=0.9, capsize=0)
+        low, high = float(rows[metric].min()), float(rows[metric].max())
+        margin = 0.06 * max(high - low, 1e-3)
+        ax.set(xlim=(low - margin, high + margin), xlabel=METRICS[metric].axis)
+        ax.grid(axis="y", color="0.92", linewidth=0.6)
+        ax.set_axisbelow(True)
+        if metric == "l0":
+            ax.axvline(rows["true_l0"].mean(), color=DARK, linewidth=0.8, linestyle="--", zorder=0)
+        panel(ax, letter, title)
+    name_rows(axes[0], names)
+    return fig, axes

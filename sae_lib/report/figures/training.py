@@ -15,7 +15,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from sae_lib.report.figures.style import FULL_WIDTH, GREY, curve, dot, look, name_rows, panel
+from sae_lib.report.figures.style import FULL_WIDTH, GREY, curve, dot, log_ticks, look, name_rows, panel
 from sae_lib.report.names import MECHANISMS, METRICS, method_name
 from sae_lib.report.results import DROPPED, by_method, drop_effect, main_rows, rows_of
 from sae_lib.report.statistics import Interval, by_seed, main_effects, t_interval
@@ -39,7 +39,7 @@ def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             curve(ax, over["step"], over["mean"], method, label=method_name(method), **mark)
             data.append(over.assign(quantity=column, method=method))
         ax.set(yscale="log", xlabel="optimiser step", ylabel=f"{label}\n(lower is better)")
-        _plain_log_ticks(ax)
+        log_ticks(ax.yaxis)
     panel(axes[0], "a", "loss: scales differ between methods")
     panel(axes[1], "b", "reconstruction: one scale for all")
     handles, labels = axes[1].get_legend_handles_labels()
@@ -150,13 +150,3 @@ def _heatmap(ax: Axes, table: pd.DataFrame, metric: str) -> None:
     ax.set(xlabel="r", ylabel="c")
     ax.set_yticklabels([f"{value:g}" for value in table.index], rotation=0)
     ax.set_xticklabels([f"{value:g}" for value in table.columns])
-
-
-def _plain_log_ticks(ax: Axes) -> None:
-    """Numbers such as 0.05 instead of powers of ten when the axis spans less than two decades."""
-    low, high = ax.get_ylim()
-    if low > 0 and high / low < 100:
-        formatter = ticker.FuncFormatter(lambda value, _: f"{value:g}")
-        ax.yaxis.set_major_formatter(formatter)
-        ax.yaxis.set_minor_formatter(formatter)
-        ax.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))

@@ -43,9 +43,9 @@ FIGURES = {
     "training_curves": "Losses and explained variance over training, by method",
     "absorption_by_letter": "Absorption by letter and method",
 }
-# Html export is young, so Typst warns of it; page settings are for the PDF alone.
 # Names of rows up to this length stay on one line.
 _SHORT = 24
+# Html export is young, so Typst warns of it; page settings are for the PDF alone.
 _EXPECTED = ("html export is under active development", "page set rule was ignored during HTML export")
 
 

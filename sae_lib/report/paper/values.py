@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 import pandas as pd
@@ -41,16 +40,15 @@ class Change:
         return self.interval.n > 1
 
     @property
-    def falls(self) -> bool:
-        return self.known and self.interval.high < 0
+    def sign(self) -> str:
+        """'falls', 'rises', 'flat', or '' where it is not known."""
+        if not self.known:
+            return ""
+        return "falls" if self.interval.high < 0 else "rises" if self.interval.low > 0 else "flat"
 
-    @property
-    def rises(self) -> bool:
-        return self.known and self.interval.low > 0
-
-    @property
-    def flat(self) -> bool:
-        return self.known and not (self.falls or self.rises)
+    falls = property(lambda self: self.sign == "falls")
+    rises = property(lambda self: self.sign == "rises")
+    flat = property(lambda self: self.sign == "flat")
 
 
 class Quantity:
@@ -109,42 +107,33 @@ def quantities(results: Results) -> dict[str, Any]:
     - `best`: the method of the main table with the best mean;
     - `mechanisms`: those of the factorial whose effect on a metric `falls`, `rises` or is `flat`.
     """
-    groups = {
-        group: _by_name(group, methods, partial(results.seeds, group))
-        for group, methods in {
-            "main": MAIN_METHODS,
-            "as_written": tuple(METHODS),
-            "untrained": ("untrained",),
-            "sequence": tuple(PAPER_RUNS),
-        }.items()
-    }
     evaluation, toys = results.evaluation, results.toy_summary
     tree = toy_rows(toys, "matched", "tree")
-    effects = _effects("effect", evaluation[evaluation["group"] == "factorial"])
-    signs: dict[str, Callable[[Change], bool]] = {
-        "falls": lambda change: change.falls, "rises": lambda change: change.rises, "flat": lambda change: change.flat,
-    }  # fmt: skip
+    main = _named("main", MAIN_METHODS, _of_group(results, "main"))
+
+    def on_tree(method: str, metric: str) -> Quantity:
+        return Quantity(seeds_of(tree[tree["method"] == method], metric), metric)
 
     def compared(metric: str, method: str, sign: str) -> list[str]:
-        main = groups["main"]
-        return [method_name(m) for m in MAIN_METHODS if signs[sign](main[m][metric] - main[method][metric])]
+        return [method_name(m) for m in MAIN_METHODS if (main[m][metric] - main[method][metric]).sign == sign]
 
     def best(metric: str) -> str:
         sign = 1 if METRICS[metric].direction == "lower" else -1
-        means = {m: groups["main"][m][metric].values.mean() * sign for m in MAIN_METHODS}
+        means = {m: main[m][metric].values.mean() * sign for m in MAIN_METHODS}
         known = {method: mean for method, mean in means.items() if math.isfinite(mean)}
         return method_name(min(known, key=known.__getitem__)) if known else "–"
 
-    return groups | {
+    effects = _effects("effect", evaluation[evaluation["group"] == "factorial"])
+    return {
+        "main": main,
+        "as_written": _named("as_written", METHODS, _of_group(results, "as_written")),
+        "untrained": _named("untrained", ["untrained"], _of_group(results, "untrained")),
+        "sequence": _named("sequence", PAPER_RUNS, _of_group(results, "sequence")),
         "best": best,
-        "mechanisms": lambda metric, sign: [n for m, n in MECHANISMS.items() if signs[sign](effects[m][metric])],
+        "mechanisms": lambda metric, sign: [n for m, n in MECHANISMS.items() if effects[m][metric].sign == sign],
         "effect": effects,
         "without": _without("without", evaluation[evaluation["group"] == "atm_importance"]),
-        "truth": _by_name(
-            "truth",
-            (*METHODS, *TOY_METHODS),
-            lambda method, metric: seeds_of(tree[tree["method"] == method], metric),
-        ),
+        "truth": _named("truth", (*METHODS, *TOY_METHODS), on_tree),
         "truth_effect": _effects("truth_effect", toy_rows(toys, "factorial", "tree")),
         "truth_without": _without("truth_without", toy_rows(toys, "importance", "tree")),
         "order": _order(toys),
@@ -153,7 +142,7 @@ def quantities(results: Results) -> dict[str, Any]:
     }
 
 
-def _two_names(what: str, known: Iterable[str], make: Callable[[str, str], Item]) -> Names[Names[Item]]:
+def _named(what: str, known: Iterable[str], make: Callable[[str, str], Item]) -> Names[Names[Item]]:
     """Items by a name of `known` and a metric."""
 
     def of(name: str) -> Names[Item]:
@@ -162,29 +151,23 @@ def _two_names(what: str, known: Iterable[str], make: Callable[[str, str], Item]
     return Names(what, tuple(known), of)
 
 
-def _by_name(what: str, methods: Iterable[str], seeds: Callable[[str, str], pd.Series]) -> Names[Names[Quantity]]:
-    return _two_names(what, methods, lambda method, metric: Quantity(seeds(method, metric), metric))
+def _of_group(results: Results, group: str) -> Callable[[str, str], Quantity]:
+    return lambda method, metric: Quantity(results.seeds(group, method, metric), metric)
 
 
 def _effects(what: str, rows: pd.DataFrame) -> Names[Names[Change]]:
-    def effect(factor: str, metric: str) -> Change:
-        return Change(main_effects(rows, metric, MECHANISMS)[factor], metric)
-
-    return _two_names(what, MECHANISMS, effect)
+    return _named(what, MECHANISMS, lambda name, metric: Change(main_effects(rows, metric, MECHANISMS)[name], metric))
 
 
 def _without(what: str, rows: pd.DataFrame) -> Names[Names[Change]]:
-    return _two_names(what, IMPORTANCE_PARTS, lambda part, metric: Change(drop_effect(rows, metric, part), metric))
+    return _named(what, IMPORTANCE_PARTS, lambda part, metric: Change(drop_effect(rows, metric, part), metric))
 
 
 def _order(toys: pd.DataFrame) -> list[Change]:
-    rows = toy_rows(toys, "rho")
+    rows, metric = toy_rows(toys, "rho"), "parent_silent_rate"
     rows = rows[rows["label"] == "strong"]
-    if rows.empty:
-        return []
-    metric = "parent_silent_rate"
-    return [
-        Quantity(seeds_of(part[part["method"] == "temporal_strong"], metric), metric)
-        - Quantity(seeds_of(part[part["method"] == "variance"], metric), metric)
-        for _, part in rows.groupby("rho")
+    pairs = [
+        [seeds_of(part[part["method"] == method], metric) for method in ("temporal_strong", "variance")]
+        for _, part in (rows.groupby("rho") if len(rows) else ())
     ]
+    return [Change(difference(first, second), metric) for first, second in pairs]

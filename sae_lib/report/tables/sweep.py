@@ -94,9 +94,8 @@ class Curve(NamedTuple):
 
     def at_level(self, level: Level) -> Interval:
         """A level's mean with its interval: of its own seeds for the main level, pooled elsewhere."""
-        return (
-            t_interval(level.values) if level.label == MAIN_LEVEL else self._pooled_interval((level,), (1.0,)).interval
-        )
+        own = level.label == MAIN_LEVEL
+        return t_interval(level.values) if own else self._pooled_interval((level,), (1.0,)).interval
 
     def at(self, l0: float) -> Estimate | None:
         """The value at `l0`; None beyond the levels."""
