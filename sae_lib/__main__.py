@@ -150,7 +150,6 @@ def _run(options: Options) -> int:
     from sae_lib.study.pipeline import run_command
     from sae_lib.util.paths import NOTEBOOKS
 
-    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     profile, machines = load_profile(options.profile), _machines(options)
     if options.only and not machines.alone:
         raise ArtifactError(f"--only {options.only} runs one notebook in one process; leave out GPUS and NODES")

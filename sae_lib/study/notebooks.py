@@ -9,10 +9,9 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,9 +21,6 @@ from sae_lib.util.files import explain_full_disk, make_folder
 from sae_lib.util.paths import ROOT, shown
 
 KERNEL = "python3"
-# A Unix socket's path holds at most 104 to 108 bytes, of which "/k-ipc-5" and a margin are ours.
-LONGEST_SOCKET_FOLDER = 80
-LOG_UPDATE_S = 10.0
 HEADLESS_UPDATE_S = 60.0
 TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -42,7 +38,7 @@ def run_notebook(
         source: the notebook, left as it is.
         folder: where the finished copy goes, under the same name.
         failed: where the copy goes when a cell fails, the kernel dies or the run is interrupted.
-        log: file that receives what the notebook prints, progress bars thinned out.
+        log: file that receives what the notebook prints, progress bars in their last state.
         parameters: values for the cell tagged `parameters`; each must be defined there.
         label: begins each progress line.
 
@@ -55,7 +51,7 @@ def run_notebook(
         KeyboardInterrupt: passed on, after the copy was moved to `failed`.
     """
     import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import DeadKernelError
 
     check_parameters(source, parameters)
     running, final = folder / f"{source.stem}.running.ipynb", folder / source.name
@@ -67,12 +63,8 @@ def run_notebook(
         _move(running, failed_copy)
         return NotebookError(f"{source.stem} stopped in cell {cell}: {error}; open {shown(failed_copy)}")
 
-    with (
-        explain_full_disk(folder),
-        open(log, "w", encoding="utf-8") as stream,
-        _socket_folder() as sockets,
-        _papermill_log(stream),
-    ):
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what matters of its messages is told in one line
+    with explain_full_disk(folder), open(log, "w", encoding="utf-8") as stream:
         output = NotebookOutput(stream, label)
         try:
             papermill.execute_notebook(
@@ -86,14 +78,11 @@ def run_notebook(
                 stderr_file=output,
                 # Many updates of one progress bar become its last state.
                 coalesce_streams=True,
-                kernel_manager_class=_kernel_manager(stream),
-                config=_kernel_config(sockets),
+                kernel_manager_class=_kernels(stream),
             )
         except papermill.PapermillExecutionError as error:
             cell = f"[{error.exec_count}] ({_failing_line(error)[:60]})"
             raise stopped(cell, f"{error.ename}: {_first_line(error.evalue)}") from None
-        except CellTimeoutError:
-            raise stopped(_last_started(running), "the cell ran into its time limit") from None
         except DeadKernelError:
             raise stopped(
                 _last_started(running), "the kernel died (most often: out of memory, see `make plan`)"
@@ -128,9 +117,8 @@ def check_parameters(source: Path, parameters: Mapping[str, Any]) -> None:
 class NotebookOutput:
     """What a running notebook prints: all lines to a log, the latest one to the terminal.
 
-    A progress bar rewrites its line several times a second. The log gets one such update in ten seconds and
-    every finished line; the terminal shows the latest text in place, or a line a minute when nobody is
-    watching.
+    A progress bar rewrites its line several times a second. The log gets the state that it ends with; the terminal
+    shows the latest text in place, or a line a minute when nobody is watching.
     """
 
     def __init__(self, log: IO[str], label: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -139,7 +127,7 @@ class NotebookOutput:
         self._clock = clock
         self._started = clock()
         self._line = ""
-        self._logged = self._shown = self._started
+        self._shown = self._started
         self._live = sys.stderr.isatty()
 
     def write(self, text: str) -> int:
@@ -149,8 +137,6 @@ class NotebookOutput:
                 self._record(self._line)
                 self._line = ""
             elif piece == "\r":
-                if self._clock() - self._logged >= LOG_UPDATE_S:
-                    self._record(self._line)
                 self._line = ""
             elif piece:
                 self._line += piece
@@ -170,7 +156,6 @@ class NotebookOutput:
     def _record(self, line: str) -> None:
         if line.strip():
             self._log.write(line.rstrip() + "\n")
-            self._logged = self._clock()
 
     def _show(self) -> None:
         line, now = self._line.strip(), self._clock()
@@ -198,25 +183,13 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def _kernel_config(sockets: Path) -> Any:
-    """Talk to the kernel through Unix sockets, which only this user can reach, instead of TCP ports."""
-    from traitlets.config import Config
-
-    config = Config()
-    config.KernelManager.transport = "ipc"
-    config.KernelManager.connection_file = str(sockets / "k.json")
-    return config
-
-
-def _kernel_manager(log: IO[str]) -> Any:
-    """A manager whose kernels complain, of sockets that close under them for example, to the log, and know that nobody
-    looks on.
-    """
+def _kernels(log: IO[str]) -> Any:
+    """A manager of kernels whose own complaints go to the log, and which know that nobody looks on."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    class LoggedKernelManager(AsyncKernelManager):
+    class Manager(AsyncKernelManager):
         # This interpreter, whatever kernel of the same name is installed for the user or named by JUPYTER_PATH.
         kernel_spec = KernelSpec(**get_kernel_dict())
 
@@ -226,30 +199,7 @@ def _kernel_manager(log: IO[str]) -> Any:
 
         start_kernel = _async_start_kernel
 
-    return LoggedKernelManager
-
-
-@contextmanager
-def _socket_folder() -> Iterator[Path]:
-    """A short-lived folder whose path is short enough for Unix sockets."""
-    short = len(tempfile.gettempdir()) <= LONGEST_SOCKET_FOLDER - len("/sae-12345678")
-    with tempfile.TemporaryDirectory(prefix="sae-", dir=None if short else "/tmp") as folder:
-        yield Path(folder)
-
-
-@contextmanager
-def _papermill_log(stream: IO[str]) -> Iterator[None]:
-    """papermill's own messages go to the log; what matters of them is told in one line."""
-    logger = logging.getLogger("papermill")
-    handler = logging.StreamHandler(stream)
-    before = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before
+    return Manager
 
 
 def _last_started(executed: Path) -> str:

@@ -444,8 +444,7 @@ def test_output_goes_to_the_log_with_progress_thinned_out(tmp_path: Path, capsys
         output.write("\rtrain: done\n")
         output.close()
     lines = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "harvesting" and lines[-1] == "train: done"
-    assert 6 <= len(lines) <= 9 and all(re.fullmatch(r"train: \d+", line) for line in lines[1:-1])
+    assert lines == ["harvesting", "train: done"]
     # Nobody is watching: one line a minute.
     assert capsys.readouterr().out == "[1/5] 01_data: 1 min 0 s so far: train: 479\n"
 
