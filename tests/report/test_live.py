@@ -11,13 +11,11 @@ from typing import Any
 
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 from jupyter_client.manager import start_new_kernel
 from matplotlib.lines import Line2D
 
 from sae_lib.report.figures import live
-from sae_lib.report.figures.live_figure import Curve, live_figure, live_png
 from sae_lib.report.figures.style import look
 from sae_lib.study.notebooks import run_notebook
 from sae_lib.training.log import PROGRESS_FILE
@@ -34,11 +32,6 @@ def rows(count: int) -> list[dict[str, float]]:
 def log(folder: Path, count: int) -> None:
     folder.mkdir(exist_ok=True)
     (folder / PROGRESS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows(count)))
-
-
-def finish(folder: Path, count: int) -> None:
-    pd.DataFrame(rows(count)).to_parquet(folder / "history.parquet")
-    (folder / PROGRESS_FILE).unlink()
 
 
 class Handle:
@@ -71,7 +64,6 @@ def handle(monkeypatch: pytest.MonkeyPatch) -> Handle:
     monkeypatch.setattr("IPython.display.display", display)
     monkeypatch.setattr(live, "somebody_looks_on", lambda: True)
     monkeypatch.setattr(live, "REDRAW_S", 0.01)
-    monkeypatch.setattr(live, "LARGEST_SHARE", 1e9)
     return handle
 
 
@@ -84,29 +76,15 @@ def no_thread_is_left() -> bool:
 
 
 def test_one_line_for_each_sae_in_the_look_of_its_method():
-    curves = [Curve("topk", rows(4), False), Curve("standard", rows(11), True), Curve("standard", rows(2), False)]
-    fig = live_figure(curves, STEPS)
+    curves = [("topk", rows(4)), ("standard", rows(11)), ("standard", rows(2))]
+    fig = live.live_figure(curves, STEPS)
     unexplained, l0 = fig.axes
     # The first row explains nothing: 1 - 0 = 1.
-    lines = [line for line in unexplained.lines if line.get_marker() == "None"]
-    assert [line.get_color() for line in lines] == [look(curve.method).color for curve in curves]
-    assert points(lines[0]) == [[0, 1], [10, 0.5], [20, 0.25], [30, 0.125]]
-    lines = [line for line in l0.lines if line.get_marker() == "None"]
-    assert points(lines[2]) == [[0, 64], [10, 32]]
-    assert [line.get_alpha() for line in lines] == [1.0, 0.35, 1.0]
-    tips = [points(line) for line in l0.lines if line.get_marker() == "o"]
-    assert tips == [[[30, 16]], [[10, 32]]], "a dot for each SAE under way"
-    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["Standard", "TopK"]
-    assert "1 of 3" in l0.get_title(loc="left")
+    assert [line.get_color() for line in unexplained.lines] == [look(method).color for method, _ in curves]
+    assert points(unexplained.lines[0]) == [[0, 1], [10, 0.5], [20, 0.25], [30, 0.125]]
+    assert points(l0.lines[2]) == [[0, 64], [10, 32]]
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["TopK", "Standard"]
     assert {ax.get_xlim() for ax in fig.axes} == {(0.0, 100.0)} and {ax.get_yscale() for ax in fig.axes} == {"log"}
-
-
-def test_what_a_log_axis_has_no_place_for_is_left_out():
-    row = {"step": 0.0, "explained_variance": 1.0, "l0": 0.0}
-    fig = live_figure([Curve("atm", [row, row | {"step": 10.0, "l0": 3.0}], False), Curve("topk", [], False)], STEPS)
-    assert [points(line) for line in fig.axes[0].lines] == [[], []]
-    assert [points(line) for line in fig.axes[1].lines] == [[[10, 3]], [[10, 3]], []]
-    assert live_png([Curve("topk", [], False)], STEPS).startswith(PNG)
 
 
 def test_the_picture_follows_the_runs_and_is_taken_back(handle, tmp_path):
@@ -117,13 +95,12 @@ def test_the_picture_follows_the_runs_and_is_taken_back(handle, tmp_path):
         handle.wait_for(2)
         log(tmp_path / "b", 3)
         handle.wait_for(3)
-        finish(tmp_path / "b", 11)
+        (tmp_path / "a" / PROGRESS_FILE).unlink()
         handle.wait_for(4)
     *pictures, last = handle.shown
     assert last is None
     assert all(picture is not None and picture.startswith(PNG) for picture in pictures)
-    final = [Curve("topk", rows(1), False), Curve("atm", rows(11), True)]
-    assert pictures[-1] == live_png(final, STEPS) and len(set(pictures)) == len(pictures)
+    assert pictures[-1] == live._picture([("atm", rows(3))], STEPS).data and len(set(pictures)) == len(pictures)
     assert no_thread_is_left()
 
 
@@ -139,18 +116,8 @@ def test_it_is_drawn_again_only_for_something_new(handle, tmp_path):
                 log(tmp_path / "a", self.looks)
             return self.looks == 6
 
-    watched = live._Watched({tmp_path / "a": "topk"})
-    live._redraw(handle, watched, watched.curves(), STEPS, Ended())
-    assert handle.shown == [live_png([Curve("topk", rows(count), False)], STEPS) for count in (2, 4)]
-
-
-def test_a_finished_run_is_read_once(tmp_path, monkeypatch):
-    log(tmp_path / "a", 2)
-    finish(tmp_path / "a", 2)
-    watched = live._Watched({tmp_path / "a": "topk"})
-    first = watched.curves()
-    monkeypatch.setattr(live, "logged_rows", lambda folder: pytest.fail("read again"))
-    assert watched.curves() == first == [Curve("topk", rows(2), True)]
+    live._redraw(handle, {tmp_path / "a": "topk"}, STEPS, Ended())
+    assert handle.shown == [live._picture([("topk", rows(count))], STEPS).data for count in (2, 4)]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
