@@ -40,12 +40,12 @@ from sae_lib.profiles.runs import RunSpec, calibrated, expected_calibration
 from sae_lib.report.figures.style import COLUMN_WIDTH, set_style
 from sae_lib.report.names import method_name
 from sae_lib.study.experiment import Experiment
-from sae_lib.study.scoring import absorption_reference, core_reference, evaluate, stability_reference
+from sae_lib.study.scoring import evaluate, score_inputs
 from sae_lib.util.files import read_json
 from sae_lib.util.paths import OUTPUT_VARIABLE, output_root
 
 SCORES = ("reconstruction", "absorption", "stability")
-REFERENCES = (core_reference, absorption_reference, stability_reference)
+REFERENCES = ("reconstruction", "absorption", "stability")
 FEWER_WORDS = 1000  # of the vocabulary's 7,437, with --scaled
 DIVIDED = ("hidden_size", "intermediate_size", "head_dim")
 
@@ -103,7 +103,7 @@ def run(folder: Path, divide: int, fewer: int, methods: Sequence[str], device: s
                      "ms_per_step": ran["seconds"] / ran["steps"] * 1e3, "l0": ran["final"]["l0"],
                      "explained_variance": ran["final"]["explained_variance"]})  # fmt: skip
     # What the metrics need of the language model is computed once, for all SAEs.
-    clock.measure("references", lambda: [make(experiment) for make in REFERENCES])
+    clock.measure("references", lambda: [score_inputs(experiment).reference(name) for name in REFERENCES])
     for i, spec in enumerate(specs):
         saes[i]["evaluate_s"] = clock.timed(lambda: evaluate(experiment, [spec], SCORES))  # noqa: B023
     clock.seconds["training"] = sum(sae["train_s"] for sae in saes)

@@ -46,7 +46,16 @@ def write_run(folder: Path, sae: Autoencoder, **changes: Any) -> Path:
     """The folder of a run of 10 steps, `<root>/<profile>/runs/<run>`, without scores."""
     config = sae.cfg.model_dump(mode="json")
     save_checkpoint(folder / "sae.safetensors", sae.state_dict(), {"config": config, "key": "k"})
-    run = {"key": "k", "seed": 42, "config": config, "model": "someone/tiny", "layer": 1, "steps": 10, "tokens": 640}
+    names = {"method": sae.cfg.architecture, "group": "main"}
+    run = names | {
+        "key": "k",
+        "seed": 42,
+        "config": config,
+        "model": "someone/tiny",
+        "layer": 1,
+        "steps": 10,
+        "tokens": 640,
+    }
     write_json(folder / "run.json", run | changes)
     return folder
 

@@ -12,9 +12,11 @@ from sae_lib.data.corpus import DOCUMENTATION, TOKENS
 from sae_lib.metrics.absorption.reference import ABSORPTION_REFERENCE
 from sae_lib.metrics.core_reference import CORE_REFERENCE
 from sae_lib.metrics.probing.reference import PROBING_REFERENCE
+from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
 from sae_lib.metrics.toy.training import TOY
-from sae_lib.study.scoring import ACROSS_SEEDS, STAGES
+from sae_lib.study.experiment import CALIBRATION_L0
+from sae_lib.study.scoring import ACROSS_SEEDS
 from sae_lib.training.run import TRAINING
 from sae_lib.util.files import read_json, write_json
 from sae_lib.util.keys import Stage
@@ -29,10 +31,8 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     ABSORPTION_REFERENCE: ("sae_lib.metrics.absorption.reference",),
     STABILITY_REFERENCE: ("sae_lib.metrics.stability.reference",),
     PROBING_REFERENCE: ("sae_lib.metrics.probing.reference",),
-    STAGES["reconstruction"]: ("sae_lib.metrics.reconstruction",),
-    STAGES["absorption"]: ("sae_lib.metrics.absorption.score",),
-    STAGES["stability"]: ("sae_lib.metrics.stability.contexts", "sae_lib.metrics.stability.tokens"),
-    STAGES["probing"]: ("sae_lib.metrics.probing.score",),
+    **{score.stage: (score.evaluate.__module__,) for score in SCORES.values()},
+    CALIBRATION_L0: ("sae_lib.autoencoders.build",),
     ACROSS_SEEDS: ("sae_lib.metrics.stability.seeds",),
     TOY: ("sae_lib.metrics.toy.experiments",),
 }

@@ -9,17 +9,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
 
 from sae_lib.autoencoders.config import SAEConfig, config_class
 from sae_lib.data.config import CorpusConfig, DataConfig, ModelConfig
 from sae_lib.mechanisms import methods
-from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.stability.config import StabilityConfig
+from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.toy.config import ToyConfig
 from sae_lib.training.recipes import merged, method_recipe
 from sae_lib.training.run_config import TrainingConfig, distinct_seeds
@@ -76,13 +74,20 @@ class AblationConfig(Strict):
     _seeds = field_validator("atm_grid_seeds")(distinct_seeds)
 
 
-class EvaluationConfig(Strict):
-    """What is computed for each SAE."""
+if TYPE_CHECKING:
 
-    batch_contexts: int = Field(16, ge=1)
-    absorption: AbsorptionConfig = AbsorptionConfig()
-    probing: ProbingConfig = ProbingConfig()
-    stability: StabilityConfig = StabilityConfig()
+    class EvaluationConfig(Strict):
+        """A section of settings for each registered score."""
+
+        def __init__(self, **sections: Any) -> None: ...
+
+        def __getattr__(self, score: str) -> Any: ...
+
+else:
+    _sections = {name: (score.settings, score.settings()) for name, score in SCORES.items() if score.settings}
+    EvaluationConfig = create_model(
+        "EvaluationConfig", __base__=Strict, __doc__="A section of settings for each registered score.", **_sections
+    )
 
 
 class Cost(Strict):

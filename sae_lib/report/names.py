@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
-
 from sae_lib.mechanisms import METHODS as METHOD
 from sae_lib.mechanisms import methods
 from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
-
-Direction = Literal["lower", "higher", "none"]
-ARROWS: dict[str, str] = {"lower": "↓", "higher": "↑", "none": "–"}
+from sae_lib.metrics import scores as _scores  # noqa: F401 (registers them)
+from sae_lib.metrics.registry import COLUMNS, Column
+from sae_lib.metrics.stability import seeds
+from sae_lib.metrics.toy import score as toy
 
 # What methods are called, in the order of every table and figure.
 METHODS: dict[str, str] = {key: METHOD[key].name for key in methods("main", "as written", "floor")}
@@ -31,61 +30,9 @@ RARE_LETTERS = ("j", "q", "x", "z")
 IMPORTANCE_PARTS = COMPONENTS
 
 
-class Metric(NamedTuple):
-    """How a column of evaluation.parquet is shown."""
-
-    label: str
-    direction: Direction
-    decimals: int
-
-    @property
-    def header(self) -> str:
-        """The label with an arrow: ↑ higher is better, ↓ lower is better, – neither."""
-        return f"{self.label} {ARROWS[self.direction]}"
-
-    @property
-    def axis(self) -> str:
-        """The label with its direction in words, for an axis."""
-        return self.label if self.direction == "none" else f"{self.label}\n({self.direction} is better)"
-
-
-METRICS: dict[str, Metric] = {
-    "l0": Metric("L0", "none", 1),
-    "l1": Metric("L1", "none", 1),
-    "mse": Metric("MSE", "lower", 4),
-    "cosine": Metric("cosine", "higher", 3),
-    "explained_variance": Metric("explained variance", "higher", 3),
-    "ce_score": Metric("CE score", "higher", 3),
-    "kl_score": Metric("KL score", "higher", 3),
-    "absorption_fraction": Metric("absorption, fraction", "lower", 3),
-    "absorption_full": Metric("absorption, full", "lower", 3),
-    "absorption_unthresholded": Metric("absorption, unthresholded", "lower", 3),
-    "num_split_features": Metric("splits", "none", 2),
-    "dead_fraction": Metric("dead share", "lower", 3),
-    "letters": Metric("letters", "none", 0),
-    "words": Metric("words", "none", 0),
-    "final_loss": Metric("loss", "lower", 2),
-    "probing_k1": Metric("probing, k = 1", "higher", 3),
-    "probing_k2": Metric("probing, k = 2", "higher", 3),
-    "probing_k5": Metric("probing, k = 5", "higher", 3),
-    "probing_all": Metric("probing, residual stream", "higher", 3),
-    "probing_chance": Metric("chance", "none", 2),
-    "matched_cosine": Metric("seeds, matched cosine", "higher", 3),
-    "max_cosine": Metric("seeds, max cosine", "higher", 3),
-    "share_matched": Metric("seeds, share > 0.7", "higher", 3),
-    "context_firing": Metric("contexts, firing", "higher", 3),
-    "context_probe": Metric("contexts, probe", "none", 3),
-    "context_words": Metric("context words", "none", 0),
-    "token_change": Metric("tokens, change", "none", 3),
-    "token_change_shuffled": Metric("change, shuffled", "none", 3),
-    "token_autocorrelation": Metric("tokens, autocorrelation", "none", 3),
-    "token_autocorrelation_shuffled": Metric("autocorrelation, shuffled", "none", 3),
-    "parent_silent_rate": Metric("parent silent", "lower", 3),
-    "miss_rate": Metric("parent missed alone", "lower", 3),
-    "cos_child_parent": Metric("cos(child, parent)", "lower", 3),
-    "cos_parent_parent": Metric("cos(parent, parent)", "higher", 3),
-    "top_share": Metric("share of the top latents", "lower", 3),
-}
+# Columns of the result rows, those of the pairs of seeds and of the toys: how each is shown.
+METRICS = COLUMNS
+METRICS.update({"final_loss": Column("loss", "lower", 2), **seeds.SHOWN, **toy.SHOWN})
 
 
 def method_name(method: str) -> str:

@@ -189,7 +189,9 @@ def core(sae: Autoencoder, inputs: Inputs) -> Measured:
     A reconstruction worse than a constant is a mistake in the set-up far more often than a bad SAE: a note says so.
     """
     notes = list(inputs.text_notes)
-    summary, density = evaluate_reconstruction(sae, inputs.lm, inputs.core, inputs.settings.batch_contexts)
+    summary, density = evaluate_reconstruction(
+        sae, inputs.lm, inputs.core, inputs.settings.reconstruction.batch_contexts
+    )
     if summary["explained_variance"] < 0:
         notes.append(
             f"explained variance {summary['explained_variance']:.2f}, worse than predicting the mean; check that "

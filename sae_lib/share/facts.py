@@ -10,13 +10,13 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import WEIGHTS_FILE, load_autoencoder
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.data.store_manifest import MANIFEST, content_key
+from sae_lib.metrics.scores import SCORES
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.share.origin import Place, place
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
 
 RUN_FILE = "run.json"
-SCORE_FILES = ("reconstruction", "absorption", "stability", "probing")
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ def read_run(folder: Path, profile: str | None = None) -> tuple[Autoencoder, Fac
         fault = "has not finished training; run make paper to the end" if started else "is no run of this project"
         raise ArtifactError(f"run: {folder} {fault} (it has no {RUN_FILE})")
     run = read_json(folder / RUN_FILE)
-    if not isinstance(run, dict) or not {"seed", "steps", "tokens"} <= set(run):
-        raise ArtifactError(f"run: {folder / RUN_FILE} names no seed, steps and tokens; train this SAE again")
+    if not isinstance(run, dict) or not {"method", "seed", "steps", "tokens"} <= set(run):
+        raise ArtifactError(f"run: {folder / RUN_FILE} names no method, seed, steps and tokens; train this SAE again")
     sae = load_autoencoder(folder)
     store = _store(folder, run)
     model, layer = (run.get(key, store.get(key)) for key in ("model", "layer"))
     found = _profile(folder, profile, model, layer, sae.d_sae)
     return sae, Facts(
         run=folder.resolve().name,
-        method=run.get("method") or method(sae.cfg, trained=run["steps"] > 0),
+        method=run["method"],
         config=sae.cfg,
         d_in=sae.d_in,
         place=place(model, layer),
@@ -86,28 +86,6 @@ def read_run(folder: Path, profile: str | None = None) -> tuple[Autoencoder, Fac
         text=_text(found) if found else None,
         scores=_scores(folder),
     )
-
-
-def method(config: SAEConfig, *, trained: bool) -> str:
-    """The method of the tables that a configuration belongs to.
-
-    >>> from sae_lib.autoencoders.topk import TopKConfig
-    >>> method(TopKConfig(d_sae=8, k=2), trained=True)
-    'topk'
-    """
-    if not trained:
-        return "untrained"
-    if any(config.get(section) for section in ("temporal", "resampling", "gradient_scaling")):
-        return "temporal_sae"
-    if config.get("dropout"):
-        return "dropout"
-    if config.architecture == "matryoshka":
-        return f"matryoshka_{len(config.get('prefixes'))}"
-    if config.architecture != "standard":
-        return config.architecture
-    # The papers' own recipe encodes x, the baselines' x - b_dec.
-    name = "atm" if config.get("masking") else "standard"
-    return name if config.subtract_b_dec else f"paper_{name}"
 
 
 def _store(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +130,7 @@ def _text(profile: Profile) -> str:
 def _scores(folder: Path) -> dict[str, float]:
     """Every score that is kept with the run, by name; what could not be measured is left out."""
     scores: dict[str, float] = {}
-    for name in SCORE_FILES:
+    for name in SCORES:
         file = folder / f"{name}.json"
         if file.is_file():
             summary = read_json(file).get("summary", {})

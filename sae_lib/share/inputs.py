@@ -171,7 +171,7 @@ class Inputs:
 
     @cached_property
     def core(self) -> CoreReference:
-        return build_core_reference(self.lm, self.tokens, self.settings.batch_contexts, self.folder)
+        return build_core_reference(self.lm, self.tokens, self.settings.reconstruction.batch_contexts, self.folder)
 
     @cached_property
     def absorption(self) -> AbsorptionReference:

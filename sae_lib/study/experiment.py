@@ -6,9 +6,8 @@ In a distributed run every rank makes the same calls: the work is shared out, an
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.model_loading import model_identity
 from sae_lib.data.store_manifest import content_key, finished_manifest, only_in_memory
 from sae_lib.data.tokens import load_tokens
+from sae_lib.metrics.toy.experiments import absorption_picture, ground_truth
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.profiles.runs import Calibration, RunSpec, sweep_runs
@@ -37,9 +37,14 @@ from sae_lib.training.log import RunLog, forget_progress
 from sae_lib.training.run import CHECKPOINT_FILE, is_finished, read_history, run_key, train_sae
 from sae_lib.util import ranks
 from sae_lib.util.checkpoint import save_checkpoint
-from sae_lib.util.files import FolderLock, json_key, write_json, write_parquet
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import FolderLock, is_held, json_key, read_json, write_json, write_parquet
+from sae_lib.util.keys import Stage, result_key
 from sae_lib.util.parallel import for_each, kept
 from sae_lib.util.paths import Paths, corpus_cache
+
+CALIBRATION_L0 = Stage("calibration l0", 1)
+LATENTS_AT_ONCE = 2**26  # of the calibration documents, dense
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Experiment:
     """One profile and its folders; what the notebooks hold in their hands."""
 
     source: str
-    """Name or path that the profile was loaded by; worker processes load it again."""
+    """Name or path that the profile was loaded by."""
     profile: Profile
     paths: Paths
 
@@ -78,10 +83,11 @@ class Experiment:
 
     def build_tokens(self, tokenizer: Any) -> dict[str, Any]:
         """Text to contexts (`corpus.build_tokens`)."""
-        return build_tokens(
-            self.profile.corpus, self.profile.data, tokenizer, self.paths.tokens, self.corpus_cache,
-            rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier,
-        )  # fmt: skip
+        with self.writing():
+            return build_tokens(
+                self.profile.corpus, self.profile.data, tokenizer, self.paths.tokens, self.corpus_cache,
+                rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier,
+            )  # fmt: skip
 
     def harvest(self, lm: LanguageModel) -> ActivationStore:
         """The activation store of the training contexts, made or completed where `data.store` says."""
@@ -92,7 +98,7 @@ class Experiment:
             if ranks.rank() == 0:
                 tqdm.write(f"activations {place.reason}; each notebook that needs them harvests them again")
             return self._in_memory(lm)
-        with self._harvest_bar() as progress:
+        with self.writing(), self._harvest_bar() as progress:
             return harvest(
                 lm, self._train_tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=data.train_tokens,
                 check="full", rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier, progress=progress,
@@ -123,7 +129,7 @@ class Experiment:
             return ActivationStore.open(self.paths.store, check="full").key
 
         if not only_in_memory(self.paths.store):
-            kept(self.source, "store checked", read)
+            kept(self, "store checked", read)
 
     @property
     def store_key(self) -> str:
@@ -153,7 +159,7 @@ class Experiment:
                     shard_rows=data.shard_rows, max_rows=data.train_tokens, progress=progress,
                 )  # fmt: skip
 
-        store: ActivationStore = kept(self.source, "store in memory", make)
+        store: ActivationStore = kept(self, "store in memory", make)
         return store
 
     @contextmanager
@@ -177,7 +183,8 @@ class Experiment:
     def save(self, table: pd.DataFrame, name: str) -> Path:
         """Write a table of results as `<name>.parquet`, whole or not at all; returns the file."""
         path = self.paths.results / f"{name}.parquet"
-        write_parquet(path, table, index=False)
+        with self.writing():
+            write_parquet(path, table, index=False)
         return path
 
     def run_key(self, spec: RunSpec, store_key: str) -> str:
@@ -192,9 +199,8 @@ class Experiment:
         if waiting and ranks.rank() == 0:
             self._check_store()
         methods = {self.run_folder(spec, store_key): spec.method for spec in waiting if spec.trained}
-        lock = FolderLock(self.paths.runs) if ranks.rank() == 0 else nullcontext()
-        with lock, live_curves(methods, self.profile.training.steps):
-            for_each(_train_one, self.source, [[spec] for spec in waiting], self.workers, description)
+        with self.writing(), live_curves(methods, self.profile.training.steps):
+            for_each(_train_one, self, [[spec] for spec in waiting], self.workers, description)
         frames = []
         for spec in (spec for spec in specs if spec.trained):
             folder = self.run_folder(spec, store_key)
@@ -203,9 +209,20 @@ class Experiment:
             frames.append(tag(read_history(folder), spec, folder.name))
         return concat(frames)
 
+    def ground_truth(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The toys, one row per SAE (`toy.experiments.ground_truth`), and what their latents have become
+        (`toy.experiments.absorption_picture`)."""
+        folder, settings = self.paths.runs / "toy", self.profile.ablations.toy
+        with self.writing():
+            summary = ground_truth(folder, settings, self.workers)
+            return summary, absorption_picture(folder, settings, self.workers)
+
     def calibrate(self) -> Calibration:
         """The L1 methods' part of the sweep: the coefficient of each at which L0 meets the target on the calibration
-        documents, and ATM's mask rate there, which uniform dropout takes over."""
+        documents, and ATM's mask rate there, which uniform dropout takes over.
+
+        Raises ArtifactError when ATM never masked, so that there is no rate to take over.
+        """
         coefficients: dict[str, float] = {}
         probability = 0.3
         methods = sorted(self.profile.sweep.coefficients, key=lambda name: name == "dropout")
@@ -225,35 +242,67 @@ class Experiment:
         return Calibration(coefficients=coefficients, dropout_probability=probability)
 
     def calibration_l0(self, specs: Sequence[RunSpec]) -> list[float]:
-        """L0 of trained SAEs on the calibration documents, which no metric uses."""
+        """L0 of trained SAEs on the calibration documents, which no metric uses; kept in their run folders."""
 
         def measure() -> list[float]:
             store_key = self.store_key
-            rows = self._calibration_rows
-            saes = [load_autoencoder(self.run_folder(spec, store_key)) for spec in specs]
+            text = read_json(self.paths.tokens / "manifest.json")["splits"]["calibration"]
+            key = result_key(CALIBRATION_L0, model_identity(self.profile.model), text)
+            return [self._calibration_l0(self.run_folder(spec, store_key), key) for spec in specs]
+
+        with self.writing():
+            return ranks.from_first(measure)
+
+    def _calibration_l0(self, folder: Path, key: str) -> float:
+        file = folder / "calibration.json"
+        known = read_json(file) if file.is_file() else {}
+        if known.get("key") != key:
+            rows: Tensor = kept(self, "calibration rows", self._calibration_rows)
+            sae = load_autoencoder(folder, self.device)
             with torch.no_grad():
-                return [float((sae.encode(rows) != 0).float().sum(dim=1).mean()) for sae in saes]
+                active = [
+                    (sae.encode(part.to(sae.device)) != 0).float().sum(dim=1)
+                    for part in rows.split(max(1, LATENTS_AT_ONCE // sae.d_sae))
+                ]
+            known = {"key": key, "l0": float(torch.cat(active).mean())}
+            write_json(file, known)
+        return float(known["l0"])
 
-        return ranks.from_first(measure)
-
-    @cached_property
     def _calibration_rows(self) -> Float[Tensor, "row d_in"]:
         folder = self.paths.reference / "calibration"
         tokens = load_tokens(self.paths.tokens, "calibration")
         store = harvest(self.language_model(whole=False), tokens, folder, check="full")
         return store.rows(np.arange(store.n_rows))
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the profile's folder while something is written into it, so that no other run clears it up.
+
+        Nothing is done where this process, or the run that it is part of, holds it already.
+
+        Raises ArtifactError when another run holds it.
+        """
+        if ranks.rank() > 0 or is_held(self.paths.root):
+            yield
+        else:
+            with FolderLock(self.paths.root):
+                yield
+
 
 def _mask_rate(history: pd.DataFrame, values: Sequence[float], coefficient: float) -> float:
     """ATM's mean mask rate, after its warm-up, in the calibration run nearest to the chosen coefficient."""
     nearest = min(values, key=lambda value: abs(np.log(value / coefficient)))
     rates = history.loc[(history["level"] == nearest) & (history["mask_rate"] > 0), "mask_rate"]
-    return float(rates.mean()) if len(rates) else 0.3
+    if not len(rates):
+        raise ArtifactError(
+            "methods.atm.masking: ATM never masked a latent in the whole sweep run, so uniform dropout has no rate to "
+            "take over; lower its warmup_steps or training.schedule_scale, or raise training.steps"
+        )
+    return float(rates.mean())
 
 
-def _train_one(source: str, job: list[RunSpec]) -> None:
-    experiment = opened(source)
-    store = kept(source, "store", experiment.store)
+def _train_one(experiment: Experiment, job: list[RunSpec]) -> None:
+    store = kept(experiment, "store", experiment.store)
     for spec in job:
         folder = experiment.run_folder(spec, store.key)
         if spec.trained:
@@ -261,7 +310,7 @@ def _train_one(source: str, job: list[RunSpec]) -> None:
             with RunLog(folder, events / f"seed-{spec.seed}") as log:
                 train_sae(
                     spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
-                    device=experiment.device, log=log,
+                    device=experiment.device, log=log, names={"method": spec.method, "group": spec.group},
                 )  # fmt: skip
         else:
             _leave_untrained(spec, store, folder, experiment.run_key(spec, store.key))
@@ -272,14 +321,8 @@ def _leave_untrained(spec: RunSpec, store: ActivationStore, folder: Path, key: s
     sae = build_autoencoder(spec.config, store.d_in, spec.seed)
     config = spec.config.model_dump(mode="json")
     save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), {"config": config, "key": key})
-    write_json(folder / "run.json", {"key": key, "seed": spec.seed, "config": config, "steps": 0, "tokens": 0,
-                                     "seconds": 0.0, "final": {}})  # fmt: skip
-
-
-def opened(source: str) -> Experiment:
-    """The experiment of this process; a pool's workers are asked for one profile only."""
-    experiment: Experiment = kept(source, "experiment", lambda: Experiment.open(source))
-    return experiment
+    run = {"key": key, "method": spec.method, "group": spec.group, "seed": spec.seed, "config": config}
+    write_json(folder / "run.json", run | {"steps": 0, "tokens": 0, "seconds": 0.0, "final": {}})
 
 
 def tag(frame: pd.DataFrame, spec: RunSpec, run: str) -> pd.DataFrame:

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,13 @@ def train_sae(
     device: str = "cpu",
     report: Report | None = None,
     log: Log | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train one SAE, or return at once when `folder` already holds this very run.
 
     `report(step)` is called after each step, and `log(row)` with each row of the training curves as soon as there is
-    one; a run that goes on from a checkpoint passes the rows before it too. Returns the content of
-    run.json.
+    one; a run that goes on from a checkpoint passes the rows before it too. `names` (method and group) go
+    into run.json, whose content is returned.
 
     Raises ArtifactError when the loss is NaN or infinite (the last checkpoint stays) or the disk is full.
     """
@@ -106,14 +107,14 @@ def train_sae(
             save_checkpoint(checkpoint, trainer.tensors(), trainer.state() | {"key": key})
         if report is not None:
             report(trainer.index)
-    _leave_files(trainer, trainer.finish(), folder, key)
+    _leave_files(trainer, trainer.finish(), folder, {"key": key, **(names or {})})
     return dict(read_json(folder / "run.json"))
 
 
-def _leave_files(trainer: Trainer, sae: Autoencoder, folder: Path, key: str) -> None:
+def _leave_files(trainer: Trainer, sae: Autoencoder, folder: Path, named: dict[str, str]) -> None:
     history = pd.DataFrame(trainer.history)
     run = {
-        "key": key,
+        **named,
         "seed": trainer.seed,
         "config": trainer.cfg.model_dump(mode="json"),
         "store_key": trainer.store.key,
@@ -126,6 +127,6 @@ def _leave_files(trainer: Trainer, sae: Autoencoder, folder: Path, key: str) -> 
         "final": {name: value for name, value in trainer.history[-1].items() if value == value},  # NaN is no JSON
     }
     write_parquet(folder / "history.parquet", history, index=False)
-    save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), {"config": run["config"], "key": key})
+    save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), {"config": run["config"], "key": named["key"]})
     write_json(folder / "run.json", run)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)

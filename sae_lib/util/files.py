@@ -224,6 +224,19 @@ def json_key(value: object) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+# Folders that this process holds, or one that it was started by: children inherit the variable.
+HELD = "SAE_LIB_HELD"
+
+
+def is_held(folder: Path | str) -> bool:
+    """Whether this process, or one that it was started by, holds a `FolderLock` of the folder."""
+    return str(Path(folder).resolve()) in _held()
+
+
+def _held() -> list[str]:
+    return [folder for folder in os.environ.get(HELD, "").split(os.pathsep) if folder]
+
+
 class FolderLock:
     """Holds a folder for one run; a second run is refused at once, told who holds it.
 
@@ -250,11 +263,13 @@ class FolderLock:
                     f"or set SAE_LIB_OUTPUT to another folder"
                 ) from None
         write_json(self._note, {"pid": os.getpid(), "host": socket.gethostname()})
+        os.environ[HELD] = os.pathsep.join([*_held(), str(self.folder.resolve())])
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        os.environ[HELD] = os.pathsep.join(folder for folder in _held() if folder != str(self.folder.resolve()))
         self._note.unlink(missing_ok=True)
         self._lock.release()
 

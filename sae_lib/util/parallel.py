@@ -19,11 +19,12 @@ from sae_lib.util import ranks
 from sae_lib.util.errors import ArtifactError
 
 Job = TypeVar("Job")
-Work = Callable[[str, list[Job]], None]
+Work = Callable[[Any, list[Job]], None]
 
 
-def for_each(work: Work[Job], source: str, jobs: Sequence[list[Job]], workers: int, description: str) -> None:
-    """Call `work(source, job)` for each job, a list of things done together; the first failure ends it.
+def for_each(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], workers: int, description: str) -> None:
+    """Call `work(owner, job)` for each job, a list of things done together; the first failure ends it. Worker processes
+    get a copy of `owner`.
 
     With one worker everything happens in this process, and on all its cores. In a distributed run the jobs are those
     of rank 0, whatever the others would have found to do, and each goes to the first rank that is free. Returns on
@@ -33,21 +34,21 @@ def for_each(work: Work[Job], source: str, jobs: Sequence[list[Job]], workers: i
     total = sum(len(job) for job in jobs)
     with tqdm(total=total, desc=description, unit="SAE", mininterval=1, disable=not jobs or ranks.rank() > 0) as bar:
         if ranks.world() > 1:
-            _shared_out(work, source, jobs, bar)
+            _shared_out(work, owner, jobs, bar)
         elif min(workers, len(jobs)) <= 1:
             for job in jobs:
-                work(source, job)
+                work(owner, job)
                 bar.update(len(job))
         else:
-            _by_processes(work, source, jobs, workers, bar)
+            _by_processes(work, owner, jobs, workers, bar)
 
 
-def _shared_out(work: Work[Job], source: str, jobs: Sequence[list[Job]], bar: tqdm[Any]) -> None:
+def _shared_out(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], bar: tqdm[Any]) -> None:
     """Each job on the rank that is free first; the bar counts what all ranks have done."""
     taken, done = ranks.Counter(), ranks.Counter()
     while (number := taken.add(1) - 1) < len(jobs):
         try:
-            work(source, jobs[number])
+            work(owner, jobs[number])
         except BaseException:
             taken.add(len(jobs))  # nothing is left for ranks that torchrun does not end at once, on other machines
             raise
@@ -56,10 +57,10 @@ def _shared_out(work: Work[Job], source: str, jobs: Sequence[list[Job]], bar: tq
     bar.update(done.add(0) - bar.n)
 
 
-def _by_processes(work: Work[Job], source: str, jobs: Sequence[list[Job]], workers: int, bar: tqdm[Any]) -> None:
+def _by_processes(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], workers: int, bar: tqdm[Any]) -> None:
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=begin_worker)
     with pool:
-        futures = {pool.submit(work, source, job): job for job in jobs}
+        futures = {pool.submit(work, owner, job): job for job in jobs}
         try:
             for future in as_completed(futures):
                 future.result()
@@ -107,11 +108,14 @@ def _end_with(parent: int) -> None:
 _KEPT: dict[str, Any] = {}
 
 
-def kept(source: str, name: str, make: Callable[[], Any]) -> Any:
-    """`make()`, once in this process for one source: a worker's jobs share what is costly to open."""
-    if _KEPT.get("source") != source:
+def kept(owner: object, name: str, make: Callable[[], Any]) -> Any:
+    """`make()`, once in this process for one owner: its jobs share what is costly to open.
+
+    Owners are compared by content, so that nothing of a profile outlives an edit of it.
+    """
+    if _KEPT.get("owner") != owner:
         _KEPT.clear()
-        _KEPT["source"] = source
+        _KEPT["owner"] = owner
     if name not in _KEPT:
         _KEPT[name] = make()
     return _KEPT[name]

@@ -72,14 +72,14 @@ NOTEBOOKS = {
         evaluation = evaluate(experiment, specs)
         pairs = across_seeds(experiment, specs)
         stage("tables")
-        frames = {"evaluation_main": evaluation.rows, "letters_main": evaluation.letters}
-        frames |= {"density_main": evaluation.density, "probing_tasks_main": evaluation.tasks}
+        frames = {"evaluation_main": evaluation.rows, "letters_main": evaluation.tables["letters"]}
+        frames |= {"density_main": evaluation.tables["density"], "probing_tasks_main": evaluation.tables["tasks"]}
         frames |= {"seed_stability_main": pairs}
         files = [experiment.save(frame, name) for name, frame in frames.items()]
         files += write_table(main_table(evaluation.rows), "table_main", paths.figures)
         stage("figures")
         history = pd.read_parquet(paths.results / "history_main.parquet")
-        drawn = {"curves": training_curves(history), "rates": density_figure(evaluation.density)}
+        drawn = {"curves": training_curves(history), "rates": density_figure(evaluation.tables["density"])}
         for name, (fig, data) in drawn.items():
             files += save_figure(fig, name, data, paths.figures)
         write_stage_manifest(paths, "03", files)
@@ -100,7 +100,7 @@ def write(folder: Path) -> Path:
         "data": {"context_length": 64, "train_tokens": 1024, "held_out_contexts": 2, "calibration_contexts": 1,
                  "window": 16, "batch_tokens": 256, "shard_rows": 256},
         "evaluation": {
-            "batch_contexts": 2,
+            "reconstruction": {"batch_contexts": 2},
             "absorption": {"max_words": 80, "probe_epochs": 2, "sparse_min_steps": 2, "icl_examples": 1},
             "stability": {"words_per_letter": 1, "contexts": 2},
             "probing": {"source": "files", "files": {"numpy": {"train": str(folder / "labelled.jsonl")}}, "context": 16,

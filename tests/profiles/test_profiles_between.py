@@ -148,7 +148,7 @@ def test_from_text_to_scores(name: str, tmp_path: Path) -> None:
     # A model that was never trained knows few letters, if any: that is counted, and a mean over none is missing.
     assert rows["letters"].lt(20).all() and rows["probe_f1"].between(0, 1).all()
     assert (rows["absorption_fraction"].isna() == rows["letters"].eq(0)).all()
-    assert len(found.letters) == rows["letters"].sum()
+    assert len(found.tables["letters"]) == rows["letters"].sum()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])

@@ -18,11 +18,12 @@ from sae_lib.mechanisms import methods
 from sae_lib.share.card import LICENSE
 from sae_lib.share.dictionary_learning import save_dictionary_learning
 from sae_lib.share.export import export_run
-from sae_lib.share.facts import method, read_run
+from sae_lib.share.facts import read_run
 from sae_lib.share.load import load_sae, load_with_origin
 from sae_lib.share.origin import place
 from sae_lib.share.saelens import save_saelens
 from sae_lib.share.weights import inference_form, strict_threshold
+from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_json
 from sae_lib.util.paths import ROOT
 from tests.run_folders import D_IN, D_SAE, THRESHOLD, perturbed, write_run, write_store
@@ -148,17 +149,26 @@ def test_hook_names_of_a_hub_model(tmp_path, monkeypatch):
     assert place(None, None).saelens_hook == ("HookedTransformer", None)
 
 
-@pytest.mark.parametrize("name", methods("main", "as written"))
-def test_a_configuration_tells_its_method(name):
-    assert method(perturbed(name).cfg, trained=True) == name
-    assert method(perturbed(name).cfg, trained=False) == "untrained"
+def test_a_run_tells_its_method(tmp_path):
+    run = write_run(tmp_path / "run", perturbed("standard"), method="my_method")
+    assert read_run(run)[1].method == "my_method"
+    content = json.loads((run / "run.json").read_text())
+    write_json(run / "run.json", {key: value for key, value in content.items() if key != "method"})
+    with pytest.raises(ArtifactError, match=r"run\.json names no method, seed, steps and tokens; train this SAE again"):
+        read_run(run)
 
 
 def pocket_run(root: Path, name: str = "topk", **changes: Any) -> Path:
     """A run of the packaged profile, with its store and two scores."""
     key = write_store(root / "pocket", model="pocket", layer=2, positions=128, rows=640)
     folder = write_run(
-        root / "pocket" / "runs" / "abc", perturbed(name), model="pocket", layer=2, store_key=key, **changes
+        root / "pocket" / "runs" / "abc",
+        perturbed(name),
+        method=name,
+        model="pocket",
+        layer=2,
+        store_key=key,
+        **changes,
     )
     summary = {"l0": 4.25, "explained_variance": 0.876543, "dead_fraction": 0.125, "tokens": 8086.0, "ce_score": None}
     write_json(folder / "reconstruction.json", {"key": "x", "summary": summary})

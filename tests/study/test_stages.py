@@ -30,7 +30,7 @@ SMALL = {
         "batch_tokens": 256, "shard_rows": 2048,
     },
     "evaluation": {
-        "batch_contexts": 2,
+        "reconstruction": {"batch_contexts": 2},
         "absorption": {"max_words": 600, "probe_epochs": 3, "sparse_min_steps": 2},
         "stability": {"words_per_letter": 2, "contexts": 2},
         "probing": {
@@ -156,10 +156,10 @@ def test_evaluation_gives_a_tidy_row_for_each_sae_and_is_not_repeated(opened, mo
     assert list(first.rows["method"]) == [spec.method for spec in specs]
     assert (first.rows["l0"] > 0).all() and first.rows["explained_variance"].notna().all()
     assert first.rows.loc[first.rows["method"] == "topk", "l0"].item() == pytest.approx(8, abs=0.5)
-    assert set(first.letters["letter"]) <= set("abcdefghijklmnopqrstuvwxyz")
-    assert (first.density.groupby("run")["count"].sum() == 64).all()
-    assert first.tasks.groupby("run")["task"].nunique().min() > 1
-    by_run = first.tasks.groupby("run")["k1"].mean()
+    assert set(first.tables["letters"]["letter"]) <= set("abcdefghijklmnopqrstuvwxyz")
+    assert (first.tables["density"].groupby("run")["count"].sum() == 64).all()
+    assert first.tables["tasks"].groupby("run")["task"].nunique().min() > 1
+    by_run = first.tables["tasks"].groupby("run")["k1"].mean()
     assert first.rows.set_index("run")["probing_k1"].to_dict() == pytest.approx(by_run.to_dict())
     assert first.rows["context_words"].notna().all() and first.rows["token_change"].between(0, 2).all()
     monkeypatch.setattr("sae_lib.study.scoring._evaluate_job", lambda *job: pytest.fail("evaluated again"))

@@ -21,7 +21,8 @@ from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.latents import ROWS, latent_bytes, unit_latents
 from sae_lib.metrics.absorption.main_latents import MainLatents, main_latents_of_many
-from sae_lib.metrics.absorption.reference import AbsorptionReference
+from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
+from sae_lib.metrics.registry import Column, Earlier, Inputs, Measured, Score, register
 from sae_lib.metrics.stored_reference import require_width
 
 
@@ -310,3 +311,34 @@ def _missing(reference: AbsorptionReference, config: AbsorptionConfig) -> str:
         else:
             reasons.append(f"{LETTERS[letter]} (F1 {f1:.2f} on {test[letter]} test words)")
     return ", ".join(reasons)
+
+
+def _reference(inputs: Inputs) -> AbsorptionReference:
+    return build_absorption_reference(inputs.lm, inputs.settings("absorption"), inputs.folder)
+
+
+def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Earlier]) -> list[Measured]:
+    found = evaluate_absorption_many(saes, inputs.reference("absorption"), inputs.settings("absorption"))
+    return [
+        Measured(each.summary, {"letters": each.letters}, {"main_latents": each.main_latents}, notes=each.notes)
+        for each in found
+    ]
+
+
+register(
+    Score(
+        name="absorption",
+        version=1,
+        settings=AbsorptionConfig,
+        reference=_reference,
+        evaluate=_evaluate,
+        columns={
+            "absorption_fraction": Column("absorption, fraction", "lower", 3),
+            "absorption_full": Column("absorption, full", "lower", 3),
+            "absorption_unthresholded": Column("absorption, unthresholded", "lower", 3),
+            "num_split_features": Column("splits", "none", 2, quality=True),
+            "letters": Column("letters", "none", 0),
+            "words": Column("words", "none", 0),
+        },
+    )
+)

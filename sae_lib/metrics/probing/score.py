@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,7 +13,9 @@ from torch import Tensor
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.probes import sparse_accuracies
-from sae_lib.metrics.probing.reference import ProbingReference
+from sae_lib.metrics.probing.reference import ProbingReference, build_probing_reference
+from sae_lib.metrics.probing.sources import text_key
+from sae_lib.metrics.registry import Column, Earlier, Inputs, Measured, Score, register
 from sae_lib.metrics.stored_reference import require_width
 from sae_lib.util.errors import ArtifactError
 
@@ -84,3 +87,32 @@ def _require_finite(means: Float[Tensor, "text d_sae"]) -> None:
         raise ArtifactError(
             "sae: its latents hold NaN or infinite values; train it again from its last good checkpoint"
         )
+
+
+def _reference(inputs: Inputs) -> ProbingReference:
+    settings = inputs.settings("probing")
+    return build_probing_reference(inputs.lm, settings, inputs.corpus, inputs.folder, inputs.corpus_cache)
+
+
+def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Earlier]) -> list[Measured]:
+    found = [evaluate_probing(sae, inputs.reference("probing"), inputs.settings("probing")) for sae in saes]
+    return [Measured(each.summary, {"tasks": each.tasks}) for each in found]
+
+
+register(
+    Score(
+        name="probing",
+        version=1,
+        settings=ProbingConfig,
+        reference=_reference,
+        evaluate=_evaluate,
+        text_key=text_key,
+        columns={
+            "probing_k1": Column("probing, k = 1", "higher", 3),
+            "probing_k2": Column("probing, k = 2", "higher", 3),
+            "probing_k5": Column("probing, k = 5", "higher", 3),
+            "probing_all": Column("probing, residual stream", "higher", 3),
+            "probing_chance": Column("chance", "none", 2),
+        },
+    )
+)

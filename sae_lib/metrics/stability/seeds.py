@@ -12,12 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.metrics.registry import Column
 from sae_lib.util.errors import ArtifactError
 
 # The exact assignment takes about n^3: on one CPU core 0.1 s for 1,024 latents, 1 s for 4,096, 5 to 10 s for
 # 8,192, and there are ten pairs of five seeds for each method.
 EXACT_UP_TO = 4096
 MATCHED_ABOVE = 0.7
+SHOWN = {
+    "matched_cosine": Column("seeds, matched cosine", "higher", 3),
+    "max_cosine": Column("seeds, max cosine", "higher", 3),
+    "share_matched": Column("seeds, share > 0.7", "higher", 3),
+}
 COLUMNS = ["seed_a", "seed_b", "matched_cosine", "max_cosine", "share_matched", "latents", "matching"]
 
 _CHUNK_ELEMENTS = 2**24

@@ -12,12 +12,21 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.metrics.registry import Column
 from sae_lib.metrics.statistics import reconstruction_statistics
 from sae_lib.metrics.toy.data import Toy
 
 TEST_ROWS = 2**14
 TEST_SEED = 10_000  # no training data has it
 TOP = 0.1  # the latents that fire most often: this share of the dictionary, at least one
+
+SHOWN = {
+    "parent_silent_rate": Column("parent silent", "lower", 3),
+    "miss_rate": Column("parent missed alone", "lower", 3),
+    "cos_child_parent": Column("cos(child, parent)", "lower", 3),
+    "cos_parent_parent": Column("cos(parent, parent)", "higher", 3),
+    "top_share": Column("share of the top latents", "lower", 3),
+}
 
 
 @torch.no_grad()

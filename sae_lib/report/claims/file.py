@@ -14,12 +14,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from sae_lib.metrics.registry import Direction
 from sae_lib.profiles.profile import explain
 from sae_lib.report.claims.data_checks import DATA_CHECKS
 from sae_lib.report.claims.links import CALLS
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS
 from sae_lib.report.claims.toy_checks import TOY_CHECKS
-from sae_lib.report.names import Direction
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.strict import Strict
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from sae_lib.metrics.registry import ARROWS
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.claims.data_checks import DATA_CHECKS
 from sae_lib.report.claims.file import Claim, PublishedNumber, load_claims, require_claim_ids
@@ -22,7 +23,6 @@ from sae_lib.report.claims.verdicts import (
     VERDICTS,
     Outcome,
 )
-from sae_lib.report.names import ARROWS
 from sae_lib.report.results import Results, seeds_of, select
 from sae_lib.report.statistics import t_interval
 from sae_lib.report.tables.rows import Table

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from sae_lib.metrics.registry import Column
 from sae_lib.profiles.profile import Profile
-from sae_lib.report.names import BASELINE, METRICS, RARE_LETTERS, Metric, method_name
+from sae_lib.report.names import BASELINE, METRICS, RARE_LETTERS, method_name
 from sae_lib.report.results import by_method, main_rows, rows_of, select
 from sae_lib.report.statistics import CONFIDENCE, by_seed, difference, holm, p_value, pair_values, t_interval
 from sae_lib.report.tables.rows import (
@@ -32,9 +33,6 @@ from sae_lib.report.tables.rows import (
 MAIN_COLUMNS = (
     "l0", "explained_variance", "cosine", "ce_score", "absorption_fraction", "absorption_full", "letters", "words",
     "probing_k1", "context_firing",
-)  # fmt: skip
-QUALITY_COLUMNS = (
-    "l0", "l1", "explained_variance", "cosine", "mse", "ce_score", "kl_score", "dead_fraction", "num_split_features",
 )  # fmt: skip
 PROBING_COLUMNS = (
     "l0", "explained_variance", "probing_k1", "probing_k2", "probing_k5", "probing_all", "probing_chance",
@@ -55,19 +53,19 @@ DIFFERENCE_COLUMNS = (
 )  # fmt: skip
 # Column -> how it is shown where contexts are all there is. `_random`: latents of equal density that are no letter's;
 # `_probe`: the ground-truth probe, the ceiling; `_text`: in running text instead of prompts.
-CONTEXT_METRICS: dict[str, Metric] = {
+CONTEXT_METRICS: dict[str, Column] = {
     "l0": METRICS["l0"],
-    "context_words": Metric("words", "none", 0),
-    "context_firing": Metric("fires", "higher", 3),
-    "context_firing_any": Metric("any main latent", "higher", 3),
-    "context_firing_random": Metric("equal density", "none", 3),
-    "context_probe": Metric("probe", "none", 3),
-    "context_repeat": Metric("again", "higher", 3),
-    "context_repeat_random": Metric("again, equal density", "none", 3),
-    "context_words_text": Metric("text: words", "none", 0),
-    "context_firing_text": Metric("text: fires", "higher", 3),
-    "context_firing_random_text": Metric("text: equal density", "none", 3),
-    "context_probe_text": Metric("text: probe", "none", 3),
+    "context_words": Column("words", "none", 0),
+    "context_firing": Column("fires", "higher", 3),
+    "context_firing_any": Column("any main latent", "higher", 3),
+    "context_firing_random": Column("equal density", "none", 3),
+    "context_probe": Column("probe", "none", 3),
+    "context_repeat": Column("again", "higher", 3),
+    "context_repeat_random": Column("again, equal density", "none", 3),
+    "context_words_text": Column("text: words", "none", 0),
+    "context_firing_text": Column("text: fires", "higher", 3),
+    "context_firing_random_text": Column("text: equal density", "none", 3),
+    "context_probe_text": Column("text: probe", "none", 3),
 }
 
 
@@ -95,7 +93,8 @@ def main_table(evaluation: pd.DataFrame) -> Table:
 
 def quality_table(evaluation: pd.DataFrame) -> Table:
     """Reconstruction, behaviour and use of the dictionary, of the SAEs of the main table."""
-    return _method_table(evaluation, QUALITY_COLUMNS, "Reconstruction and behaviour at matched L0; mean")
+    columns = [name for name, column in METRICS.items() if column.quality]
+    return _method_table(evaluation, columns, "Reconstruction and behaviour at matched L0; mean")
 
 
 def probing_table(evaluation: pd.DataFrame) -> Table:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from sae_lib.report.names import METRICS, Metric
+from sae_lib.metrics.registry import Column
+from sae_lib.report.names import METRICS
 from sae_lib.report.results import MATCHED_L0, seeds_of
 from sae_lib.report.statistics import Interval, t_interval
 
@@ -33,7 +34,7 @@ def table_of(
     named: dict[str, pd.DataFrame],
     columns: Iterable[str],
     caption: str,
-    metrics: Mapping[str, Metric] = METRICS,
+    metrics: Mapping[str, Column] = METRICS,
 ) -> Table:
     """One row for each named set of SAEs, one column for each metric. The caption gets the rows' seeds."""
     shown, data = [], []
@@ -103,7 +104,7 @@ def range_cell(interval: Interval, decimals: int, sign: str = "") -> str:
     return f"{mean} [{low}, {high}]" if math.isfinite(interval.low) else mean
 
 
-def record(row: str, column: str, interval: Interval, metrics: Mapping[str, Metric] = METRICS) -> dict[str, Any]:
+def record(row: str, column: str, interval: Interval, metrics: Mapping[str, Column] = METRICS) -> dict[str, Any]:
     """A number and its interval, as the CSV files have them."""
     direction = metrics[column].direction
     return {"row": row, "n": interval.n, "metric": column, "better": direction, "mean": interval.mean,

@@ -17,7 +17,7 @@ from sae_lib.share.browser.examination import Examination, examine
 from sae_lib.share.evaluate import default_settings
 from sae_lib.share.inputs import open_pair
 from sae_lib.study.experiment import Experiment
-from sae_lib.study.scoring import absorption_reference, language_model
+from sae_lib.study.scoring import score_inputs
 from sae_lib.training.run import is_finished
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
@@ -56,14 +56,14 @@ def examine_run(experiment: Experiment, method: str, seed: int, contexts: int = 
     chosen = np.linspace(0, len(train) - 1, min(contexts, len(train))).astype(int)
     return examine(
         saes.pop(seed),
-        language_model(experiment),
+        score_inputs(experiment).lm,
         torch.from_numpy(np.array(train[chosen], dtype=np.int64)),
-        absorption_reference(experiment),
+        score_inputs(experiment).reference("absorption"),
         experiment.profile.evaluation.absorption,
         seeds=saes,
         title=f"{method_name(method)}, seed {seed} · {experiment.profile.name}",
         text="training text",
-        batch=experiment.profile.evaluation.batch_contexts,
+        batch=experiment.profile.evaluation.reconstruction.batch_contexts,
     )
 
 

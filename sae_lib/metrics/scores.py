@@ -1,0 +1,12 @@
+"""The scores of the artifact, in the order in which they are computed: importing this registers them."""
+
+from sae_lib.metrics import reconstruction  # isort: split
+
+from sae_lib.metrics.absorption import score as absorption  # isort: split
+
+from sae_lib.metrics.stability import score as stability  # isort: split
+
+from sae_lib.metrics.probing import score as probing
+from sae_lib.metrics.registry import SCORES
+
+__all__ = ["SCORES", "absorption", "probing", "reconstruction", "stability"]
