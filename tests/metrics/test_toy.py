@@ -120,6 +120,22 @@ class Recorded(ToyPool):
         return made
 
 
+def one_order(run: ToyRun) -> dict[str, float]:
+    return {"z": 1.0, "a": math.nan}
+
+
+def another(run: ToyRun) -> dict[str, float]:
+    return {"z": 2.0}
+
+
+def test_what_is_read_stands_in_the_order_in_which_it_was_made(tmp_path):
+    run = ToyRun(PAIR, toy_config("standard", PAIR), 1, steps=10, batch=8)
+    for pool_ in (ToyPool(tmp_path), ToyPool(tmp_path)):
+        [found] = pool_.run([run], work=one_order)
+        assert [*found] == ["z", "a"] and found["z"] == 1.0 and math.isnan(found["a"])
+    assert ToyPool(tmp_path).run([run], work=another) == [{"z": 2.0}], "each function's numbers are its own"
+
+
 def test_matching_finds_the_true_l0():
     settings = ToyConfig(l1_levels=(0.001, 0.1), refinements=1, sweep_seeds=(7, 8))
     recorded = Recorded()
@@ -176,7 +192,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     def forbidden(run: ToyRun) -> dict[str, float]:
         raise AssertionError("trained again")
 
-    forbidden.__module__ = train_and_score.__module__
+    forbidden.__name__ = train_and_score.__name__
     monkeypatch.setattr(pool, "train_and_score", forbidden)
     again = ToyPool(tmp_path).run(runs, work=forbidden)
     assert [{k: v for k, v in row.items() if v == v} for row in again] == [

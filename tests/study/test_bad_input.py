@@ -23,12 +23,14 @@ from sae_lib.data.corpus import build_tokens
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.tokens import pack
 from sae_lib.profiles.profile import load_profile
+from sae_lib.study import pipeline
 from sae_lib.study.experiment import Experiment
 from sae_lib.training.recipes import merged
 from sae_lib.training.run import CHECKPOINT_FILE, train_sae
 from sae_lib.util.checkpoint import load_checkpoint
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import FolderLock
+from sae_lib.util.files import HELD, FolderLock
+from sae_lib.util.paths import NOTEBOOKS
 from tests.data.test_corpus import TOKENIZER, parts, tiny_profile
 from tests.profiles.test_profile import content, refusal
 from tests.tiny_models import random_tokens, save_tiny_model
@@ -237,11 +239,19 @@ def test_a_disk_that_fills_up_in_training_costs_nothing_that_was_saved(
     assert train_sae(tiny_config("standard"), store, DATA, training, 0, folder)["steps"] == 10
 
 
-def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+def test_a_second_training_in_the_same_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = experiment_on(tmp_path, save_tiny_model(tmp_path / "model"))
     experiment.harvest(experiment.language_model(whole=False))
-    with (
-        FolderLock(experiment.paths.runs),
-        pytest.raises(ArtifactError, match=rf"is in use by process {os.getpid()} on "),
-    ):
-        experiment.train([])
+    with FolderLock(experiment.paths.root):
+        experiment.train([])  # as a notebook does that `make paper` runs: its parent holds the folder
+        monkeypatch.delenv(HELD)  # as another kernel, of JupyterLab
+        with pytest.raises(ArtifactError, match=rf"is in use by process {os.getpid()} on "):
+            experiment.train([])
+        monkeypatch.setenv(HELD, "")
+
+
+def test_what_a_notebook_is_writing_is_not_cleared_up(tmp_path: Path) -> None:
+    """A run that clears up holds the folder, and so does an experiment that writes into it."""
+    experiment = experiment_on(tmp_path, save_tiny_model(tmp_path / "model"))
+    with experiment.writing(), pytest.raises(ArtifactError, match="is in use by process"):
+        pipeline.run(experiment.profile, {}, notebooks=NOTEBOOKS)

@@ -571,11 +571,11 @@ def test_verify_and_accept_read_this_profiles_results(
     ]
 
 
-def test_a_run_with_nothing_to_do_does_not_import_torch() -> None:
+def test_a_run_with_nothing_to_do_does_not_import_what_it_does_not_need() -> None:
     code = "import sae_lib.study.pipeline, sae_lib.study.plan, json, sys; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = json.loads(done.stdout)
-    assert not {"torch", "transformers", "papermill", "pandas", "IPython"} & set(loaded)
+    assert not {"transformers", "datasets", "papermill", "IPython"} & set(loaded)
 
 
 COMMANDS = ("run", "plan", "verify", "accept", "clean", "evaluate", "export", "browser", "pocket-lm", "readme")

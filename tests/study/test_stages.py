@@ -9,17 +9,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 
 from sae_lib.data.activations import ActivationStore
 from sae_lib.profiles.profile import PROFILES
-from sae_lib.profiles.runs import RunSpec, plan_runs
-from sae_lib.study.experiment import Experiment
+from sae_lib.profiles.runs import RunSpec, plan_runs, sweep_runs
+from sae_lib.study.experiment import Experiment, _mask_rate
 from sae_lib.study.scoring import evaluate
 from sae_lib.util import parallel as workers
 from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import read_json
 from sae_lib.util.paths import ROOT
 from tests.util.test_ranks import LAUNCHER
 
@@ -166,12 +168,31 @@ def test_evaluation_gives_a_tidy_row_for_each_sae_and_is_not_repeated(opened, mo
     assert evaluate(experiment, specs).rows.equals(first.rows)
 
 
-def test_calibration_reads_its_own_documents_and_meets_the_range(opened):
+def test_calibration_reads_its_own_documents_once_and_meets_the_range(opened, monkeypatch):
     experiment = opened(1)
     chosen = experiment.calibrate()
     for method, values in experiment.profile.sweep.coefficients.items():
         assert min(values) * 0.999 <= chosen.coefficients[method] <= max(values) * 1.001
     assert 0 < chosen.dropout_probability < 1
+    specs = sweep_runs(experiment.profile, "atm")
+    measured = experiment.calibration_l0(specs)
+    monkeypatch.setattr("sae_lib.study.experiment.load_autoencoder", lambda *_: pytest.fail("measured again"))
+    assert experiment.calibration_l0(specs) == measured
+
+
+def test_where_atm_never_masked_there_is_no_rate_to_take_over():
+    history = pd.DataFrame({"level": [0.1, 0.1, 0.5], "mask_rate": [0.0, 0.0, 0.2]})
+    assert _mask_rate(history, [0.1, 0.5], 0.4) == 0.2
+    with pytest.raises(ArtifactError, match=r"^methods\.atm\.masking: ATM never masked a latent"):
+        _mask_rate(history, [0.1, 0.5], 0.11)
+
+
+def test_a_run_names_its_method_and_group(opened):
+    experiment = opened(1)
+    experiment.train(main_runs(experiment))
+    for spec in main_runs(experiment):
+        run = read_json(experiment.run_folder(spec, experiment.store_key) / "run.json")
+        assert (run["method"], run["group"]) == (spec.method, spec.group)
 
 
 PARENT = """

@@ -71,8 +71,9 @@ class ToyPool:
 
     def _remember(self, work: Work, run: ToyRun, numbers: Numbers) -> None:
         self._known[work, run] = numbers
-        # JSON has no NaN: a value that is not there is null.
-        values = {name: None if math.isnan(value) else value for name, value in numbers.items()}
+        # Pairs, since names of an object would be sorted: rows and columns stand in one order, fresh or read. JSON has
+        # no NaN: a value that is not there is null.
+        values = [[name, None if math.isnan(value) else value] for name, value in numbers.items()]
         write_json(self._file(work, run), values)
 
     def _recall(self, work: Work, run: ToyRun) -> bool:
@@ -83,5 +84,5 @@ class ToyPool:
             found = read_json(self._file(work, run))
         except (FileNotFoundError, ArtifactError):
             return False
-        self._known[work, run] = {name: math.nan if value is None else value for name, value in found.items()}
+        self._known[work, run] = {name: math.nan if value is None else value for name, value in found}
         return True
