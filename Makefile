@@ -82,9 +82,10 @@ verify: $(READY)  ## print the claims table of PROFILE and compare its verdicts 
 
 test: lint typecheck unit nbval  ## lint, format check, types, unit tests, then the committed notebooks
 
-lint: $(READY)  ## ruff: lint and format check
+lint: $(READY)  ## ruff: lint and format check; import-linter: rooms import downwards only
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	"$(ENV_PYTHON)" -c "from importlinter.cli import lint_imports_command as lint; lint()"
 
 typecheck: $(READY)  ## mypy
 	$(RUN) mypy
