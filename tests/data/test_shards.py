@@ -24,7 +24,7 @@ from sae_lib.data.harvest import (
     write_npy,
 )
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.store_manifest import content_key, finished_manifest, only_in_memory
+from sae_lib.data.store_manifest import content_key, finished_manifest, lost_file, only_in_memory
 from sae_lib.util import files as disk
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
@@ -230,6 +230,18 @@ def test_where_a_store_is(lm, alone, tmp_path):
         ActivationStore.open(tmp_path)
     make(lm, tmp_path)
     assert not only_in_memory(tmp_path) and files(tmp_path) == files(alone)
+
+
+def test_a_store_on_disk_that_lost_all_its_shards_is_missing_and_not_in_memory(lm, alone, tmp_path):
+    """Else every process that reads it would harvest again, for itself."""
+    make(lm, tmp_path)
+    for shard in tmp_path.glob("activations-*.npy"):
+        shard.unlink()
+    assert not only_in_memory(tmp_path) and lost_file(tmp_path) == "activations-00000.npy"
+    with pytest.raises(ArtifactError, match=r"activations-00000.npy in .* is missing; harvest again"):
+        ActivationStore.open(tmp_path)
+    make(lm, tmp_path)
+    assert files(tmp_path) == files(alone)
 
 
 def test_a_second_harvest_in_memory_must_give_the_same_rows(lm, tmp_path):

@@ -61,6 +61,22 @@ def test_atomic_write_gives_the_users_permissions(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
 
 
+def test_the_process_umask_is_never_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread that makes a file meanwhile would make it with no mask at all."""
+    before = os.umask(0o027)
+    try:
+        monkeypatch.setattr(os, "umask", lambda _: pytest.fail("the mask is changed"))
+        with atomic_write(tmp_path / "a") as file:
+            file.write("text")
+        with atomic_folder(tmp_path / "b") as folder:
+            (folder / "c").touch()
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o750
+
+
 def test_atomic_write_refuses_other_modes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'a'"), atomic_write(tmp_path / "log", "a"):
         pass

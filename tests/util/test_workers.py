@@ -55,3 +55,26 @@ def fail_on_two(source: str, job: list[int]) -> None:
 def test_the_first_failure_of_a_worker_ends_the_work():
     with pytest.raises(ValueError, match="two"):
         workers.for_each(fail_on_two, "s", [[1], [2], [3]], 2, "work")
+
+
+UNGUARDED = """
+from sae_lib.data import documentation
+from sae_lib.util import parallel
+from sae_lib.util.errors import ArtifactError
+
+print(len(documentation.extract(["filelock", "tqdm"], processes=2)) > 20)
+try:
+    parallel.for_each(print, "source", [[1], [2]], 2, "work")
+except ArtifactError as error:
+    print(error)
+"""
+
+
+def test_a_script_without_a_main_guard_is_told_what_it_lacks(tmp_path):
+    """The packaged corpus needs no guard; training in several processes does."""
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED)
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    told = [line for line in run.stdout.splitlines() if line]
+    assert told[0] == "True" and told[-1].startswith("training.workers: a worker process ended at once"), run.stderr
+    assert 'belongs under `if __name__ == "__main__":`' in told[-1]
