@@ -48,7 +48,8 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
     """
     rows = []
     for claim in load_claims() if claims is None else claims:
-        paper = _paper_outcome(claim)
+        printed = {number.name: number.value for number in claim.published}
+        paper = PAPER_CHECKS[claim.paper_check](printed) if claim.paper_check else None
         scale = DATA_CHECKS[claim.data_check["kind"]](results, claim.data_check) if claim.data_check else None
         toy = check_on_toys(results, claim.toy_check) if claim.toy_check else None
         # A claim about toy data alone is answered by it.
@@ -63,7 +64,7 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
                 "where": claim.where,
                 "metric": claim.metric,
                 "direction": claim.direction,
-                "published": ", ".join(f"{number.name} {number.value}" for number in claim.published),
+                "published": ", ".join(f"{name} {value}" for name, value in printed.items()),
                 "measured": _measured(claim, results),
                 "verdict": outcome.verdict,
                 "at_this_scale": scale.verdict if scale else "",
@@ -74,12 +75,6 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
             }
         )
     return pd.DataFrame(rows)
-
-
-def _paper_outcome(claim: Claim) -> PaperOutcome | None:
-    if claim.paper_check is None:
-        return None
-    return PAPER_CHECKS[claim.paper_check]({number.name: number.value for number in claim.published})
 
 
 def _verdict(

@@ -25,22 +25,21 @@ FLOORS = {"explained_variance": 0.0, "ce_score": 0.0}
 _COLUMNS = ["method", "level", "metric", "l0", "mean", "sd", "n", "low", "high"]
 
 
-def pareto_figure(evaluation: pd.DataFrame, metrics: tuple[str, ...] = SWEEP_METRICS) -> tuple[Figure, pd.DataFrame]:
+def pareto_figure(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Absorption, explained variance, CE score and sparse probing against L0, one curve per method.
 
     A marker is the mean of a level's SAEs, large at the level of the main table, with its 95 % t interval (the seeds'
     own there, from the pooled spread elsewhere); hollow, without a line, the papers' own coefficients.
     """
-    data = _points(evaluation, metrics)
+    data = _points(evaluation)
     fig, grid = plt.subplots(2, 2, figsize=(FULL_WIDTH, 5.6), sharex=True)
-    titles = {"absorption_fraction": "absorption", "explained_variance": "reconstruction", "ce_score": "behaviour",
-              "probing_k1": "sparse probing"}  # fmt: skip
-    for ax, letter, metric in zip(grid.flat, "abcd", metrics, strict=True):
+    titles = ("absorption", "reconstruction", "behaviour", "sparse probing")
+    for ax, letter, metric, title in zip(grid.flat, "abcd", SWEEP_METRICS, titles, strict=True):
         of_metric = data[data["metric"] == metric]
         edge = _axis(ax, of_metric, metric)
         for method in in_order([*of_metric["method"]]):
             _draw(ax, of_metric[of_metric["method"] == method], method, edge)
-        panel(ax, letter, titles.get(metric, METRICS[metric].label))
+        panel(ax, letter, title)
     for ax in grid[1]:
         ax.set_xlabel("L0 (active latents per token)")
     log_ticks(grid[0, 0].xaxis)
@@ -54,14 +53,14 @@ def pareto_figure(evaluation: pd.DataFrame, metrics: tuple[str, ...] = SWEEP_MET
     return fig, data
 
 
-def _points(evaluation: pd.DataFrame, metrics: tuple[str, ...]) -> pd.DataFrame:
+def _points(evaluation: pd.DataFrame) -> pd.DataFrame:
     records = []
     written = by_method(evaluation[evaluation["group"] == "as_written"])
-    for metric in (metric for metric in metrics if metric in evaluation):
+    for metric in (metric for metric in SWEEP_METRICS if metric in evaluation):
         points = [
-            (method, level.label, math.exp(level.log_l0), curve.at_level(level))
-            for method, curve in curves(evaluation, metric).items()
-            for level in curve.levels
+            (method, level.label, math.exp(level.log_l0), of_method.at_level(level))
+            for method, of_method in curves(evaluation, metric).items()
+            for level in of_method.levels
         ]
         for method, part in written.items():
             l0 = t_interval(by_seed(part, "l0")).mean

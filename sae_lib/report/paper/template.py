@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined, TemplateError
+from jinja2 import Environment, StrictUndefined, TemplateError, TemplateSyntaxError
 
 from sae_lib.report.paper.values import NOTHING, Change, Quantity
 from sae_lib.util.errors import ArtifactError
@@ -89,7 +89,7 @@ def rendered(source: str, names: dict[str, Any]) -> str:
     try:
         return environment.from_string(source).render(names)
     except TemplateError as error:
-        line = getattr(error, "lineno", None)
+        line = error.lineno if isinstance(error, TemplateSyntaxError) else None
         raise ArtifactError(f"paper: {error.message or error}" + (f", line {line}" if line else "")) from None
 
 
