@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sae_lib.data import hub
+from sae_lib.data.gguf import Wheel
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.strict import Seed, Strict
 
@@ -15,7 +16,10 @@ class ModelConfig(Strict):
     """The language model and the layer whose residual stream the SAEs read."""
 
     name: str = Field(min_length=1)
-    """`pocket` (ships with the project), a Hugging Face hub id, or a local folder."""
+    """`pocket` (ships with the project), a Hugging Face hub id, a local folder, or a GGUF file; with `wheel`, what to
+    call the model."""
+    wheel: Wheel | None = None
+    """The wheel of the package index whose GGUF file is the model. Without it, `name` is looked for."""
     revision: str | None = Field(None, validate_default=True)
     """Commit, tag or branch of a hub id; left out, the commit that `hub.yaml` pins."""
     layer: int = Field(ge=0)

@@ -1,7 +1,8 @@
 """From the model named in a profile to its weights, configuration and tokenizer, checked before they are read.
 
-Three kinds of name, one kind of folder: "pocket" is the packaged model, an existing folder is itself,
-anything else is an id on the Hugging Face hub, downloaded once into the hub's own cache. torch is imported only where
+Four kinds of name, one kind of folder: "pocket" is the packaged model, an existing folder is itself, a GGUF file (also
+one inside a pinned wheel) is converted once, anything else is an id on the Hugging Face hub, downloaded once into the
+hub's own cache. torch is imported only where
 weights are read.
 """
 
@@ -15,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sae_lib.data import hub
+from sae_lib.data import gguf, hub
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import file_sha256, json_key
 from sae_lib.util.memory import require_memory
@@ -36,11 +37,22 @@ WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
+def readable_name(config: ModelConfig) -> str:
+    """What `model_folder` reads: the name of a profile's model, or the folder that its GGUF file is converted into.
+
+    Raises:
+        ArtifactError: as `gguf.converted_file` and `gguf.converted_wheel`.
+    """
+    if config.wheel is not None:
+        return str(gguf.converted_wheel(config.wheel))
+    return str(gguf.converted_file(config.name)) if gguf.is_gguf(config.name) else config.name
+
+
 def model_folder(name: str, revision: str | None, *, weights: bool) -> Path:
     """The local folder of a model, downloaded first where `name` is a hub id.
 
     Args:
-        name: "pocket", a folder, or a hub id such as "google/gemma-2-2b".
+        name: "pocket", a folder, or a hub id such as "google/gemma-2-2b"; from `readable_name`.
         revision: branch, tag or commit on the hub; a local folder has none. Without one the newest commit is read,
             and a warning names it.
         weights: also fetch the weights; without them a hub model costs a few kilobytes.
@@ -138,14 +150,15 @@ def load_model(config: ModelConfig, *, whole: bool) -> LoadedModel:
     if device != "cpu" and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
         raise ArtifactError("model.dtype: bfloat16 is not available on this GPU; choose float32 or float16")
     auto = AutoModelForCausalLM if whole else AutoModel
-    folder = model_folder(config.name, config.revision, weights=False)
+    name = readable_name(config)
+    folder = model_folder(name, config.revision, weights=False)
     kept = _configuration(folder, config, whole=whole)
     _check_memory(auto, kept, config, device)
-    folder = model_folder(config.name, config.revision, weights=True)
-    with _quiet_transformers():
+    folder = model_folder(name, config.revision, weights=True)
+    with quiet_transformers():
         model = _load_weights(auto, folder, kept, dtype, config.name)
         tokenizer = _load_tokenizer(folder, config.name)
-    return LoadedModel(model.to(torch.device(device)), tokenizer, _identity(folder, config))
+    return LoadedModel(model.to(torch.device(device)), tokenizer, _identity(folder, name, config))
 
 
 def model_identity(config: ModelConfig) -> str:
@@ -154,11 +167,12 @@ def model_identity(config: ModelConfig) -> str:
     Raises:
         ArtifactError: as `model_folder` does.
     """
-    return _identity(model_folder(config.name, config.revision, weights=True), config)
+    name = readable_name(config)
+    return _identity(model_folder(name, config.revision, weights=True), name, config)
 
 
-def _identity(folder: Path, config: ModelConfig) -> str:
-    source = content(folder, config.name)
+def _identity(folder: Path, name: str, config: ModelConfig) -> str:
+    source = content(folder, name)
     return json_key({"source": source, "layer": config.layer, "dtype": config.dtype})
 
 
@@ -191,7 +205,7 @@ def _check_memory(auto: Any, kept: PreTrainedConfig, config: ModelConfig, device
     """Count the parameters on the meta device, which holds none, and compare with what is free."""
     import torch
 
-    with torch.device("meta"), _quiet_transformers():
+    with torch.device("meta"), quiet_transformers():
         parameters = sum(parameter.numel() for parameter in auto.from_config(kept).parameters())
     needed = parameters * ITEM[config.dtype]
     what = f"model.name: {config.name} ({parameters / 1e6:.3g} M parameters read, {config.dtype})"
@@ -248,7 +262,7 @@ def device_of(config: ModelConfig) -> str:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """A cut model leaves weights unread on purpose: keep transformers from printing tables about it."""
     from transformers.utils import logging
 

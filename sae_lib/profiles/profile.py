@@ -26,7 +26,7 @@ from sae_lib.util.strict import Seed, Strict
 
 PROFILES = Path(__file__).parent
 # What else lies in the output folder, beside the folders of profiles.
-SHARED_FOLDERS = ("benchmark", "browser", "corpus", "docs", "evaluate", "nbval", "oracles", "pocket-lm")
+SHARED_FOLDERS = ("benchmark", "browser", "corpus", "docs", "evaluate", "models", "nbval", "oracles", "pocket-lm")
 
 
 class SweepConfig(Strict):
@@ -220,17 +220,42 @@ def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] 
 def load_profile(name: str | Path) -> Profile:
     """The profile `name` (a file of `sae_lib/profiles` without its ending) or the one in the YAML file at a path.
 
+    A file that begins with `extends: <name or path>` says only what differs from that profile; a method that it sets to
+    null is left out.
+
     Raises ArtifactError: unknown profile, unknown key (with the nearest known one), value out of range, the name of a
-    packaged profile in another file, whose results it would overwrite.
+    packaged profile in another file, whose results it would overwrite, profiles that extend one another in a circle.
     """
-    path, packaged = Path(name), {path.stem: path for path in PROFILES.glob("*.yaml")}
+    path = _file(name)
+    content = _content(path, ())
+    try:
+        profile = Profile.model_validate(content)
+    except ValidationError as error:
+        raise ArtifactError(explain(error, Profile, "")) from None
+    own = _packaged().get(profile.name.lower())
+    if own is not None and not path.samefile(own):
+        raise ArtifactError(f"name: '{profile.name}' is a packaged profile; give {path.name} a name of its own")
+    return profile
+
+
+def _packaged() -> dict[str, Path]:
+    return {path.stem: path for path in PROFILES.glob("*.yaml")}
+
+
+def _file(name: str | Path) -> Path:
+    path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         path = PROFILES / f"{name}.yaml"
     if not path.is_file():
         if Path(name).is_dir():
             raise ArtifactError(f"profile: {name} is a folder; name a YAML file")
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise ArtifactError(f"profile: no profile '{name}'{where}{nearest_hint(str(name), packaged)}")
+        raise ArtifactError(f"profile: no profile '{name}'{where}{nearest_hint(str(name), _packaged())}")
+    return path
+
+
+def _content(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """Keys and values of a file, laid over those of the profile that it extends."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf8"))
     except UnicodeDecodeError:
@@ -239,11 +264,17 @@ def load_profile(name: str | Path) -> Profile:
         raise ArtifactError(f"profile {path.name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ArtifactError(f"profile {path.name}: expected keys and values, got {type(content).__name__}")
-    try:
-        profile = Profile.model_validate(content)
-    except ValidationError as error:
-        raise ArtifactError(explain(error, Profile, "")) from None
-    own = packaged.get(profile.name.lower())
-    if own is not None and not path.samefile(own):
-        raise ArtifactError(f"name: '{profile.name}' is a packaged profile; give {path.name} a name of its own")
-    return profile
+    base = content.pop("extends", None)
+    if base is None:
+        return content
+    here = path.resolve()
+    if not isinstance(base, str) or here in extending:
+        told = "a circle of profiles" if isinstance(base, str) else f"expected a name or path, got {base!r}"
+        raise ArtifactError(f"profile {path.name}: extends: {told}")
+    beside = path.parent / base
+    below = _file(beside if beside.suffix in (".yaml", ".yml") and beside.is_file() else base)
+    content = merged(_content(below, (*extending, here)), content)
+    for section in ("methods", "as_written"):
+        if isinstance(content.get(section), dict):
+            content[section] = {name: values for name, values in content[section].items() if values is not None}
+    return content

@@ -65,14 +65,14 @@ def model_size(model: ModelConfig) -> ModelSize:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from sae_lib.data import hub
-    from sae_lib.data.model_loading import model_folder
+    from sae_lib.data.model_loading import model_folder, readable_name
 
     pin = hub.model(model.name)
     try:
         if pin:
             config = AutoConfig.for_model(**pin.config)
         else:
-            config = AutoConfig.from_pretrained(model_folder(model.name, model.revision, weights=False))
+            config = AutoConfig.from_pretrained(model_folder(readable_name(model), model.revision, weights=False))
         with torch.device("meta"):
             weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
         text = config.get_text_config()

@@ -219,7 +219,8 @@ def _input_files(profile: Profile) -> list[Any]:
         packaged = sorted(POCKET_FOLDER.glob("*"))
         known += [[file.name, file_sha256(file)] for file in packaged if file.suffix != ".md"]
     else:
-        large += sorted(Path(profile.model.name).expanduser().glob("*"))
+        place = Path(profile.model.name).expanduser()
+        large += [place, *sorted(place.glob("*"))]
     for file in large:
         if file.is_file():
             known.append([str(file), file.stat().st_size, file.stat().st_mtime_ns])

@@ -287,3 +287,38 @@ def test_a_corpus_that_is_not_pinned_needs_a_revision(tmp_path):
     )
     newest = load(tmp_path, {"corpus": {"source": "hub", "name": "someone/text", "revision": "main"}})
     assert newest.corpus.revision == "main"
+
+
+def extending(folder, text: str, name: str = "mine.yaml"):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_a_profile_says_only_what_differs_from_the_one_it_extends(tmp_path):
+    file = extending(tmp_path, "extends: pocket\nname: mine\ntraining: {d_sae: 512}\nas_written: {topk: null}\n")
+    mine, pocket = load_profile(file), load_profile("pocket")
+    assert (mine.name, mine.training.d_sae, mine.training.steps) == ("mine", 512, pocket.training.steps)
+    assert set(mine.as_written) == set(pocket.as_written) - {"topk"}
+    assert mine.corpus == pocket.corpus and mine.methods == pocket.methods
+
+
+def test_a_profile_extends_a_file_beside_it_which_may_extend_another(tmp_path):
+    extending(tmp_path, "extends: smoke\nname: first\ntraining: {seeds: [1, 2]}\n", "first.yaml")
+    second = load_profile(extending(tmp_path, "extends: first.yaml\nname: second\n", "second.yaml"))
+    assert second.training.seeds == (1, 2) and second.model == load_profile("smoke").model
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("extends: mine.yaml\nname: mine\n", "extends: a circle of profiles"),
+        ("extends: [pocket]\nname: mine\n", r"extends: expected a name or path, got \['pocket'\]"),
+        ("extends: pocke\nname: mine\n", "no profile 'pocke'.*did you mean 'pocket'"),
+        ("extends: pocket\n", "'pocket' is a packaged profile"),
+        ("extends: pocket\nname: mine\ntraining: {d_sea: 3}\n", "training.d_sea: unknown key; did you mean 'd_sae'"),
+    ],
+)
+def test_what_cannot_be_extended_is_told_in_one_line(tmp_path, text, told):
+    with pytest.raises(ArtifactError, match=told) as caught:
+        load_profile(extending(tmp_path, text))
+    assert "\n" not in str(caught.value)

@@ -153,12 +153,13 @@ def _train_ground_truth(
 def residual_at_words(lm: LanguageModel, prompts: Prompts, batch: int, what: str) -> Float[Tensor, "word d_in"]:
     """Residual streams at each prompt's word, float32, on the CPU."""
     read = [torch.empty(0, lm.d_in)]
-    starts = range(0, len(prompts.tokens), batch)
-    for start in tqdm(starts, desc=what, unit="batch", disable=None):
-        tokens, position = (part[start : start + batch] for part in prompts)
-        residual = lm.finite_stream(tokens.to(lm.device))
-        at = torch.arange(len(tokens), device=residual.device)
-        read.append(residual[at, position.to(residual.device)].float().cpu())
+    with tqdm(desc=what, total=len(prompts.tokens), unit="word", mininterval=5) as bar:
+        for start in range(0, len(prompts.tokens), batch):
+            tokens, position = (part[start : start + batch] for part in prompts)
+            residual = lm.finite_stream(tokens.to(lm.device))
+            at = torch.arange(len(tokens), device=residual.device)
+            read.append(residual[at, position.to(residual.device)].float().cpu())
+            bar.update(len(tokens))
     return torch.cat(read)
 
 

