@@ -46,7 +46,7 @@ def refusal(call) -> str:
     return str(caught.value)
 
 
-def read(file: Path, **changes) -> ModelConfig:
+def read(file: Path | str, **changes) -> ModelConfig:
     return ModelConfig(name=str(file), layer=1, device="cpu", **changes)
 
 
