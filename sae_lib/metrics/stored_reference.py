@@ -1,6 +1,6 @@
 """What a metric needs from the language model, on disk: tensors, and a record that carries their checksum.
 
-One check for all metrics: an SAE as wide as what it is to read.
+Two checks for all metrics: an SAE as wide as what it is to read, whose latents are numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import atomic_write, file_sha256, read_json, write_json
+from sae_lib.util.files import atomic_write, file_state, is_unaltered, read_json, write_json
 
 
 def require_width(
@@ -26,23 +26,28 @@ def require_width(
         )
 
 
+def require_finite(latents: Tensor) -> None:
+    """Raises ArtifactError when some latent is NaN or infinite."""
+    # A sum is finite only where its terms are, and reads each of them once.
+    if not latents.sum().isfinite() and not latents.isfinite().all():
+        raise ArtifactError(
+            "sae: its latents hold NaN or infinite values; train it again from its last good checkpoint"
+        )
+
+
 def save_reference(stem: Path, tensors: dict[str, Tensor], record: dict[str, Any], made_from: dict[str, Any]) -> None:
     """Write `stem.safetensors` and then `stem.json`, which makes the tensors valid."""
     path = stem.with_suffix(".safetensors")
     with atomic_write(path, "wb") as file:
         file.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-    write_json(stem.with_suffix(".json"), {**record, "made_from": made_from, "sha256": file_sha256(path)})
+    write_json(stem.with_suffix(".json"), {**record, "made_from": made_from, "file": file_state(path)})
 
 
 def load_reference(stem: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The tensors and the record, or None where a file is missing, cut short or altered."""
-    record_path, path = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
-    if not record_path.exists() or not path.exists():
-        return None
+    path = stem.with_suffix(".safetensors")
     try:
-        record = read_json(record_path)
-    except ArtifactError:
+        record = read_json(stem.with_suffix(".json"))
+        return (safetensors.torch.load_file(path), record) if is_unaltered(path, record["file"]) else None
+    except (FileNotFoundError, ArtifactError):
         return None
-    if record["sha256"] != file_sha256(path):
-        return None
-    return safetensors.torch.load_file(path), record

@@ -17,7 +17,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -212,6 +212,23 @@ def file_sha256(path: Path | str) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_state(path: Path | str) -> dict[str, Any]:
+    """What `is_unaltered` knows a file by: sha256, size, and the time of its last change in nanoseconds."""
+    state = os.stat(path)
+    return {"sha256": file_sha256(path), "size": state.st_size, "changed": state.st_mtime_ns}
+
+
+def is_unaltered(path: Path | str, known: Mapping[str, Any]) -> bool:
+    """Whether a file has the content it had; read only when its size is the same and its time is not, as in a copy.
+
+    Raises FileNotFoundError when it is not there.
+    """
+    state = os.stat(path)
+    if state.st_size != known["size"]:
+        return False
+    return state.st_mtime_ns == known["changed"] or file_sha256(path) == known["sha256"]
 
 
 def json_key(value: object) -> str:

@@ -234,7 +234,7 @@ def test_an_sae_that_absorbs():
     assert result.summary["letters"] == 2
     assert result.summary["words"] == 160
     assert result.summary["probe_f1"] == 1
-    assert "2 letters (F1 > 0.6)" in result.note
+    assert "2 letters (F1 > 0.6)" in "; ".join(result.notes)
 
 
 def test_absorption_is_measured_in_the_fresh_prompts_on_the_words_the_probe_finds():
@@ -327,7 +327,7 @@ def test_the_same_again_and_without_keeping_latents_in_memory():
     streamed = evaluate_absorption(random_sae(), reference, AbsorptionConfig(latent_bytes=1))
     assert first.letters.equals(again.letters)
     assert streamed.summary == pytest.approx(first.summary, abs=1e-6)
-    assert first.summary["letters"] == 26 and first.note == ""
+    assert first.summary["letters"] == 26 and "; ".join(first.notes) == ""
     assert first.letters["num_split_features"].max() > 1
 
 
@@ -396,21 +396,21 @@ def test_no_letter_gives_a_note_and_no_number():
     assert len(result.letters) == 0 and list(result.letters)[:2] == ["letter", "probe_f1"]
     assert math.isnan(result.summary["absorption_fraction"])
     assert result.summary["letters"] == result.summary["words"] == 0
-    assert "0 letters" in result.note
+    assert "0 letters" in "; ".join(result.notes)
 
 
 def test_the_note_names_the_missing_letters_and_why():
     reference = hand_made_reference()
     result = evaluate_absorption(absorbing_sae(True), reference, CONFIG)
     (note,) = result.notes
-    assert result.note == note
+    assert "; ".join(result.notes) == note
     assert "2 letters (F1 > 0.6); SAEBench gives no result below 20" in note
     assert "c (no training and no test words), d (no training and no test words)" in note
     assert " a (" not in note and " b (" not in note
     low = replace(reference, probe_f1=[1.0, 0.55] + [0.0] * 24)
-    assert "b (F1 0.55 on 60 test words)" in evaluate_absorption(absorbing_sae(True), low, CONFIG).note
+    assert "b (F1 0.55 on 60 test words)" in evaluate_absorption(absorbing_sae(True), low, CONFIG).notes[0]
     enough = evaluate_absorption(absorbing_sae(True), reference, AbsorptionConfig(min_letters=2))
-    assert enough.note == "" and enough.notes == ()
+    assert "; ".join(enough.notes) == "" and enough.notes == ()
 
 
 def test_words_that_are_not_one_token_are_counted_and_shown():

@@ -143,7 +143,7 @@ def test_an_altered_file_is_made_again(lm, absorption, tokens, built, calls, suf
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
     assert same(build_stability_reference(lm, absorption, PROMPTS, CONFIG, tokens, folder), reference)
-    assert calls and file.read_bytes() == content
+    assert calls and (file.suffix == ".json" or file.read_bytes() == content)  # the record has the time of its file
 
 
 def test_what_it_is_made_from_names_it(lm, absorption, tokens, tmp_path):

@@ -129,7 +129,7 @@ def test_saebench_refuses_a_model_with_too_few_letters_and_we_give_the_rest(
     )  # fmt: skip
     assert results == {} and "insufficent first-letter features" in capsys.readouterr().out
     ours = evaluate_absorption(sae, reference, CONFIG)
-    assert 0 < ours.summary["letters"] < 20 and "below 20" in ours.note
+    assert 0 < ours.summary["letters"] < 20 and "below 20" in ours.notes[0]
 
 
 def _run_in(folder: Path, model: StoredModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from scipy.sparse import csr_array, vstack
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.util.errors import ArtifactError
+from sae_lib.metrics.stored_reference import require_finite
 
 # Rows that are encoded at a time.
 ROWS = 2048
@@ -24,11 +24,7 @@ def unit_latents(sae: Autoencoder, rows: Float[Tensor, "row d_in"]) -> Float[Ten
         ArtifactError: some latent is NaN or infinite.
     """
     latents = sae.encode(rows.to(sae.device, sae.dtype)).float() * sae.W_dec.float().norm(dim=1)
-    # A sum is finite only where its terms are, and reads each of them once.
-    if not latents.sum().isfinite() and not latents.isfinite().all():
-        raise ArtifactError(
-            "sae: its latents hold NaN or infinite values; train it again from its last good checkpoint"
-        )
+    require_finite(latents)
     return latents
 
 

@@ -125,15 +125,6 @@ def score_words_of_letters(
     return WordScores(fraction, full, unthresholded)
 
 
-__all__ = [
-    "LETTER_COLUMNS",
-    "AbsorptionResult",
-    "WordScores",
-    "evaluate_absorption",
-    "evaluate_absorption_many",
-    "score_words",
-]
-
 LETTER_COLUMNS = [
     "letter",
     "probe_f1",
@@ -164,11 +155,6 @@ class AbsorptionResult:
     notes: tuple[str, ...]
     main_latents: dict[str, list[int]]
     """For each letter that counts, the latents that stand for it, the most important one first."""
-
-    @property
-    def note(self) -> str:
-        """The notes as one line; empty where there is none."""
-        return "; ".join(self.notes)
 
 
 def evaluate_absorption(sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig) -> AbsorptionResult:

@@ -25,7 +25,7 @@ from sae_lib.metrics.probing.probes import logistic_accuracy
 from sae_lib.metrics.probing.sources import known_datasets, load_parts, text_key
 from sae_lib.metrics.probing.tasks import LabelledTexts, ProbingTask, Tokens, draw_tasks
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import atomic_folder, file_sha256, read_json, write_json
+from sae_lib.util.files import atomic_folder, file_state, is_unaltered, read_json, write_json
 from sae_lib.util.keys import Stage, result_key
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _write_part(
         "tokens": int(lengths.sum()),
         "tasks": [[task.dataset, task.name] for task in tasks],
         "residual_accuracy": accuracies,
-        "sha256": {path.name: file_sha256(path) for path in sorted(folder.glob(f"part-{number}.*"))},
+        "files": {path.name: file_state(path) for path in sorted(folder.glob(f"part-{number}.*"))},
     }
 
 
@@ -182,8 +182,8 @@ def _load(folder: Path) -> ProbingReference | None:
     """The stored reference, or None where there is none that is whole."""
     try:
         record = read_json(folder / "reference.json")
-        entries = [item for part in record["parts"] for item in part["sha256"].items()]
-        if any(file_sha256(folder / name) != sha256 for name, sha256 in entries):
+        files = [item for part in record["parts"] for item in part["files"].items()]
+        if not all(is_unaltered(folder / name, state) for name, state in files):
             return None
     except (FileNotFoundError, ArtifactError):
         return None

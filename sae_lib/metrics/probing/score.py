@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.probing.config import ProbingConfig
@@ -16,8 +14,7 @@ from sae_lib.metrics.probing.probes import sparse_accuracies
 from sae_lib.metrics.probing.reference import ProbingReference, build_probing_reference
 from sae_lib.metrics.probing.sources import text_key
 from sae_lib.metrics.registry import Column, Earlier, Inputs, Measured, Score, register
-from sae_lib.metrics.stored_reference import require_width
-from sae_lib.util.errors import ArtifactError
+from sae_lib.metrics.stored_reference import require_finite, require_width
 
 CHANCE = 0.5  # every task has as many positives as negatives
 
@@ -55,7 +52,7 @@ def evaluate_probing(sae: Autoencoder, reference: ProbingReference, config: Prob
     rows = []
     for part in reference.parts:
         means = part.means(lambda residual: sae.encode(residual.to(sae.dtype)), sae.device) * norms
-        _require_finite(means)
+        require_finite(means)
         for task, residual_accuracy in zip(part.tasks, part.residual_accuracy, strict=True):
             accuracies = sparse_accuracies(
                 means[task.train],
@@ -80,13 +77,6 @@ def evaluate_probing(sae: Autoencoder, reference: ProbingReference, config: Prob
     means_of = tasks.groupby("dataset")[columns].mean().mean()
     summary = {f"probing_{column}": float(means_of[column]) for column in columns}
     return ProbingResult({**summary, "probing_chance": CHANCE}, tasks)
-
-
-def _require_finite(means: Float[Tensor, "text d_sae"]) -> None:
-    if not means.isfinite().all():
-        raise ArtifactError(
-            "sae: its latents hold NaN or infinite values; train it again from its last good checkpoint"
-        )
 
 
 def _reference(inputs: Inputs) -> ProbingReference:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.metrics.stored_reference import require_width
+from sae_lib.metrics.stored_reference import require_finite, require_width
 from sae_lib.util.errors import ArtifactError
 
 MIN_DENSITY = 1e-3
@@ -106,10 +106,7 @@ def _pair_sums(sae: Autoencoder, rows: Float[Tensor, "row d_in"], has_predecesso
     for start in range(1, len(rows), chunk):
         # One row more in front, the predecessor of the first.
         f = sae.encode(rows[start - 1 : start + chunk].to(sae.device, sae.dtype)).float() * norms
-        if not f.isfinite().all():
-            raise ArtifactError(
-                "sae: its latents hold NaN or infinite values; train it again from its last good checkpoint"
-            )
+        require_finite(f)
         later = F.pad(has_predecessor[start : start + chunk].to(sae.device), (1, 0))
         earlier = later.roll(-1)
         row, latent = f.nonzero(as_tuple=True)
