@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
@@ -187,6 +189,31 @@ def test_what_one_rank_says_is_what_the_user_reads(
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == line
     assert done.stderr.count("Traceback (most recent call last)") == tracebacks
+
+
+STOPPED = """
+import os, sys
+from sae_lib.study.distributed import Machines
+from sae_lib.study.distributed.launch import launch
+
+asleep = "import os, time; print(os.getpid(), os.environ['FOR_RANKS'], flush=True); time.sleep(120)"
+try:
+    launch(Machines(gpus=2), [sys.executable, "-c", asleep], "test", {"FOR_RANKS": "1"})
+except KeyboardInterrupt:
+    sys.exit(130 if "FOR_RANKS" not in os.environ else 1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_ends_its_ranks(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", STOPPED]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        ranks_asleep = [psutil.Process(int(launcher.stdout.readline().split()[0])) for _ in range(2)]
+        launcher.send_signal(number)
+        launcher.communicate(timeout=60)
+    assert launcher.returncode == 130
+    assert not [process for process in ranks_asleep if process.is_running() and process.status() != "zombie"]
 
 
 def test_alone_nothing_is_shared() -> None:
