@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch.nn import functional
 from sae_lib.autoencoders import kernels
 from sae_lib.autoencoders.latents import Latents
 
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
 LARGEST_SHARE = 1 / 10  # of the entries; above it the dense products are faster
 SMALLEST_BATCH = 2**16  # entries; below it finding what is active costs more than it saves
 
@@ -180,7 +181,7 @@ class _Change(torch.autograd.Function):
         return 2.0 * grad * half, None, None, None
 
 
-@lru_cache(maxsize=4)
+@kernels.per_thread(maxsize=4)
 def _space(purpose: str, shape: Sequence[int], dtype: torch.dtype) -> Shaped[Tensor, "..."]:
     """Memory to work in, whatever is in it."""
     return torch.empty(shape, dtype=dtype)
@@ -274,7 +275,5 @@ def _products_at(
     latent: Int[Tensor, " n"],
 ) -> Float[Tensor, " n"]:
     """rows W_dec^T at the entries only."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # PyTorch calls its CSR tensors a beta
-        places = torch.sparse_csr_tensor(starts, latent, rows.new_zeros(len(latent)), (len(rows), len(W_dec)))
-        return torch.sparse.sampled_addmm(places, rows, W_dec.detach().T, beta=0.0).values()
+    places = torch.sparse_csr_tensor(starts, latent, rows.new_zeros(len(latent)), (len(rows), len(W_dec)))
+    return torch.sparse.sampled_addmm(places, rows, W_dec.detach().T, beta=0.0).values()

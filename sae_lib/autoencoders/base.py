@@ -44,7 +44,7 @@ class Step:
     firing_rate: Float[Tensor, " d_sae"] | None = None
     """Share of the batch on which each latent is above zero (Eq. 5's indicator), before any mask."""
     compiled: bool = False
-    """Whether passes over all latents are compiled (`fused`)."""
+    """Whether passes over all latents are compiled."""
 
 
 def squared_error(x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:

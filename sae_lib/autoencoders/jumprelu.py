@@ -79,6 +79,11 @@ class JumpReLU(Autoencoder):
         self.threshold = nn.Parameter(torch.full((config.d_sae,), config.initial_threshold))
         self._l0: Tensor | None = None  # of the current training step
 
+    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """In fp32, under autocast too: above 0.25 bf16 is spaced wider than the kernel, which would miss most of it."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().pre_activations(x)
+
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return pre * indicator(torch.gt, pre, self.threshold.clamp_min(0.0))
 

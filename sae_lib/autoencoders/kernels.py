@@ -7,9 +7,10 @@ thread; how many there are changes no result. One piece alone starts none.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, no_type_check
+from functools import lru_cache, wraps
+from typing import Any, TypeVar, no_type_check
 
 import numba
 import numpy as np
@@ -34,7 +35,29 @@ def use_threads() -> int:
     return threads
 
 
-@lru_cache(maxsize=2)
+Made = TypeVar("Made")
+_ONE_AT_A_TIME = threading.Lock()  # not every threading layer of Numba takes calls from two threads at once
+
+
+def per_thread(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
+    """`lru_cache`, but each thread has its own: two that train at once must not work in the same memory."""
+
+    def decorated(make: Callable[..., Made]) -> Callable[..., Made]:
+        held = threading.local()
+
+        @wraps(make)
+        def cached(*arguments: Any) -> Made:
+            if not hasattr(held, "cache"):
+                held.cache = lru_cache(maxsize)(make)
+            made: Made = held.cache(*arguments)
+            return made
+
+        return cached
+
+    return decorated
+
+
+@per_thread(maxsize=2)
 def _rooms(pieces: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Where each piece notes latents and values, whatever is in there: memory that is new in each step costs more."""
     return np.empty((pieces, size), np.int32), np.empty((pieces, size), np.float32)
@@ -52,7 +75,8 @@ def _in_pieces(
     if pieces == 1:
         one(pre, *options, latent[0], values[0], counts)
     else:
-        several(pre, *options, latent, values, counts)
+        with _ONE_AT_A_TIME:
+            several(pre, *options, latent, values, counts)
     return latent, values, counts
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_lib.autoencoders import fused
-from sae_lib.autoencoders.change import squared_change
+BACKEND = "inductor"
 
 
 class Latents(ABC):
@@ -70,7 +71,7 @@ class Latents(ABC):
 
 
 class DenseLatents(Latents):
-    """Held as a matrix; `compiled`: see `fused`."""
+    """Held as a matrix; `compiled`: see `_compiled`."""
 
     def __init__(self, f: Float[Tensor, "batch d_sae"], *, compiled: bool = False) -> None:
         self.f, self.compiled = f, compiled
@@ -96,13 +97,13 @@ class DenseLatents(Latents):
 
     def change(self, paired: Bool[Tensor, " batch"], *, both: bool) -> Float[Tensor, ""]:
         if self.compiled:
-            change: Tensor = fused.compiled(fused.squared_change)(self.f, paired[1:].float(), both)
+            change: Tensor = _compiled(_plain_change)(self.f, paired[1:].float(), both)
             return change
         return squared_change(self.f.float(), paired[1:].float(), both)
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        found: tuple[Tensor, Tensor, Tensor] = fused.compiled(fused.moments)(self.f.detach())
+        found: tuple[Tensor, Tensor, Tensor] = _compiled(_moments)(self.f.detach())
         return found
 
     def rate(self) -> Float[Tensor, " d_sae"]:
@@ -121,3 +122,54 @@ class DenseLatents(Latents):
 def _matching(f: Tensor, W_dec: Tensor) -> Tensor:
     """f in the dtype of W_dec, unless autocast chooses one for both."""
     return f if torch.is_autocast_enabled(f.device.type) else f.to(W_dec.dtype)
+
+
+class _Change(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, f: Tensor, paired: Tensor, both: bool) -> Tensor:
+        change = (f[1:] - f[:-1]).mul_(paired[:, None])
+        ctx.save_for_backward(change)
+        ctx.both = both
+        return torch.dot(change.view(-1), change.view(-1))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (change,) = ctx.saved_tensors
+        gradient = change.new_empty(len(change) + 1, change.shape[1])
+        gradient[0] = 0.0
+        torch.mul(change, 2.0 * grad, out=gradient[1:])
+        if ctx.both:
+            gradient[:-1] -= gradient[1:].clone()
+        return gradient, None, None
+
+
+def squared_change(f: Float[Tensor, "batch d_sae"], paired: Float[Tensor, " pairs"], both: bool) -> Float[Tensor, ""]:
+    """sum_i w_i ||f_i - f_{i-1}||^2, w_i (`paired`) being 0 or 1 for each row but the first."""
+    change: Tensor = _Change.apply(f, paired, both)
+    return change
+
+
+def _moments(
+    f: Float[Tensor, "batch d_sae"],
+) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
+    """Share of the rows above zero, mean and mean square of each latent, in fp32."""
+    f = f.float()
+    return f.sign().mean(dim=0), f.mean(dim=0), f.square().mean(dim=0)
+
+
+def _plain_change(f: Float[Tensor, "batch d_sae"], paired: Float[Tensor, " pairs"], both: bool) -> Float[Tensor, ""]:
+    """What `squared_change` gives, for `_compiled`."""
+    f = f.float()
+    before = f[:-1] if both else f[:-1].detach()
+    return ((f[1:] - before).square() * paired[:, None]).sum()
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, compiled once in this process, when it is first called (`training.compile`).
+
+    On a GPU a pass over `[batch, d_sae]` is a trip to memory and back, and TemporalSAE and ATM make several. On a CPU
+    latents are held by their entries, and there is nothing to gain.
+    """
+    plain = inspect.unwrap(function)  # without the shape checks that tests put around it
+    return torch.compile(plain, backend=BACKEND, dynamic=False)

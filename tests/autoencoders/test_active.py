@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sae_lib.autoencoders import active, fused, kernels
+from sae_lib.autoencoders import active, kernels, latents
 from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, Entries, entries_above
 from sae_lib.autoencoders.base import Step
 from sae_lib.autoencoders.latents import DenseLatents, Latents
 from sae_lib.autoencoders.topk import strongest_of_batch, strongest_of_rows
+from sae_lib.data.activations import ActivationStore
 from sae_lib.mechanisms import methods
 from sae_lib.training.trainer import Trainer
+from sae_lib.util.paths import ROOT
 from tests.tiny_training import DATA, tiny_config, tiny_store, tiny_training
 
 ROWS, LATENTS, D_IN = 40, 30, 6
@@ -152,8 +156,8 @@ def test_values_and_gradients(name: str, f: torch.Tensor):
 
 
 def test_compiled_passes(f: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(fused, "BACKEND", "aot_eager")  # the same graphs without a C++ compiler
-    fused.compiled.cache_clear()
+    monkeypatch.setattr(latents, "BACKEND", "aot_eager")  # the same graphs without a C++ compiler
+    latents._compiled.cache_clear()
     for both in (True, False):
         leaves = [f.clone().requires_grad_() for _ in range(2)]
         ours, expected = (DenseLatents(leaf, compiled=c) for leaf, c in zip(leaves, (True, False), strict=True))
@@ -166,7 +170,7 @@ def test_compiled_passes(f: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
         for name in ("rate", "mean", "mean_square"):
             torch.testing.assert_close(getattr(ours, name)(), getattr(expected, name)())
     assert isinstance(ours.times(torch.ones(LATENTS)), DenseLatents) and ours.times(torch.ones(LATENTS)).compiled
-    fused.compiled.cache_clear()
+    latents._compiled.cache_clear()
 
 
 def test_gradient_of_the_decoder(f: torch.Tensor):
@@ -255,3 +259,40 @@ def test_training_is_the_same(method: str, tmp_path: Path, monkeypatch: pytest.M
         for name, tensor in expected.state_dict().items():
             torch.testing.assert_close(mine.state_dict()[name], tensor, atol=1e-3, rtol=1e-3)
     assert [set(row) for row in by_entries.history] == [set(row) for row in dense.history]
+
+
+def trained_weights(store: ActivationStore, method: str) -> dict[str, torch.Tensor]:
+    """Weights after some steps whose latents are held by their entries."""
+    config = tiny_config(method, {"d_sae": 1024, "l1_coefficient": 0.3})
+    trainer = Trainer(config, store, DATA, tiny_training(d_sae=1024, steps=25), 0, "cpu")
+    for _ in range(25):
+        trainer.step()
+    return trainer.finish().state_dict()
+
+
+def test_two_threads_that_train_get_the_weights_of_one_after_the_other(tmp_path: Path):
+    store, names = tiny_store(tmp_path), ("standard", "atm", "standard", "temporal_sae")
+    alone = [trained_weights(store, method) for method in names]
+    with ThreadPoolExecutor(len(names)) as pool:
+        at_once = [*pool.map(lambda method: trained_weights(store, method), names)]
+    for one, other in zip(alone, at_once, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_threads_share_a_threading_layer_that_takes_one_call_at_a_time():
+    code = """
+import numpy as np, torch
+from concurrent.futures import ThreadPoolExecutor
+from sae_lib.autoencoders import kernels
+torch.set_num_threads(2)
+pre = [np.random.default_rng(i).standard_normal((400, 900), np.float32) for i in range(4)]
+bound = np.ones(900, np.float32)
+def found(i):
+    return [kernels.above(pre[i], bound, pre[i].size)[0] for _ in range(20)]
+with ThreadPoolExecutor(4) as pool:
+    for i, each in enumerate(pool.map(found, range(4))):
+        assert all(np.array_equal(latent, np.nonzero(pre[i] > bound)[1]) for latent in each)
+"""
+    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -197,6 +197,22 @@ def test_both_halves_of_the_jumprelu_kernel(z):
     assert gradient is not None and float(gradient) == pytest.approx(3.0 * 2 * (l0 / 0.8 - 1) / 0.8 * -1.0)
 
 
+def test_jumprelu_thresholds_get_a_gradient_under_bf16():
+    """Between 0.5 and 1 bf16 is spaced by 0.004: a kernel of width 0.001 would miss nearly every pre-activation."""
+    x = torch.rand(4000, 2, generator=torch.Generator().manual_seed(0))
+    counts = []
+    for autocast in (False, True):
+        config = {"architecture": "jumprelu", "d_sae": 2, "target_l0": 0.1, "initial_threshold": 0.7, "bandwidth": 0.01}
+        sae = build_autoencoder(sae_config(config), d_in=2, seed=1)
+        with torch.no_grad():
+            sae.W_enc.copy_(torch.eye(2))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            pre = sae.pre_activations(x)
+        counts.append(int(((pre - 0.7).abs() < 0.0005).sum()))
+        assert pre.dtype == torch.float32
+    assert counts[0] == counts[1] > 0
+
+
 def test_a_jumprelu_threshold_pushed_under_zero_comes_back():
     """Clamping must not cut off the gradient: a latent at threshold 0 could never be made sparser again."""
     config = {"architecture": "jumprelu", "d_sae": 1, "target_l0": 0.5, "bandwidth": 0.5}

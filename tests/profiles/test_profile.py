@@ -236,6 +236,17 @@ def test_schedules_shrink_with_the_run():
     assert tiny.get("resampling") and tiny.get("resampling").interval == 1, "an interval is never 0"
 
 
+def test_a_mechanism_that_a_profile_adds_keeps_its_share_of_the_run_too():
+    scaled = sae_config(method_recipe("standard", 64, {"masking": {"c": 2.0}}, 0.2)).get("masking")
+    assert (scaled.warmup_steps, scaled.c) == (200, 2.0)
+    assert scaled.decay == pytest.approx(0.99**5)
+    assert scaled == sae_config(method_recipe("atm", 64, {"masking": {"c": 2.0}}, 0.2)).get("masking")
+    own = sae_config(method_recipe("standard", 64, {"masking": {"warmup_steps": 7}}, 0.2)).get("masking")
+    assert own.warmup_steps == 7, "what a profile says is taken as it is"
+    named = sae_config(method_recipe("standard", 64, {"dropout": {"probability": 0.1}}, 0.2)).get("dropout")
+    assert (named.warmup_steps, named.probability) == (200, 0.1)
+
+
 def test_published_recipes():
     """TemporalSAE section 5; ATM's defaults; dictionary_learning's learning rate for TopK."""
     paper = sae_config(method_recipe("temporal_sae", 16384, {}, 1.0))
