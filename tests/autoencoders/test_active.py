@@ -228,8 +228,8 @@ def test_product_as_a_matrix_has_memory_and_gradients_of_its_own():
 
 def trained(method: str, folder: Path, steps: int = 12) -> tuple[Trainer, bool]:
     """A run of a few steps, and whether its last step held latents by their entries."""
-    own = {"jumprelu": {"initial_threshold": 0.5}}.get(method, {"l1_coefficient": 0.3} if "topk" not in method else {})
-    config = tiny_config(method, {"d_sae": 64, **own})
+    own = {"jumprelu": {"initial_threshold": 0.5}, "topk": {}, "batchtopk": {}, "matryoshka_2": {}, "matryoshka_4": {}}
+    config = tiny_config(method, {"d_sae": 64, **own.get(method, {"l1_coefficient": 0.3})})
     trainer = Trainer(config, tiny_store(folder), DATA, tiny_training(d_sae=64), 0, "cpu")
     kinds: list[type[Latents]] = []
     encode = trainer.sae.encode_training

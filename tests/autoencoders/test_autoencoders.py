@@ -10,7 +10,6 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import ARCHITECTURES, build_autoencoder, load_autoencoder
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.autoencoders.topk import geometric_median, strongest
-from sae_lib.training.recipes import method_recipe
 from sae_lib.util.errors import ArtifactError
 from tests.tiny_training import make_step
 
@@ -410,6 +409,6 @@ def test_topk_loss_and_gradients_match_dictionary_learning():
 
 @pytest.mark.parametrize("method", ["standard", "gated", "topk", "batchtopk", "matryoshka_2", "jumprelu"])
 def test_no_rows_give_no_latents(method):
-    sae = build_autoencoder(sae_config(method_recipe(method, 16, {"k": 2, "target_l0": 2}, 1.0)), 8)
+    sae = build_autoencoder(tiny_config(method), 8)
     assert sae.encode(torch.empty(0, 8)).shape == (0, 16)
     assert sae(torch.empty(0, 8)).shape == (0, 8)

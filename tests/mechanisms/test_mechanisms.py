@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.build import ARCHITECTURES, build_autoencoder
-from sae_lib.autoencoders.config import sae_config
+from sae_lib.autoencoders.config import config_class, sae_config
 from sae_lib.data.activations import WindowStream
 from sae_lib.mechanisms import build_mechanisms, methods
 from sae_lib.mechanisms.adaptive_temporal_masking import (
@@ -34,7 +34,8 @@ def sigmoid(value: float) -> float:
 def make_sae(architecture: str = "standard", **config: Any) -> Autoencoder:
     """Four inputs, six latents, every parameter away from its start."""
     settings = {"architecture": architecture, "d_sae": 6, "k": 3, "target_l0": 3, "prefixes": (0.5, 1)} | config
-    sae = build_autoencoder(sae_config(settings), d_in=4, seed=1)
+    known = config_class(architecture).model_fields
+    sae = build_autoencoder(sae_config({name: v for name, v in settings.items() if name in known}), d_in=4, seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
