@@ -11,7 +11,7 @@ from sae_lib.autoencoders.build import ARCHITECTURES, build_autoencoder, load_au
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.autoencoders.topk import geometric_median, strongest
 from sae_lib.util.errors import ArtifactError
-from tests.tiny_training import make_step
+from tests.tiny_training import make_step, tiny_config
 
 X = torch.tensor([[2.0, 1.0]])
 NEEDS: dict[str, dict[str, Any]] = {
