@@ -127,7 +127,7 @@ def test_reference_pages_show_the_public_names_in_their_order() -> None:
         page = pdoc.doc.Module(sae_lib)
         shown = [member.name for member in page.members.values() if member.kind != "module"]
         assert shown == [name for name in sae_lib.__all__ if name not in sae_lib._ROOMS], shown
-        assert all(page.members[name].docstring for name in shown)
+        assert all(page.members[name].docstring for name in shown if page.members[name].kind != "variable")
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
