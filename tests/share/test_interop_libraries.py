@@ -259,3 +259,44 @@ def test_exported_hook_reads_the_same_activations_in_saelens(tmp_path, family):
     _, cache = model.run_with_cache(tokens, names_filter=[metadata.hook_name])
     ours = LanguageModel.load(config, whole=False).residual_stream(tokens)
     torch.testing.assert_close(cache[metadata.hook_name], ours)
+
+
+def test_sparsify_coder(tmp_path):
+    pytest.importorskip("sparsify")
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    coder = SparseCoder(D_IN, SparseCoderConfig(num_latents=D_SAE, k=K))
+    randomise(coder)
+    coder.save_to_disk(tmp_path)
+    found = coder.encode(X)
+    ours = load_sae(tmp_path)
+    expected = torch.zeros(len(X), D_SAE).scatter(1, found.top_indices, found.top_acts)
+    torch.testing.assert_close(ours.encode(X), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours(X), coder.decode(found.top_acts, found.top_indices), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_a_centred_stream_is_that_of_transformer_lens(tmp_path, monkeypatch, family):
+    """The residual stream of a model whose writing weights it centred, and logits that stay as they are."""
+    transformer_lens = pytest.importorskip("transformer_lens")
+    from transformers import AutoModelForCausalLM
+
+    lm = LanguageModel.load(save_tiny_model(tmp_path / "tiny", family), whole=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "tiny")
+    model.config.n_ctx = model.config.max_position_embeddings  # as GPT-2's has it on the hub
+    # It knows models by their names on the hub, and asks it for their sizes.
+    monkeypatch.setattr(
+        transformer_lens.loading_from_pretrained.AutoConfig, "from_pretrained", lambda *_, **__: model.config
+    )
+    hooked = transformer_lens.HookedTransformer.from_pretrained_no_processing(
+        {"gpt2": "gpt2", "gpt_neox": "EleutherAI/pythia-70m"}[family],
+        hf_model=model,
+        tokenizer=lm.tokenizer,
+        center_writing_weights=True,
+        default_prepend_bos=False,
+    )
+    tokens = torch.from_numpy(random_tokens(3, 10)).long()
+    logits, cache = hooked.run_with_cache(tokens)
+    lm.centre()
+    torch.testing.assert_close(lm.residual_stream(tokens), cache["blocks.1.hook_resid_post"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lm.logits(tokens), logits, rtol=1e-4, atol=1e-4)
