@@ -100,4 +100,5 @@ GATED: dict[str, Any] = {
     "sparsity_warmup_steps": 2000,
     "optimizer": {"learning_rate": 5e-5, "beta1": 0.0},
 }
-register(Method("gated", "Gated", GATED, Look("#000000", "h", (0, (8, 1))), toy_rate=2e-2))
+SOURCE = "Rajamanoharan et al. 2024, *Improving Dictionary Learning with Gated Sparse Autoencoders*, arXiv 2404.16014"
+register(Method("gated", "Gated", GATED, Look("#000000", "h", (0, (8, 1))), toy_rate=2e-2, papers=(SOURCE,)))

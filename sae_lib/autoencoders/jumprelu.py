@@ -126,4 +126,8 @@ JUMPRELU: dict[str, Any] = {
     "sparsity_warmup_steps": 2000,
     "optimizer": {"learning_rate": 7e-5, "beta1": 0.0, "clip_norm": 1.0},
 }
-register(Method("jumprelu", "JumpReLU", JUMPRELU, Look("#56b4e9", "^", ":"), toy_rate=2e-2))
+SOURCE = (
+    "Rajamanoharan et al. 2024, *Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders*, "
+    "arXiv 2407.14435"
+)
+register(Method("jumprelu", "JumpReLU", JUMPRELU, Look("#56b4e9", "^", ":"), toy_rate=2e-2, papers=(SOURCE,)))

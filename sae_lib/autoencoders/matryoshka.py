@@ -76,11 +76,14 @@ class Matryoshka(BatchTopK):
         return total / len(self.groups)
 
 
+SOURCE = "Bussmann et al. 2025, *Learning Multi-Level Features with Matryoshka Sparse Autoencoders*, arXiv 2503.17547"
+
+
 def _method(
     key: str, name: str, prefixes: tuple[float, ...], look: Look, shown: Literal["main", "toy"], toy_rate: float | None
 ) -> None:
     recipe: dict[str, Any] = TOPK | {"architecture": "matryoshka", "prefixes": prefixes}
-    register(Method(key, name, recipe, look, shown, topk_rate, toy_rate))
+    register(Method(key, name, recipe, look, shown, topk_rate, toy_rate, (SOURCE,)))
 
 
 VIOLET, WINE = Look("#4b0092", "<", (0, (5, 1, 1, 1, 1, 1))), Look("#882255", ">", (0, (2, 1)))

@@ -39,6 +39,8 @@ class Method:
     toy_rate: float | None = None
     """Learning rate at which it has settled on a toy of 20 latents within some hundred steps; None: not trained there.
     """
+    papers: tuple[str, ...] = ()
+    """Who described it, for the card of an SAE that is given to others."""
 
 
 METHODS: dict[str, Method] = {}

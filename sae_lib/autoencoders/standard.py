@@ -65,6 +65,14 @@ PAPER: dict[str, Any] = {
     "optimizer": {"name": "adamw", "learning_rate": 3e-4, "weight_decay": 0.01, "clip_norm": 0.1},
 }
 BLUE = Look("#0173b2", "o", "-")
-register(Method("standard", "Standard", STANDARD, BLUE, toy_rate=5e-2))
+HUBEN = (
+    "Huben et al. 2024, *Sparse Autoencoders Find Highly Interpretable Features in Language Models*, arXiv 2309.08600"
+)
+TEMPORAL_PAPER = "*TemporalSAE: Stabilizing Neural Features through Adaptive Regularization*, anonymous, under review"
+register(Method("standard", "Standard", STANDARD, BLUE, toy_rate=5e-2, papers=(HUBEN,)))
 # The papers' recipe without mechanisms: what TemporalSAE is compared with when its parts are switched.
-register(Method("paper_standard", "Standard (paper's recipe)", PAPER, BLUE, shown="as written"))
+register(
+    Method(
+        "paper_standard", "Standard (paper's recipe)", PAPER, BLUE, shown="as written", papers=(HUBEN, TEMPORAL_PAPER)
+    )
+)

@@ -203,12 +203,11 @@ def topk_rate(d_sae: int) -> dict[str, Any]:
 
 # SAEBench's trainer, as dictionary_learning has it.
 TOPK: dict[str, Any] = {"architecture": "topk", "subtract_b_dec": True, "optimizer": {"clip_norm": 1.0}}
-register(Method("topk", "TopK", TOPK, Look("#de8f05", "s", "--"), at_width=topk_rate, toy_rate=1e-2))
-register(
-    Method(
-        "batchtopk", "BatchTopK", TOPK | {"architecture": "batchtopk"}, Look("#ca9161", "D", (0, (4, 1, 1, 1))),
-        at_width=topk_rate, toy_rate=1e-2,
-    )
-)  # fmt: skip
+GAO = "Gao et al. 2024, *Scaling and evaluating sparse autoencoders*, arXiv 2406.04093"
+BUSSMANN = "Bussmann et al. 2024, *BatchTopK Sparse Autoencoders*, arXiv 2412.06410"
+ORANGE, BROWN = Look("#de8f05", "s", "--"), Look("#ca9161", "D", (0, (4, 1, 1, 1)))
+BATCHTOPK = TOPK | {"architecture": "batchtopk"}
+register(Method("topk", "TopK", TOPK, ORANGE, at_width=topk_rate, toy_rate=1e-2, papers=(GAO,)))
+register(Method("batchtopk", "BatchTopK", BATCHTOPK, BROWN, at_width=topk_rate, toy_rate=1e-2, papers=(BUSSMANN,)))
 # TopK before its first step, so that the floor stands at the same L0 as the others.
 register(Method("untrained", "Untrained", TOPK, Look(GREY, "*", "-"), shown="floor", at_width=topk_rate))

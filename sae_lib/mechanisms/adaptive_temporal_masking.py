@@ -12,7 +12,7 @@ from torch import Tensor
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.config import MechanismConfig, Momentum, SAEConfig, Steps
 from sae_lib.autoencoders.method import Look, Method, register
-from sae_lib.autoencoders.standard import PAPER, STANDARD
+from sae_lib.autoencoders.standard import HUBEN, PAPER, STANDARD
 from sae_lib.autoencoders.topk import TopKConfig
 from sae_lib.mechanisms.base import Mechanism, mechanism, moving_average
 
@@ -190,6 +190,12 @@ def draw_mask(
 
 RED = Look("#d55e00", "X", "-.")
 DROPOUT: dict[str, Any] = STANDARD | {"dropout": {"probability": 0.3}}
-register(Method("atm", "ATM", STANDARD | {"masking": {}}, RED, toy_rate=5e-2))
-register(Method("dropout", "Uniform dropout", DROPOUT, Look("#cc78bc", "v", (0, (1, 2))), toy_rate=5e-2))
-register(Method("paper_atm", "ATM (paper's recipe)", PAPER | {"masking": {}}, RED, shown="as written"))
+LI_AND_REN = (
+    "Li and Ren 2025, *Time-Aware Feature Selection: Adaptive Temporal Masking for Stable Sparse Autoencoder "
+    "Training*, arXiv 2510.08855"
+)
+PINK = Look("#cc78bc", "v", (0, (1, 2)))
+register(Method("atm", "ATM", STANDARD | {"masking": {}}, RED, toy_rate=5e-2, papers=(LI_AND_REN,)))
+register(Method("dropout", "Uniform dropout", DROPOUT, PINK, toy_rate=5e-2, papers=(HUBEN, LI_AND_REN)))
+PAPER_ATM = PAPER | {"masking": {}}
+register(Method("paper_atm", "ATM (paper's recipe)", PAPER_ATM, RED, shown="as written", papers=(LI_AND_REN,)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from sae_lib.autoencoders.base import Step
 from sae_lib.autoencoders.config import MechanismConfig, Momentum
 from sae_lib.autoencoders.method import Look, Method, register
-from sae_lib.autoencoders.standard import PAPER, STANDARD
+from sae_lib.autoencoders.standard import PAPER, STANDARD, TEMPORAL_PAPER
 from sae_lib.mechanisms.base import Mechanism, mechanism
 
 SATURATED = 0.01  # alpha within this of 0 or 1 counts as saturated
@@ -123,7 +123,8 @@ class TemporalPenalty(Mechanism):
 
 
 TEMPORAL_SAE: dict[str, Any] = PAPER | {"temporal": {}, "resampling": {}, "gradient_scaling": {}}
-register(Method("temporal_sae", "TemporalSAE", TEMPORAL_SAE, Look("#029e73", "P", (0, (6, 2))), toy_rate=5e-2))
+GREEN = Look("#029e73", "P", (0, (6, 2)))
+register(Method("temporal_sae", "TemporalSAE", TEMPORAL_SAE, GREEN, toy_rate=5e-2, papers=(TEMPORAL_PAPER,)))
 
 
 def _on_toys(key: str, name: str, pairing: str, look: Look) -> None:
