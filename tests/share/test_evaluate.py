@@ -176,7 +176,7 @@ def test_files_are_read_whole(model, sae_folder, tmp_path):
     asked: dict[str, Any] = {"metrics": ["core"], **SMALL}
     read = evaluate_sae(sae_folder, model, 1, files=[rows], text_field="body", **asked)
     assert read.summary == evaluate_sae(sae_folder, model, 1, texts=tiny_texts(), **asked).summary
-    with pytest.raises(ArtifactError, match="text_field: there is no text in a column 'text'; there is body"):
+    with pytest.raises(ArtifactError, match="text_field: no column 'text' in the corpus; it has body"):
         evaluate_sae(sae_folder, model, 1, files=[rows], **asked)
     with pytest.raises(ArtifactError, match=r"no such file: .*absent.jsonl"):
         evaluate_sae(sae_folder, model, 1, files=[tmp_path / "absent.jsonl"], **asked)
