@@ -9,8 +9,8 @@ kept in a cache folder; every further SAE costs its own metrics only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,13 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.metrics.absorption.score import evaluate_absorption
-from sae_lib.metrics.probing.score import evaluate_probing
-from sae_lib.metrics.reconstruction import evaluate_reconstruction
-from sae_lib.metrics.stability.contexts import context_stability
-from sae_lib.metrics.stability.tokens import token_stability
+from sae_lib.metrics.registry import Inputs, Measured, with_needs
+from sae_lib.metrics.scores import SCORES
 from sae_lib.profiles.profile import EvaluationConfig, load_profile
-from sae_lib.share.inputs import Inputs, open_pair
+from sae_lib.share.inputs import open_pair
 from sae_lib.util.errors import ArtifactError
+
+SHORT = {"core": "reconstruction"}  # what a score is called here, where the registry has another name
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class SAEEvaluation:
     """The metrics of one SAE. What was not asked for or could not be measured is empty or None."""
 
     summary: dict[str, Any]
-    """Model, layer and the SAE's sizes, then the metrics by name; `MEASURES` says where each is defined."""
+    """Model, layer and the SAE's sizes, then the metrics by name (`metrics.registry.COLUMNS`)."""
     letters: pd.DataFrame
     """Absorption of each letter that counts."""
     tasks: pd.DataFrame
@@ -110,7 +109,7 @@ def evaluate_sae(
         files: local .jsonl, .parquet or .txt files of such texts, in the column `text_field`.
         revision: branch, tag or commit of a hub model.
         metrics: any of "core" (reconstruction, sparsity, behaviour), "absorption" (first letters), "probing" (sparse
-            probing), "stability" (along tokens and across contexts).
+            probing), "stability" (along tokens and across contexts), or another that is registered.
         settings: of the metrics; `default_settings()` where it is None.
         contexts: how many contexts of `context_length` tokens are read, at most.
         cache: folder for what depends on the model only; `build/evaluate` by default.
@@ -128,101 +127,47 @@ def evaluate_sae(
             another width or from another place, text that fills no context, an unknown metric, or when no metric at
             all could be measured.
     """
-    unknown = [metric for metric in metrics if metric not in MEASURES]
-    if unknown or not metrics:
-        raise ArtifactError(f"metrics: {', '.join(unknown) or 'none'} asked for; choose from {', '.join(MEASURES)}")
+    asked = [SHORT.get(metric, metric) for metric in metrics]
+    unknown = [metric for metric in asked if metric not in SCORES]
+    if unknown or not asked:
+        known = ", ".join([*SHORT, *(name for name in SCORES if name not in SHORT.values())])
+        raise ArtifactError(f"metrics: {', '.join(unknown) or 'none'} asked for; choose from {known}")
     pair = open_pair(
         sae, model, layer, revision=revision, device=device, dtype=dtype, any_origin=any_origin, centre=centre
     )
     inputs = pair.inputs(settings or default_settings(), texts, files, text_field, contexts, context_length, cache)
-    found = _measure(pair.sae, inputs, metrics)
+    found = _measure(pair.sae, inputs, asked)
     summary = {
         "model": pair.lm.name, "layer": pair.lm.layer, "architecture": pair.sae.cfg.architecture,
         "d_in": pair.sae.d_in, "d_sae": pair.sae.d_sae,
     }  # fmt: skip
-    notes = list(pair.notes)
-    for metric, measured in found.items():
+    notes, tables = list(pair.notes), {}
+    for metric, measured in zip(metrics, found, strict=True):
         summary |= measured.summary
+        tables |= measured.tables
         notes += [f"{metric}: {note}" for note in measured.notes]
-    nothing = Measured({})
-    return SAEEvaluation(
-        summary,
-        letters=found.get("absorption", nothing).table,
-        tasks=found.get("probing", nothing).table,
-        density=found.get("core", nothing).density,
-        notes=notes,
-    )
+    density = next((measured.density for measured in found if measured.density is not None), None)
+    nothing = pd.DataFrame()
+    return SAEEvaluation(summary, tables.get("letters", nothing), tables.get("tasks", nothing), density, notes)
 
 
-def _measure(sae: Autoencoder, inputs: Inputs, metrics: Sequence[str]) -> dict[str, Measured]:
-    """Each metric, or the reason why this model does not allow it; text that is of no use stops everything."""
-    if {"core", "stability"} & set(metrics):
-        inputs.read_texts()
-    found, failures = {}, []
-    for metric in metrics:
+def _measure(sae: Autoencoder, inputs: Inputs, asked: Sequence[str]) -> list[Measured]:
+    """Each score, or the reason why this model does not allow it; text that is of no use stops everything."""
+    if set(asked) - {"absorption", "probing"}:
+        _ = inputs.held_out
+    found: dict[str, Measured] = {}
+    failures: dict[str, ArtifactError] = {}
+    for name in with_needs(asked):
+        score = SCORES[name]
         try:
-            found[metric] = MEASURES[metric](sae, inputs)
+            for need in score.needs:
+                if need in failures:
+                    raise failures[need]
+            earlier = {need: found[need].kept for need in score.needs}
+            (found[name],) = score.evaluate([sae], inputs, [earlier])
         except ArtifactError as error:
-            failures.append(error)
-            found[metric] = Measured({}, notes=[f"not measured ({error})"])
-    if len(failures) == len(metrics):
-        raise failures[0]
-    return found
-
-
-# --- the metrics, each from an SAE and the same inputs
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One metric: its numbers by name, a table behind them, and what to know before they are believed."""
-
-    summary: dict[str, Any]
-    table: pd.DataFrame = field(default_factory=pd.DataFrame)
-    density: Float[Tensor, " d_sae"] | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-def core(sae: Autoencoder, inputs: Inputs) -> Measured:
-    """`metrics.reconstruction.evaluate_reconstruction`, and the density of each latent.
-
-    A reconstruction worse than a constant is a mistake in the set-up far more often than a bad SAE: a note says so.
-    """
-    notes = list(inputs.text_notes)
-    summary, density = evaluate_reconstruction(
-        sae, inputs.lm, inputs.core, inputs.settings.reconstruction.batch_contexts
-    )
-    if summary["explained_variance"] < 0:
-        notes.append(
-            f"explained variance {summary['explained_variance']:.2f}, worse than predicting the mean; check that "
-            "model, layer and normalisation are those that the SAE was trained with"
-        )
-    return Measured(summary, density=density, notes=notes)
-
-
-def absorption(sae: Autoencoder, inputs: Inputs) -> Measured:
-    """`metrics.absorption.score.evaluate_absorption`; the table has one row for each letter that counts."""
-    result = evaluate_absorption(sae, inputs.absorption, inputs.settings.absorption)
-    return Measured(result.summary, result.letters, notes=list(result.notes))
-
-
-def probing(sae: Autoencoder, inputs: Inputs) -> Measured:
-    """`metrics.probing.score.evaluate_probing`; the table has one row for each task."""
-    result = evaluate_probing(sae, inputs.probing, inputs.settings.probing)
-    return Measured(result.summary, result.tasks)
-
-
-def stability(sae: Autoencoder, inputs: Inputs) -> Measured:
-    """`metrics.stability`: along the tokens of the held-out text, and across the contexts of absorption's words."""
-    of_letter = evaluate_absorption(sae, inputs.absorption, inputs.settings.absorption).main_latents
-    words = inputs.stability
-    along = token_stability(sae, words.text_activations.to(sae.device), words.has_predecessor.to(sae.device))
-    return Measured(along | context_stability(sae, words, of_letter))
-
-
-MEASURES: dict[str, Callable[[Autoencoder, Inputs], Measured]] = {
-    "core": core,
-    "absorption": absorption,
-    "probing": probing,
-    "stability": stability,
-}
+            failures[name] = error
+            found[name] = Measured({}, notes=(f"not measured ({error})",))
+    if set(asked) <= set(failures):
+        raise failures[asked[0]]
+    return [found[name] for name in asked]

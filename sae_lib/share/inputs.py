@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,10 +17,7 @@ from sae_lib.data.config import CorpusConfig, ModelConfig
 from sae_lib.data.corpus import Texts, documents_of, load_documents
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.tokens import pack
-from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
-from sae_lib.metrics.probing.reference import ProbingReference, build_probing_reference
-from sae_lib.metrics.reconstruction import CoreReference, build_core_reference
-from sae_lib.metrics.stability.reference import StabilityReference, build_stability_reference
+from sae_lib.metrics.registry import Inputs
 from sae_lib.profiles.profile import EvaluationConfig, explain, load_profile
 from sae_lib.share.load import load_with_origin
 from sae_lib.share.origin import Origin, origin_faults
@@ -47,10 +43,20 @@ class Pair:
         context_length: int,
         cache: Path | str | None,
     ) -> Inputs:
-        """What metrics read; arguments as of `evaluate_sae`."""
-        source = given(texts) if texts is not None else documents(files, text_field)
+        """What scores are computed from; arguments as of `evaluate_sae`.
+
+        Text is read when a score asks for it, and what there is to say about it comes to the notes.
+        """
+
+        def held_out() -> Int[Tensor, "context position"]:
+            source = given(texts) if texts is not None else documents(files, text_field)
+            tokens, notes = _read(self.lm, source, contexts, context_length)
+            self.notes.extend(f"text: {note}" for note in notes)
+            return tokens
+
         folder = Path(cache) if cache is not None else output_root() / "evaluate"
-        return Inputs(self.lm, settings, source, contexts, context_length, folder)
+        packaged = load_profile("pocket").corpus
+        return Inputs(lambda: self.lm, held_out, settings, folder, packaged, output_root() / "corpus")
 
 
 def open_pair(
@@ -130,7 +136,7 @@ def documents(files: Sequence[Path | str], text_field: str) -> Texts:
         config = CorpusConfig(source="files", files=tuple(str(file) for file in files), text_field=text_field)
         return Texts(load_documents(config), text_field, "text_field")
     packaged = load_profile("pocket").corpus
-    return given(documents_of("held_out", load_documents(packaged, _corpus_cache()), packaged))
+    return given(documents_of("held_out", load_documents(packaged, output_root() / "corpus"), packaged))
 
 
 def given(texts: Iterable[str] | str) -> Texts:
@@ -138,72 +144,23 @@ def given(texts: Iterable[str] | str) -> Texts:
     return Texts(({"text": text} for text in ([texts] if isinstance(texts, str) else texts)), "text", "texts")
 
 
-def _corpus_cache() -> Path:
-    """Where the packaged corpus is kept for all uses."""
-    return output_root() / "corpus"
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """A language model and text, and the metrics' references: each made when it is first asked for, and kept in
-    `folder` under a name made of all that it depends on."""
-
-    lm: LanguageModel
-    settings: EvaluationConfig
-    texts: Texts
-    contexts: int
-    context_length: int
-    folder: Path
-
-    def read_texts(self) -> None:
-        """Read the texts. Raises ArtifactError when they fill no context."""
-        _ = self._read
-
-    @property
-    def tokens(self) -> Int[Tensor, "context position"]:
-        """As many contexts as were asked for, or as the text fills."""
-        return self._read[0]
-
-    @property
-    def text_notes(self) -> list[str]:
-        """What there is to say about the contexts."""
-        return self._read[1]
-
-    @cached_property
-    def core(self) -> CoreReference:
-        return build_core_reference(self.lm, self.tokens, self.settings.reconstruction.batch_contexts, self.folder)
-
-    @cached_property
-    def absorption(self) -> AbsorptionReference:
-        return build_absorption_reference(self.lm, self.settings.absorption, self.folder)
-
-    @cached_property
-    def probing(self) -> ProbingReference:
-        packaged = load_profile("pocket").corpus
-        return build_probing_reference(self.lm, self.settings.probing, packaged, self.folder, _corpus_cache())
-
-    @cached_property
-    def stability(self) -> StabilityReference:
-        settings = self.settings
-        return build_stability_reference(
-            self.lm, self.absorption, settings.absorption, settings.stability, self.tokens, self.folder
+def _read(
+    lm: LanguageModel, texts: Texts, contexts: int, length: int
+) -> tuple[Int[Tensor, "context position"], list[str]]:
+    """As many contexts as were asked for, or as the text fills, and what there is to say about them."""
+    notes = []
+    longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", length)
+    if length > longest:
+        notes.append(f"contexts have {longest} tokens, the most that {lm.name} takes, not {length}")
+        length = longest
+    if length < 2 or contexts < 1:
+        raise ArtifactError(
+            f"contexts, context_length: {contexts} and {length}; take 1 or more contexts of 2 or more tokens"
         )
-
-    @cached_property
-    def _read(self) -> tuple[Int[Tensor, "context position"], list[str]]:
-        notes, length, lm = [], self.context_length, self.lm
-        longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", length)
-        if length > longest:
-            notes.append(f"contexts have {longest} tokens, the most that {lm.name} takes, not {length}")
-            length = longest
-        if length < 2 or self.contexts < 1:
-            raise ArtifactError(
-                f"contexts, context_length: {self.contexts} and {length}; take 1 or more contexts of 2 or more tokens"
-            )
-        tokens = pack((text for _, text in self.texts if text), lm.tokenizer, length, self.contexts)
-        lm.check_tokens(tokens)
-        if self.texts.note:
-            notes.append(f"text: {self.texts.note}")
-        if len(tokens) < self.contexts:
-            notes.append(f"the text fills {len(tokens)} contexts of {length} tokens, {self.contexts} were asked for")
-        return torch.from_numpy(tokens).long(), notes
+    tokens = pack((text for _, text in texts if text), lm.tokenizer, length, contexts)
+    lm.check_tokens(tokens)
+    if texts.note:
+        notes.append(texts.note)
+    if len(tokens) < contexts:
+        notes.append(f"it fills {len(tokens)} contexts of {length} tokens, {contexts} were asked for")
+    return torch.from_numpy(tokens).long(), notes

@@ -155,7 +155,7 @@ def test_text_that_fills_less_than_was_asked_for(model, sae_folder):
     asked: dict[str, Any] = {"metrics": ["core"], "device": "cpu", "context_length": 16}
     found = evaluate_sae(sae_folder, model, 1, texts=tiny_texts(3), contexts=9, **asked)
     # 3 texts of 12 tokens and an EOS each: 39 tokens, 15 a context.
-    assert found.notes == ["core: the text fills 2 contexts of 16 tokens, 9 were asked for"]
+    assert found.notes == ["text: it fills 2 contexts of 16 tokens, 9 were asked for"]
     for texts in ([], ["", "  \n"], tiny_texts(1)):
         with pytest.raises(ArtifactError, match="fill no context of 16; give more text"):
             evaluate_sae(sae_folder, model, 1, texts=texts, **asked)
@@ -235,7 +235,7 @@ def test_probing_on_labelled_files(model, sae_folder, tmp_path):
 
 @pytest.mark.parametrize("metrics", [["core", "speed"], []])
 def test_unknown_metrics_are_refused(model, sae_folder, metrics):
-    with pytest.raises(ArtifactError, match=r"metrics: .* choose from core, absorption, probing, stability"):
+    with pytest.raises(ArtifactError, match=r"metrics: .* choose from core, absorption, stability, probing"):
         evaluate_sae(sae_folder, model, 1, metrics=metrics, **SMALL)
 
 

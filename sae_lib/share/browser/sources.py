@@ -107,9 +107,9 @@ def examine_folder(
     config = AbsorptionConfig(max_words=max_words)
     settings = default_settings().model_copy(update={"absorption": config})
     inputs = pair.inputs(settings, None, files, text_field, contexts, context_length, cache)
-    tokens = inputs.tokens
+    tokens = inputs.held_out
     try:
-        reference, why = inputs.absorption, ""
+        reference, why = inputs.reference("absorption"), ""
     except ArtifactError as error:
         reference, why = None, str(error)
     found = examine(
