@@ -141,7 +141,8 @@ def evaluate_sae(
         "model": pair.lm.name, "layer": pair.lm.layer, "architecture": pair.sae.cfg.architecture,
         "d_in": pair.sae.d_in, "d_sae": pair.sae.d_sae,
     }  # fmt: skip
-    notes, tables = list(pair.notes), {}
+    notes = list(pair.notes)
+    tables: dict[str, pd.DataFrame] = {}
     for metric, measured in zip(metrics, found, strict=True):
         summary |= measured.summary
         tables |= measured.tables
