@@ -114,7 +114,7 @@ class Recorded(ToyPool):
         self.asked += runs
         made = []
         for run in runs:
-            l0 = run.config.k or run.config.target_l0 or 0.02 / run.config.l1_coefficient
+            l0 = run.config.get("k") or run.config.get("target_l0") or 0.02 / run.config.get("l1_coefficient")
             names = ("parent_silent_rate", "miss_rate", "cos_child_parent", "explained_variance", "dead_fraction")
             made.append(dict.fromkeys(names, 0.5) | {"l0": l0, "true_l0": 1.12, "mask_rate": 0.25})
         return made
