@@ -39,7 +39,7 @@ from tests.faults.small_artifact import NAME, STAGES
 
 KILLS, LEAST_PER_STAGE, MOST_ROUNDS = 50, 5, 15
 # Audit events of Python (`sys.addaudithook`) that change what lies in a folder.
-OPERATIONS = frozenset({"tempfile.mkstemp", "tempfile.mkdtemp", "os.chmod", "os.rename", "os.remove", "os.rmdir"})
+OPERATIONS = frozenset({"os.mkdir", "tempfile.mkdtemp", "os.chmod", "os.rename", "os.remove", "os.rmdir"})
 # A thread of PyArrow's allocator, which looks after itself in a fork.
 ARROWS_OWN = "jemalloc"
 # An attempt may take this long; it takes seconds.

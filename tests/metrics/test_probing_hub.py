@@ -192,10 +192,10 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ArtifactError, match=r"probing.files.mine: no such file: .*gone.jsonl"):
         file_texts("mine", LabelledFiles(train=str(tmp_path / "gone.jsonl")), CONFIG)
     (tmp_path / "bad.jsonl").write_text("{not json")
-    with pytest.raises(ArtifactError, match=r"bad\.jsonl is no readable"):
+    with pytest.raises(ArtifactError, match=r"bad\.jsonl cannot be read after row 0"):
         file_texts("mine", LabelledFiles(train=str(tmp_path / "bad.jsonl")), CONFIG)
     (tmp_path / "other.jsonl").write_text(json.dumps({"text": "a", "class": 1}) + "\n")
-    with pytest.raises(ArtifactError, match="has no column 'label'; it has text, class"):
+    with pytest.raises(ArtifactError, match="has no column 'label' with labels; it has text, class"):
         file_texts("mine", LabelledFiles(train=str(tmp_path / "other.jsonl")), CONFIG)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -306,10 +306,10 @@ def test_folders_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     assert "mine.txt is not empty" in refused(capsys, run, "--out", tmp_path / "full" / "mine.txt")
     assert "cannot be written" in refused(capsys, run, "--out", tmp_path / "full" / "mine.txt" / "below")
 
-    def read_only(**_: object) -> str:
+    def read_only(*_: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(tempfile, "mkdtemp", read_only)
+    monkeypatch.setattr(os, "mkdir", read_only)
     assert "cannot be written (Read-only file system)" in refused(capsys, run, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

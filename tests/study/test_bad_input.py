@@ -141,7 +141,7 @@ def test_a_gpu_without_the_dtype_or_the_memory(
 )
 def test_an_empty_corpus(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(ArtifactError, match=r"^corpus") as caught:
+    with pytest.raises(ArtifactError, match=r"^corpus.files|^data.train_tokens: .* give 0 tokens") as caught:
         build_tokens(*parts(tiny_profile(str(tmp_path / name))), TOKENIZER, tmp_path / "tokens", tmp_path / "cache")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "tokens" / "manifest.json").exists()

@@ -8,7 +8,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 
@@ -111,10 +110,10 @@ def test_other_errors_of_the_system_pass_unchanged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_a_folder_that_takes_no_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    def refuse(**_: object) -> None:
+    def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     says = rf"^cannot write into {tmp_path} \({os.strerror(number)}\); set SAE_LIB_OUTPUT to a folder of yours$"
     with pytest.raises(ArtifactError, match=says), atomic_write(tmp_path / "a"):
         pass

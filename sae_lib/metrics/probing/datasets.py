@@ -60,7 +60,8 @@ def _read_file(name: str, path: str, files: LabelledFiles) -> pd.DataFrame:
     rows = [(text, row.get(files.label)) for row, text in texts]
     labelled = [(text, str(label)) for text, label in rows if text and label is not None]
     if rows and all(label is None for _, label in rows):
-        raise ArtifactError(f"{where}: {path} has no column '{files.label}' with labels")
+        has = ", ".join(next(file_rows(file, where)))
+        raise ArtifactError(f"{where}: {path} has no column '{files.label}' with labels; it has {has}")
     if left_out := len(rows) - len(labelled):
         warnings.warn(f"{where}: {left_out:,} of {len(rows):,} rows of {path} lack a text or a label", stacklevel=2)
     return pd.DataFrame(labelled, columns=["text", "label"])
