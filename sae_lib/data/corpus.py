@@ -14,19 +14,18 @@ import gzip
 import hashlib
 import io
 import json
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 from sae_lib.data import documentation, hub
 from sae_lib.data.config import CorpusConfig, DataConfig
 from sae_lib.data.spelling import Lessons
-from sae_lib.data.tokens import SPLITS, Split, load_tokens, put_together, tokenised, tokenizer_key, write_contexts
+from sae_lib.data.tokens import SPLITS, Split, load_tokens, tokenised, tokenizer_key, write_contexts
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import file_sha256, json_key, read_json, write_json, write_parquet
 from sae_lib.util.keys import Stage, result_key
@@ -308,21 +307,10 @@ def contexts_needed(data: DataConfig) -> dict[Split, int]:
     return {"train": train, "held_out": data.held_out_contexts, "calibration": data.calibration_contexts}
 
 
-def build_tokens(
-    config: CorpusConfig,
-    data: DataConfig,
-    tokenizer: Any,
-    folder: Path,
-    cache: Path,
-    *,
-    rank: int = 0,
-    world: int = 1,
-    barrier: Callable[[], object] = lambda: None,
-) -> dict[str, Any]:
+def build_tokens(config: CorpusConfig, data: DataConfig, tokenizer: Any, folder: Path, cache: Path) -> dict[str, Any]:
     """Write `train.npy`, `held_out.npy`, `calibration.npy` (int32 `[context, position]`) and `manifest.json`.
 
-    The corpus is read once, and memory does not grow with the number of tokens. Each of `world` processes calls this
-    with the same arguments, tokenises its share of the documents and gets the same manifest; rank 0 writes the files.
+    The corpus is read once, and memory does not grow with the number of tokens.
 
     Returns the manifest: the hash of each split, the hash of the corpus, and for the packaged corpus the versions it
     was made from. A finished build with the same key is reused. A warning counts the rows that have no text.
@@ -344,31 +332,20 @@ def build_tokens(
         manifest = cast(dict[str, Any], read_json(manifest_file))
         if manifest["key"] == key and _unaltered(folder, manifest["splits"]):
             return manifest
-    if rank > 0:
-        barrier()  # rank 0 has extracted the packaged corpus
-    rows = islice(load_documents(config, cache), rank, None, world)
-    if rank == 0:
-        barrier()
-    numbered = ((SPLITS.index(split_of(text, config)), text) for _, text in Texts(rows, config.text_field))
-    pieces = tokenised(numbered, tokenizer)
-    if world > 1:
-        pieces = put_together(pieces, folder / ".pieces", rank, world, barrier)
+    texts = Texts(load_documents(config, cache), config.text_field)
+    pieces = tokenised(((SPLITS.index(split_of(text, config)), text) for _, text in texts), tokenizer)
     contexts = contexts_needed(data)
     taught = round(contexts["train"] * config.lessons_fraction)
     lessons: dict[Split, Lessons] = {"train": Lessons(tokenizer, contexts["train"], taught)} if taught else {}
     hashes, without_text = write_contexts(
-        folder if rank == 0 else None, pieces, tokenizer, data.context_length, contexts, data.train_tokens, lessons
+        folder, pieces, tokenizer, data.context_length, contexts, data.train_tokens, lessons
     )
     manifest = {"key": key, "corpus_hash": json_key(hashes), "splits": hashes, "versions": versions}
-    if rank == 0:
-        write_json(manifest_file, manifest)
-        if without_text:
-            warnings.warn(
-                f"corpus: {without_text:,} rows have no text in '{config.text_field}' and are left out", stacklevel=2
-            )
-    barrier()
-    if rank == 0:
-        shutil.rmtree(folder / ".pieces", ignore_errors=True)
+    write_json(manifest_file, manifest)
+    if without_text:
+        warnings.warn(
+            f"corpus: {without_text:,} rows have no text in '{config.text_field}' and are left out", stacklevel=2
+        )
     return manifest
 
 

@@ -1,8 +1,4 @@
-"""Text to tokens to contexts: tokenised ahead of whoever writes them, shared out over processes, packed.
-
-The rows of a corpus are numbered. Alone, a process tokenises all of them in order. Process r of w takes the rows r,
-r + w, r + 2w ...; after every round the processes put their pieces together again in the order of the rows. So what
-comes out does not depend on how many there are.
+"""Text to tokens to contexts: tokenised ahead of whoever writes them, by the tokenizer's own threads, and packed.
 
 Documents of any length become contexts of one length, written to disk as they fill up.
 """
@@ -31,7 +27,6 @@ SPLITS: tuple[Split, ...] = ("train", "held_out", "calibration")
 
 ROWS_PER_BATCH = 256  # tokenised together
 BATCHES_AHEAD = 4
-BATCHES_PER_ROUND = 16  # of all processes together, or one of each
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -85,7 +80,7 @@ class ContextWriter:
     """Packs a stream of tokens into contexts `[context, position]`: an opening token, then `length - 1` of the stream.
 
     Args:
-        file: where they go, as .npy of int32; None only counts.
+        file: where they go, as .npy of int32.
         tokenizer: the stream's.
         length: tokens of a context.
         contexts: how many are wanted; what comes after them is dropped.
@@ -95,7 +90,7 @@ class ContextWriter:
     """
 
     def __init__(
-        self, file: IO[bytes] | None, tokenizer: Any, length: int, contexts: int, rows: int, lessons: Lessons | None
+        self, file: IO[bytes], tokenizer: Any, length: int, contexts: int, rows: int, lessons: Lessons | None
     ) -> None:
         self._file, self._length, self._contexts, self._rows, self._lessons = file, length, contexts, rows, lessons
         self._bos, _ = boundary_tokens(tokenizer)
@@ -132,8 +127,7 @@ class ContextWriter:
         self.contexts += len(block)
         self.rows = int(rows[len(block) - 1]) if len(block) else self.rows
         self._digest.update(block.data)
-        if self._file is not None:
-            self._file.write(block.data)
+        self._file.write(block.data)
 
     def finish(self) -> dict[str, Any]:
         """How many contexts there are, and the sha256 of their values."""
@@ -142,14 +136,13 @@ class ContextWriter:
 
     def _write_header(self) -> None:
         """The .npy header for the contexts so far; it has room for any number of them."""
-        if self._file is not None:
-            self._file.seek(0)
-            description = {"descr": "<i4", "fortran_order": False, "shape": (self.contexts, self._length)}
-            np.lib.format.write_array_header_1_0(self._file, description)
+        self._file.seek(0)
+        description = {"descr": "<i4", "fortran_order": False, "shape": (self.contexts, self._length)}
+        np.lib.format.write_array_header_1_0(self._file, description)
 
 
 def write_contexts(
-    folder: Path | None,
+    folder: Path,
     pieces: Iterable[Piece],
     tokenizer: Any,
     length: int,
@@ -160,7 +153,7 @@ def write_contexts(
     """Write `<split>.npy` for every split, from no more pieces than it takes; all of them whole, or none.
 
     Args:
-        folder: where they go; None only counts.
+        folder: where they go.
         pieces: tokens of the corpus; the number of a split is its place in `contexts`.
         contexts: how many each split is to have.
         train_rows: how many tokens of the training split are not to be special.
@@ -176,7 +169,7 @@ def write_contexts(
     with ExitStack() as stack:
         writers: dict[Split, ContextWriter] = {}
         for split, count in contexts.items():
-            file = None if folder is None else stack.enter_context(atomic_write(folder / f"{split}.npy", "wb"))
+            file = stack.enter_context(atomic_write(folder / f"{split}.npy", "wb"))
             rows = train_rows if split == "train" else 0
             writers[split] = ContextWriter(file, tokenizer, length, count, rows, lessons.get(split))
         for piece in pieces:
@@ -243,56 +236,6 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int) -> 
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def put_together(
-    pieces: Iterator[Piece], folder: Path, rank: int, world: int, barrier: Callable[[], object]
-) -> Iterator[Piece]:
-    """The pieces of all processes in the order of the corpus, the same in each of them.
-
-    Args:
-        pieces: of rows `rank`, `rank + world`, `rank + 2 world` ... of the corpus.
-        folder: one that all processes can read; nothing is left in it.
-        barrier: waits for the other processes.
-    """
-    batches = -(-BATCHES_PER_ROUND // world)
-    number = 0
-    while True:
-        own = joined(list(islice(pieces, batches)))
-        mine = folder / f"{number % 2}-{rank}.npz"
-        with atomic_write(mine, "wb") as file:
-            np.savez(file, **own._asdict())
-        barrier()  # every piece of this round is there, and those of the round before have been read
-        merged = interleaved([_read(folder / f"{number % 2}-{other}.npz") for other in range(world)])
-        yield merged
-        if len(merged.splits) < world * batches * ROWS_PER_BATCH:
-            return
-        number += 1
-
-
-def joined(pieces: Sequence[Piece]) -> Piece:
-    """Pieces that follow each other, as one."""
-    empty = Piece(np.empty(0, np.int8), np.empty(0, np.int32), np.empty(0, np.int32))
-    return Piece(*(np.concatenate(column) for column in zip(empty, *pieces, strict=True)))
-
-
-def interleaved(parts: Sequence[Piece]) -> Piece:
-    """Part r of w has the rows r, r + w, r + 2w ... of what is returned."""
-    world, rows = len(parts), sum(len(part.splits) for part in parts)
-    splits, lengths = np.empty(rows, dtype=np.int8), np.empty(rows, dtype=np.int32)
-    for rank, part in enumerate(parts):
-        splits[rank::world], lengths[rank::world] = part.splits, part.lengths
-    starts = np.cumsum(lengths, dtype=np.int64) - lengths
-    ids = np.empty(int(lengths.sum()), dtype=np.int32)
-    for rank, part in enumerate(parts):
-        own = np.cumsum(part.lengths, dtype=np.int64) - part.lengths
-        ids[np.arange(len(part.ids)) + np.repeat(starts[rank::world] - own, part.lengths)] = part.ids
-    return Piece(splits, lengths, ids)
-
-
-def _read(file: Path) -> Piece:
-    with np.load(file) as arrays:
-        return Piece(**arrays)
 
 
 def pack(texts: Iterable[str], tokenizer: Any, context_length: int, contexts: int | None = None) -> NDArray[np.int32]:

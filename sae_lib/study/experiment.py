@@ -82,12 +82,12 @@ class Experiment:
         return corpus_cache()
 
     def build_tokens(self, tokenizer: Any) -> dict[str, Any]:
-        """Text to contexts (`corpus.build_tokens`)."""
+        """Text to contexts (`corpus.build_tokens`), by rank 0."""
+        profile, folder = self.profile, self.paths.tokens
         with self.writing():
-            return build_tokens(
-                self.profile.corpus, self.profile.data, tokenizer, self.paths.tokens, self.corpus_cache,
-                rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier,
-            )  # fmt: skip
+            return ranks.from_first(
+                lambda: build_tokens(profile.corpus, profile.data, tokenizer, folder, self.corpus_cache)
+            )
 
     def harvest(self, lm: LanguageModel) -> ActivationStore:
         """The activation store of the training contexts, made or completed where `data.store` says."""

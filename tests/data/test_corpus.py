@@ -3,10 +3,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import threading
 import tracemalloc
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -305,52 +303,6 @@ def test_tokens_on_disk_are_what_packing_in_memory_gives(tmp_path, monkeypatch):
     for split, contexts in contexts_of.items():
         documents = documents_of(split, load_documents(profile.corpus), profile.corpus)
         assert np.array_equal(load_tokens(tmp_path / "tokens", split), pack(documents, TOKENIZER, 16, contexts))
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-@pytest.mark.parametrize("files", [1, 2])
-def test_any_number_of_ranks_writes_the_same_tokens(tmp_path, monkeypatch, world, files):
-    """With two files `split_dataset_by_node` would give each of two ranks a file of its own."""
-    monkeypatch.setattr(tokenising, "ROWS_PER_BATCH", 4)
-    monkeypatch.setattr(tokenising, "BATCHES_PER_ROUND", 6)
-    profile = sizes(write(tmp_path, ".jsonl"), 2000)
-    if files == 2:
-        (tmp_path / "more.jsonl").write_text('{"text": "w9 w8 w7", "number": 1}\n{"text": "", "number": 2}\n' * 60)
-        names = (str(tmp_path / "more.jsonl"), *profile.corpus.files)
-        profile.corpus = profile.corpus.model_copy(update={"files": names})
-    expected = build_tokens(*parts(profile), TOKENIZER, tmp_path / "alone", tmp_path / "cache")
-    barrier = threading.Barrier(world, timeout=30)
-
-    def run(rank: int) -> dict[str, Any]:
-        return build_tokens(
-            *parts(profile), word_tokenizer(bos_token="<bos>", eos_token="<eos>"),
-            tmp_path / "shared", tmp_path / "cache",
-            rank=rank, world=world, barrier=barrier.wait,
-        )  # fmt: skip
-
-    with ThreadPoolExecutor(world) as ranks:
-        assert list(ranks.map(run, range(world))) == [expected] * world
-    assert token_files(tmp_path / "shared") == token_files(tmp_path / "alone")
-
-
-def test_too_little_text_is_told_by_every_rank(tmp_path):
-    (tmp_path / "few.jsonl").write_text('{"text": "w0 w1"}\n' * 3)
-    barrier = threading.Barrier(2, timeout=30)
-
-    def run(rank: int) -> str:
-        with pytest.raises(
-            ArtifactError, match=r"data.train_tokens: .* give 0 tokens, needed: 1,000; give more text"
-        ) as caught:
-            build_tokens(
-                *parts(sizes(str(tmp_path / "few.jsonl"))), word_tokenizer(bos_token="<bos>"),
-                tmp_path / "tokens", tmp_path,
-                rank=rank, world=2, barrier=barrier.wait,
-            )  # fmt: skip
-        return str(caught.value)
-
-    with ThreadPoolExecutor(2) as ranks:
-        assert len(set(ranks.map(run, range(2)))) == 1
-    assert not list((tmp_path / "tokens").glob("*.npy"))
 
 
 def peak_memory(work: Callable[[], object]) -> int:

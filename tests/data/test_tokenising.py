@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sae_lib.data import tokens as tokenising
-from sae_lib.data.tokens import Piece, ahead, interleaved, joined, tokenised
+from sae_lib.data.tokens import Piece, ahead, tokenised
 from tests.data.test_corpus import EOS, TOKENIZER
 
 
@@ -33,19 +33,10 @@ def test_a_piece_by_hand():
 
 def test_batches_leave_no_trace(monkeypatch):
     rows = [(i % 3, f"w{i} w{i + 1}" if i % 4 else "") for i in range(50)]
-    whole = joined(list(tokenised(rows, TOKENIZER)))
+    [whole] = tokenised(rows, TOKENIZER)
     monkeypatch.setattr(tokenising, "ROWS_PER_BATCH", 3)
     pieces = list(tokenised(rows, TOKENIZER))
-    assert len(pieces) == 17 and same(joined(pieces), whole)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_shares_are_put_back_in_order(world):
-    rng = np.random.default_rng(world)
-    for count in (0, 1, 6, 20):
-        rows = [(int(rng.integers(3)), rng.integers(9, size=rng.integers(4)).tolist()) for _ in range(count)]
-        rows = [(split if ids else -1, ids) for split, ids in rows]
-        assert same(interleaved([piece(*rows[rank::world]) for rank in range(world)]), piece(*rows))
+    assert len(pieces) == 17 and same(Piece(*(np.concatenate(each) for each in zip(*pieces, strict=True))), whole)
 
 
 def test_work_is_done_ahead_in_order_and_within_bounds():
