@@ -209,5 +209,7 @@ ORANGE, BROWN = Look("#de8f05", "s", "--"), Look("#ca9161", "D", (0, (4, 1, 1, 1
 BATCHTOPK = TOPK | {"architecture": "batchtopk"}
 register(Method("topk", "TopK", TOPK, ORANGE, at_width=topk_rate, toy_rate=1e-2, papers=(GAO,)))
 register(Method("batchtopk", "BatchTopK", BATCHTOPK, BROWN, at_width=topk_rate, toy_rate=1e-2, papers=(BUSSMANN,)))
-# TopK before its first step, so that the floor stands at the same L0 as the others.
-register(Method("untrained", "Untrained", TOPK, Look(GREY, "*", "-"), shown="floor", at_width=topk_rate))
+# TopK, so that the controls stand at the same L0 as the others: before its first step, and trained, with decoder rows
+# dealt out to other latents.
+register(Method("untrained", "Untrained", TOPK, Look(GREY, "*", "-"), shown="control", at_width=topk_rate))
+register(Method("permuted", "Permuted decoder", TOPK, Look(GREY, "P", ":"), shown="control", at_width=topk_rate))

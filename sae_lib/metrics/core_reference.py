@@ -26,7 +26,7 @@ from sae_lib.metrics.stored_reference import load_reference, save_reference
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.keys import Stage, result_key
 
-CORE_REFERENCE = Stage("core reference", 1)
+CORE_REFERENCE = Stage("core reference", 2)
 
 
 class Distribution(NamedTuple):
@@ -128,6 +128,8 @@ class CoreReference:
     ce_clean: float
     ce_zero: float
     """CE with the residual stream set to zero at the kept positions."""
+    ce_mean: float
+    """CE with the residual stream set to its mean there, which keeps what all positions share."""
     kl_zero: float
     residual: Float[Tensor, "context position d_in"] | None = None
     """The residual stream, in the model's dtype, on the CPU. None where it is too large, or where the model's later
@@ -145,7 +147,7 @@ class CoreReference:
 def build_core_reference(
     lm: LanguageModel, tokens: Int[Tensor, "context position"], batch: int = 16, folder: Path | str | None = None
 ) -> CoreReference:
-    """Clean and zero-ablated losses, the residual stream and its moments on held-out contexts.
+    """Clean, zero-ablated and mean-ablated losses, the residual stream and its moments on held-out contexts.
 
     The zero-ablation replaces the same positions as an SAE's reconstruction does, so an SAE that outputs
     zeros scores exactly 0. (SAEBench sets special positions to zero as well, in this run only.)
@@ -174,11 +176,10 @@ def build_core_reference(
     if stored is not None:
         tensors, record = stored
         states = (tensors.get("residual"), tensors.get("hidden"))
-        variance, ce_clean, ce_zero, kl_zero = record["numbers"]
-        return CoreReference(tokens, kept, tensors["mean"], variance, ce_clean, ce_zero, kl_zero, *states)
+        return CoreReference(tokens, kept, tensors["mean"], *record["numbers"], *states)
     reference = _compute(lm, tokens, kept, batch)
     named = {"mean": reference.mean, "residual": reference.residual, "hidden": reference.hidden}
-    numbers = [reference.variance, reference.ce_clean, reference.ce_zero, reference.kl_zero]
+    numbers = [reference.variance, reference.ce_clean, reference.ce_zero, reference.ce_mean, reference.kl_zero]
     kept_tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
     save_reference(stem, kept_tensors, {"numbers": numbers}, made_from)
     return reference
@@ -200,10 +201,11 @@ def _compute(lm: LanguageModel, tokens: Tensor, kept: Tensor, batch: int) -> Cor
     mean = total / kept.sum()
     variance = squares / int(kept.sum()) - mean.pow(2).sum().item()
     states = (torch.cat(residuals), torch.cat(hidden)) if keep else (None, None)
-    bare = CoreReference(tokens, kept, mean, variance, 0.0, 0.0, 0.0, *states)
+    bare = CoreReference(tokens, kept, mean, variance, 0.0, 0.0, 0.0, 0.0, *states)
     clean = losses(lm, bare, None, batch)
     zero = losses(lm, bare, lambda residual, mask: residual.masked_fill(mask[..., None], 0), batch)
-    reference = replace(bare, ce_clean=clean.ce, ce_zero=zero.ce, kl_zero=zero.kl)
+    constant = losses(lm, bare, lambda residual, mask: torch.where(mask[..., None], mean.to(residual), residual), batch)
+    reference = replace(bare, ce_clean=clean.ce, ce_zero=zero.ce, ce_mean=constant.ce, kl_zero=zero.kl)
     reference.in_memory.update(bare.in_memory)
     return reference
 

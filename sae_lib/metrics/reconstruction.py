@@ -44,10 +44,11 @@ def evaluate_reconstruction(
 
     Returns:
         A dictionary with l0, l1, mse, cosine, explained_variance, dead_fraction (`ReconstructionSums`),
-        ce_clean, ce_zero, ce_sae, kl_zero, kl_sae (nats per token),
+        ce_clean, ce_zero, ce_mean, ce_sae, kl_zero, kl_sae (nats per token),
         ce_score = (ce_zero - ce_sae) / (ce_zero - ce_clean) and kl_score = (kl_zero - kl_sae) / kl_zero (1:
-        nothing lost, 0: as bad as zeros; NaN where zeros change nothing), tokens; and the density of each
-        latent.
+        nothing lost, 0: as bad as zeros; NaN where zeros change nothing), ce_score_mean (ce_score with ce_mean
+        for ce_zero: 0 is as bad as the residual stream's mean, a harder start than zeros), tokens; and the
+        density of each latent.
 
     Raises:
         ArtifactError: the SAE has another width than the residual stream.
@@ -60,8 +61,10 @@ def evaluate_reconstruction(
         **splice.sums.metrics(reference.variance),
         "ce_clean": reference.ce_clean,
         "ce_zero": reference.ce_zero,
+        "ce_mean": reference.ce_mean,
         "ce_sae": ce_sae,
         "ce_score": _ratio(reference.ce_zero - ce_sae, reference.ce_zero - reference.ce_clean),
+        "ce_score_mean": _ratio(reference.ce_mean - ce_sae, reference.ce_mean - reference.ce_clean),
         "kl_zero": reference.kl_zero,
         "kl_sae": kl_sae,
         "kl_score": _ratio(reference.kl_zero - kl_sae, reference.kl_zero),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
@@ -115,6 +115,8 @@ class Profile(Strict):
     trained."""
     as_written: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Method -> values of the papers' own coefficients, shown as they are."""
+    controls: tuple[Literal["permuted", "soft_frozen"], ...] = ()
+    """Controls beside the untrained SAEs, which every profile has; each at the L0 of `topk`, with all training seeds."""
     sweep: SweepConfig
     ablations: AblationConfig = AblationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

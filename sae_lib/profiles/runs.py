@@ -8,7 +8,7 @@ the range, which is enough to count.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
@@ -23,6 +23,7 @@ Group = Literal[
     "sweep",
     "main",
     "untrained",
+    "control",
     "as_written",
     "factorial",
     "sequence",
@@ -30,7 +31,7 @@ Group = Literal[
     "atm_importance",
     "atm_grid",
 ]
-MAIN_GROUPS: tuple[Group, ...] = ("main", "untrained", "as_written", "sweep")
+MAIN_GROUPS: tuple[Group, ...] = ("main", "untrained", "control", "as_written", "sweep")
 ABLATION_GROUPS: tuple[Group, ...] = ("factorial", "sequence", "sensitivity", "atm_importance", "atm_grid")
 ABLATION_SCORES = ("reconstruction", "absorption")
 # Run 1 of the paper is before "reducing gradient norm to 0.1 and temporal coefficient to 0.0001"; it does not say from
@@ -64,11 +65,17 @@ class RunSpec:
     label: str
     seed: int
     config: SAEConfig
-    trained: bool = True
+    made: Literal["trained", "untrained", "permuted"] = "trained"
+    """By training; as it is before the first step; or from the trained one of this configuration and seed, by dealing
+    its decoder rows out to other latents."""
     fields: dict[str, Any] = field(default_factory=dict, compare=False)
     """Columns of the result rows that say where it stands in its group: `level`, the sparsity of a `sweep`;
     `paper_run`, 'run_1' to 'run_4' of `sequence`; `varied`, one of `VARIED`; `importance` and the part that is
     `dropped` from it ('nothing', or None for the product)."""
+
+    @property
+    def trained(self) -> bool:
+        return self.made == "trained"
 
 
 def expected_calibration(profile: Profile) -> Calibration:
@@ -101,6 +108,7 @@ def plan_runs(profile: Profile, calibration: Calibration | None = None, groups: 
         "sweep": _sweep,
         "main": _main,
         "untrained": _untrained,
+        "control": _control,
         "as_written": _as_written,
         "factorial": _factorial,
         "sequence": _sequence,
@@ -135,7 +143,15 @@ def _main(profile: Profile, known: Calibration) -> list[RunSpec]:
 
 def _untrained(profile: Profile, known: Calibration) -> list[RunSpec]:
     config = profile.sae_config("topk")
-    return [RunSpec("untrained", "untrained", "", seed, config, trained=False) for seed in profile.training.seeds]
+    return [RunSpec("untrained", "untrained", "", seed, config, made="untrained") for seed in profile.training.seeds]
+
+
+def _control(profile: Profile, known: Calibration) -> list[RunSpec]:
+    made: dict[str, RunSpec] = {
+        "soft_frozen": RunSpec("control", "soft_frozen", "", 0, profile.sae_config("topk", {"soft_frozen": {}})),
+        "permuted": RunSpec("control", "permuted", "", 0, profile.sae_config("topk"), made="permuted"),
+    }
+    return [replace(made[method], seed=seed) for method in profile.controls for seed in profile.training.seeds]
 
 
 def _as_written(profile: Profile, known: Calibration) -> list[RunSpec]:

@@ -19,14 +19,15 @@ from sae_lib.metrics.absorption.latents import WordLatents, latent_bytes, latent
 from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, train_probes_together
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 
-# For each counted letter its main latents and the F1 of the first alone.
-MainLatents = list[tuple[Int[Tensor, "..."], float]]  # as many latents as the split rule accepts
+# For each counted letter its main latents, as many as the split rule accepts, and the F1 of the first alone, of the
+# first two, and so on.
+MainLatents = list[tuple[Int[Tensor, "..."], list[float]]]
 
 
 def main_latents(
     sae: Autoencoder, reference: AbsorptionReference, counted: list[int], config: AbsorptionConfig
 ) -> MainLatents:
-    """For each counted letter its main latents and the F1 of the first alone."""
+    """For each counted letter its main latents and the F1 of the first alone, of the first two, and so on."""
     return main_latents_of_many([sae], reference, counted, config)[0]
 
 
@@ -65,7 +66,7 @@ def _accepted(
             config.logistic_max_iter,
         )
         accepted = accepted_f1(f1_by_k, config.f1_jump)
-        mains.append((best[: len(accepted)], accepted[0]))
+        mains.append((best[: len(accepted)], accepted))
     return mains
 
 

@@ -135,6 +135,7 @@ LETTER_COLUMNS = [
     "absorption_unthresholded",
     "num_split_features",
     "k1_f1",
+    "main_f1",
 ]
 
 
@@ -142,10 +143,11 @@ LETTER_COLUMNS = [
 class AbsorptionResult:
     """Absorption of one SAE.
 
-    `summary`: absorption_fraction, absorption_full, absorption_unthresholded and num_split_features are means
-    over the letters that count (NaN if none does), `letters` is how many those are, `words` their evaluated
-    words, `probe_f1` the ground-truth probe's mean F1 over all letters that have test words.
-    `letters`: one row for each letter that counts.
+    `summary`: absorption_fraction, absorption_full, absorption_unthresholded, num_split_features, main_latent_f1 and
+    main_latents_f1 are means over the letters that count (NaN if none does), `letters` is how many those are, `words`
+    their evaluated words, `probe_f1` the ground-truth probe's mean F1 over all letters that have test words.
+    `letters`: one row for each letter that counts. `k1_f1` is how well the letter's best latent finds the letter's test
+    words, `main_f1` how well its main latents do together: absorption of a letter whose latents find little says little.
     `notes`: lines that say why the numbers should be read with care; which letters are missing and which words are left
     out.
     """
@@ -172,12 +174,18 @@ def evaluate_absorption(sae: Autoencoder, reference: AbsorptionReference, config
 
 @torch.no_grad()
 def evaluate_absorption_many(
-    saes: Sequence[Autoencoder], reference: AbsorptionReference, config: AbsorptionConfig
+    saes: Sequence[Autoencoder],
+    reference: AbsorptionReference,
+    config: AbsorptionConfig,
+    chosen_on: AbsorptionReference | None = None,
 ) -> list[AbsorptionResult]:
     """`evaluate_absorption` of several SAEs on one device, in their order: the numbers that each has alone.
 
     The sparse probes of as many SAEs are trained together as have their training words' latents fit into
     `config.latent_bytes`.
+
+    Args:
+        chosen_on: the words that main latents are chosen on; those of `reference` by default.
     """
     for number, sae in enumerate(saes):
         require_width(sae, reference.probe.weight.shape[1], name=f"sae {number + 1}" if len(saes) > 1 else "sae")
@@ -186,9 +194,9 @@ def evaluate_absorption_many(
     results = []
     for group in _groups(saes, len(reference.train_words), config.latent_bytes):
         nothing: list[MainLatents] = [[] for _ in group]
-        mains = main_latents_of_many(group, reference, counted, config) if counted else nothing
+        mains = main_latents_of_many(group, chosen_on or reference, counted, config) if counted else nothing
         for sae, main in zip(group, mains, strict=True):
-            letters = _letters(sae, reference, counted, main, config)
+            letters = score_letters(sae, reference, counted, main, config)
             chosen = {LETTERS[letter]: latents.tolist() for letter, (latents, _) in zip(counted, main, strict=True)}
             results.append(AbsorptionResult(_summary(letters, reference), letters, notes, chosen))
     return results
@@ -209,7 +217,7 @@ def _groups(saes: Sequence[Autoencoder], words: int, most: int) -> Iterator[list
         yield group
 
 
-def _letters(
+def score_letters(
     sae: Autoencoder,
     reference: AbsorptionReference,
     counted: list[int],
@@ -235,9 +243,10 @@ def _letters(
             "absorption_full": means[letter][1],
             "absorption_unthresholded": means[letter][2],
             "num_split_features": len(main),
-            "k1_f1": k1_f1,
+            "k1_f1": f1[0],
+            "main_f1": f1[-1],
         }
-        for letter, (main, k1_f1) in zip(counted, mains, strict=True)
+        for letter, (main, f1) in zip(counted, mains, strict=True)
     ]
     return pd.DataFrame(rows, columns=LETTER_COLUMNS)
 
@@ -257,9 +266,11 @@ def _letter_means(
 
 def _summary(letters: pd.DataFrame, reference: AbsorptionReference) -> dict[str, float]:
     present = reference.test_labels.unique().tolist()
-    means = ("absorption_fraction", "absorption_full", "absorption_unthresholded", "num_split_features")
+    means = {name: name for name in LETTER_COLUMNS if name.startswith("absorption_")} | {
+        "num_split_features": "num_split_features", "main_latent_f1": "k1_f1", "main_latents_f1": "main_f1",
+    }  # fmt: skip
     return {
-        **{name: float(letters[name].mean()) if len(letters) else math.nan for name in means},
+        **{name: float(letters[column].mean()) if len(letters) else math.nan for name, column in means.items()},
         "probe_f1": sum(reference.probe_f1[letter] for letter in present) / len(present),
         "letters": len(letters),
         "words": int(letters["true_positives"].sum()),
