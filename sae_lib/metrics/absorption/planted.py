@@ -1,0 +1,176 @@
+"""Absorption that was put there: how much of it the score finds.
+
+A trained SAE is made to absorb a known share of each letter's words. On such a word the letter's main latents are set to
+zero, and a new latent, which fires on this word alone, writes what they wrote of the letter's direction:
+
+    d_w = (p + o_w) / sqrt(2),    act_w = M_w / (d_w . p)
+
+with p the letter's direction (norm 1), o_w the direction of what else the word's residual stream holds, and M_w the main
+latents' projection onto p on that word, or the mean over the letter's words where they are silent already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.data.words import LETTERS
+from sae_lib.metrics.absorption.config import AbsorptionConfig
+from sae_lib.metrics.absorption.latents import ROWS, unit_latents
+from sae_lib.metrics.absorption.main_latents import MainLatents, main_latents
+from sae_lib.metrics.absorption.reference import AbsorptionReference
+from sae_lib.metrics.absorption.score import evaluate_absorption, score_letters
+from sae_lib.util.errors import ArtifactError
+
+SEED = 0
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class PlantedAutoencoder(Autoencoder):
+    """An SAE with a latent for each absorbed word behind its own, known by the words' residual streams."""
+
+    def __init__(
+        self,
+        sae: Autoencoder,
+        rows: Float[Tensor, "row d_in"],
+        latent: Int[Tensor, " row"],
+        activation: Float[Tensor, " row"],
+        inhibited: Bool[Tensor, "row d_sae"],
+        decoder: Float[Tensor, "word d_in"],
+    ) -> None:
+        """Args:
+        rows: residual streams of absorbed words; a word has one for each prompt.
+        latent: which of the new latents each fires.
+        activation: how strongly.
+        inhibited: which latents of `sae` it silences.
+        decoder: the new latents' rows.
+
+        Raises:
+            ArtifactError: two rows are equal, so that no SAE tells their words apart.
+        """
+        nn.Module.__init__(self)
+        self._sae = sae
+        self.cfg, self.d_in, self.d_sae = sae.cfg, sae.d_in, sae.d_sae + len(decoder)
+        self.W_dec = nn.Parameter(torch.cat([sae.W_dec.detach(), decoder.to(sae.W_dec)]))
+        self.b_dec = sae.b_dec
+        self._known, order = _signatures(rows.to(sae.device, sae.dtype)).sort()
+        if (self._known.diff() == 0).any():
+            raise ArtifactError("reference: two of its words have the same residual stream; take other words")
+        order = order.to(latent.device)
+        self._latent, self._activation, self._inhibited = (
+            t[order].to(sae.device) for t in (latent, activation.to(sae.dtype), inhibited)
+        )
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_sae"]:  # type: ignore[override]
+        f = torch.cat([self._sae.encode(x), x.new_zeros(len(x), self.d_sae - self._sae.d_sae)], dim=1)
+        if len(self._known):
+            signature = _signatures(x)
+            place = torch.searchsorted(self._known, signature).clamp(max=len(self._known) - 1)
+            here = (self._known[place] == signature).nonzero().flatten()
+            place = place[here]
+            f[here, : self._sae.d_sae] = f[here, : self._sae.d_sae].masked_fill(self._inhibited[place], 0)
+            f[here, self._sae.d_sae + self._latent[place]] = self._activation[place]
+        return f
+
+
+def _signatures(rows: Float[Tensor, "row d_in"]) -> Int[Tensor, " row"]:
+    """A number of 64 bits for the bits of each row: sum of them times random odd numbers, modulo 2^64."""
+    generator = torch.Generator().manual_seed(SEED)
+    factors = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator) * 2 + 1
+    return (rows.float().contiguous().view(torch.int32).long() * factors.to(rows.device)).sum(dim=1)
+
+
+def plant(
+    sae: Autoencoder, reference: AbsorptionReference, counted: Sequence[int], mains: MainLatents, share: float
+) -> PlantedAutoencoder:
+    """`sae` with `share` of the words of each counted letter absorbed, among the training words, the test words and
+    those of them that are scored alike. A larger share absorbs the words of a smaller one too.
+
+    Args:
+        mains: the letters' main latents in `sae`.
+    """
+    probe = F.normalize(reference.probe.weight, dim=1)
+    train, test = reference.train_labels, reference.test_labels
+    scored = torch.zeros(len(test), dtype=torch.bool).index_fill(0, reference.scored, True)
+    generator = torch.Generator().manual_seed(SEED)
+    chosen_train, chosen_test = (torch.zeros(len(labels), dtype=torch.bool) for labels in (train, test))
+    for letter in counted:
+        for words, chosen in (
+            (train == letter, chosen_train),
+            ((test == letter) & scored, chosen_test),
+            ((test == letter) & ~scored, chosen_test),
+        ):
+            places = words.nonzero().flatten()
+            order = torch.randperm(len(places), generator=generator)
+            chosen[places[order[: round(share * len(places))]]] = True
+    # A word is read in one prompt, and where it is scored in a second one; both fire its own latent.
+    again = chosen_test[reference.scored]
+    own = torch.arange(int(chosen_train.sum() + chosen_test.sum()))
+    own_test = torch.zeros(len(test), dtype=torch.long).masked_scatter(chosen_test, own[int(chosen_train.sum()) :])
+    first = torch.cat([reference.train_activations[chosen_train], reference.test_activations[chosen_test]])
+    rows = torch.cat([first, reference.scored_activations[again]])
+    latent = torch.cat([own, own_test[reference.scored[again]]])
+    letters = torch.cat([train[chosen_train], test[chosen_test], test[reference.scored[again]]])
+
+    is_main = torch.zeros(len(LETTERS), sae.d_sae, dtype=torch.bool)
+    for letter, (latents, _) in zip(counted, mains, strict=True):
+        is_main[letter, latents.cpu()] = True
+    written = _written(sae, rows, letters, probe, is_main)
+    of_word = letters[: len(own)]
+    aside = first - (first * probe[of_word]).sum(dim=1, keepdim=True) * probe[of_word]
+    decoder = (probe[of_word] + F.normalize(aside, dim=1)) / 2**0.5
+    along = (decoder * probe[of_word]).sum(dim=1)[latent]
+    return PlantedAutoencoder(sae, rows, latent, written / along, is_main[letters], decoder)
+
+
+def _written(
+    sae: Autoencoder,
+    rows: Float[Tensor, "row d_in"],
+    letters: Int[Tensor, " row"],
+    probe: Float[Tensor, "letter d_in"],
+    is_main: Bool[Tensor, "letter d_sae"],
+) -> Float[Tensor, " row"]:
+    """M: what the main latents write along their letter's direction; the letter's mean where that is nothing."""
+    cosines = (probe @ F.normalize(sae.W_dec.detach().float().cpu(), dim=1).T).masked_fill(~is_main, 0)
+    parts = zip(rows.split(ROWS), letters.split(ROWS), strict=True)
+    written = torch.cat([(unit_latents(sae, x).cpu() * cosines[letter]).sum(dim=1) for x, letter in parts])
+    some = written > 0
+    sums = torch.zeros(len(LETTERS)).index_add_(0, letters[some], written[some])
+    mean = sums / letters[some].bincount(minlength=len(LETTERS)).clamp(min=1)
+    return torch.where(some, written, mean[letters])
+
+
+@torch.no_grad()
+def planted_absorption(
+    sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig, shares: Sequence[float] = SHARES
+) -> pd.DataFrame:
+    """How much planted absorption the score finds: its calibration on this SAE. Each share costs as much as a score.
+
+    Returns:
+        One row per share: `planted`, the share; absorption_fraction, absorption_full and main_latent_f1 as the score
+        finds them; absorption_fraction_known and absorption_full_known with the main latents that were silenced, which
+        leaves out the search for them. The share 0 has the SAE's own score.
+
+    Raises:
+        ArtifactError: as `evaluate_absorption`; two words have the same residual stream.
+    """
+    counted = [letter for letter, f1 in enumerate(reference.probe_f1) if f1 > config.min_probe_f1]
+    mains = main_latents(sae, reference, counted, config) if counted else []
+    rows = []
+    for share in shares:
+        planted = plant(sae, reference, counted, mains, share)
+        found = evaluate_absorption(planted, reference, config).summary
+        known = score_letters(planted, reference, counted, mains, config)
+        rows.append(
+            {"planted": share}
+            | {name: found[name] for name in ("absorption_fraction", "absorption_full", "main_latent_f1")}
+            | {f"{name}_known": float(known[name].mean()) for name in ("absorption_fraction", "absorption_full")}
+        )
+    return pd.DataFrame(rows)
