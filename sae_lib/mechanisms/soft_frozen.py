@@ -1,4 +1,4 @@
-"""A control, not a method: an SAE whose decoder may hardly learn. What it scores, a measure gives for the encoder alone."""
+"""A control, not a method: an SAE whose decoder hardly learns. A measure that it does well on asks for no decoder."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def near(
     along = (rows * start).sum(dim=1, keepdim=True)
     aside = rows - along * start
     aside = aside / aside.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    return torch.where(along < min_cosine * norm, norm * (min_cosine * start + (1 - min_cosine**2) ** 0.5 * aside), rows)
+    on_cone = norm * (min_cosine * start + (1 - min_cosine**2) ** 0.5 * aside)
+    return torch.where(along < min_cosine * norm, on_cone, rows)
 
 
 # A TopK SAE in all else, as the other controls are.

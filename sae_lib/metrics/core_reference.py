@@ -176,7 +176,8 @@ def build_core_reference(
     if stored is not None:
         tensors, record = stored
         states = (tensors.get("residual"), tensors.get("hidden"))
-        return CoreReference(tokens, kept, tensors["mean"], *record["numbers"], *states)
+        variance, ce_clean, ce_zero, ce_mean, kl_zero = record["numbers"]
+        return CoreReference(tokens, kept, tensors["mean"], variance, ce_clean, ce_zero, ce_mean, kl_zero, *states)
     reference = _compute(lm, tokens, kept, batch)
     named = {"mean": reference.mean, "residual": reference.residual, "hidden": reference.hidden}
     numbers = [reference.variance, reference.ce_clean, reference.ce_zero, reference.ce_mean, reference.kl_zero]

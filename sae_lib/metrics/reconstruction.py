@@ -126,7 +126,7 @@ def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Ear
 register(
     Score(
         name="reconstruction",
-        version=1,
+        version=2,
         settings=ReconstructionConfig,
         reference=_reference,
         evaluate=_evaluate,
@@ -137,7 +137,9 @@ register(
             "cosine": Column("cosine", "higher", 3, quality=True),
             "mse": Column("MSE", "lower", 4, quality=True),
             "ce_score": Column("CE score", "higher", 3, quality=True),
+            "ce_score_mean": Column("CE score, mean", "higher", 3, quality=True),
             "kl_score": Column("KL score", "higher", 3, quality=True),
+            "kl_sae": Column("KL", "lower", 3, quality=True),
             "dead_fraction": Column("dead share", "lower", 3, quality=True),
         },
     )

@@ -4,9 +4,11 @@ from sae_lib.metrics import reconstruction  # isort: split
 
 from sae_lib.metrics.absorption import score as absorption  # isort: split
 
+from sae_lib.metrics.absorption import null as null_absorption  # isort: split
+
 from sae_lib.metrics.stability import score as stability  # isort: split
 
 from sae_lib.metrics.probing import score as probing
 from sae_lib.metrics.registry import SCORES
 
-__all__ = ["SCORES", "absorption", "probing", "reconstruction", "stability"]
+__all__ = ["SCORES", "absorption", "null_absorption", "probing", "reconstruction", "stability"]

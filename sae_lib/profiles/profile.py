@@ -116,7 +116,7 @@ class Profile(Strict):
     as_written: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Method -> values of the papers' own coefficients, shown as they are."""
     controls: tuple[Literal["permuted", "soft_frozen"], ...] = ()
-    """Controls beside the untrained SAEs, which every profile has; each at the L0 of `topk`, with all training seeds."""
+    """Controls beside the untrained SAEs, which every profile has; each at the L0 of `topk`, with the same seeds."""
     sweep: SweepConfig
     ablations: AblationConfig = AblationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -77,6 +77,11 @@ class RunSpec:
     def trained(self) -> bool:
         return self.made == "trained"
 
+    @property
+    def permuted_from(self) -> RunSpec:
+        """The trained SAE that a permuted one is made from: TopK of the main table."""
+        return replace(self, group="main", method="topk", made="trained")
+
 
 def expected_calibration(profile: Profile) -> Calibration:
     """A stand-in before the sweep: the middle of each method's range."""

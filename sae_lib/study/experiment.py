@@ -189,18 +189,22 @@ class Experiment:
 
     def run_key(self, spec: RunSpec, store_key: str) -> str:
         key = run_key(spec.config, store_key, self.profile.data, self.profile.training, spec.seed)
-        return key if spec.trained else json_key([key, "untrained"])
+        return key if spec.trained else json_key([key, spec.made])
 
     def train(self, specs: Sequence[RunSpec], description: str = "train") -> pd.DataFrame:
         """Train what is not trained yet; returns the training curves, one row per logged step."""
         store_key = self.store_key
         todo = {self.run_key(spec, store_key): spec for spec in specs}
+        for spec in (spec.permuted_from for spec in specs if spec.made == "permuted"):
+            todo.setdefault(self.run_key(spec, store_key), spec)
         waiting = [s for key, s in todo.items() if not is_finished(self.run_folder(s, store_key), key)]
         if waiting and ranks.rank() == 0:
             self._check_store()
         methods = {self.run_folder(spec, store_key): spec.method for spec in waiting if spec.trained}
         with self.writing(), live_curves(methods, self.profile.training.steps):
-            for_each(_train_one, self, [[spec] for spec in waiting], self.workers, description)
+            for permuted in (False, True):  # last, because they are made from others
+                jobs = [[spec] for spec in waiting if (spec.made == "permuted") == permuted]
+                for_each(_train_one, self, jobs, self.workers, description)
         frames = []
         for spec in (spec for spec in specs if spec.trained):
             folder = self.run_folder(spec, store_key)
@@ -312,17 +316,29 @@ def _train_one(experiment: Experiment, job: list[RunSpec]) -> None:
                     spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
                     device=experiment.device, log=log, names={"method": spec.method, "group": spec.group},
                 )  # fmt: skip
+        elif spec.made == "untrained":
+            sae = build_autoencoder(spec.config, store.d_in, spec.seed)
+            spent = {"steps": 0, "tokens": 0, "seconds": 0.0, "final": {}}
+            _leave(spec, sae, spent, folder, experiment.run_key(spec, store.key))
         else:
-            _leave_untrained(spec, store, folder, experiment.run_key(spec, store.key))
+            trained = experiment.run_folder(spec.permuted_from, store.key)
+            sae = with_permuted_decoder(load_autoencoder(trained), spec.seed)
+            _leave(spec, sae, read_json(trained / "run.json"), folder, experiment.run_key(spec, store.key))
 
 
-def _leave_untrained(spec: RunSpec, store: ActivationStore, folder: Path, key: str) -> None:
-    """A run folder with the weights as they are before the first step."""
-    sae = build_autoencoder(spec.config, store.d_in, spec.seed)
+def with_permuted_decoder(sae: Autoencoder, seed: int) -> Autoencoder:
+    """`sae` with its decoder rows dealt out to other latents: it encodes as before, and writes what does not belong."""
+    order = torch.randperm(sae.d_sae, generator=torch.Generator().manual_seed(seed))
+    sae.W_dec.data = sae.W_dec.data[order]
+    return sae
+
+
+def _leave(spec: RunSpec, sae: Autoencoder, spent: dict[str, Any], folder: Path, key: str) -> None:
+    """A run folder with the weights of an SAE that was not trained for it; `spent` is what its training took."""
     config = spec.config.model_dump(mode="json")
     save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), {"config": config, "key": key})
     run = {"key": key, "method": spec.method, "group": spec.group, "seed": spec.seed, "config": config}
-    write_json(folder / "run.json", run | {"steps": 0, "tokens": 0, "seconds": 0.0, "final": {}})
+    write_json(folder / "run.json", spent | run)
 
 
 def tag(frame: pd.DataFrame, spec: RunSpec, run: str) -> pd.DataFrame:

@@ -50,6 +50,8 @@ class Plan:
 
     saes: Counter[str]
     """Different SAEs by the first group that has them: one of two groups is made once."""
+    trained: int
+    """How many of them are trained."""
     disk: dict[str, float]
     """By subfolder, checkpoints at their most."""
     memory: dict[str, dict[str, float]]
@@ -85,10 +87,11 @@ def model_size(model: ModelConfig) -> ModelSize:
 
 def make_plan(profile: Profile) -> Plan:
     """What running all notebooks of `profile` from nothing takes; memory is that of one process on a GPU."""
-    runs: dict[tuple[str, int, bool], str] = {}
+    runs: dict[tuple[str, int, str], str] = {}
     for run in plan_runs(profile):
-        runs.setdefault((run.config.model_dump_json(), run.seed, run.trained), run.group)
+        runs.setdefault((run.config.model_dump_json(), run.seed, run.made), run.group)
     saes = Counter(runs.values())
+    trained = sum(made == "trained" for _, _, made in runs)
     model, data, training, scores = model_size(profile.model), profile.data, profile.training, profile.evaluation
     d_in, item, body = model.d_in, ITEM[profile.model.dtype], data.context_length - 1
     contexts = math.ceil(data.train_tokens / body) + data.held_out_contexts + data.calibration_contexts
@@ -126,7 +129,7 @@ def make_plan(profile: Profile) -> Plan:
             host |= {work: workers * (WORKER + host[work]) for work in ("training", "evaluation")}
             host["training"] += held
         memory = {}
-    return Plan(saes, disk, memory | {"cpu": {work: NOTEBOOK + size for work, size in host.items()}})
+    return Plan(saes, trained, disk, memory | {"cpu": {work: NOTEBOOK + size for work, size in host.items()}})
 
 
 def time_note(profile: Profile, paths: Paths, plan: Plan, processes: int) -> str:
@@ -136,10 +139,9 @@ def time_note(profile: Profile, paths: Paths, plan: Plan, processes: int) -> str
     note += f" on {cost.hardware}" if cost.hardware else ""
     if steps := sum(run["steps"] for run in trained):
         step = sum(run["seconds"] for run in trained) / steps
-        count = sum(count for group, count in plan.saes.items() if group != "untrained")
         at_once = processes * (1 if cost.needs_gpu else profile.training.workers)
-        hours = step * profile.training.steps * count / at_once / 3600
-        note += f"; training {count} SAEs: {hours:.2g} h, at {1000 * step:.2g} ms a step as measured here"
+        hours = step * profile.training.steps * plan.trained / at_once / 3600
+        note += f"; training {plan.trained} SAEs: {hours:.2g} h, at {1000 * step:.2g} ms a step as measured here"
     return note
 
 

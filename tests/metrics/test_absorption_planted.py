@@ -45,8 +45,8 @@ def letters_alone(gain: float = 1.0) -> tuple[Autoencoder, AbsorptionReference]:
 
 
 def test_what_was_planted_is_found():
-    # On an absorbed word M = 0, and its own latent writes the 2 of P: fraction 1, and full. The letter's latent fires on
-    # the other words without a mistake: F1 = 2 (1 - s) / (2 - s).
+    # On an absorbed word M = 0, and its own latent writes the 2 of P: fraction 1, and full. The letter's latent fires
+    # on the other words without a mistake: F1 = 2 (1 - s) / (2 - s).
     sae, reference = letters_alone()
     found = planted_absorption(sae, reference, CONFIG).set_index("planted")
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):

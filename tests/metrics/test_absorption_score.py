@@ -228,6 +228,7 @@ def test_an_sae_that_absorbs():
         assert b[name] == 0
         assert result.summary[name] == pytest.approx(0.05)
     assert a["k1_f1"] == pytest.approx(180 / 190) and b["k1_f1"] == 1
+    assert result.summary["main_latent_f1"] == result.summary["main_latents_f1"] == pytest.approx((180 / 190 + 1) / 2)
     assert a["num_split_features"] == b["num_split_features"] == 1
     assert (a["test_words"], a["true_positives"], b["true_positives"]) == (100, 100, 60)
     # Letter c is not above the gate. Both letters of the test words count for the probe's F1.
@@ -277,7 +278,7 @@ def test_two_latents_that_share_a_letter_are_a_split_and_not_absorption():
     sae = sae_from([[1, 0, -1], [0, 1, 0], [0, 0, root]], [[1, 0, 0], [0, 1, 0], [1 / root, 0, 1 / root]])
     a = evaluate_absorption(sae, reference, CONFIG).letters.iloc[0]
     # F1 of one latent: 2 * 20 / (20 + 40) = 2/3; of both: 1. Both are main latents, M = P everywhere.
-    assert a["k1_f1"] == pytest.approx(2 / 3)
+    assert a["k1_f1"] == pytest.approx(2 / 3) and a["main_f1"] == 1
     assert a["num_split_features"] == 2
     assert a["absorption_fraction"] == a["absorption_full"] == a["absorption_unthresholded"] == 0
 

@@ -129,7 +129,7 @@ def test_kl_by_an_independent_route(lm, tokens, reference):
 def test_the_identity_loses_nothing(lm, reference):
     metrics, density = evaluate_reconstruction(identity_sae(), lm, reference, batch=2)
     assert metrics["explained_variance"] == pytest.approx(1, abs=1e-6)
-    assert metrics["ce_score"] == pytest.approx(1, abs=1e-5)
+    assert metrics["ce_score"] == metrics["ce_score_mean"] == pytest.approx(1, abs=1e-5)
     assert metrics["kl_score"] == pytest.approx(1, abs=1e-5)
     assert metrics["cosine"] == pytest.approx(1, abs=1e-6)
     assert metrics["mse"] == pytest.approx(0, abs=1e-10)
@@ -137,6 +137,19 @@ def test_the_identity_loses_nothing(lm, reference):
     assert metrics["l0"] == pytest.approx(D_IN)
     assert metrics["tokens"] == int(reference.kept.sum())
     torch.testing.assert_close(density[:D_IN] + density[D_IN:], torch.ones(D_IN))
+
+
+def test_the_mean_scores_zero_against_the_mean(lm, tokens, reference):
+    sae = zero_sae()
+    with torch.no_grad():
+        sae.b_dec.copy_(reference.mean)
+        kept = (tokens > 2)[..., None]
+        logits = lm.logits(tokens, lambda residual: torch.where(kept, reference.mean.float(), residual))
+    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    assert reference.ce_mean == pytest.approx(losses[kept[:, :-1, 0]].mean().item(), rel=1e-5)
+    metrics, _ = evaluate_reconstruction(sae, lm, reference, batch=4)
+    assert metrics["ce_sae"] == pytest.approx(metrics["ce_mean"]) and metrics["ce_mean"] == reference.ce_mean
+    assert metrics["ce_score_mean"] == pytest.approx(0, abs=1e-5)
 
 
 def test_zeros_score_zero(lm, reference):
@@ -248,7 +261,7 @@ def test_the_reference_is_read_from_disk_the_second_time(lm, tokens, reference, 
     for name in ("tokens", "kept", "mean", "residual", "hidden"):
         assert torch.equal(getattr(read, name), getattr(written, name))
         assert torch.equal(getattr(read, name), getattr(reference, name))
-    for name in ("variance", "ce_clean", "ce_zero", "kl_zero"):
+    for name in ("variance", "ce_clean", "ce_zero", "ce_mean", "kl_zero"):
         assert getattr(read, name) == getattr(written, name)
     sae = make_sae(architecture="topk", d_sae=64, k=8, d_in=D_IN, seed=1)
     assert evaluate_reconstruction(sae, lm, read)[0] == evaluate_reconstruction(sae, lm, written)[0]

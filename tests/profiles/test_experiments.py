@@ -16,7 +16,7 @@ from sae_lib.profiles.runs import (
 )
 from sae_lib.training.run import run_key
 
-PROFILE = load_profile("pocket")
+PROFILE = load_profile("pocket").model_copy(update={"controls": ("permuted", "soft_frozen")})
 KNOWN = Calibration(
     coefficients={"standard": 0.011, "gated": 0.012, "temporal_sae": 0.022, "atm": 0.033, "dropout": 0.044},
     dropout_probability=0.27,
@@ -43,6 +43,7 @@ def test_counts():
         ),
         "main": len(PROFILE.main_methods) * SEEDS,
         "untrained": SEEDS,
+        "control": len(PROFILE.controls) * SEEDS,
         "as_written": len(PROFILE.as_written) * SEEDS,
         "factorial": 8 * ABLATION_SEEDS,
         "sequence": 4 * ABLATION_SEEDS,
@@ -146,7 +147,18 @@ def test_as_written_is_not_calibrated():
 
 def test_untrained_saes_have_the_sparsity_of_the_others():
     assert all(not s.trained and s.config.k == PROFILE.sweep.target_l0 for s in runs("untrained"))
-    assert all(s.trained for group in (*MAIN_GROUPS, *ABLATION_GROUPS) if group != "untrained" for s in runs(group))
+    untrained = {s.method for group in (*MAIN_GROUPS, *ABLATION_GROUPS) for s in runs(group) if not s.trained}
+    assert untrained == {"untrained", "permuted"}
+
+
+def test_controls_are_topk_in_all_else():
+    topk = {s.seed: s for s in runs("main") if s.method == "topk"}
+    for spec in runs("control"):
+        assert spec.config.model_copy(update={"soft_frozen": None}) == topk[spec.seed].config
+        assert (spec.config.soft_frozen is not None) == (spec.method == "soft_frozen")
+        if spec.method == "permuted":
+            assert spec.permuted_from == topk[spec.seed]
+    assert not [s for s in plan_runs(load_profile("pocket"), KNOWN) if s.group == "control"]
 
 
 def test_the_sweep_has_seeds_of_its_own_and_one_knob_for_each_method():

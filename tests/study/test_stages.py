@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.data.activations import ActivationStore
 from sae_lib.profiles.profile import PROFILES
 from sae_lib.profiles.runs import RunSpec, plan_runs, sweep_runs
@@ -106,6 +107,31 @@ def test_two_processes_train_the_same_saes_as_one(opened):
     for spec in main_runs(alone):
         one, two = alone.autoencoder(spec).state_dict(), pair.autoencoder(spec).state_dict()
         assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_controls_at_the_same_sparsity(opened):
+    """A permuted decoder is made from the trained SAE, which is trained first where it is not there."""
+    experiment = opened(2)
+    specs = plan_runs(experiment.profile, None, ["control"])
+    experiment.train(specs)
+    permuted, frozen = specs
+    trained = experiment.autoencoder(permuted.permuted_from)
+    sae, start = experiment.autoencoder(permuted), build_autoencoder(frozen.config, trained.d_in, frozen.seed)
+    x = torch.randn(20, trained.d_in, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sae.encode(x), trained.encode(x))
+    same = (sae.W_dec[:, None] == trained.W_dec[None]).all(dim=2)
+    assert same.sum() == sae.d_sae and (same.sum(dim=0) == 1).all() and not torch.equal(sae.W_dec, trained.W_dec)
+    assert torch.cosine_similarity(experiment.autoencoder(frozen).W_dec, start.W_dec).min() >= 0.8 - 1e-5
+    runs = [read_json(experiment.run_folder(s, experiment.store_key) / "run.json") for s in (permuted, frozen)]
+    assert [(run["method"], run["group"], run["steps"]) for run in runs] == [
+        ("permuted", "control", 12), ("soft_frozen", "control", 12),
+    ]  # fmt: skip
+    rows = evaluate(experiment, [permuted.permuted_from, *specs]).rows.set_index("method")
+    assert rows.loc["permuted", "explained_variance"] < rows.loc["topk", "explained_variance"]
+    assert rows.loc["permuted", "probing_k1"] == rows.loc["topk", "probing_k1"]
+    assert rows.loc["permuted", "main_latent_f1"] == rows.loc["topk", "main_latent_f1"]
+    shown = ("absorption_fraction_null", "absorption_full_random", "main_latent_f1_null", "ce_score_mean", "kl_sae")
+    assert rows[[*shown]].notna().all(axis=None)
 
 
 RANK = """

@@ -1,9 +1,9 @@
 """The absorption score of nothing, in two kinds: what a score has to differ from before it says something of letters.
 
 - `null`: the words that choose a letter's main latents have their letters dealt out anew, as many of each letter as
-  before; directions, words and everything else are the real score's. So latents stand for a letter that know nothing of
-  it, and the score is high wherever three other latents carry the letter. An SAE that hardly carries it at all has a low
-  score here too, and then a low real score is no merit.
+  before; directions, words and everything else are the real score's. So latents stand for a letter that know nothing
+  of it, and the score is high wherever three other latents carry the letter. An SAE that hardly carries it at all has a
+  low score here too, and then a low real score is no merit.
 - `random`: the main latents are the real ones, the letters' directions random. A score that is as high as the real one
   does not come from letters. Each direction points where the letter's words lie on average, as a probe's does.
 """

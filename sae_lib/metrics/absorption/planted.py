@@ -1,12 +1,12 @@
 """Absorption that was put there: how much of it the score finds.
 
-A trained SAE is made to absorb a known share of each letter's words. On such a word the letter's main latents are set to
-zero, and a new latent, which fires on this word alone, writes what they wrote of the letter's direction:
+A trained SAE is made to absorb a known share of each letter's words. On such a word the letter's main latents are set
+to zero, and a new latent, which fires on this word alone, writes what they wrote of the letter's direction:
 
     d_w = (p + o_w) / sqrt(2),    act_w = M_w / (d_w . p)
 
-with p the letter's direction (norm 1), o_w the direction of what else the word's residual stream holds, and M_w the main
-latents' projection onto p on that word, or the mean over the letter's words where they are silent already.
+with p the letter's direction (norm 1), o_w the direction of what else the word's residual stream holds, and M_w the
+main latents' projection onto p on that word, or the mean over the letter's words where they are silent already.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PlantedAutoencoder(Autoencoder):
         )
 
     @torch.no_grad()
-    def encode(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_sae"]:  # type: ignore[override]
+    def encode(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_sae"]:
         f = torch.cat([self._sae.encode(x), x.new_zeros(len(x), self.d_sae - self._sae.d_sae)], dim=1)
         if len(self._known):
             signature = _signatures(x)

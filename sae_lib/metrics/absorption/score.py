@@ -146,8 +146,8 @@ class AbsorptionResult:
     `summary`: absorption_fraction, absorption_full, absorption_unthresholded, num_split_features, main_latent_f1 and
     main_latents_f1 are means over the letters that count (NaN if none does), `letters` is how many those are, `words`
     their evaluated words, `probe_f1` the ground-truth probe's mean F1 over all letters that have test words.
-    `letters`: one row for each letter that counts. `k1_f1` is how well the letter's best latent finds the letter's test
-    words, `main_f1` how well its main latents do together: absorption of a letter whose latents find little says little.
+    `letters`: one row for each letter that counts. `k1_f1` is how well the letter's best latent finds its test words,
+    `main_f1` how well its main latents do together: absorption of a letter whose latents find little says little.
     `notes`: lines that say why the numbers should be read with care; which letters are missing and which words are left
     out.
     """
@@ -325,7 +325,7 @@ def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Ear
 register(
     Score(
         name="absorption",
-        version=1,
+        version=2,
         settings=AbsorptionConfig,
         reference=_reference,
         evaluate=_evaluate,
@@ -334,6 +334,8 @@ register(
             "absorption_full": Column("absorption, full", "lower", 3),
             "absorption_unthresholded": Column("absorption, unthresholded", "lower", 3),
             "num_split_features": Column("splits", "none", 2, quality=True),
+            "main_latent_f1": Column("main latent F1", "higher", 3, quality=True),
+            "main_latents_f1": Column("main latents F1", "higher", 3),
             "letters": Column("letters", "none", 0),
             "words": Column("words", "none", 0),
         },
