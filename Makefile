@@ -36,7 +36,7 @@ export PYTHONNOUSERSITE := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval test-oracles same-results bench \
+.PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval test-oracles same-results study bench \
     bench-evaluation bench-gemma docs browser lab pocket-lm lock-check clean
 
 help:  ## list the commands
@@ -70,6 +70,9 @@ linked:
 
 paper: $(READY)  ## run the five notebooks at PROFILE: figures, tables, claims
 	@$(RUN) sae_lib run --profile "$(PROFILE)" --gpus "$(GPUS)" --nodes "$(NODES)" --head "$(HEAD)"
+
+study: $(READY)  ## go on with PROFILE's long study for HOURS=1; rows of finished SAEs are kept in figures/PROFILE
+	@$(RUN) sae_lib study --profile "$(PROFILE)" --hours "$(or $(HOURS),1)"
 
 smoke: $(READY)  ## the whole pipeline on very little, in a few minutes
 	@$(RUN) sae_lib run --profile smoke

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sae_lib.study.distributed import Machines
 
 INTERRUPTED = 130
-KEPT = {"run", "pocket-lm", "evaluate"}  # what they have finished when they are interrupted
+KEPT = {"run", "study", "pocket-lm", "evaluate"}  # what they have finished when they are interrupted
 
 Options = argparse.Namespace
 Command = Callable[[Options], int]
@@ -66,6 +66,12 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument("--head", default="", help="HEAD= of make: the machine where they meet")
     verify.add_argument("--long", action="store_true", help="each claim with all its evidence")
     run.add_argument("--only", metavar="NN", help="run one notebook, such as 03")
+
+    study = command("study", _study, "go on with a study of many hours for a while; what is finished is kept as rows")
+    _add_profile(study)
+    study.add_argument(
+        "--hours", type=float, default=1.0, help="how long (0: only the tables and figures of what is known)"
+    )
 
     evaluate = command("evaluate", _evaluate, "measure an SAE of this package or of others on a language model")
     evaluate.add_argument("folder", help="folder of the SAE")
@@ -172,7 +178,21 @@ def _verify(options: Options) -> int:
     from sae_lib.util.paths import Paths, verdicts_file
 
     profile = load_profile(options.profile)
-    return int(verify(profile, Paths(profile.name).results, verdicts_file(profile.name), long=options.long))
+    paths = Paths(profile.name)
+    results = paths.results if paths.results.is_dir() else paths.figures / "results"  # of this machine, or committed
+    return int(verify(profile, results, verdicts_file(profile.name), long=options.long))
+
+
+def _study(options: Options) -> int:
+    from sae_lib.study.experiment import Experiment
+    from sae_lib.study.sitting import sit
+    from sae_lib.util.paths import shown
+
+    experiment = Experiment.open(options.profile)
+    finished = sit(experiment, options.hours)
+    rest = "the study is complete" if finished else "the same command goes on from there"
+    print(f"rows, tables and figures are in {shown(experiment.paths.figures)}; {rest}")
+    return 0
 
 
 def _accept(options: Options) -> int:

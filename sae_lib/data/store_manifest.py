@@ -12,6 +12,7 @@ from sae_lib.util.files import file_sha256, json_key, read_json
 FORMAT = 1
 MANIFEST = "manifest.json"
 INDEX_FILES = ("contexts.npy", "positions.npy")
+NOT_IN_KEY = ("model", "place", "shard_rows", "index", "shards")
 
 Check = Literal["size", "full"]
 
@@ -57,8 +58,9 @@ def finished_manifest(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def content_key(manifest: Mapping[str, Any]) -> str:
-    """sha256 over what a store holds and was made from, wherever the store or the model lie."""
-    return json_key({field: value for field, value in manifest.items() if field not in ("model", "place")})
+    """sha256 over what a store was made from: model, layer, text, number of rows. Neither where it lies nor the bits of
+    its rows, whose last ones differ between makes of processor: what is known of an SAE is known on any of them."""
+    return json_key({field: value for field, value in manifest.items() if field not in NOT_IN_KEY})
 
 
 def damage(folder: Path, entry: Mapping[str, Any], check: Check) -> str | None:

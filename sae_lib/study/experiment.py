@@ -177,7 +177,8 @@ class Experiment:
         return self.paths.runs / self.run_key(spec, store_key)[:20]
 
     def autoencoder(self, spec: RunSpec) -> Autoencoder:
-        """The trained SAE of a run, on the CPU."""
+        """The trained SAE of a run, on the CPU; trained once more where only rows are known of it."""
+        self.need_weights([spec])
         return load_autoencoder(self.run_folder(spec, self.store_key))
 
     def save(self, table: pd.DataFrame, name: str) -> Path:
@@ -194,17 +195,7 @@ class Experiment:
     def train(self, specs: Sequence[RunSpec], description: str = "train") -> pd.DataFrame:
         """Train what is not trained yet; returns the training curves, one row per logged step."""
         store_key = self.store_key
-        todo = {self.run_key(spec, store_key): spec for spec in specs}
-        for spec in (spec.permuted_from for spec in specs if spec.made == "permuted"):
-            todo.setdefault(self.run_key(spec, store_key), spec)
-        waiting = [s for key, s in todo.items() if not is_finished(self.run_folder(s, store_key), key)]
-        if waiting and ranks.rank() == 0:
-            self._check_store()
-        methods = {self.run_folder(spec, store_key): spec.method for spec in waiting if spec.trained}
-        with self.writing(), live_curves(methods, self.profile.training.steps):
-            for permuted in (False, True):  # last, because they are made from others
-                jobs = [[spec] for spec in waiting if (spec.made == "permuted") == permuted]
-                for_each(_train_one, self, jobs, self.workers, description)
+        self._train(specs, description, weights=False)
         frames = []
         for spec in (spec for spec in specs if spec.trained):
             folder = self.run_folder(spec, store_key)
@@ -212,6 +203,32 @@ class Experiment:
             (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # likewise
             frames.append(tag(read_history(folder), spec, folder.name))
         return concat(frames)
+
+    def need_weights(self, specs: Sequence[RunSpec]) -> None:
+        """Train those of `specs` whose weights are not here, though rows may be known of them."""
+        self._train(specs, "train again", weights=True)
+
+    def _train(self, specs: Sequence[RunSpec], description: str, *, weights: bool) -> None:
+        store_key = self.store_key
+        todo = {self.run_key(spec, store_key): spec for spec in specs}
+        of_others = {
+            self.run_key(spec.permuted_from, store_key): spec.permuted_from
+            for key, spec in todo.items()
+            if spec.made == "permuted" and not is_finished(self.run_folder(spec, store_key), key, weights=weights)
+        }
+
+        def missing(key: str, spec: RunSpec) -> bool:
+            needed = weights or key in of_others
+            return not is_finished(self.run_folder(spec, store_key), key, weights=needed)
+
+        waiting = [spec for key, spec in (of_others | todo).items() if missing(key, spec)]
+        if waiting and ranks.rank() == 0:
+            self._check_store()
+        methods = {self.run_folder(spec, store_key): spec.method for spec in waiting if spec.trained}
+        with self.writing(), live_curves(methods, self.profile.training.steps):
+            for permuted in (False, True):  # last, because they are made from others
+                jobs = [[spec] for spec in waiting if (spec.made == "permuted") == permuted]
+                for_each(_train_one, self, jobs, self.workers, description)
 
     def ground_truth(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The toys, one row per SAE (`toy.experiments.ground_truth`), and what their latents have become

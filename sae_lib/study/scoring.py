@@ -71,7 +71,8 @@ def evaluate(
     keys = {name: known[name] for name in with_needs(scores or tuple(SCORES))}
     store_key = experiment.store_key
     folders = {experiment.run_folder(spec, store_key): spec for spec in specs}
-    waiting = [spec for folder, spec in folders.items() if any(_stored(folder, *each) is None for each in keys.items())]
+    waiting = [spec for folder, spec in folders.items() if any(stored(folder, *each) is None for each in keys.items())]
+    experiment.need_weights(waiting)
     with experiment.writing():
         if waiting and ranks.rank() == 0:
             for name in keys:
@@ -87,7 +88,7 @@ def evaluate(
         folder = experiment.run_folder(spec, store_key)
         row = {"run": folder.name, **describe(spec, read_json(folder / "run.json"))}
         for name, key in keys.items():
-            result = _stored(folder, name, key) or {}
+            result = stored(folder, name, key) or {}
             row |= result["summary"]
             for table, content in result["tables"].items():
                 frame = pd.DataFrame(content["data"], columns=content["columns"])
@@ -123,7 +124,7 @@ def score_keys(experiment: Experiment) -> dict[str, str]:
     for name, score in SCORES.items():
         settings = score_inputs(experiment).settings(name)
         text = score.text_key(settings, corpus) if score.text_key else None
-        section = settings.model_dump(mode="json") if settings else None
+        section = settings.model_dump(mode="json", exclude_defaults=True) if settings else None
         keys[name] = result_key(score.stage, identity, held_out, section, text, [keys[need] for need in score.needs])
     return keys
 
@@ -137,9 +138,9 @@ def _evaluate_job(
     folders = [experiment.run_folder(spec, store_key) for spec in job]
     saes = [load_autoencoder(folder, experiment.device) for folder in folders]
     for name, key in keys.items():
-        waiting = [i for i, folder in enumerate(folders) if _stored(folder, name, key) is None]
+        waiting = [i for i, folder in enumerate(folders) if stored(folder, name, key) is None]
         needs = SCORES[name].needs
-        earlier = [{need: (_stored(folders[i], need, keys[need]) or {})["kept"] for need in needs} for i in waiting]
+        earlier = [{need: (stored(folders[i], need, keys[need]) or {})["kept"] for need in needs} for i in waiting]
         found = SCORES[name].evaluate([saes[i] for i in waiting], score_inputs(experiment), earlier)
         for i, measured in zip(waiting, found, strict=True):
             write_json(_file(folders[i], name), {"key": key, **_as_json(measured)})
@@ -172,7 +173,7 @@ def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
 
 
-def _stored(folder: Path, name: str, key: str) -> dict[str, Any] | None:
+def stored(folder: Path, name: str, key: str) -> dict[str, Any] | None:
     """The finished score in a run folder, if it is the one with this key."""
     file = _file(folder, name)
     result = read_json(file) if file.is_file() else None

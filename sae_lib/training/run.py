@@ -31,22 +31,30 @@ from sae_lib.util.keys import Stage, result_key
 
 TRAINING = Stage("training", 1)
 CHECKPOINT_FILE = "checkpoint.safetensors"
+WITHOUT_WEIGHTS = "weights_not_kept"
 Report = Callable[[int], None]
 Log = Callable[[dict[str, float]], None]
 
 
 def run_key(config: SAEConfig, store_key: str, data: DataConfig, training: TrainingConfig, seed: int) -> str:
-    """Key of one training run: everything that its weights depend on."""
+    """Key of one training run: everything that its weights depend on.
+
+    A setting at its default is no part of it: a new setting makes no older run stale. Another default does, by the
+    stage's version.
+    """
+    chosen = config.model_dump(mode="json", exclude_defaults=True) | {"architecture": config.architecture}
     shared = training.model_dump(include={"d_sae", "steps", "autocast", "log_every"})
     stream = data.model_dump(include={"window", "batch_tokens", "stream_seed"})
-    return result_key(TRAINING, config.model_dump(mode="json"), store_key, stream, shared, seed)
+    return result_key(TRAINING, chosen, store_key, stream, shared, seed)
 
 
-def is_finished(folder: Path, key: str) -> bool:
-    """Whether `folder` holds the finished run with this key."""
+def is_finished(folder: Path, key: str, *, weights: bool = False) -> bool:
+    """Whether `folder` holds the finished run with this key; with `weights`, not only the rows that are known of it."""
     file = folder / "run.json"
     run = read_json(file) if file.is_file() else None
-    return isinstance(run, dict) and run.get("key") == key and (folder / WEIGHTS_FILE).is_file()
+    if not isinstance(run, dict) or run.get("key") != key:
+        return False
+    return (folder / WEIGHTS_FILE).is_file() or (not weights and bool(run.get(WITHOUT_WEIGHTS)))
 
 
 def read_history(folder: Path) -> pd.DataFrame:
@@ -83,7 +91,7 @@ def train_sae(
     Raises ArtifactError when the loss is NaN or infinite (the last checkpoint stays) or the disk is full.
     """
     key = run_key(config, store.key, data, training, seed)
-    if is_finished(folder, key):
+    if is_finished(folder, key, weights=True):
         return dict(read_json(folder / "run.json"))
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(config, store, data, training, seed, device)

@@ -15,8 +15,8 @@ LOCK_FILE = ROOT / "requirements.lock"
 NOTEBOOKS = ROOT / "notebooks"
 OUTPUT_VARIABLE = "SAE_LIB_OUTPUT"
 
-# The profile whose figures and tables are committed with the repository.
-COMMITTED_PROFILE = "pocket"
+# Profiles whose figures and tables are committed with the repository, and where.
+COMMITTED = {"pocket": ROOT / "figures", "smollm2": ROOT / "figures" / "smollm2"}
 
 
 def output_root() -> Path:
@@ -104,10 +104,9 @@ class Paths:
 
     @property
     def figures(self) -> Path:
-        """Figures and tables; for the default profile the committed folder, if output is not redirected."""
-        if self.profile == COMMITTED_PROFILE and not os.environ.get(OUTPUT_VARIABLE):
-            return ROOT / "figures"
-        return self.root / "figures"
+        """Figures and tables; the committed folder for profiles that have one, if output is not redirected."""
+        redirected = bool(os.environ.get(OUTPUT_VARIABLE))
+        return self.root / "figures" if redirected else COMMITTED.get(self.profile, self.root / "figures")
 
 
 def verdicts_file(profile: str) -> Path:

@@ -1,0 +1,93 @@
+"""Rows of finished SAEs, kept with the repository: what is known of an SAE is never computed twice.
+
+A study of many hours is made in many sittings, on more than one machine, and no sitting has the weights of the one
+before. What a run gave is small: its `run.json`, its training curves, and every score with its key. It stands in
+`figures/<profile>/rows/<run>.json.gz`. `restore` lays these files out in the run's folder again, if its scores have the
+keys that they would get now. Such a run counts as trained; whoever needs its weights trains it once more
+(`Experiment.need_weights`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sae_lib.metrics.registry import with_needs
+from sae_lib.metrics.scores import SCORES
+from sae_lib.profiles.runs import ABLATION_GROUPS, ABLATION_SCORES, RunSpec
+from sae_lib.study.experiment import Experiment
+from sae_lib.study.scoring import score_keys, stored
+from sae_lib.training.run import WITHOUT_WEIGHTS, read_history
+from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.files import atomic_write, read_json, write_json, write_parquet
+
+CALIBRATION = "calibration"  # L0 on the calibration documents, of the runs of a sweep
+
+
+def scores_of(spec: RunSpec) -> tuple[str, ...]:
+    """The scores that an SAE has in its group."""
+    return tuple(with_needs(ABLATION_SCORES if spec.group in ABLATION_GROUPS else tuple(SCORES)))
+
+
+def is_known(experiment: Experiment, spec: RunSpec, keys: Mapping[str, str]) -> bool:
+    """Whether a run folder has everything that is shown of an SAE."""
+    run = experiment.run_folder(spec, experiment.store_key)
+    return (run / "run.json").is_file() and all(stored(run, name, keys[name]) is not None for name in scores_of(spec))
+
+
+def keep(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> int:
+    """Write the rows of those of `specs` that have their scores into `folder`; returns how many are new there."""
+    keys, store_key, new = score_keys(experiment), experiment.store_key, 0
+    for spec in specs:
+        run = experiment.run_folder(spec, store_key)
+        if not is_known(experiment, spec, keys):
+            continue
+        scores = {name: found for name, key in keys.items() if (found := stored(run, name, key)) is not None}
+        if (run / f"{CALIBRATION}.json").is_file():
+            scores[CALIBRATION] = read_json(run / f"{CALIBRATION}.json")
+        content: dict[str, Any] = {"run": read_json(run / "run.json") | {WITHOUT_WEIGHTS: True}, "scores": scores}
+        if spec.trained:
+            content["history"] = json.loads(read_history(run).to_json(orient="split", double_precision=15))
+        # The same content is the same bytes: no time of writing inside.
+        packed = gzip.compress(json.dumps(content, sort_keys=True, separators=(",", ":")).encode(), mtime=0)
+        file = folder / f"{run.name}.json.gz"
+        if not file.is_file() or file.read_bytes() != packed:
+            with atomic_write(file, "wb") as stream:
+                stream.write(packed)
+            new += 1
+    return new
+
+
+def restore(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> int:
+    """Lay out the rows in `folder` of those of `specs` that have no run folder; returns of how many.
+
+    Raises ArtifactError when a file of rows cannot be read.
+    """
+    keys, store_key, restored = score_keys(experiment), experiment.store_key, 0
+    for spec in specs:
+        run = experiment.run_folder(spec, store_key)
+        file = folder / f"{run.name}.json.gz"
+        if (run / "run.json").is_file() or not file.is_file():
+            continue
+        try:
+            content = json.loads(gzip.decompress(file.read_bytes()))
+            scores = {name: score for name, score in content["scores"].items() if score["key"] == keys.get(name)}
+            scores |= {CALIBRATION: content["scores"][CALIBRATION]} if CALIBRATION in content["scores"] else {}
+            history = content["history"] if spec.trained else None
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise ArtifactError(f"rows: {file} cannot be read ({first_line(error)}); restore it with git") from None
+        if not set(scores_of(spec)) <= set(scores):
+            continue
+        for name, score in scores.items():
+            write_json(run / f"{name}.json", score)
+        if history is not None:
+            table = pd.DataFrame(history["data"], columns=history["columns"])
+            write_parquet(run / "history.parquet", table, index=False)
+        write_json(run / "run.json", content["run"])  # last: with it the run counts as finished
+        restored += 1
+    return restored

@@ -1,0 +1,136 @@
+"""A study of many hours, a sitting at a time: `make study PROFILE=smollm2 HOURS=2`.
+
+SAEs are trained and scored in an order in which every hour ends with something to show: first one seed of the main
+table and of the papers' coefficients as written, then the other seeds, then the ablations. What is finished is kept as
+rows (`rows`) in `figures/<profile>/rows`, to be committed, and is not computed again by the next sitting, wherever that
+is. At the end of a sitting the tables and figures that the rows allow are written beside them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from tqdm import tqdm
+
+from sae_lib.profiles.profile import Profile
+from sae_lib.profiles.runs import ABLATION_GROUPS, MAIN_GROUPS, Calibration, RunSpec, plan_runs, sweep_runs
+from sae_lib.report.figures.write import FIGURES, write_figure
+from sae_lib.report.results import Results
+from sae_lib.report.tables.write import TABLES, make_table, write_table
+from sae_lib.study.experiment import Experiment
+from sae_lib.study.rows import is_known, keep, restore, scores_of
+from sae_lib.study.scoring import Evaluation, evaluate, score_inputs, score_keys
+from sae_lib.study.show import probe_letters
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import write_parquet
+
+ABLATION_ORDER = ("sequence", "factorial", "atm_grid", "atm_importance", "sensitivity")
+
+
+class Step(NamedTuple):
+    """SAEs that are made one after the other, and what they are for."""
+
+    what: str
+    specs: list[RunSpec]
+
+
+def steps(profile: Profile, calibrate: Callable[[], Calibration]) -> Iterator[Step]:
+    """The whole study in order. `calibrate` is called when the L1 methods' part of the sweep is done."""
+    swept, seeds = profile.sweep.coefficients, profile.training.seeds
+    table = tuple(group for group in MAIN_GROUPS if group not in ("sweep", "as_written"))
+
+    def of(groups: Sequence[str], seed: int | None, known: Calibration | None = None) -> list[RunSpec]:
+        return [spec for spec in plan_runs(profile, known, groups) if seed in (None, spec.seed)]
+
+    yield Step("told their L0, and controls", [s for s in of(table, seeds[0]) if s.method not in swept])
+    yield Step("coefficients as written", of(("as_written",), seeds[0]))
+    for method in swept:
+        if method != "dropout":  # it masks as much as ATM turns out to
+            yield Step(f"sweep of {method}", sweep_runs(profile, method))
+    known = calibrate()
+    if "dropout" in swept:
+        yield Step("sweep of dropout", sweep_runs(profile, "dropout", known.dropout_probability))
+    for seed in seeds:
+        yield Step(f"main table, seed {seed}", of((*table, "as_written"), seed, known))
+    for group in ABLATION_ORDER:
+        yield Step(group, of((group,), None, known))
+    yield Step("sweep", of(("sweep",), None, known))
+
+
+def sit(experiment: Experiment, hours: float) -> bool:
+    """Go on with the study of `experiment` for so many hours; an SAE that is begun is finished. Returns whether all of
+    it is done. With 0 hours nothing is trained: only the tables and figures of what is known are written.
+    """
+    until, folder = time.monotonic() + 3600 * hours, rows_folder(experiment)
+    lm = experiment.language_model(whole=False)
+    experiment.build_tokens(lm.tokenizer)
+    experiment.harvest(lm)
+    del lm
+    known: list[RunSpec] = []
+    finished = False
+    for what, specs in steps(experiment.profile, experiment.calibrate):
+        restore(experiment, specs, folder)
+        keys = score_keys(experiment)
+        todo = [spec for spec in specs if not is_known(experiment, spec, keys)]
+        while todo and time.monotonic() < until:
+            chunk, todo = todo[: experiment.workers], todo[experiment.workers :]
+            tqdm.write(f"{time.strftime('%H:%M')} {what}: {len(specs) - len(todo) - len(chunk)} of {len(specs)} done")
+            experiment.train(chunk)
+            if chunk[0].group == "sweep":
+                experiment.calibration_l0(chunk)
+            evaluate(experiment, chunk, scores_of(chunk[0]))
+            keep(experiment, chunk, folder)
+        known += [spec for spec in specs if is_known(experiment, spec, keys)]
+        if todo:
+            break
+    else:
+        finished = True
+    publish(experiment, list(dict.fromkeys(known)))
+    return finished
+
+
+def rows_folder(experiment: Experiment) -> Path:
+    """Where the rows of a profile are kept."""
+    return experiment.paths.figures / "rows"
+
+
+def published_folder(experiment: Experiment) -> Path:
+    """Where a study's tables and figures are committed."""
+    return ROOT / "figures" / experiment.profile.name
+
+
+def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
+    """Write results, tables and figures of those SAEs; a table or figure that lacks rows is left out."""
+    folder, files = experiment.paths.figures, []
+    for part, groups in (("main", MAIN_GROUPS), ("ablations", ABLATION_GROUPS)):
+        of_part = [spec for spec in specs if spec.group in groups]
+        if of_part:
+            tables = _tables(evaluate(experiment, of_part, scores_of(of_part[0])), experiment.train(of_part))
+            for name, table in tables.items():
+                files.append(folder / "results" / f"{name}_{part}.parquet")
+                write_parquet(files[-1], table, index=False)
+    files.append(folder / "results" / "probe.parquet")
+    write_parquet(files[-1], probe_letters(score_inputs(experiment).reference("absorption")), index=False)
+    results = Results.load(folder / "results")
+    for name in TABLES:
+        try:
+            files += write_table(make_table(name, results, experiment.profile), name, folder)
+        except (ArtifactError, ValueError, KeyError, IndexError) as error:
+            tqdm.write(f"{name}: not written, {error}")
+    for name in FIGURES:
+        try:
+            files += write_figure(name, results, experiment.profile, folder)
+        except (ArtifactError, ValueError, KeyError, IndexError) as error:
+            tqdm.write(f"{name}: not drawn, {error}")
+    return files
+
+
+def _tables(found: Evaluation, history: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    renamed = {"tasks": "probing_tasks"}
+    return {"evaluation": found.rows, "history": history} | {
+        renamed.get(name, name): table for name, table in found.tables.items() if len(table)
+    }

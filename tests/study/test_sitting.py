@@ -1,0 +1,112 @@
+"""A long study, a sitting at a time: what is known is not computed again, with or without the weights."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+
+from sae_lib.profiles.profile import load_profile
+from sae_lib.profiles.runs import Calibration, plan_runs
+from sae_lib.study import scoring, sitting
+from sae_lib.study.experiment import Experiment
+from sae_lib.study.rows import keep, restore
+from sae_lib.study.sitting import rows_folder, sit, steps
+from sae_lib.training.trainer import Trainer
+from sae_lib.util.errors import ArtifactError
+from tests.study.test_stages import write_profile
+
+KNOWN = Calibration(coefficients={}, dropout_probability=0.3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sitting")
+
+
+@pytest.fixture(scope="module")
+def profile(folder):
+    """Two methods of the main table, one of them with a coefficient to find, and no ablations."""
+    path = write_profile(folder, "sitting", workers=1)
+    content = yaml.safe_load(path.read_text())
+    content["methods"] = {"topk": content["methods"]["topk"]}
+    content["sweep"]["coefficients"] = {"standard": [0.01, 1.0]}
+    content["sweep"] |= {"levels": [4, 16], "seeds": [7]}
+    content["as_written"] = {"paper_standard": {}}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture
+def experiment(profile, folder, monkeypatch):
+    monkeypatch.setenv("SAE_LIB_OUTPUT", str(folder / "out"))
+    monkeypatch.setattr(sitting, "ABLATION_ORDER", ())
+    return Experiment.open(str(profile))
+
+
+def test_the_order_begins_with_what_needs_no_sweep(profile):
+    plan = list(steps(load_profile(profile), lambda: KNOWN))
+    assert [spec.method for spec in plan[0].specs] == ["topk", "untrained"]
+    assert [step.what for step in plan[1:4]] == ["coefficients as written", "sweep of standard", "main table, seed 42"]
+    named = {(s.group, s.method, s.label, s.seed) for step in plan for s in step.specs}
+    assert named == {(s.group, s.method, s.label, s.seed) for s in plan_runs(load_profile(profile), KNOWN)}
+
+
+def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(experiment, monkeypatch):
+    assert not sit(experiment, 0.0), "nothing is known yet"
+    assert sit(experiment, 1.0)
+    folder = experiment.paths.figures
+    first = pd.read_parquet(folder / "results" / "evaluation_main.parquet")
+    table = (folder / "table_main.md").read_text()
+    assert set(first["method"]) == {"topk", "untrained", "standard", "paper_standard"}
+    assert len(list(rows_folder(experiment).glob("*.json.gz"))) == first["run"].nunique()
+    before = {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()}
+
+    shutil.rmtree(experiment.paths.runs)
+    monkeypatch.setattr(Trainer, "step", lambda self: pytest.fail("an SAE of which rows are known was trained"))
+    assert sit(experiment, 1.0)
+    again = pd.read_parquet(folder / "results" / "evaluation_main.parquet")
+    pd.testing.assert_frame_equal(first, again)
+    assert (folder / "table_main.md").read_text() == table
+    assert {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()} == before
+
+
+def test_who_needs_weights_trains_them_again(experiment):
+    spec = next(s for s in plan_runs(experiment.profile, None, ["main"]) if s.method == "topk")
+    run = experiment.run_folder(spec, experiment.store_key)
+    shutil.rmtree(run)
+    assert restore(experiment, [spec], rows_folder(experiment)) == 1 and not (run / "sae.safetensors").is_file()
+    assert len(experiment.train([spec])) > 0, "its curves are known without its weights"
+    assert experiment.autoencoder(spec).d_sae == 64 and (run / "sae.safetensors").is_file()
+
+
+def test_rows_of_another_version_of_a_metric_are_not_restored(experiment, monkeypatch):
+    spec = next(s for s in plan_runs(experiment.profile, None, ["main"]) if s.method == "topk")
+    shutil.rmtree(experiment.run_folder(spec, experiment.store_key))
+    keys = scoring.score_keys(experiment)
+    monkeypatch.setattr("sae_lib.study.rows.score_keys", lambda _: keys | {"absorption": "another version"})
+    assert restore(experiment, [spec], rows_folder(experiment)) == 0
+
+
+def test_damaged_rows_are_named(experiment, tmp_path):
+    spec = next(s for s in plan_runs(experiment.profile, None, ["main"]) if s.method == "topk")
+    run = experiment.run_folder(spec, experiment.store_key)
+    if run.is_dir():
+        shutil.rmtree(run)
+    for content in (b"not gzip", gzip.compress(b"{"), gzip.compress(json.dumps({"run": {}}).encode())):
+        (tmp_path / f"{run.name}.json.gz").write_bytes(content)
+        with pytest.raises(ArtifactError, match=r"rows: .* cannot be read .*restore it with git"):
+            restore(experiment, [spec], tmp_path)
+        assert not (run / "run.json").is_file()
+
+
+def test_an_unfinished_run_is_not_kept(experiment, tmp_path):
+    spec = plan_runs(experiment.profile, None, ["as_written"])[0]
+    run = experiment.run_folder(spec, experiment.store_key)
+    restore(experiment, [spec], rows_folder(experiment))
+    (run / "absorption.json").unlink()
+    assert keep(experiment, [spec], tmp_path) == 0 and not list(tmp_path.iterdir())
