@@ -98,11 +98,6 @@ def rows_folder(experiment: Experiment) -> Path:
     return experiment.paths.figures / "rows"
 
 
-def published_folder(experiment: Experiment) -> Path:
-    """Where a study's tables and figures are committed."""
-    return ROOT / "figures" / experiment.profile.name
-
-
 def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
     """Write results, tables and figures of those SAEs; a table or figure that lacks rows is left out."""
     folder, files = experiment.paths.figures, []

@@ -192,7 +192,7 @@ def test_a_damaged_or_lost_history_is_named(trained: Any, spoil: Damage) -> None
 def test_a_damaged_score_is_refused_or_computed_again(tmp_path: Path, text: str) -> None:
     (tmp_path / "absorption.json").write_text(text)
     try:
-        assert scoring._stored(tmp_path, "absorption", "k") is None
+        assert scoring.stored(tmp_path, "absorption", "k") is None
     except ArtifactError as error:
         assert "absorption.json" in str(error) and "remove" in str(error) and "\n" not in str(error)
 
