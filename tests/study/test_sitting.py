@@ -36,7 +36,7 @@ def profile(folder):
     content["methods"] = {"topk": content["methods"]["topk"]}
     content["sweep"]["coefficients"] = {"standard": [0.01, 1.0]}
     content["sweep"] |= {"levels": [4, 16], "seeds": [7]}
-    content["as_written"] = {"paper_standard": {}}
+    content |= {"as_written": {"paper_standard": {}}, "controls": ["permuted"]}
     path.write_text(yaml.safe_dump(content))
     return path
 
@@ -50,7 +50,7 @@ def experiment(profile, folder, monkeypatch):
 
 def test_the_order_begins_with_what_needs_no_sweep(profile):
     plan = list(steps(load_profile(profile), lambda: KNOWN))
-    assert [spec.method for spec in plan[0].specs] == ["topk", "untrained"]
+    assert [spec.method for spec in plan[0].specs] == ["topk", "untrained", "permuted"]
     assert [step.what for step in plan[1:4]] == ["coefficients as written", "sweep of standard", "main table, seed 42"]
     named = {(s.group, s.method, s.label, s.seed) for step in plan for s in step.specs}
     assert named == {(s.group, s.method, s.label, s.seed) for s in plan_runs(load_profile(profile), KNOWN)}
@@ -62,7 +62,7 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
     folder = experiment.paths.figures
     first = pd.read_parquet(folder / "results" / "evaluation_main.parquet")
     table = (folder / "table_main.md").read_text()
-    assert set(first["method"]) == {"topk", "untrained", "standard", "paper_standard"}
+    assert set(first["method"]) == {"topk", "untrained", "permuted", "standard", "paper_standard"}
     assert len(list(rows_folder(experiment).glob("*.json.gz"))) == first["run"].nunique()
     before = {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()}
 
