@@ -41,8 +41,8 @@ train_sae(spec.config, store, e.profile.data, e.profile.training, 0, e.paths.run
 STAGES = {
     "tokenise": "e.build_tokens(e.language_model(whole=False).tokenizer)",
     "harvest": "e.harvest(e.language_model(whole=False))",
-    "train": "store = e.open_store()" + TRAIN.format(name="mapped"),
-    "train, rows in memory": "store = e.open_store(); store.preload()" + TRAIN.format(name="resident"),
+    "train": "store = e.store()" + TRAIN.format(name="mapped"),
+    "train, rows in memory": "store = e.store(); store.preload()" + TRAIN.format(name="resident"),
 }
 SCRIPT = """
 from sae_lib.profiles.runs import plan_runs

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from sae_lib.data.store_manifest import INDEX_FILES, Check, content_key, damage, finished_manifest
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.memory import RESIDENT_SHARE, free_memory
+from sae_lib.util.memory import free_memory
 
 ROWS_PER_CHUNK = 2**16
+RESIDENT_SHARE = 0.7  # of the free memory; the rest is for the SAEs that are trained on it
 
 
 class Batch(NamedTuple):
@@ -43,7 +44,7 @@ class ActivationStore:
     """The rows that one model gave for one corpus; opened with `open`, never changed.
 
     Attributes:
-        folder: where its manifest is, and its shards unless all rows are in memory only.
+        folder: where its manifest and its shards are.
         manifest: shapes, model identity, layer, corpus hash, and for every shard its rows, bytes and sha256.
         n_rows, d_in: size of the store.
         contexts: context of each row, int32.
@@ -57,9 +58,7 @@ class ActivationStore:
         manifest: dict[str, Any],
         contexts: NDArray[np.int32],
         positions: NDArray[np.uint16],
-        *,
-        shards: Sequence[NDArray[np.uint16]] = (),
-        resident: Tensor | None = None,
+        shards: Sequence[NDArray[np.uint16]],
     ) -> None:
         self.folder = folder
         self.manifest = manifest
@@ -67,7 +66,7 @@ class ActivationStore:
         self.d_in: int = manifest["d_in"]
         self.contexts = contexts
         self.positions = positions
-        self.resident = resident
+        self.resident: Tensor | None = None
         self._shards = shards
 
     @classmethod
@@ -102,7 +101,7 @@ class ActivationStore:
                 )
         contexts, positions = (np.load(folder / name, mmap_mode="r") for name in INDEX_FILES)
         shards = [np.load(folder / shard["file"], mmap_mode="r") for shard in manifest["shards"]]
-        return cls(folder, manifest, contexts, positions, shards=shards)
+        return cls(folder, manifest, contexts, positions, shards)
 
     @property
     def key(self) -> str:
@@ -110,11 +109,8 @@ class ActivationStore:
         return content_key(self.manifest)
 
     def preload(self, device: str = "cpu") -> bool:
-        """Take all rows into the memory of `device` as bf16, if they fit; says whether they did.
-
-        Rows that are on no disk stay where they are.
-        """
-        if self.resident is not None and (not self._shards or self.resident.device.type == torch.device(device).type):
+        """Take all rows into the memory of `device` as bf16, if they fit; says whether they did."""
+        if self.resident is not None and self.resident.device.type == torch.device(device).type:
             return True
         if self.n_rows * self.d_in * 2 > RESIDENT_SHARE * free_memory(device):
             return False

@@ -91,10 +91,6 @@ class DataConfig(Strict):
     """Consecutive tokens that stay together in a batch; 1 is the ordinary shuffle of single tokens."""
     batch_tokens: int = Field(ge=1)
     shard_rows: int = Field(ge=1)
-    store: Literal["disk", "memory", "auto"] = "auto"
-    """Where the activations are kept. On disk they are harvested once, and held in memory too where they fit. In memory
-    alone (the GPU's, where there is one) they need no disk, but every process that reads them harvests again, such as
-    the kernel of each notebook. auto: on disk, or in memory where the disk is too small."""
     stream_seed: Seed = 0
     """Order of the windows: the same for every method and seed."""
 

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,13 +30,11 @@ from sae_lib.data.language_model import LanguageModel, not_finite
 from sae_lib.data.store_manifest import FORMAT, INDEX_FILES, MANIFEST, Check, check_source, damage
 from sae_lib.data.tokens import ahead
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import FolderLock, atomic_write, free_bytes, read_json, used_bytes, write_json
-from sae_lib.util.memory import RESIDENT_SHARE, free_memory, readable_bytes, require_memory
-from sae_lib.util.paths import shown
+from sae_lib.util.files import FolderLock, atomic_write, read_json, write_json
+from sae_lib.util.memory import readable_bytes
 
 LONGEST_CONTEXT = 2**16  # positions are kept as uint16
 CONTEXTS_PER_CHUNK = 8192  # so memory does not grow with the number of tokens
-BYTES_PER_ROW_OF_INDEX = 6  # int32 context, uint16 position
 Progress = Callable[[int, int], object]
 
 
@@ -84,7 +82,6 @@ def harvest(
             for unfinished in folder.glob(".*.npy.*.tmp"):  # of a run that was killed while it wrote
                 unfinished.unlink()
             manifest = _begin(folder, wanted)
-            manifest.pop("place", None)  # whoever kept it in memory, from now on it is on the disk
             _write_index(folder, manifest, tokens)
             _check_disk(folder, manifest)
             write_json(folder / MANIFEST, manifest)
@@ -112,53 +109,6 @@ def harvest(
             _take_in_records(folder, manifest)
         barrier()
     return ActivationStore.open(folder)
-
-
-def harvest_in_memory(
-    lm: LanguageModel,
-    tokens: Int[np.ndarray, "context position"],
-    folder: Path | str,
-    *,
-    shard_rows: int = 2**18,
-    batch: int = 32,
-    max_rows: int | None = None,
-    progress: Progress | None = None,
-) -> ActivationStore:
-    """The same store, in the memory of the model's device; on the disk only its manifest, which says so, so that its
-    key is known to processes that do not hold it. Those that need the rows harvest again.
-
-    Arguments as for `harvest`.
-
-    Raises:
-        ArtifactError: as for `harvest`; not enough memory; other activations than the manifest in `folder` names.
-    """
-    folder = Path(folder)
-    wanted = _manifest(lm, tokens, shard_rows, max_rows) | {"place": "memory"}
-    rows, shards = wanted["rows"], wanted["shards"]
-    fix = "set data.store to disk, or lower data.train_tokens"
-    require_memory("data.store: the activation store", rows * lm.d_in * 2, lm.device.type, fix)
-    chunks = list(row_chunks(tokens, lm.special_ids, rows))
-    contexts, positions = (np.concatenate(column) for column in zip(*chunks, strict=True))
-    with FolderLock(folder):
-        known = _begin(folder, wanted)["shards"]
-        for name, values in zip(INDEX_FILES, (contexts, positions), strict=True):
-            wanted["index"][name] = {"file": name} | write_npy(None, values.dtype, values.shape, [values])
-
-        def note(number: int, values: NDArray[np.uint16]) -> None:
-            shard = shards[number]
-            before = known[number]["sha256"]
-            shard |= write_npy(None, np.uint16, values.shape, [values])
-            if before not in (None, shard["sha256"]):
-                raise ArtifactError(
-                    f"store: {shard['file']} is not what it was when {folder} was first harvested, so the SAEs trained "
-                    "then and now would not share a store; set data.store to disk, or remove that folder"
-                )
-
-        resident = torch.empty(rows, lm.d_in, dtype=torch.bfloat16, device=lm.device)
-        source = RowSource(lm, tokens, contexts, positions, shard_rows, batch)
-        make_shards(source, range(len(shards)), note, _Progress(progress, rows, rows).add, resident)
-        write_json(folder / MANIFEST, wanted)
-    return ActivationStore(folder, wanted, contexts, positions, resident=resident)
 
 
 class RowSource(NamedTuple):
@@ -189,7 +139,6 @@ def make_shards(
     numbers: Iterable[int],
     take: Callable[[int, NDArray[np.uint16]], object],
     advance: Callable[[int], object],
-    resident: BFloat16[Tensor, "row d_in"] | None = None,
 ) -> None:
     """Compute the shards with these numbers and hand each to `take`, in a thread and in order.
 
@@ -199,7 +148,6 @@ def make_shards(
     Args:
         take: called with the number of a shard and its values, bf16 bit patterns `[row, d_in]`.
         advance: called with the number of rows of every batch.
-        resident: a place for all rows of the store, on the model's device, where they are to stay.
 
     Raises:
         ArtifactError: NaN or infinite activations; or what `take` raises.
@@ -209,10 +157,7 @@ def make_shards(
     def computed() -> Iterator[_Shard]:
         for number in numbers:
             rows = slice(number * source.shard_rows, (number + 1) * source.shard_rows)
-            if resident is not None:
-                values = resident[rows]
-            else:
-                values = torch.empty(len(source.contexts[rows]), lm.d_in, dtype=torch.bfloat16, device=lm.device)
+            values = torch.empty(len(source.contexts[rows]), lm.d_in, dtype=torch.bfloat16, device=lm.device)
             finite = _compute(source, rows, values, advance)
             fetched = _fetch(values), _fetch(finite)
             arrived = torch.cuda.Event() if lm.device.type == "cuda" else None
@@ -315,12 +260,10 @@ def tokens_sha256(tokens: Int[np.ndarray, "context position"]) -> str:
     return digest.hexdigest()
 
 
-def write_npy(
-    path: Path | None, dtype: DTypeLike, shape: tuple[int, ...], pieces: Iterable[NDArray[Any]]
-) -> dict[str, Any]:
+def write_npy(path: Path, dtype: DTypeLike, shape: tuple[int, ...], pieces: Iterable[NDArray[Any]]) -> dict[str, Any]:
     """Write an array, given as pieces along its first axis, with the bytes of `np.save`; whole or not at all.
 
-    Returns the size and the sha256 of the file; with no path nothing is written, and they are what it would have had.
+    Returns the size and the sha256 of the file.
 
     Raises ArtifactError when the disk is full.
     """
@@ -328,14 +271,13 @@ def write_npy(
     description = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, description)
     digest, size = hashlib.sha256(header.getvalue()), header.tell()
-    with atomic_write(path, "wb") if path is not None else io.BytesIO() as file:
+    with atomic_write(path, "wb") as file:
         file.write(header.getvalue())
         for piece in pieces:
             values = np.ascontiguousarray(piece)
             digest.update(values.data)
             size += values.nbytes
-            if path is not None:
-                file.write(values.data)
+            file.write(values.data)
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
@@ -382,7 +324,7 @@ def _begin(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         write_json(folder / MANIFEST, wanted)
         return wanted
     there: dict[str, Any] = read_json(folder / MANIFEST)
-    check_source(folder, there, {k: v for k, v in wanted.items() if k not in ("model", "place", "index", "shards")})
+    check_source(folder, there, {k: v for k, v in wanted.items() if k not in ("model", "index", "shards")})
     _take_in_records(folder, there)
     return there
 
@@ -422,54 +364,3 @@ def _check_disk(folder: Path, manifest: dict[str, Any]) -> None:
             f"{folder} has {readable_bytes(free)} free; lower data.train_tokens "
             "or set SAE_LIB_OUTPUT to a folder on a larger disk"
         )
-
-
-class Place(NamedTuple):
-    """Where a store goes, on the disk for every process or in one process's memory; and why, for people."""
-
-    kind: Literal["disk", "memory"]
-    reason: str
-
-
-def store_bytes(rows: int, d_in: int) -> int:
-    """Size of a store: bf16 rows and their index."""
-    return rows * (2 * d_in + BYTES_PER_ROW_OF_INDEX)
-
-
-def choose_place(
-    asked: Literal["disk", "memory", "auto"], needed: int, folder: Path, device: str, processes: int
-) -> Place:
-    """Where a store of `needed` bytes goes.
-
-    "auto" is the disk where it is large enough, since a store there is made once for all processes; else memory.
-
-    Args:
-        asked: `data.store`.
-        folder: the store's; what lies there already counts as room.
-        device: "cpu" or "cuda", whose memory would hold it.
-        processes: how many will read it side by side.
-
-    Raises:
-        ArtifactError: it fits nowhere, or memory was asked for and several processes are to share it.
-    """
-    size, free = readable_bytes(needed), free_memory(device)
-    memory = "GPU memory" if device != "cpu" else "memory"
-    in_memory = Place("memory", f"in {memory} ({size}, {readable_bytes(free)} free)")
-    if asked == "memory":
-        if processes > 1:
-            raise ArtifactError(
-                f"data.store: {processes} processes cannot share a store that one of them holds in memory; "
-                "set data.store to disk, or training.workers to 1"
-            )
-        return in_memory
-    room = used_bytes(folder, "*.npy") + free_bytes(folder)
-    if asked == "disk" or needed <= room:
-        return Place("disk", f"in {shown(folder)} ({size}, room for {readable_bytes(room)})")
-    if processes == 1 and needed <= RESIDENT_SHARE * free:
-        return in_memory
-    alone = "" if processes == 1 else f", and {processes} processes are to share it"
-    raise ArtifactError(
-        f"data.store: the activations are {size}; {folder} has room for {readable_bytes(room)}, and "
-        f"{readable_bytes(RESIDENT_SHARE * free)} of {memory} can be used{alone}; lower data.train_tokens "
-        "or set SAE_LIB_OUTPUT to a folder on a larger disk"
-    )

@@ -12,7 +12,7 @@ from sae_lib.util.files import file_sha256, json_key, read_json
 FORMAT = 1
 MANIFEST = "manifest.json"
 INDEX_FILES = ("contexts.npy", "positions.npy")
-NOT_IN_KEY = ("model", "place", "shard_rows", "index", "shards")
+NOT_IN_KEY = ("model", "shard_rows", "index", "shards")
 
 Check = Literal["size", "full"]
 
@@ -78,15 +78,8 @@ def damage(folder: Path, entry: Mapping[str, Any], check: Check) -> str | None:
     return "altered" if check == "full" and file_sha256(path) != entry["sha256"] else None
 
 
-def only_in_memory(folder: Path) -> bool:
-    """Whether the store in `folder` was harvested into a process's memory, and only its manifest is on the disk."""
-    return (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("place") == "memory"
-
-
 def lost_file(folder: Path) -> str | None:
-    """The first file of a finished store on the disk that is missing or has another size, or None."""
-    if only_in_memory(folder):
-        return None
+    """The first file of a finished store that is missing or has another size, or None."""
     manifest = read_json(folder / MANIFEST)
     entries = (*manifest["index"].values(), *manifest["shards"])
     return next((entry["file"] for entry in entries if damage(folder, entry, "size")), None)

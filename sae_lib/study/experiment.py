@@ -23,10 +23,10 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import WEIGHTS_FILE, build_autoencoder, load_autoencoder
 from sae_lib.data.activations import ActivationStore
 from sae_lib.data.corpus import build_tokens
-from sae_lib.data.harvest import choose_place, harvest, harvest_in_memory, store_bytes, tokens_sha256
+from sae_lib.data.harvest import harvest, tokens_sha256
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.model_loading import model_identity
-from sae_lib.data.store_manifest import content_key, finished_manifest, only_in_memory
+from sae_lib.data.store_manifest import content_key, finished_manifest
 from sae_lib.data.tokens import load_tokens
 from sae_lib.metrics.toy.experiments import absorption_picture, ground_truth
 from sae_lib.metrics.toy.methods import crossing
@@ -90,50 +90,32 @@ class Experiment:
             )
 
     def harvest(self, lm: LanguageModel) -> ActivationStore:
-        """The activation store of the training contexts, made or completed where `data.store` says."""
-        data, readers = self.profile.data, max(self.workers, ranks.world())
-        needed = store_bytes(data.train_tokens, lm.d_in)
-        place = choose_place(data.store, needed, self.paths.store, self.device, readers)
-        if place.kind == "memory":
-            if ranks.rank() == 0:
-                tqdm.write(f"activations {place.reason}; each notebook that needs them harvests them again")
-            return self._in_memory(lm)
+        """The activation store of the training contexts, made or completed."""
+        data = self.profile.data
         with self.writing(), self._harvest_bar() as progress:
             return harvest(
                 lm, self._train_tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=data.train_tokens,
                 check="full", rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier, progress=progress,
             )  # fmt: skip
 
-    def open_store(self) -> ActivationStore:
-        """The finished activation store; harvested again when it was kept in another process's memory.
-
-        Raises ArtifactError when it was made by another model, layer or corpus.
-        """
-        if only_in_memory(self.paths.store):
-            return self._in_memory()
-        return ActivationStore.open(self.paths.store, **self._store_source)
-
     def store(self) -> ActivationStore:
         """The finished activation store; on a GPU, where it fits. On a CPU the page cache does as much, once for all
         processes.
+
+        Raises ArtifactError when it was made by another model, layer or corpus.
         """
-        store = self.open_store()
+        store = ActivationStore.open(self.paths.store, **self._store_source)
         if self.device != "cpu":
             store.preload(self.device)
         return store
 
     def _check_store(self) -> None:
         """Read the activations on the disk through, once in this process, and refuse them when they were altered."""
-
-        def read() -> str:
-            return ActivationStore.open(self.paths.store, check="full").key
-
-        if not only_in_memory(self.paths.store):
-            kept(self, "store checked", read)
+        kept(self, "store checked", lambda: ActivationStore.open(self.paths.store, check="full").key)
 
     @property
     def store_key(self) -> str:
-        """What the finished activation store is known by; needs none of its rows. Raises as `open_store`."""
+        """What the finished activation store is known by; needs none of its rows. Raises as `store`."""
         return content_key(finished_manifest(self.paths.store, self._store_source))
 
     @property
@@ -147,20 +129,6 @@ class Experiment:
             "corpus_sha256": tokens_sha256(self._train_tokens),
             "layer": self.profile.model.layer,
         }
-
-    def _in_memory(self, lm: LanguageModel | None = None) -> ActivationStore:
-        """The activation store in the memory of this process, harvested once in it."""
-
-        def make() -> ActivationStore:
-            data = self.profile.data
-            with self._harvest_bar() as progress:
-                return harvest_in_memory(
-                    lm or self.language_model(whole=False), self._train_tokens, self.paths.store,
-                    shard_rows=data.shard_rows, max_rows=data.train_tokens, progress=progress,
-                )  # fmt: skip
-
-        store: ActivationStore = kept(self, "store in memory", make)
-        return store
 
     @contextmanager
     def _harvest_bar(self) -> Iterator[Callable[[int, int], None]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sae_lib.profiles.runs import plan_runs
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import free_bytes, nearest_folder, read_json, used_bytes
-from sae_lib.util.memory import RESIDENT_SHARE, free_memory
+from sae_lib.util.memory import free_memory
 from sae_lib.util.paths import OUTPUT_VARIABLE, Paths
 
 if TYPE_CHECKING:
@@ -101,33 +101,30 @@ def make_plan(profile: Profile) -> Plan:
     states = 2 * held_out * d_in * item
     sae = (2 * d_in * training.d_sae + training.d_sae + d_in) * FLOAT
     workers = 1 if profile.cost.needs_gpu else training.workers
-    store = data.train_tokens * (2.0 * d_in + ROW_INDEX)
     reference = (
         (states if states <= STATES else 0) + (1.2 * words + texts) * d_in * FLOAT
         + data.calibration_contexts * body * (2 * d_in + ROW_INDEX)
     )  # fmt: skip
     disk = {
-        "store": 0.0 if data.store == "memory" else store,
+        "store": data.train_tokens * (2.0 * d_in + ROW_INDEX),
         "tokens": float(contexts * data.context_length * FLOAT),
         "runs": sum(saes.values()) * (sae + RECORDS_OF_AN_SAE) + workers * 2 * 3 * sae,  # two checkpoints: Adam's three
         "reference": reference + profile.cost.probing_tokens * d_in * item,
         "other files": RECORDS_OF_A_RUN,
     }
-    held = store if data.store == "memory" else 0.0
     half = sae if training.autocast == "bfloat16" else 0.0  # weights and gradients again, in two bytes
-    train = 4 * sae + half + data.batch_tokens * (training.d_sae * LATENT_COPIES + 6 * d_in) * FLOAT + held
+    train = 4 * sae + half + data.batch_tokens * (training.d_sae * LATENT_COPIES + 6 * d_in) * FLOAT
     latents = min(SAES_TOGETHER * words * training.d_sae * FLOAT, scores.absorption.latent_bytes)
     score = model.weights * item + SAES_TOGETHER * sae + min(held_out * model.vocab * FLOAT, DISTRIBUTIONS) + latents
-    harvest = model.weights * item + 2 * data.shard_rows * d_in * 2.0 + held
+    harvest = model.weights * item + 2 * data.shard_rows * d_in * 2.0
     if profile.cost.needs_gpu:
         gpu = {"harvest": harvest, "training": train, "evaluation": score}
-        host = {"harvest": harvest - held, "training": sae, "evaluation": model.weights * item + reference}
+        host = {"harvest": harvest, "training": sae, "evaluation": model.weights * item + reference}
         memory = {"cuda": {work: CUDA_CONTEXT + size for work, size in gpu.items()}}
     else:
         host = {"harvest": harvest, "training": train, "evaluation": score + reference}
         if workers > 1:
             host |= {work: workers * (WORKER + host[work]) for work in ("training", "evaluation")}
-            host["training"] += held
         memory = {}
     return Plan(saes, trained, disk, memory | {"cpu": {work: NOTEBOOK + size for work, size in host.items()}})
 
@@ -175,9 +172,9 @@ def blockers(profile: Profile, plan: Plan, paths: Paths) -> list[str]:
         elif needed > free:
             fields = ["data.batch_tokens", "training.d_sae"]
             fields = ["training.workers", *fields] if device == "cpu" and profile.training.workers > 1 else fields
-            change = "set data.store to disk" if profile.data.store == "memory" else f"lower {' or '.join(fields)}"
             found.append(
-                f"{kind}: {profile.name} needs {needed / GB:.1f} GB ({peak}) and {free / GB:.1f} GB are free; {change}"
+                f"{kind}: {profile.name} needs {needed / GB:.1f} GB ({peak}) and {free / GB:.1f} GB are free; "
+                f"lower {' or '.join(fields)}"
             )
     return [line for line in found if line]
 
@@ -226,11 +223,7 @@ def _disk(profile: Profile, plan: Plan, paths: Paths) -> str | None:
     if needed <= free:
         return None
     changes, room = [], free - (needed - store)
-    if store and room >= 0 and store <= RESIDENT_SHARE * free_memory("cuda" if has_gpu() else "cpu"):
-        if profile.data.store == "auto":  # which is what it does then
-            return None
-        changes.append("set data.store to memory")
-    if store and (fewer := int(0.95 * room / store * profile.data.train_tokens)) >= profile.data.batch_tokens:
+    if (fewer := int(0.95 * room / store * profile.data.train_tokens)) >= profile.data.batch_tokens:
         changes.append(f"lower data.train_tokens to {fewer:_}")
     changes.append(f"set {OUTPUT_VARIABLE} to a folder on a disk with that much")
     return (

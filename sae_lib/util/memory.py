@@ -15,9 +15,6 @@ CONTAINER_LIMITS = (
     ),
 )
 
-# Of the free memory, for an activation store; the rest is for the SAEs that are trained on it.
-RESIDENT_SHARE = 0.7
-
 
 def readable_bytes(count: float) -> str:
     """A number of bytes as people read it.

@@ -287,7 +287,7 @@ def token_files(folder: Path) -> dict[str, bytes]:
 def test_what_does_not_change_the_tokens_does_not_change_their_key(tmp_path):
     profile = sizes(write(tmp_path, ".jsonl"))
     manifest = build_tokens(*parts(profile), TOKENIZER, tmp_path / "tokens", tmp_path / "cache")
-    other = {"window": 8, "batch_tokens": 64, "shard_rows": 17, "stream_seed": 5, "store": "memory"}
+    other = {"window": 8, "batch_tokens": 64, "shard_rows": 17, "stream_seed": 5}
     profile.data = profile.data.model_copy(update=other)
     assert build_tokens(*parts(profile), TOKENIZER, tmp_path / "tokens", tmp_path / "cache") == manifest
     profile.data = profile.data.model_copy(update={"train_tokens": 1001})

@@ -1,31 +1,24 @@
-"""How shards are made: ahead of the disk, in bounded memory, by any number of ranks, or in memory."""
+"""How shards are made: ahead of the disk, in bounded memory, by any number of ranks."""
 
 from __future__ import annotations
 
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
-import torch
 
 from sae_lib.data import harvest as harvest_module
-from sae_lib.data.activations import ActivationStore, WindowStream
+from sae_lib.data.activations import ActivationStore
 from sae_lib.data.harvest import (
     RowSource,
-    choose_place,
     harvest,
-    harvest_in_memory,
     make_shards,
-    store_bytes,
     write_npy,
 )
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.store_manifest import content_key, finished_manifest, lost_file, only_in_memory
-from sae_lib.util import files as disk
+from sae_lib.data.store_manifest import lost_file
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
 from tests.data.test_activations import fake_model
@@ -59,10 +52,6 @@ def make(lm, folder, **changes):
     return harvest(lm, TOKENS, folder, **({"shard_rows": SHARD_ROWS, "batch": 3} | changes))
 
 
-def in_memory(lm, folder, **changes):
-    return harvest_in_memory(lm, TOKENS, folder, **({"shard_rows": SHARD_ROWS, "batch": 3} | changes))
-
-
 @pytest.mark.parametrize(("dtype", "shape"), [(np.int32, (7, 3)), (np.uint16, (0, 5)), (np.uint16, (12,))])
 def test_npy_files_in_pieces_are_those_of_numpy(tmp_path, dtype, shape):
     values = np.arange(np.prod(shape)).astype(dtype).reshape(shape)
@@ -70,7 +59,6 @@ def test_npy_files_in_pieces_are_those_of_numpy(tmp_path, dtype, shape):
     pieces = (values[i : i + 2] for i in range(0, len(values), 2))
     written = write_npy(tmp_path / "pieces.npy", dtype, shape, pieces)
     assert (tmp_path / "pieces.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
-    assert write_npy(None, dtype, shape, [values]) == written
     assert written["bytes"] == (tmp_path / "whole.npy").stat().st_size
 
 
@@ -206,95 +194,12 @@ def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, monkeypatch):
     assert peak(4000) < peak(400) + 100_000, "the index alone would be 750 kB, the tokens 500 kB"
 
 
-def test_a_store_in_memory_is_the_store_on_disk(lm, alone, tmp_path):
-    held, opened = in_memory(lm, tmp_path), ActivationStore.open(alone)
-    assert held.key == opened.key and held.manifest == opened.manifest | {"place": "memory"}
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".")) == ["manifest.json"]
-    everything = np.arange(held.n_rows)
-    assert torch.equal(held.rows(everything), opened.rows(everything))
-    assert np.array_equal(held.contexts, opened.contexts) and np.array_equal(held.positions, opened.positions)
-    assert held.preload("cpu") and held.mean_squared_norm(100) == opened.mean_squared_norm(100)
-    for number in (0, 5):
-        one, other = (WindowStream(store, 4, 16, seed=0).batch(number) for store in (held, opened))
-        assert torch.equal(one.activations, other.activations)
-        assert torch.equal(one.has_predecessor, other.has_predecessor)
-    known = finished_manifest(tmp_path, {"identity": lm.identity, "layer": 1})
-    assert content_key(known) == opened.key, "processes that do not hold the rows know their key"
-
-
-def test_where_a_store_is(lm, alone, tmp_path):
-    assert not only_in_memory(tmp_path) and not only_in_memory(alone)
-    in_memory(lm, tmp_path)
-    assert only_in_memory(tmp_path)
-    with pytest.raises(ArtifactError, match=r"contexts.npy in .* is missing"):
-        ActivationStore.open(tmp_path)
-    make(lm, tmp_path)
-    assert not only_in_memory(tmp_path) and files(tmp_path) == files(alone)
-
-
-def test_a_store_on_disk_that_lost_all_its_shards_is_missing_and_not_in_memory(lm, alone, tmp_path):
-    """Else every process that reads it would harvest again, for itself."""
+def test_a_store_that_lost_all_its_shards_is_made_again(lm, alone, tmp_path):
     make(lm, tmp_path)
     for shard in tmp_path.glob("activations-*.npy"):
         shard.unlink()
-    assert not only_in_memory(tmp_path) and lost_file(tmp_path) == "activations-00000.npy"
+    assert lost_file(tmp_path) == "activations-00000.npy"
     with pytest.raises(ArtifactError, match=r"activations-00000.npy in .* is missing; harvest again"):
         ActivationStore.open(tmp_path)
     make(lm, tmp_path)
     assert files(tmp_path) == files(alone)
-
-
-def test_a_second_harvest_in_memory_must_give_the_same_rows(lm, tmp_path):
-    in_memory(lm, tmp_path)
-    again, calls = counting(lm)
-    assert in_memory(again, tmp_path).key == in_memory(lm, tmp_path).key and calls
-    other, _ = counting(lm)
-    inner = other.residual_stream
-    other.residual_stream = lambda tokens: inner(tokens) * 1.01
-    with pytest.raises(ArtifactError, match=r"activations-00000.npy is not what it was .* set data.store to disk"):
-        in_memory(other, tmp_path)
-
-
-def test_memory_that_is_too_small_is_said_before_the_work(lm, tmp_path, monkeypatch):
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
-    idle, calls = counting(lm)
-    with pytest.raises(ArtifactError, match=r"needs .* of CPU memory, 100 B are free: set data.store to disk"):
-        in_memory(idle, tmp_path)
-    assert calls == []
-
-
-GIB = 2**30
-
-
-@pytest.mark.parametrize(
-    ("asked", "needed", "processes", "expected"),
-    [
-        ("auto", 30 * GIB, 1, "disk"), ("auto", 30 * GIB, 8, "disk"), ("auto", 41 * GIB, 1, "memory"),
-        ("disk", 90 * GIB, 1, "disk"), ("memory", 1 * GIB, 1, "memory"),
-    ],
-)  # fmt: skip
-def test_choosing_a_place(tmp_path, monkeypatch, asked, needed, processes, expected):
-    """40 GiB free on the disk, of 64 GiB in memory 44.8 GiB may be used."""
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=40 * GIB))
-    monkeypatch.setattr(harvest_module, "free_memory", lambda _: 64 * GIB)
-    place = choose_place(asked, needed, tmp_path / "not" / "there", "cpu", processes)
-    assert place.kind == expected and "GiB" in place.reason
-
-
-def test_a_store_that_fits_nowhere_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=GIB))
-    monkeypatch.setattr(harvest_module, "free_memory", lambda _: 64 * GIB)
-    with pytest.raises(ArtifactError, match=r"are 50.0 GiB; .* has room for 1.0 GiB, and 44.8 GiB of GPU memory"):
-        choose_place("auto", 50 * GIB, tmp_path, "cuda", 1)
-    with pytest.raises(ArtifactError, match="and 2 processes are to share it"):
-        choose_place("auto", 10 * GIB, tmp_path, "cpu", 2)
-    with pytest.raises(ArtifactError, match=r"data\.store: 2 processes cannot share"):
-        choose_place("memory", 10, tmp_path, "cpu", 2)
-    (tmp_path / "activations-00000.npy").write_bytes(b"0" * 2**20)
-    assert choose_place("auto", GIB + 2**20, tmp_path, "cpu", 1).kind == "disk", "what lies there is room"
-
-
-def test_bytes_of_a_store(lm, alone):
-    there = sum(path.stat().st_size for path in alone.glob("*.npy"))
-    headers = 128 * len(list(alone.glob("*.npy")))
-    assert store_bytes(ActivationStore.open(alone).n_rows, lm.d_in) == there - headers

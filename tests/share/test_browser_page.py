@@ -281,7 +281,7 @@ def test_a_run_of_a_profile(opened, tmp_path, capsys):
     assert main(["browser", *asked]) == 0
     data = data_of((tmp_path / "topk_42.html").read_text())
     assert data["title"] == "TopK, seed 42 · small1" and len(data["density"]) == 64
-    sae = load_autoencoder(experiment.run_folder(topk[0], experiment.open_store().key))
+    sae = load_autoencoder(experiment.run_folder(topk[0], experiment.store_key))
     assert sum(data["density"]) == pytest.approx(sae.cfg.get("k"), abs=0.5)
     with pytest.raises(ArtifactError, match="seed: topk has no seed 7; choose from 42"):
         examine_run(experiment, "topk", 7)

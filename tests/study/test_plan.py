@@ -97,10 +97,6 @@ def test_disk_by_hand(profile: Profile) -> None:
     assert disk["runs"] == saes * (sae + plan.RECORDS_OF_AN_SAE) + 2 * 2 * 3 * sae
     states, words, text = 2 * 10 * 128 * 128 * 4, 1.2 * 8192 * 128 * 4, 10 * 127 * 128 * 4
     assert disk["reference"] == states + words + text + 20 * 127 * 262 + 1000 * 128 * 4
-    in_memory = make_plan(change(changed, data={"store": "memory"}))
-    assert in_memory.disk["store"] == 0
-    # This process and two workers hold it.
-    assert in_memory.memory["cpu"]["training"] - make_plan(changed).memory["cpu"]["training"] == 3 * 12_700 * 262
 
 
 def test_held_out_states_are_not_kept_where_they_are_large(profile: Profile) -> None:
@@ -130,8 +126,6 @@ def test_gpu_memory_holds_weights_moments_and_latents() -> None:
     # Weights, gradients and two moments in float32; weights and gradients in bfloat16.
     assert gpu["training"] == plan.CUDA_CONTEXT + 5 * sae + batch
     assert 2 * 2.6e9 < gpu["evaluation"] < 24 * GB
-    stored = make_plan(change(gemma, data={"store": "memory"})).memory
-    assert stored["cuda"]["training"] - gpu["training"] == 10_000_000 * (2 * 2304 + 6)
 
 
 def test_times_are_measured_ones(profile: Profile, paths: Paths) -> None:
@@ -161,18 +155,15 @@ def test_too_little_disk(profile: Profile, paths: Paths, monkeypatch: pytest.Mon
     found = make_plan(profile)
     with_free(monkeypatch)
     assert plan.blockers(profile, found, paths) == []
-    # Room for half the store, and for all of it in memory.
     half = sum(found.disk.values()) - found.disk["store"] / 2
     with_free(monkeypatch, disk=half)
-    assert plan.blockers(profile, found, paths) == []
-    asked = change(profile, data={"store": "disk"})
-    [line] = plan.blockers(asked, found, paths)
+    [line] = plan.blockers(profile, found, paths)
     assert line.startswith("disk: pocket needs 0.5 GB and ") and "SAE_LIB_OUTPUT" in line and "\n" not in line
-    [fewer] = re.findall(r"set data.store to memory, or lower data.train_tokens to ([\d_]+), or", line)
+    [fewer] = re.findall(r"lower data.train_tokens to ([\d_]+), or", line)
     assert sum(make_plan(change(profile, data={"train_tokens": int(fewer)})).disk.values()) <= half
     with_free(monkeypatch, disk=1e6)
     [line] = plan.blockers(profile, found, paths)
-    assert "train_tokens" not in line and "data.store" not in line
+    assert "train_tokens" not in line
 
 
 def test_what_is_there_counts_as_room(profile: Profile, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,9 +182,6 @@ def test_too_little_memory(profile: Profile, paths: Paths, monkeypatch: pytest.M
     assert line.startswith("memory: pocket needs ") and "\n" not in line
     assert line.endswith("lower training.workers or data.batch_tokens or training.d_sae")
     assert most(make_plan(change(profile, training={"workers": 1}))) <= 0.9 * most(found)
-    stored = change(profile, data={"store": "memory", "train_tokens": 100_000_000})
-    [line] = plan.blockers(stored, make_plan(stored), paths)
-    assert line.endswith("set data.store to disk")
 
 
 def test_a_gpu_is_missing_or_too_small(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

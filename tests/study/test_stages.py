@@ -163,7 +163,7 @@ def test_notebooks_find_done_what_two_ranks_did(opened, folder, monkeypatch):
         f"[2 ranks] {what}" for what in ("tokens and activations", "sweep, main comparison", "ablations", "evaluation")
     ]
     shared = Experiment.open(str(profile))
-    assert shared.open_store().key == alone.open_store().key
+    assert shared.store_key == alone.store_key
     for module in ("experiment", "scoring"):
         monkeypatch.setattr(
             f"sae_lib.study.{module}.for_each", lambda work, source, jobs, *_, **__: jobs and pytest.fail(work)

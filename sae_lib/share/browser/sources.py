@@ -40,7 +40,7 @@ def examine_run(experiment: Experiment, method: str, seed: int, contexts: int = 
         raise ArtifactError(f"method: {method!r} is not in the main table; choose from {', '.join(known)}")
     if seed not in specs:
         raise ArtifactError(f"seed: {method} has no seed {seed}; choose from {', '.join(map(str, specs))}")
-    store_key = experiment.open_store().key
+    store_key = experiment.store_key
     folders = {known: experiment.run_folder(spec, store_key) for known, spec in specs.items()}
     made = {s: is_finished(folder, experiment.run_key(specs[s], store_key)) for s, folder in folders.items()}
     if not made[seed]:
