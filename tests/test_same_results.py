@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.same_results import differences
+from tests.same_results import additions, differences
 
 TABLE = pd.DataFrame({"method": ["atm", "topk"], "l0": [0.1 + 0.2, np.nan], "seed": [1, 2], "run": ["a", "b"]})
 
@@ -30,7 +30,7 @@ def test_order_and_run_folders_are_no_difference(tmp_path: Path) -> None:
     [
         (TABLE.assign(l0=[0.3, np.nan]), "t.parquet: column l0: 0.30000000000000004 and 0.3, in the row that begins"),
         (TABLE.assign(l0=[0.1 + 0.2, 0.0]), "t.parquet: column l0: missing and 0.0"),
-        (TABLE.assign(more=1), "t.parquet: columns more are in one of them only"),
+        (TABLE.drop(columns="l0"), "t.parquet: lost columns l0"),
         (TABLE.iloc[:1], "t.parquet: 2 rows and 1"),
     ],
 )
@@ -39,7 +39,17 @@ def test_a_difference_is_told(tmp_path: Path, change: pd.DataFrame, told: str) -
     assert line.startswith(told)
 
 
-def test_missing_tables_are_told(tmp_path: Path) -> None:
+def test_a_lost_table_is_told(tmp_path: Path) -> None:
     one, other = left(tmp_path / "one", t=TABLE), left(tmp_path / "other", t=TABLE, u=TABLE)
-    assert differences(one, other) == ["u.parquet: in one of them only"]
-    assert differences(left(tmp_path / "none"), left(tmp_path / "nor"))[0].startswith("no tables in ")
+    assert differences(other, one) == ["u.parquet: lost"]
+    assert differences(one, left(tmp_path / "none")) == [f"no tables in {tmp_path / 'none'}"]
+
+
+def test_what_is_added_is_told_and_is_no_difference(tmp_path: Path) -> None:
+    old = TABLE.assign(group="main")
+    new = pd.concat([old, TABLE.assign(group="control")]).assign(more=1)
+    one, other = left(tmp_path / "one", t=old), left(tmp_path / "other", t=new, u=TABLE)
+    assert differences(one, other) == []
+    assert additions(one, other) == ["t.parquet: new columns more", "t.parquet: new rows of control", "u.parquet: new"]
+    changed = left(tmp_path / "changed", t=pd.concat([new, old.assign(more=1)]))
+    assert differences(one, changed) == ["t.parquet: 2 rows and 4"]
