@@ -10,7 +10,7 @@ from sae_lib.autoencoders.method import METHODS, methods
 from sae_lib.mechanisms.base import MECHANISMS, Mechanism, build_mechanisms
 
 # isort: off
-from sae_lib.mechanisms import temporal_penalty, gradient_scaling, resampling, adaptive_temporal_masking
+from sae_lib.mechanisms import temporal_penalty, gradient_scaling, resampling, adaptive_temporal_masking, soft_frozen
 # isort: on
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "gradient_scaling",
     "methods",
     "resampling",
+    "soft_frozen",
     "temporal_penalty",
 ]
 

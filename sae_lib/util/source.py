@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, NamedTuple
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
@@ -36,7 +37,8 @@ def code_digest(*modules: str) -> str:
 def closure(modules: Iterable[str]) -> tuple[str, ...]:
     """Every module of this package that importing `modules` can load, sorted.
 
-    A package's `__init__` counts as imported with each of its modules, as in Python.
+    A package's `__init__` counts as imported with each of its modules, as in Python; and where it looks for its modules
+    itself, with `iter_modules`, so do all of them.
 
     Raises ValueError when a name is not a module of this package.
     """
@@ -47,6 +49,8 @@ def closure(modules: Iterable[str]) -> tuple[str, ...]:
         if name not in found:
             found.add(name)
             waiting.extend(_read(name).imports)
+            if _read(name).finds:
+                waiting.extend(each.name for each in iter_modules([str(_folder(name))], f"{name}."))
             if "." in name:
                 waiting.append(name.rpartition(".")[0])
     return tuple(sorted(found))
@@ -63,6 +67,7 @@ class _Read(NamedTuple):
     code: str
     imports: frozenset[str]
     data: frozenset[Path]
+    finds: bool  # what the folder has is imported
 
 
 def _read(name: str) -> _Read:
@@ -81,7 +86,8 @@ def _parse(file: Path, package: str, changed: int, size: int) -> _Read:
     literals = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     named = [file.parent / word for word in literals if isinstance(word, str) and DATA_FILE.fullmatch(word)]
     code = hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()
-    return _Read(code, _imports(tree, package), frozenset(path for path in named if path.is_file()))
+    finds = any(isinstance(node, ast.Name) and node.id == "iter_modules" for node in ast.walk(tree))
+    return _Read(code, _imports(tree, package), frozenset(path for path in named if path.is_file()), finds)
 
 
 class _Running(ast.NodeTransformer):
@@ -134,9 +140,12 @@ def _module_of(name: str) -> str | None:
 
 def _module_file(name: str) -> Path | None:
     """The source of a dotted module name of this package, or None."""
-    first, *rest = name.split(".")
-    if first != PACKAGE:
+    if name.partition(".")[0] != PACKAGE:
         return None
-    folder = PACKAGE_FOLDER.joinpath(*rest)
-    plain = folder.with_suffix(".py") if rest else folder / "__init__.py"
+    folder = _folder(name)
+    plain = folder.with_suffix(".py") if "." in name else folder / "__init__.py"
     return next((file for file in (folder / "__init__.py", plain) if file.is_file()), None)
+
+
+def _folder(name: str) -> Path:
+    return PACKAGE_FOLDER.joinpath(*name.split(".")[1:])

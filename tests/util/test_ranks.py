@@ -196,7 +196,9 @@ import os, sys
 from sae_lib.study.distributed import Machines
 from sae_lib.study.distributed.launch import launch
 
-asleep = "import os, time; print(os.getpid(), os.environ['FOR_RANKS'], flush=True); time.sleep(120)"
+# Each rank's line in one piece: both write to the same pipe.
+said = "(str(os.getpid()) + ' ' + os.environ['FOR_RANKS'] + os.linesep).encode()"
+asleep = f"import os, time; os.write(1, {said}); time.sleep(120)"
 try:
     launch(Machines(gpus=2), [sys.executable, "-c", asleep], "test", {"FOR_RANKS": "1"})
 except KeyboardInterrupt:

@@ -41,6 +41,15 @@ def test_closure_follows_every_import_that_runs(package: Path) -> None:
     assert closure(["sae_lib.apart"]) == ("sae_lib", "sae_lib.apart")
 
 
+def test_a_package_that_finds_its_modules_has_them_all(package: Path) -> None:
+    (package / "inner" / "__init__.py").write_text(
+        "from pkgutil import iter_modules\nfor _ in iter_modules(__path__): ...\n"
+    )
+    assert closure(["sae_lib.inner"]) == ("sae_lib", "sae_lib.errors", *(f"sae_lib.inner{e}" for e in ("", ".c", ".d")))
+    (package / "inner" / "added.py").write_text("from sae_lib import apart\n")
+    assert {"sae_lib.inner.added", "sae_lib.apart"} <= set(closure(["sae_lib.inner"]))
+
+
 @pytest.mark.parametrize("name", [name for name in SOURCES if name != "apart.py"])
 def test_digest_changes_with_each_file_of_the_closure(package: Path, name: str) -> None:
     before = code_digest("sae_lib.a")
