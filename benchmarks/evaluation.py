@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -29,19 +29,10 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from benchmarks.activations import MODEL, Text, load_store, load_text
 from benchmarks.measure import use_cores
 from benchmarks.output import arguments, save
-from benchmarks.saebench import (
-    hooked_transformer,
-    quiet,
-    run_absorption,
-    run_core,
-    save_probe_inputs,
-    train_probe,
-)
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import load_autoencoder
 from sae_lib.autoencoders.config import sae_config
@@ -57,7 +48,9 @@ from sae_lib.training.recipes import method_recipe
 from sae_lib.training.run import train_sae
 from sae_lib.training.run_config import TrainingConfig
 from sae_lib.util.paths import output_root
-from tests.oracles.same_draws import share_draws
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
 
 D_SAE = 1024
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -126,6 +119,8 @@ def theirs(
     saes: list[Autoencoder], lm: LanguageModel, hooked: HookedTransformer, tokens: Tensor, probes: Path, **options: Any
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """SAEBench's seconds and scores; the ground-truth probe is trained where `probes` does not hold one."""
+    from benchmarks.saebench import run_absorption, run_core, train_probe
+
     random.seed(0)
     torch.manual_seed(0)
     _, setup = timed(train_probe, hooked, lm.layer, probes)
@@ -165,6 +160,9 @@ def main() -> None:
     parser.add_argument("--fast-only", action="store_true", help="leave out SAEBench's default settings")
     asked = parser.parse_args()
     use_cores(asked.threads)
+    # Of the peers' environment; `--help` is read in any.
+    from benchmarks.saebench import hooked_transformer, quiet, save_probe_inputs
+    from tests.oracles.same_draws import share_draws
 
     names = list(METHODS)[: asked.saes]
     work = output_root() / "benchmark"
