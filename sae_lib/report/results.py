@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from sae_lib.mechanisms import methods
 from sae_lib.profiles.profile import Profile
-from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, in_order
+from sae_lib.report.names import IMPORTANCE_PARTS, in_order
 from sae_lib.report.statistics import Interval, by_seed, difference, pair_values
 from sae_lib.util.errors import ArtifactError
 
@@ -30,6 +31,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "toy": ("method", "seed", "kind", "row", "latent", "value"),
     "toy_summary": ("experiment", "toy", "method", "label", "seed"),
     "probe": ("letter", "test_words", "probe_f1"),
+    "planted": ("group", "method", "seed", "planted"),
 }
 # Columns of seed_stability.
 PAIR_METRICS = ("matched_cosine", "max_cosine", "share_matched")
@@ -46,7 +48,8 @@ class Results:
     """`evaluation`: one row per SAE; `letters`: per SAE and letter; `density`: firing-rate histograms; `history`:
     training logs; `probing_tasks`: per SAE and sparse-probing task; `seed_stability`: per method and pair of seeds;
     `toy` and `toy_summary`: SAEs on data with known features (columns in `figures.absorption` and `toy_checks`);
-    `probe`: the language model's ground-truth probe by letter."""
+    `probe`: the language model's ground-truth probe by letter; `planted`: per SAE and share of words that were made
+    absorbed."""
 
     evaluation: pd.DataFrame = field(default_factory=lambda: _empty("evaluation"))
     letters: pd.DataFrame = field(default_factory=lambda: _empty("letters"))
@@ -57,6 +60,7 @@ class Results:
     toy: pd.DataFrame = field(default_factory=lambda: _empty("toy"))
     toy_summary: pd.DataFrame = field(default_factory=lambda: _empty("toy_summary"))
     probe: pd.DataFrame = field(default_factory=lambda: _empty("probe"))
+    planted: pd.DataFrame = field(default_factory=lambda: _empty("planted"))
 
     @classmethod
     def load(cls, folder: Path | str) -> Results:
@@ -131,9 +135,9 @@ def by_method(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def main_rows(evaluation: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Method -> its rows at matched L0, for the methods of the main table; then those of the untrained SAEs."""
-    rows = rows_of(evaluation, "main", "untrained")
-    return by_method(rows[rows["method"].isin([*MAIN_METHODS, "untrained"])])
+    """Method -> its rows at matched L0, for the methods of the main table; then those of the controls."""
+    rows = rows_of(evaluation, "main", "untrained", "control")
+    return by_method(rows[rows["method"].isin(methods("main", "control"))])
 
 
 def toy_rows(

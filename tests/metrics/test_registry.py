@@ -79,7 +79,7 @@ def test_another_version_makes_a_score_and_those_that_read_it_stale(experiment: 
 
     before = score_keys(experiment)
     assert stale("probing") == {"probing"}
-    assert stale("absorption") == {"absorption", "stability"}
+    assert stale("absorption") == {"absorption", "null_absorption", "stability"}
 
 
 def test_only_a_stale_score_is_computed_again(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:

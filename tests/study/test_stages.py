@@ -19,7 +19,7 @@ from sae_lib.data.activations import ActivationStore
 from sae_lib.profiles.profile import PROFILES
 from sae_lib.profiles.runs import RunSpec, plan_runs, sweep_runs
 from sae_lib.study.experiment import Experiment, _mask_rate
-from sae_lib.study.scoring import evaluate
+from sae_lib.study.scoring import evaluate, planted
 from sae_lib.util import parallel as workers
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
@@ -132,6 +132,13 @@ def test_controls_at_the_same_sparsity(opened):
     assert rows.loc["permuted", "main_latent_f1"] == rows.loc["topk", "main_latent_f1"]
     shown = ("absorption_fraction_null", "absorption_full_random", "main_latent_f1_null", "ce_score_mean", "kl_sae")
     assert rows[[*shown]].notna().all(axis=None)
+    curve = planted(experiment, [permuted.permuted_from])
+    assert [*curve["planted"]] == [0, 0.25, 0.5, 0.75, 1] and set(curve["method"]) == {"topk"}
+    for name in ("absorption_fraction", "absorption_full"):
+        assert curve.loc[0, name] == rows.loc["topk", name]
+    file = experiment.run_folder(permuted.permuted_from, experiment.store_key) / "planted.json"
+    made = file.stat().st_mtime_ns
+    assert planted(experiment, [permuted.permuted_from]).equals(curve) and file.stat().st_mtime_ns == made
 
 
 RANK = """

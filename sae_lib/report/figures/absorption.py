@@ -18,7 +18,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY
+from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, curve
 from sae_lib.report.names import METRICS, RARE_LETTERS, in_order, method_name
 from sae_lib.report.results import seeds_of, toy_rows
 from sae_lib.report.statistics import t_interval
@@ -76,6 +76,28 @@ def letters_figure(letters: pd.DataFrame, probe: pd.DataFrame | None = None) -> 
     axes[1].set(xlabel="first letter", ylabel="")
     axes[1].set_xticks(places, shown, rotation=0)
     axes[1].set_yticks([place + 0.5 for place in range(len(methods))], [method_name(m) for m in methods], rotation=0)
+    return fig, data
+
+
+def planted_figure(planted: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """How much of planted absorption the score finds: fraction (filled) and full (hollow) against the share that was
+    planted, by method, mean over seeds. A score that finds all of it and nothing else lies on the line."""
+    rows = planted[planted["group"] == "main"]
+    if rows.empty:
+        raise ArtifactError("planted: no rows; plant absorption in the SAEs of the main table first")
+    scores = ("absorption_fraction", "absorption_full")
+    data = rows.groupby(["method", "planted"])[[*scores]].mean().reset_index()
+    fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 2.8))
+    ax.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
+    for method in in_order([*data["method"]]):
+        of_method = data[data["method"] == method]
+        for score, face in zip(scores, (None, "none"), strict=True):
+            label = method_name(method) if face is None else None
+            curve(ax, of_method["planted"], of_method[score], method, markerfacecolor=face, label=label)
+    ax.set(xlabel="share of words planted", ylabel="absorption found\n(fraction filled, full hollow)")
+    ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), aspect="equal")
+    ax.legend()
+    sns.despine(fig)
     return fig, data
 
 

@@ -91,6 +91,8 @@ def _pairs(seed_stability: pd.DataFrame, method: str, column: str) -> Interval:
     """The interval over seeds; the mean alone where there are too few seeds for a jackknife."""
     if column not in seed_stability:
         return t_interval([])
-    rows = seed_stability[seed_stability["group"].isin(["main", "untrained"]) & (seed_stability["method"] == method)]
+    rows = seed_stability[
+        seed_stability["group"].isin(["main", "untrained", "control"]) & (seed_stability["method"] == method)
+    ]
     interval = t_interval(pair_values(rows, column))
     return interval if interval.n else t_interval([rows[column].mean()] if len(rows) else [])

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sae_lib.profiles.profile import Profile
-from sae_lib.report.figures.absorption import absorption_picture, letters_figure
+from sae_lib.report.figures.absorption import absorption_picture, letters_figure, planted_figure
 from sae_lib.report.figures.explaining import density_figure, mechanism_figure, probe_figure
 from sae_lib.report.figures.stability import stability_figure
 from sae_lib.report.figures.style import save_figure
@@ -28,6 +28,7 @@ FIGURES: dict[str, tuple[Callable[..., tuple[Figure, pd.DataFrame]], tuple[str, 
     "toy_rho": (toy_rho_figure, ("toy_summary",)),
     "toy_importance": (toy_importance_figure, ("toy_summary",)),
     "absorption_by_letter": (letters_figure, ("letters", "probe")),
+    "planted": (planted_figure, ("planted",)),
     "pareto": (pareto_figure, ("evaluation",)),
     "stability": (stability_figure, ("evaluation", "seed_stability")),
     "ablation_effects": (ablation_effects, ("evaluation",)),

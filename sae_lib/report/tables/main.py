@@ -15,8 +15,9 @@ import pandas as pd
 from sae_lib.metrics.registry import Column
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.names import BASELINE, METRICS, RARE_LETTERS, method_name
-from sae_lib.report.results import by_method, main_rows, rows_of, select
+from sae_lib.report.results import Results, by_method, main_rows, rows_of, select
 from sae_lib.report.statistics import CONFIDENCE, by_seed, difference, holm, p_value, pair_values, t_interval
+from sae_lib.report.tables.controls import with_marks
 from sae_lib.report.tables.rows import (
     ARROW_NOTE,
     MATCHED_NOTE,
@@ -83,11 +84,12 @@ def _method_table(evaluation: pd.DataFrame, columns: Iterable[str], mean: str) -
     """One row per method of the main table; `mean` is the caption up to the word "mean"."""
     named = {method_name(method): part for method, part in main_rows(evaluation).items()}
     caption = f"{mean} ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
-    return marked(table_of("method", named, columns, caption))
+    columns = tuple(columns)
+    return with_marks(marked(table_of("method", named, columns, caption)), Results(evaluation=evaluation), columns)
 
 
 def main_table(evaluation: pd.DataFrame) -> Table:
-    """Every method at matched L0, and the untrained SAE as a floor."""
+    """Every method at matched L0, and the controls."""
     return _method_table(evaluation, MAIN_COLUMNS, "Methods at matched L0; mean")
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.results import Results
 from sae_lib.report.tables.ablations import atm_table, factorial_table, sensitivity_table, sequence_table
+from sae_lib.report.tables.controls import controls_table, null_table
 from sae_lib.report.tables.main import (
     as_written_table,
     context_table,
@@ -42,6 +43,8 @@ TABLES: dict[str, tuple[Callable[..., Table], tuple[str, ...]]] = {
     "table_stability": (stability_table, ("evaluation", "seed_stability")),
     "table_contexts": (context_table, ("evaluation",)),
     "table_sweep": (sweep_table, ("evaluation", "compare_at")),
+    "table_controls": (controls_table, ("evaluation", "seed_stability")),
+    "table_null": (null_table, ("evaluation",)),
     "table_letters": (letters_table, ("letters", "probe")),
 }
 

@@ -1,0 +1,158 @@
+"""Whether a measure tells trained SAEs from controls on these results; absorption beside the score of nothing, and
+beside what was planted.
+
+A measure on which something untrained does as well as what was trained decides nothing about methods, here. That is
+read from the rows: a method is above a control where the interval of their difference, seed by seed, lies on the better
+side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from sae_lib.mechanisms import METHODS as METHOD
+from sae_lib.mechanisms import methods
+from sae_lib.metrics.registry import Column
+from sae_lib.report.names import MAIN_METHODS, METRICS, method_name
+from sae_lib.report.results import Results, by_method, main_rows, rows_of
+from sae_lib.report.statistics import Interval, difference, t_interval
+from sae_lib.report.tables.rows import ARROW_NOTE, MATCHED_NOTE, Table, marked, table_of
+
+UNTRAINED = "untrained"
+MARK = "‡"
+MARK_NOTE = f"{MARK} does not tell trained SAEs from untrained ones here: some method is no better than they are"
+MEASURES = (
+    "explained_variance", "cosine", "ce_score", "ce_score_mean", "kl_score", "kl_sae", "dead_fraction",
+    "absorption_fraction", "absorption_full", "main_latent_f1", "probing_k1", "probing_k5", "matched_cosine",
+    "context_firing",
+)  # fmt: skip
+ABOVE_NULL = {
+    "fraction_above_random": ("absorption_fraction", "absorption_fraction_random"),
+    "fraction_below_shuffled": ("absorption_fraction_null", "absorption_fraction"),
+    "full_above_random": ("absorption_full", "absorption_full_random"),
+    "full_below_shuffled": ("absorption_full_null", "absorption_full"),
+}
+NULL_METRICS: dict[str, Column] = {
+    "l0": METRICS["l0"],
+    "explained_variance": METRICS["explained_variance"],
+    "absorption_fraction": METRICS["absorption_fraction"],
+    "absorption_fraction_random": Column("random directions", "none", 3),
+    "fraction_above_random": Column("above random", "none", 3),
+    "absorption_fraction_null": Column("shuffled letters", "none", 3),
+    "fraction_below_shuffled": Column("below shuffled", "none", 3),
+    "absorption_full": METRICS["absorption_full"],
+    "absorption_full_random": Column("full, random directions", "none", 3),
+    "full_above_random": Column("full, above random", "none", 3),
+    "absorption_full_null": Column("full, shuffled letters", "none", 3),
+    "full_below_shuffled": Column("full, below shuffled", "none", 3),
+    "main_latent_f1": METRICS["main_latent_f1"],
+    "main_latent_f1_null": Column("F1, shuffled letters", "none", 3),
+}
+PLANTED_METRICS: dict[str, Column] = {
+    "absorption_fraction": Column("fraction found", "none", 3),
+    "absorption_full": Column("full found", "none", 3),
+    "absorption_fraction_known": Column("fraction, latents known", "none", 3),
+    "absorption_full_known": Column("full, latents known", "none", 3),
+    "main_latent_f1": METRICS["main_latent_f1"],
+}
+
+
+def group_of(control: str) -> str:
+    """The group of the runs that a control stands in."""
+    return UNTRAINED if control == UNTRAINED else "control"
+
+
+def above(results: Results, metric: str, method: str, control: str) -> Interval:
+    """How much better a method of the main table is than a control, over the seeds that both have: positive is better,
+    whatever the metric's direction."""
+    gap = difference(results.seeds("main", method, metric), results.seeds(group_of(control), control, metric))
+    if METRICS[metric].direction == "higher":
+        return gap
+    return Interval(-gap.mean, gap.sd, gap.n, -gap.high, -gap.low)
+
+
+def no_better(results: Results, metric: str, control: str = UNTRAINED) -> tuple[str, ...]:
+    """The methods of the main table that are not above `control`. None where fewer than two seeds have both, or where
+    neither direction of the metric is better. The soft-frozen SAE is held against TopK alone, which differs from it in
+    the decoder only."""
+    if METRICS[metric].direction == "none":
+        return ()
+    compared = ("topk",) if control == "soft_frozen" else MAIN_METHODS
+    gaps = {method: above(results, metric, method, control) for method in compared}
+    return tuple(method for method, gap in gaps.items() if gap.n > 1 and not gap.low > 0)
+
+
+def tells(results: Results, metric: str, control: str = UNTRAINED) -> bool:
+    """Whether every method is better than `control` by `metric`, beyond the spread over seeds."""
+    return not no_better(results, metric, control)
+
+
+def with_marks(table: Table, results: Results, metrics: Iterable[str]) -> Table:
+    """`table` with a mark at the header of each metric that does not tell trained SAEs from untrained ones."""
+    dumb = {METRICS[m].header: f"{METRICS[m].header} {MARK}" for m in metrics if not tells(results, m)}
+    if not dumb:
+        return table
+    return table._replace(shown=table.shown.rename(columns=dumb), caption=f"{table.caption} {MARK_NOTE}.")
+
+
+def controls_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Table:
+    """For each measure and each control the methods that are no better than the control."""
+    results = Results(evaluation=evaluation, seed_stability=seed_stability)
+    present = [c for c in methods("control") if len(results.seeds(group_of(c), c, "l0"))]
+    lines, data = [], []
+    for metric in MEASURES:
+        line = {"measure": METRICS[metric].header}
+        for control in present:
+            gaps = [above(results, metric, method, control) for method in MAIN_METHODS]
+            alike = no_better(results, metric, control)
+            known = max((gap.n for gap in gaps), default=0) > 1
+            every = len(alike) == len([gap for gap in gaps if gap.n > 1])
+            names = "every method" if every else ", ".join(method_name(method) for method in alike)
+            line[METHOD[control].name] = (names if alike else "none") if known else "–"
+            data += [
+                {"measure": metric, "control": control, "method": method, **gap._asdict()}
+                for method, gap in zip(MAIN_METHODS, gaps, strict=True)
+            ]
+        lines.append(line)
+    caption = (
+        "Which methods are no better than a control by a measure, at matched L0: the 95 % interval of the difference "
+        "over seeds is not on the better side. A measure decides between methods only where the answer is none. The "
+        f"soft-frozen decoder is held against TopK alone. {ARROW_NOTE}."
+    )
+    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
+
+
+def null_table(evaluation: pd.DataFrame) -> Table:
+    """Absorption beside the absorption score of nothing, and how well the main latents find their letters."""
+    known = {name: pd.to_numeric(evaluation[name]) for name in NULL_METRICS if name in evaluation}
+    gaps = {name: known[a] - known[b] for name, (a, b) in ABOVE_NULL.items() if a in known and b in known}
+    named = {method_name(method): part for method, part in main_rows(evaluation.assign(**gaps)).items()}
+    caption = (
+        "Absorption beside the score of nothing, at matched L0. random directions: with random unit vectors for the "
+        "letters' directions; shuffled letters: with main latents chosen for letters that were dealt out anew, what an "
+        "SAE gets whose latents know no letter. Main latent F1: how well a letter's best latent finds its words. "
+        f"Mean ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
+    )
+    return marked(table_of("method", named, NULL_METRICS, caption, NULL_METRICS))
+
+
+def planted_table(planted: pd.DataFrame) -> Table:
+    """Absorption that was planted beside what the score finds of it, by method and share."""
+    parts = by_method(rows_of(planted, "main"))
+    lines, data = [], []
+    for method, part in parts.items():
+        for share, of_share in part.groupby("planted"):
+            line = {"method": method_name(method), "planted": f"{share:.2f}"}
+            for name, column in PLANTED_METRICS.items():
+                found = t_interval(of_share[name])
+                line[column.header] = f"{found.mean:.{column.decimals}f}"
+                data.append({"row": method, "planted": share, "metric": name, **found._asdict()})
+            lines.append(line)
+    caption = (
+        "A known share of each letter's words is made absorbed in a trained SAE: their own latents write what the "
+        "letter's main latents wrote, which are silent there. Found: as the score does it; latents known: with the "
+        "silenced latents for the letter's, without the search for them."
+    )
+    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
