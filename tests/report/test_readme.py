@@ -15,7 +15,7 @@ from sae_lib.util.paths import ROOT
 
 def test_the_readme_has_the_tables_of_the_committed_results():
     text = (ROOT / "README.md").read_text(encoding="utf8")
-    assert len(BLOCK.findall(text)) >= 2
+    assert len(BLOCK.findall(text)) >= 1
     assert with_tables(text, ROOT) == text, "run `python -m sae_lib readme`"
 
 
@@ -25,7 +25,7 @@ def test_files_that_the_readme_links_to_exist():
     assert links and not [link for link in links if not (ROOT / link).exists()]
 
 
-@pytest.mark.parametrize("name", ["smoke", "pocket", "pythia-70m", "gpt2", "gemma-2-2b"])
+@pytest.mark.parametrize("name", ["smoke", "pocket", "smollm2", "pythia-70m", "gpt2", "gemma-2-2b"])
 def test_the_number_of_saes_at_each_scale(name: str):
     text = (ROOT / "README.md").read_text(encoding="utf8")
     (row,) = re.findall(rf"^\| `{re.escape(name)}`.*$", text, re.MULTILINE)

@@ -35,6 +35,7 @@ MAIN_COLUMNS = (
     "l0", "explained_variance", "cosine", "ce_score", "absorption_fraction", "absorption_full", "letters", "words",
     "probing_k1", "context_firing",
 )  # fmt: skip
+HEADLINE_COLUMNS = ("l0", "explained_variance", "ce_score", "absorption_fraction", "absorption_full", "probing_k1")
 PROBING_COLUMNS = (
     "l0", "explained_variance", "probing_k1", "probing_k2", "probing_k5", "probing_all", "probing_chance",
 )  # fmt: skip
@@ -91,6 +92,11 @@ def _method_table(evaluation: pd.DataFrame, columns: Iterable[str], mean: str) -
 def main_table(evaluation: pd.DataFrame) -> Table:
     """Every method at matched L0, and the controls."""
     return _method_table(evaluation, MAIN_COLUMNS, "Methods at matched L0; mean")
+
+
+def headline_table(evaluation: pd.DataFrame) -> Table:
+    """The main table in few columns, for README."""
+    return _method_table(evaluation, HEADLINE_COLUMNS, "Methods at matched L0; mean")
 
 
 def quality_table(evaluation: pd.DataFrame) -> Table:

@@ -19,6 +19,7 @@ from sae_lib.report.tables.main import (
     as_written_table,
     context_table,
     difference_table,
+    headline_table,
     letters_table,
     main_table,
     probing_table,
@@ -32,6 +33,7 @@ from sae_lib.util.files import atomic_write
 # File in the figures folder, without its ending -> the function that makes it, and what it reads (`Results.inputs`).
 TABLES: dict[str, tuple[Callable[..., Table], tuple[str, ...]]] = {
     "table_main": (main_table, ("evaluation",)),
+    "table_headline": (headline_table, ("evaluation",)),
     "table_quality": (quality_table, ("evaluation",)),
     "table_probing": (probing_table, ("evaluation",)),
     "table_difference": (difference_table, ("evaluation",)),
