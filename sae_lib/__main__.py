@@ -77,7 +77,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("folder", help="folder of the SAE")
     _add_model(evaluate, required=True, text="held-out text")
     evaluate.add_argument(
-        "--metrics", nargs="+", default=["core", "absorption"], help="any of core, absorption, probing, stability"
+        "--metrics",
+        nargs="+",
+        default=["core", "absorption"],
+        help="any of core, absorption, null_absorption, probing, stability",
     )
     evaluate.add_argument("--contexts", type=int, default=64, help="contexts of held-out text")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write summary, letters, tasks and notes here")
