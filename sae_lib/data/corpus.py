@@ -1,7 +1,7 @@
 """Text: rows from one of three sources, and from each row its text.
 
 - `documentation`: the packaged corpus (`documentation.py`), no download;
-- `hub`: a dataset of the Hugging Face hub, streamed, pinned to a revision, read in spite of the network;
+- `hub`: a dataset of the Hugging Face hub, streamed, pinned to a revision; `datasets` tries each read many times;
 - `files`: local .jsonl, .parquet or .txt files.
 
 Whoever reads text reads it here: a row is a dictionary, and `Texts` says what its text is.
@@ -9,14 +9,12 @@ Whoever reads text reads it here: a row is a dictionary, and `Texts` says what i
 
 from __future__ import annotations
 
-import errno
 import gzip
 import hashlib
 import io
 import json
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
@@ -35,24 +33,11 @@ TOKENS, DOCUMENTATION = Stage("tokens", 1), Stage("documentation", 1)
 Row = dict[str, Any]
 
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
-# After each failure in a row the wait doubles: 1, 2, 4 ... 64 seconds, two minutes in all. `datasets` has then already
-# tried each read many times itself.
-MOST_FAILURES = 7
 ROWS_WITHOUT_COLUMN = 1000  # so many in the beginning, and nobody expects one that has it
 TOKEN_SIZES = {"context_length", "train_tokens", "held_out_contexts", "calibration_contexts"}
 
 
-class Rows:
-    """Rows that can be gone through again and again; every pass begins at the first one."""
-
-    def __init__(self, begin: Callable[[], Iterator[Row]]) -> None:
-        self._begin = begin
-
-    def __iter__(self) -> Iterator[Row]:
-        return self._begin()
-
-
-def load_documents(config: CorpusConfig, cache: Path | None = None) -> Rows:
+def load_documents(config: CorpusConfig, cache: Path | None = None) -> Iterable[Row]:
     """The corpus: rows with a text column (`config.text_field`).
 
     Args:
@@ -64,8 +49,8 @@ def load_documents(config: CorpusConfig, cache: Path | None = None) -> Rows:
         return _documentation_rows(config, cache)
     if config.source == "files":
         files = text_files(config.files)
-        return Rows(lambda: chain.from_iterable(map(file_rows, files)))
-    return retried(_hub_dataset(config), str(config.name))
+        return chain.from_iterable(map(file_rows, files))
+    return cast(Iterable[Row], _hub_dataset(config))
 
 
 class Texts:
@@ -84,7 +69,6 @@ class Texts:
         self.read = self.without_text = 0
 
     def __iter__(self) -> Iterator[tuple[Row, str]]:
-        self.read = self.without_text = 0
         known = False
         for row in self._readable():
             self.read += 1
@@ -212,7 +196,7 @@ def _opened(file: Path) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BufferedReader(content), encoding="utf-8-sig")
 
 
-def _documentation_rows(config: CorpusConfig, cache: Path | None) -> Rows:
+def _documentation_rows(config: CorpusConfig, cache: Path | None) -> Iterator[Row]:
     import pandas as pd
     import pyarrow.parquet as pq
 
@@ -223,11 +207,11 @@ def _documentation_rows(config: CorpusConfig, cache: Path | None) -> Rows:
         # A file that is damaged is made again.
         with suppress(OSError, ValueError):
             table = pq.read_table(file)
-            return Rows(lambda: (row for batch in table.to_batches(1024) for row in batch.to_pylist()))
+            return (row for batch in table.to_batches(1024) for row in batch.to_pylist())
     documents = documentation.extract(config.packages)
     if file is not None:
         write_parquet(file, pd.DataFrame(documents), index=False)
-    return Rows(lambda: (document._asdict() for document in documents))
+    return (document._asdict() for document in documents)
 
 
 def _hub_dataset(config: CorpusConfig) -> Any:
@@ -243,61 +227,6 @@ def _hub_dataset(config: CorpusConfig) -> Any:
             or f"corpus.name: cannot read '{name}' ({type(error).__name__}: {first_line(error)}); "
             "check the name, the revision and the network, or set corpus.source to documentation or files"
         ) from error
-
-
-def retried(dataset: Any, name: str, sleep: Callable[[float], None] = time.sleep) -> Rows:
-    """The rows of a streamed dataset; after a network error it goes on with the row that comes next.
-
-    Raises:
-        ArtifactError: while iterating, when `MOST_FAILURES` + 1 attempts to read one row have failed.
-    """
-    import tenacity
-
-    beginning, end = dataset.state_dict(), object()
-
-    def begin() -> Iterator[Row]:
-        rows: Iterator[Any] = iter(())
-        place, read = beginning, 0
-
-        def go_on(_: object = None) -> None:
-            nonlocal rows
-            dataset.load_state_dict(place)
-            rows = iter(dataset)
-
-        go_on()
-        policy = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(is_network_error), wait=tenacity.wait_exponential(),
-            stop=tenacity.stop_after_attempt(MOST_FAILURES + 1), before_sleep=go_on, sleep=sleep,
-        )  # fmt: skip
-        try:
-            while (row := policy(lambda: next(rows, end))) is not end:
-                # Not later: a failure leaves the state of a share of the rows between two of them.
-                place, read = dataset.state_dict(), read + 1
-                yield cast(Row, row)
-        except tenacity.RetryError as failed:
-            error = failed.last_attempt.exception()
-            assert error is not None
-            raise ArtifactError(
-                f"corpus: {name} could not be read on after {read:,} rows, in {MOST_FAILURES + 1} attempts "
-                f"({type(error).__name__}: {first_line(error)}); run the same command again when the network "
-                "works, what is finished is kept; or download the files and set corpus.source to files"
-            ) from error
-
-    return Rows(begin)
-
-
-def is_network_error(error: BaseException) -> bool:
-    """Whether trying again may help: a lost connection, a timeout, a server that is busy or broken."""
-    import httpx2  # what huggingface_hub reads with
-
-    status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", None))
-    if isinstance(status, int):
-        return status in (408, 429) or status >= 500
-    if isinstance(error, FileNotFoundError | PermissionError):
-        return False
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return False
-    return isinstance(error, OSError | EOFError | httpx2.HTTPError)
 
 
 def contexts_needed(data: DataConfig) -> dict[Split, int]:

@@ -17,7 +17,6 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from sae_lib.util.files import (
     free_bytes,
     json_key,
     make_folder,
+    remembered_sha256,
     write_json,
 )
 from sae_lib.util.memory import readable_bytes
@@ -73,8 +73,7 @@ def converted_file(file: Path | str) -> Path:
     file = Path(file).expanduser()
     if not file.is_file():
         raise ArtifactError(f"model.name: there is no file {file}")
-    state = file.stat()
-    source = {"file": file.name, "sha256": _sha256(file, state.st_size, state.st_mtime_ns)}
+    source = {"file": file.name, "sha256": remembered_sha256(file)}
     folder = _folder(file.stem, source["sha256"])
     with _claimed(folder) as missing:
         if missing:
@@ -140,11 +139,6 @@ def _check(file: Path, wheel: Wheel, what: str) -> None:
             f"model.wheel: {wheel.package} {wheel.version}: {what} has sha256 {found[:12]} instead of "
             f"{wheel.sha256[:12]}, so it is not the file that was pinned"
         )
-
-
-@cache
-def _sha256(file: Path, size: int, changed: int) -> str:
-    return file_sha256(file)
 
 
 def _folder(stem: str, key: str) -> Path:

@@ -12,13 +12,12 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_lib.data import gguf, hub
 from sae_lib.util.errors import ArtifactError, first_line
-from sae_lib.util.files import file_sha256, json_key
+from sae_lib.util.files import json_key, remembered_sha256
 from sae_lib.util.memory import require_memory
 
 if TYPE_CHECKING:
@@ -80,13 +79,7 @@ def content(folder: Path, name: str) -> dict[str, str]:
     if _local_folder(name) is None:
         return {"hub": name, "commit": folder.name}
     files = {path for pattern in (*DESCRIPTION_FILES, *WEIGHT_FILES) for path in folder.glob(pattern)}
-    return {path.name: _sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(files)}
-
-
-@lru_cache(maxsize=256)
-def _sha256(path: Path, size: int, changed: int) -> str:
-    """Remembered while the file does not change, so that loading a model twice hashes it once."""
-    return file_sha256(path)
+    return {path.name: remembered_sha256(path) for path in sorted(files)}
 
 
 def _local_folder(name: str) -> Path | None:

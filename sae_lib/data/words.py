@@ -58,7 +58,7 @@ def alphabetic_words(tokenizer: Any, special_ids: frozenset[int]) -> list[Word]:
     """
     words: dict[str, Word] = {}
     for entry, token in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
-        text = _text(tokenizer, entry)
+        text = entry_text(tokenizer, entry)
         if token not in special_ids and text not in words and ALPHABETIC.fullmatch(text):
             words[text] = Word(text, token, LETTERS.index(text.strip()[0].lower()))
     return [words[text] for text in sorted(words)]
@@ -172,7 +172,7 @@ def build_prompts(
     return Prompts(tokens, position)
 
 
-def _text(tokenizer: Any, entry: str) -> str:
+def entry_text(tokenizer: Any, entry: str) -> str:
     """A vocabulary entry as it reads inside a text; some decoders drop the leading space of a first token."""
     text = str(tokenizer.convert_tokens_to_string([entry]))
     return f" {text}" if entry.startswith("▁") and not text.startswith(" ") else text

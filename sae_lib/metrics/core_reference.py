@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.metrics.stored_reference import load_reference, save_reference
+from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.keys import Stage, result_key
+from sae_lib.util.keys import Stage
 
 CORE_REFERENCE = Stage("core reference", 2)
 
@@ -155,8 +155,7 @@ def build_core_reference(
     Args:
         tokens: contexts with BOS in front; kept on the CPU.
         batch: contexts in one forward pass.
-        folder: where the reference is kept, named by what it is made from, and read from when it has been computed
-            before; a damaged file is made again. None keeps nothing.
+        folder: where the reference is kept (`kept_reference`); None keeps nothing.
 
     Raises:
         ArtifactError: every position is special, or none is followed by another.
@@ -171,19 +170,7 @@ def build_core_reference(
         "lm": lm.identity,
         "tokens": [*tokens.shape, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()],
     }
-    stem = Path(folder) / f"core-{result_key(CORE_REFERENCE, made_from)[:16]}"
-    stored = load_reference(stem)
-    if stored is not None:
-        tensors, record = stored
-        states = (tensors.get("residual"), tensors.get("hidden"))
-        variance, ce_clean, ce_zero, ce_mean, kl_zero = record["numbers"]
-        return CoreReference(tokens, kept, tensors["mean"], variance, ce_clean, ce_zero, ce_mean, kl_zero, *states)
-    reference = _compute(lm, tokens, kept, batch)
-    named = {"mean": reference.mean, "residual": reference.residual, "hidden": reference.hidden}
-    numbers = [reference.variance, reference.ce_clean, reference.ce_zero, reference.ce_mean, reference.kl_zero]
-    kept_tensors = {name: tensor for name, tensor in named.items() if tensor is not None}
-    save_reference(stem, kept_tensors, {"numbers": numbers}, made_from)
-    return reference
+    return kept_reference(folder, CORE_REFERENCE, made_from, CoreReference, lambda: _compute(lm, tokens, kept, batch))
 
 
 def _compute(lm: LanguageModel, tokens: Tensor, kept: Tensor, batch: int) -> CoreReference:

@@ -5,8 +5,11 @@ Two checks for all metrics: an SAE as wide as what it is to read, whose latents 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import safetensors.torch
 from torch import Tensor
@@ -14,6 +17,9 @@ from torch import Tensor
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write, file_state, is_unaltered, read_json, write_json
+from sae_lib.util.keys import Stage, result_key
+
+Reference = TypeVar("Reference")
 
 
 def require_width(
@@ -35,19 +41,38 @@ def require_finite(latents: Tensor) -> None:
         )
 
 
-def save_reference(stem: Path, tensors: dict[str, Tensor], record: dict[str, Any], made_from: dict[str, Any]) -> None:
-    """Write `stem.safetensors` and then `stem.json`, which makes the tensors valid."""
-    path = stem.with_suffix(".safetensors")
-    with atomic_write(path, "wb") as file:
-        file.write(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-    write_json(stem.with_suffix(".json"), {**record, "made_from": made_from, "file": file_state(path)})
+def kept_reference(
+    folder: Path | str,
+    stage: Stage,
+    made_from: dict[str, Any],
+    kind: type[Reference],
+    compute: Callable[[], Reference],
+    groups: Mapping[str, Any] = MappingProxyType({}),
+) -> Reference:
+    """What `compute` gives, or what it gave before, from the files in `folder` that are named by what it is made from.
 
+    Files that are missing, cut short or altered are made again. The record is written last and makes the tensors valid.
 
-def load_reference(stem: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The tensors and the record, or None where a file is missing, cut short or altered."""
-    path = stem.with_suffix(".safetensors")
+    Args:
+        kind: a dataclass of tensors and of values that JSON can hold.
+        groups: its fields that are tuples of tensors, and their classes.
+    """
+    stem = Path(folder) / f"{stage.name.split()[0]}-{result_key(stage, made_from)[:16]}"
+    path, record_file = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
     try:
-        record = read_json(stem.with_suffix(".json"))
-        return (safetensors.torch.load_file(path), record) if is_unaltered(path, record["file"]) else None
+        record = read_json(record_file)
+        if "values" in record and is_unaltered(path, record["file"]):
+            tensors = safetensors.torch.load_file(path)
+            tuples = {name: of(*(tensors.pop(f"{name}.{part}") for part in of._fields)) for name, of in groups.items()}
+            return kind(**record["values"], **tensors, **tuples)
     except (FileNotFoundError, ArtifactError):
-        return None
+        pass
+    reference = compute()
+    values = {each.name: getattr(reference, each.name) for each in fields(kind)}  # type: ignore[arg-type]
+    for name, of in groups.items():
+        values |= {f"{name}.{part}": tensor for part, tensor in zip(of._fields, values.pop(name), strict=True)}
+    tensors = {name: values.pop(name).contiguous() for name in [*values] if isinstance(values[name], Tensor)}
+    with atomic_write(path, "wb") as file:
+        file.write(safetensors.torch.save(tensors))
+    write_json(record_file, {"values": values, "made_from": made_from, "file": file_state(path)})
+    return reference

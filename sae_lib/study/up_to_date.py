@@ -21,7 +21,7 @@ from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file, output_path
 from sae_lib.util.environment import locked_pins
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import file_sha256, json_key, read_json, write_json
+from sae_lib.util.files import file_sha256, is_unaltered, json_key, read_json, write_json
 from sae_lib.util.keys import NUMERICAL
 from sae_lib.util.paths import NOTEBOOKS, Paths, shown
 from sae_lib.util.source import code_digest, imported_modules
@@ -150,7 +150,8 @@ def why_not_done(stage: Stage, profile: Profile, paths: Paths) -> str | None:
     if not (paths.notebooks / stage.notebook.name).is_file():
         return "its executed copy is gone"
     for name, known in record.outputs.items():
-        if not _unchanged(output_path(paths, name), known):
+        file = output_path(paths, name)
+        if not file.is_file() or not is_unaltered(file, known.model_dump()):
             return f"{name} is gone or was altered"
     if f"{paths.store.name}/{MANIFEST}" in record.outputs and (lost := lost_file(paths.store)):
         return f"{paths.store.name}/{lost} is gone or was altered"
@@ -190,13 +191,6 @@ def _record(stage: Stage, paths: Paths) -> Record | None:
         return Record.model_validate_json(_record_file(stage, paths).read_bytes())
     except (OSError, ValidationError):
         return None
-
-
-def _unchanged(file: Path, known: Output) -> bool:
-    """Whether a file has the content it had; read only when its size is the same and its time is not."""
-    if not file.is_file() or file.stat().st_size != known.size:
-        return False
-    return file.stat().st_mtime_ns == known.changed or file_sha256(file) == known.sha256
 
 
 def _sha256_or_none(file: Path) -> str | None:

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -28,9 +29,9 @@ from filelock import FileLock, Timeout
 from sae_lib.util.errors import ArtifactError
 
 
-def used_bytes(folder: Path, pattern: str = "*") -> int:
-    """Bytes of the files in a folder, and in the folders in it, whose names match; 0 when it is not there."""
-    return sum(file.stat().st_size for file in folder.rglob(pattern) if file.is_file())
+def used_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder, and in the folders in it; 0 when it is not there."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def nearest_folder(folder: Path) -> Path:
@@ -212,6 +213,17 @@ def file_sha256(path: Path | str) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """`file_sha256`, read once in a process while the file does not change."""
+    state = path.stat()
+    return _sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    return file_sha256(path)
 
 
 def file_state(path: Path | str) -> dict[str, Any]:

@@ -42,7 +42,6 @@ def test_rows_without_text_are_counted_and_keep_their_place(tmp_path):
     texts = texts_of(lines(tmp_path, {"text": "one", "n": 1}, {"text": None}, {"n": 3}, {"text": ""}, {"text": "two"}))
     assert [(row.get("n"), text) for row, text in texts] == [(1, "one"), (None, ""), (3, ""), (None, ""), (None, "two")]
     assert texts.note == "3 of 5 rows have no text in 'text' and are left out"
-    assert len(list(texts)) == 5 and texts.without_text == 3, "another pass counts anew"
     whole = texts_of(lines(tmp_path, {"text": "one"}))
     assert list(whole) and whole.note is None
 
@@ -137,7 +136,7 @@ def test_building_and_evaluating_read_the_same_text(tmp_path):
     odd = [{"text": None}, {"other": 1}, {"text": "w1 \ud83d w2"}, {"text": " "}, {"text": "w3 <eos> w4"}]
     file = lines(tmp_path, *({"text": text} for text in TEXTS), *odd)
     profile = sizes(file, 100)
-    rows = load_documents(profile.corpus)
+    rows = list(load_documents(profile.corpus))
     read = {split: list(documents_of(split, rows, profile.corpus)) for split in SPLITS}
     evaluated = [text for _, text in documents([file], "text") if text]
     assert sorted(text for each in read.values() for text in each) == sorted(evaluated)

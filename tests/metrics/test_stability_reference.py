@@ -182,8 +182,8 @@ class Pieces:
     def __init__(self, entries: list[str]) -> None:
         self.entries = entries
 
-    def convert_ids_to_tokens(self, token: int) -> str:
-        return self.entries[token]
+    def convert_ids_to_tokens(self, tokens: list[int]) -> list[str]:
+        return [self.entries[token] for token in tokens]
 
     def convert_tokens_to_string(self, entries: list[str]) -> str:
         return "".join(entries).replace("▁", " ").lstrip(" ")

@@ -3,7 +3,9 @@ otherwise."""
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from sae_lib.util.strict import Strict
 
 # What only the scoring of an SAE reads: changing it does not make a language model's reference stale.
 _SCORING_FIELDS = {
@@ -26,14 +28,12 @@ _SCORING_FIELDS = {
 }
 
 
-class AbsorptionConfig(BaseModel):
+class AbsorptionConfig(Strict):
     """Configuration of first-letter absorption.
 
     >>> AbsorptionConfig(k_max=5).k_max
     5
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_words: int | None = Field(default=None, gt=0)
     """At most this many words, taken evenly over the letters; None takes the whole vocabulary, as SAEBench

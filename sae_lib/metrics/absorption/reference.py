@@ -5,6 +5,7 @@ Every SAE is scored on the same words, prompts, residual streams and ground-trut
 stream at the word is kept, so the file holds a few thousand vectors and not a corpus.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +29,8 @@ from sae_lib.data.words import (
 )
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, letter_labels, train_probes
-from sae_lib.metrics.stored_reference import load_reference, save_reference
-from sae_lib.util.keys import Stage, result_key
+from sae_lib.metrics.stored_reference import kept_reference
+from sae_lib.util.keys import Stage
 
 LEFT_OUT_EXAMPLES = 5
 
@@ -53,7 +54,7 @@ class AbsorptionReference:
     """Residual streams at those words, in fresh prompts."""
     left_out: int
     """Alphabetic vocabulary entries that are not one token in the prompt's text, and so not used."""
-    left_out_examples: tuple[str, ...] = ()
+    left_out_examples: Sequence[str] = ()
     """A few of them."""
 
     @cached_property
@@ -70,24 +71,15 @@ class AbsorptionReference:
 def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, folder: Path | str) -> AbsorptionReference:
     """Compute the reference of a language model, or read it from `folder` where it has been computed before.
 
-    The files are named by what they were made from. One that is missing, cut short or altered is made
-    again.
-
     Raises:
         ArtifactError: the tokenizer has too few alphabetic tokens, or does not keep the prompt's pieces
         apart.
     """
-    made_from = {
-        "lm": lm.identity,
-        "config": config.reference_fields(),
-    }
-    stem = Path(folder) / f"absorption-{result_key(ABSORPTION_REFERENCE, made_from)[:16]}"
-    stored = _load(stem)
-    if stored is not None:
-        return stored
-    reference = _compute(lm, config)
-    _save(stem, reference, made_from)
-    return reference
+    made_from = {"lm": lm.identity, "config": config.reference_fields()}
+    return kept_reference(
+        folder, ABSORPTION_REFERENCE, made_from, AbsorptionReference, lambda: _compute(lm, config),
+        {"probe": LinearProbes},
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -123,7 +115,7 @@ def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference
         scored=scored,
         scored_activations=scored_activations,
         left_out=len(left_out),
-        left_out_examples=tuple(word.text for word in left_out[:LEFT_OUT_EXAMPLES]),
+        left_out_examples=[word.text for word in left_out[:LEFT_OUT_EXAMPLES]],
     )
 
 
@@ -161,42 +153,3 @@ def residual_at_words(lm: LanguageModel, prompts: Prompts, batch: int, what: str
             read.append(residual[at, position.to(residual.device)].float().cpu())
             bar.update(len(tokens))
     return torch.cat(read)
-
-
-def _save(stem: Path, reference: AbsorptionReference, made_from: dict[str, Any]) -> None:
-    tensors = {
-        "train_activations": reference.train_activations,
-        "test_activations": reference.test_activations,
-        "probe_weight": reference.probe.weight,
-        "probe_bias": reference.probe.bias,
-        "scored": reference.scored,
-        "scored_activations": reference.scored_activations,
-    }
-    record = {
-        "train_words": reference.train_words,
-        "test_words": reference.test_words,
-        "probe_f1": reference.probe_f1,
-        "left_out": reference.left_out,
-        "left_out_examples": reference.left_out_examples,
-    }
-    save_reference(stem, tensors, record, made_from)
-
-
-def _load(stem: Path) -> AbsorptionReference | None:
-    """The stored reference, or None where there is none that is whole."""
-    stored = load_reference(stem)
-    if stored is None:
-        return None
-    tensors, record = stored
-    return AbsorptionReference(
-        train_words=record["train_words"],
-        test_words=record["test_words"],
-        train_activations=tensors["train_activations"],
-        test_activations=tensors["test_activations"],
-        probe=LinearProbes(tensors["probe_weight"], tensors["probe_bias"]),
-        probe_f1=record["probe_f1"],
-        scored=tensors["scored"],
-        scored_activations=tensors["scored_activations"],
-        left_out=record["left_out"],
-        left_out_examples=tuple(record["left_out_examples"]),
-    )

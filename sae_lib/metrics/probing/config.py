@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from sae_lib.data import hub
+from sae_lib.util.strict import Strict
 
 # What only the scoring of an SAE reads: changing it does not make a language model's reference stale.
 _SCORING_FIELDS = {"lm_batch", "ks"}
@@ -24,10 +25,8 @@ HUB_REVISIONS: dict[str, str | None] = {
 """Commit of each hub dataset, as `hub.yaml` pins it; None reads the newest one, as SAEBench does for all of them."""
 
 
-class LabelledFiles(BaseModel):
+class LabelledFiles(Strict):
     """A dataset of local files: one row per text, with a text column and a column of class labels."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     train: str
     """A .jsonl or .parquet file; compressed .jsonl (.gz, .xz, .bz2, .zst) is read as well."""
@@ -40,14 +39,12 @@ class LabelledFiles(BaseModel):
     (of two classes, the first against the second)."""
 
 
-class ProbingConfig(BaseModel):
+class ProbingConfig(Strict):
     """Configuration of sparse probing.
 
     >>> ProbingConfig(ks=(1,)).ks
     (1,)
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Literal["documentation", "hub", "files"] = "hub"
     """`documentation`: the packaged corpus; `hub`: SAEBench's datasets; `files`: labelled local files."""

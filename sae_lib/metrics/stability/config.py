@@ -1,16 +1,16 @@
 """The numbers of the stability metrics, by name."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from sae_lib.util.strict import Strict
 
 
-class StabilityConfig(BaseModel):
+class StabilityConfig(Strict):
     """What is read of the language model for stability across contexts and along tokens.
 
     >>> StabilityConfig(contexts=4).contexts
     4
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     words_per_letter: int = Field(default=10, gt=0)
     """At most this many of a letter's evaluated words are read in fresh prompts."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.words import LETTERS, Word, alphabetic_words, build_prompts, prompt_pieces
+from sae_lib.data.words import LETTERS, Word, alphabetic_words, build_prompts, entry_text, prompt_pieces
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference, residual_at_words
 from sae_lib.metrics.stability.config import StabilityConfig
-from sae_lib.metrics.stored_reference import load_reference, save_reference
+from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import json_key
-from sae_lib.util.keys import Stage, result_key
+from sae_lib.util.keys import Stage
 
 STABILITY_REFERENCE = Stage("stability reference", 1)
 
@@ -68,7 +68,8 @@ def whole_words(
         tokens: contexts.
     """
     ids, index = tokens.unique(return_inverse=True)
-    texts = ["" if int(i) in special_ids else _text(tokenizer, int(i)) for i in ids]
+    entries = tokenizer.convert_ids_to_tokens(ids.tolist())
+    texts = ["" if i in special_ids else entry_text(tokenizer, e) for i, e in zip(ids.tolist(), entries, strict=True)]
     begins_inside = torch.tensor([_in_word(text[:1]) for text in texts])[index]
     ends_inside = torch.tensor([_in_word(text[-1:]) for text in texts])[index]
     goes_on = torch.ones_like(tokens, dtype=torch.bool)
@@ -81,13 +82,6 @@ def whole_words(
 
 def _in_word(character: str) -> bool:
     return character.isalnum() or character == "_"
-
-
-def _text(tokenizer: Any, token: int) -> str:
-    """A token as it reads inside a text; some decoders drop the leading space of a first token."""
-    entry = tokenizer.convert_ids_to_tokens(token)
-    text = str(tokenizer.convert_tokens_to_string([entry]))
-    return f" {text}" if entry.startswith("▁") and not text.startswith(" ") else text
 
 
 @dataclass(frozen=True)
@@ -124,8 +118,7 @@ def build_stability_reference(
 ) -> StabilityReference:
     """Compute the reference of a language model, or read it from `folder` where it has been computed before.
 
-    The words are those that absorption is measured on. The files are named by what they were made from; one
-    that is missing, cut short or altered is made again.
+    The words are those that absorption is measured on.
 
     Args:
         absorption: the words and the ground-truth probe.
@@ -151,16 +144,10 @@ def build_stability_reference(
         "config": config.model_dump(mode="json"),
         "tokens": json_key(tokens.tolist()),
     }  # fmt: skip
-    stem = Path(folder) / f"stability-{result_key(STABILITY_REFERENCE, made_from)[:16]}"
-    stored = load_reference(stem)
-    if stored is not None:
-        tensors, record = stored
-        return StabilityReference(record["prompt_words"], record["text_words"], **tensors)
-    reference = _compute(lm, absorption, prompts, config, tokens)
-    tensors = {field.name: getattr(reference, field.name) for field in fields(reference)}
-    words = {name: tensors.pop(name) for name in ("prompt_words", "text_words")}
-    save_reference(stem, tensors, words, made_from)
-    return reference
+    return kept_reference(
+        folder, STABILITY_REFERENCE, made_from, StabilityReference,
+        lambda: _compute(lm, absorption, prompts, config, tokens),
+    )  # fmt: skip
 
 
 @torch.no_grad()
