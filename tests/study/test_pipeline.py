@@ -292,7 +292,7 @@ def test_lost_or_altered_results_are_made_again(
 
 
 def test_a_lost_shard_is_made_again(profile: Profile, notebooks: Path, paths: Paths, kernel: Kernel) -> None:
-    """The manifest of the activations stands for them, unless none is there: they were kept in memory."""
+    """The activations themselves are looked for, which the notebook's own manifest names by theirs."""
     shards = [paths.store / f"activations-{number}.npy" for number in range(2)]
 
     def harvest(source: Path, *rest: Any) -> Path:
@@ -317,7 +317,7 @@ def test_a_lost_shard_is_made_again(profile: Profile, notebooks: Path, paths: Pa
             assert [why_not_done(stage, profile, paths) for stage in stages] == [reason, None, None]
     for shard in shards:
         shard.unlink()
-    assert why_not_done(stages[0], profile, paths) is None
+    assert why_not_done(stages[0], profile, paths) == "store/activations-0.npy is gone or was altered"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"parts": {}, "outputs": {"a": {}}, "seconds": 1}', "\xff"])
@@ -550,8 +550,8 @@ def test_verify_and_accept_read_this_profiles_results(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
 
-    def verify(profile: Profile, results: Path, expected: Path) -> int:
-        calls.append((profile.name, results, expected))
+    def verify(profile: Profile, results: Path, expected: Path, *, long: bool) -> int:
+        calls.append((profile.name, results, expected, long))
         return 1
 
     claims = SimpleNamespace(
@@ -563,10 +563,13 @@ def test_verify_and_accept_read_this_profiles_results(
     loads = SimpleNamespace(Results=SimpleNamespace(load=lambda folder: folder))
     monkeypatch.setitem(sys.modules, "sae_lib.report.results", loads)
     expected = ROOT / "figures" / "verdicts_pocket.json"
+    assert main(["verify", "--long"]) == 1  # nothing was run here: the results beside the figures
+    paths.results.mkdir(parents=True)
     assert main(["verify"]) == 1
     assert main(["accept"]) == 0
     assert calls == [
-        ("pocket", paths.results, expected),
+        ("pocket", paths.figures / "results", expected, True),
+        ("pocket", paths.results, expected, False),
         (("evaluated", paths.results), "pocket", expected),
     ]
 
