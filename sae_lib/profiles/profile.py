@@ -199,7 +199,9 @@ def _explained(error: ValidationError, model: type[BaseModel], where: str) -> st
     errors = error.errors()
     # A misspelt key also leaves the right one missing: the misspelling is what to tell.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    path = ".".join([where, *(str(part) for part in first["loc"])]).strip(".")
+    # The place of a key that is no text is told as a number, which the file does not have.
+    loc = (*first["loc"][:-1], first["input"]) if first["type"] == "invalid_key" else first["loc"]
+    path = ".".join([where, *(str(part) for part in loc)]).strip(".")
     begin = f"{path}: " if path else ""
     if first["type"] == "extra_forbidden":
         owner = _model_at(model, first["loc"][:-1])

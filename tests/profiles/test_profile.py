@@ -99,6 +99,13 @@ def test_an_unknown_key_is_named_with_the_nearest(tmp_path, changes, says):
     assert refusal(tmp_path, changes).startswith(says)
 
 
+def test_a_key_that_is_no_text_is_named(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: smoke\nname: mine\noff: 1\n")  # which YAML reads as False
+    with pytest.raises(ArtifactError, match=r"^False: Keys should be strings, got False$"):
+        load_profile(file)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
