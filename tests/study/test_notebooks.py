@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from sae_lib.util.paths import NOTEBOOKS
+from tests.notebook_outputs import put_back
 
 NAMES = ("01_data", "02_train", "03_ablations", "04_evaluation", "05_figures")
 CHECK = re.compile(r"^# NBVAL_CHECK_OUTPUT$", flags=re.MULTILINE)
@@ -158,3 +159,22 @@ def test_paths_of_the_web_and_of_the_checkout_are_no_machine_paths() -> None:
     for text in ("https://huggingface.co/home/x", "figures/tmp/a.pdf", "a/b", "build/smoke/results"):
         assert MACHINE_PATH.search(text) is None
     assert MACHINE_PATH.search("saved '/tmp/a/b'") is not None
+
+
+def test_outputs_are_put_back_without_what_papermill_adds() -> None:
+    committed, executed = example(outputs=[]), example()
+    for one, other in zip(committed.cells, executed.cells, strict=True):
+        other.id = one.id
+    committed.cells[0].source = "# How many, in other words?"
+    result = nbformat.v4.new_output("execute_result", data={"text/plain": "1"}, execution_count=3)
+    executed.cells[2].outputs += [nbformat.v4.new_output("stream", name="stderr", text="50%|"), result]
+    added = nbformat.v4.new_code_cell('profile = "smoke"', metadata={"tags": ["injected-parameters"]})
+    executed.cells.insert(2, added)
+    put_back(committed, executed)
+    assert [cell.execution_count for cell in code_cells(committed)] == [1, 2, 3]
+    printed, shown = committed.cells[2].outputs
+    assert printed.text == "1.00\n" and shown.execution_count == 2
+    assert committed.cells[0].source == "# How many, in other words?"
+    executed.cells[3].source += "\nmore()"
+    with pytest.raises(ValueError, match="its code is not what ran"):
+        put_back(committed, executed)
