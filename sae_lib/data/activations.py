@@ -173,7 +173,7 @@ class WindowStream:
     torch.Size([128, 8, 64])
 
     Raises:
-        ArtifactError: `batch_rows` is no multiple of `window`, or more than the store has.
+        ArtifactError: `batch_rows`, a multiple of `window`, are more than the store has.
     """
 
     def __init__(
@@ -186,14 +186,6 @@ class WindowStream:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if window < 1 or batch_rows < 1:
-            raise ArtifactError(f"data.window, data.batch_tokens: {window} and {batch_rows}, both must be 1 or more")
-        if batch_rows % window:
-            below = batch_rows // window * window
-            nearest = f"{below} or {below + window}" if below else f"{window}"
-            raise ArtifactError(
-                f"data.batch_tokens: {batch_rows} is no multiple of data.window {window}; take {nearest}"
-            )
         self.store, self.window, self.seed = store, window, seed
         self.device, self.dtype = torch.device(device), dtype
         self.n_windows = store.n_rows // window

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sae_lib.data.activations import ActivationStore
 from sae_lib.data.language_model import LanguageModel, not_finite
-from sae_lib.data.store_manifest import FORMAT, INDEX_FILES, MANIFEST, Check, check_source, damage
+from sae_lib.data.store_manifest import FORMAT, INDEX_FILES, MANIFEST, check_source, damage
 from sae_lib.data.tokens import ahead
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock, atomic_write, read_json, write_json
@@ -46,7 +46,6 @@ def harvest(
     shard_rows: int = 2**18,
     batch: int = 32,
     max_rows: int | None = None,
-    check: Check = "full",
     rank: int = 0,
     world: int = 1,
     barrier: Callable[[], object] = lambda: None,
@@ -54,7 +53,7 @@ def harvest(
 ) -> ActivationStore:
     """Make the activation store in `folder`, or what is missing of it.
 
-    Finished shards are kept after a check; a missing, truncated or altered one is made again, alone.
+    Finished shards are kept after a check of their sha256; a missing, truncated or altered one is made again, alone.
 
     Args:
         lm: the model, cut or whole.
@@ -62,7 +61,6 @@ def harvest(
         shard_rows: rows of every shard but the last.
         batch: contexts per forward pass.
         max_rows: rows of the store, met exactly; all there are by default.
-        check: how finished shards are checked: their size, or ("full") their sha256.
         rank, world: this process makes the shards whose number is `rank` modulo `world`; all of them by default.
         barrier: waits for the other processes, which call `harvest` with the same arguments.
         progress: called with (rows done, rows of this process in all), after every batch.
@@ -90,7 +88,7 @@ def harvest(
             manifest = read_json(folder / MANIFEST)
         shards = manifest["shards"]
         mine = range(rank, len(shards), world)
-        bad = [number for number in mine if damage(folder, shards[number], check) is not None]
+        bad = [number for number in mine if damage(folder, shards[number], "full") is not None]
         contexts, positions = (np.load(folder / name, mmap_mode="r") for name in INDEX_FILES)
 
         def write(number: int, values: NDArray[np.uint16]) -> None:
@@ -288,8 +286,6 @@ def _manifest(lm: LanguageModel, tokens: NDArray[np.int32], shard_rows: int, max
             f"tokens: shape {list(tokens.shape)} is not [context, position], 1 to {LONGEST_CONTEXT} positions"
         )
     lm.check_tokens(tokens)
-    if shard_rows < 1:
-        raise ArtifactError(f"data.shard_rows: {shard_rows} is not a number of rows; take one from 1 on")
     rows = count_rows(tokens, lm.special_ids, max_rows)
     return {
         "format": FORMAT,

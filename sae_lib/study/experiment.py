@@ -95,7 +95,7 @@ class Experiment:
         with self.writing(), self._harvest_bar() as progress:
             return harvest(
                 lm, self._train_tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=data.train_tokens,
-                check="full", rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier, progress=progress,
+                rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier, progress=progress,
             )  # fmt: skip
 
     def store(self) -> ActivationStore:
@@ -260,7 +260,7 @@ class Experiment:
     def _calibration_rows(self) -> Float[Tensor, "row d_in"]:
         folder = self.paths.reference / "calibration"
         tokens = load_tokens(self.paths.tokens, "calibration")
-        store = harvest(self.language_model(whole=False), tokens, folder, check="full")
+        store = harvest(self.language_model(whole=False), tokens, folder)
         return store.rows(np.arange(store.n_rows))
 
     @contextmanager

@@ -146,14 +146,8 @@ def test_reduced_precision_batches(folder):
 
 def test_batch_size_that_does_not_fit(folder):
     store = ActivationStore.open(folder)
-    with pytest.raises(ArtifactError, match=r"data.batch_tokens: 10 is no multiple of data.window 4; take 8 or 12"):
-        WindowStream(store, 4, 10, seed=0)
-    with pytest.raises(ArtifactError, match="take 4"):
-        WindowStream(store, 4, 3, seed=0)
     with pytest.raises(ArtifactError, match=f"more than the {store.n_rows} rows"):
         WindowStream(store, 4, 4096, seed=0)
-    with pytest.raises(ArtifactError, match="must be 1 or more"):
-        WindowStream(store, 0, 16, seed=0)
     with pytest.raises(IndexError, match="counted from 0"):
         WindowStream(store, 4, 16, seed=0).batch(-1)
 

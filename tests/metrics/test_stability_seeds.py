@@ -38,12 +38,13 @@ def test_two_latents_that_share_a_nearest_neighbour():
     assert (found["latents"], found["matching"]) == (2, "exact")
 
 
-def test_greedy_takes_the_closest_pair_even_where_that_costs_more():
+def test_greedy_takes_the_closest_pair_even_where_that_costs_more(monkeypatch):
     a, b = at_degrees(0, 40), at_degrees(35, 85)
     # 40-35 is the closest pair and leaves 0-85; crossing over gives 0-35 and 40-85.
     assert match_greedily(a, b).tolist() == pytest.approx([cosine(5), cosine(85)], abs=1e-6)
     assert sorted(match_exactly(a, b).tolist()) == pytest.approx(sorted([cosine(35), cosine(45)]), abs=1e-6)
-    found = compare_directions(a, b, exact_up_to=1)
+    monkeypatch.setattr(seeds, "EXACT_UP_TO", 1)
+    found = compare_directions(a, b)
     assert found["matching"] == "greedy"
     assert found["matched_cosine"] == pytest.approx((cosine(5) + cosine(85)) / 2, abs=1e-6)
 
@@ -96,7 +97,6 @@ def test_every_pair_of_seeds_and_what_chance_gives():
     # Random directions: near neighbours, but none above the threshold.
     assert table["matched_cosine"].between(0.2, 0.4).all() and (table["share_matched"] == 0).all()
     assert (table["max_cosine"] > table["matched_cosine"]).all()
-    assert seed_stability(saes, matched_above=0.2)["share_matched"].between(0.5, 1).all()
     assert seed_stability({42: saes[42]}).empty and list(seed_stability({}).columns) == COLUMNS
 
 
@@ -113,15 +113,8 @@ def test_dead_latents_are_left_out():
     assert none["latents"] == 0 and math.isnan(none["matched_cosine"]) and math.isnan(none["share_matched"])
 
 
-def test_bad_input():
-    saes = {
-        1: make_sae(architecture="standard", d_sae=4, d_in=8),
-        2: make_sae(architecture="standard", d_sae=4, d_in=6),
-    }
-    with pytest.raises(ArtifactError, match="d_in differs between seeds"):
-        seed_stability(saes)
-    with pytest.raises(ArtifactError, match="firing: seed 1 needs a mask of 4 latents"):
-        seed_stability({1: saes[1]}, {1: torch.ones(5, dtype=torch.bool)})
+def test_a_decoder_that_is_not_finite_is_refused():
+    saes = {seed: make_sae(architecture="standard", d_sae=4, d_in=8) for seed in (1, 2)}
     with torch.no_grad():
         saes[2].W_dec[0, 0] = math.nan
     with pytest.raises(ArtifactError, match="decoder of seed 2"):

@@ -51,8 +51,8 @@ def test_configurations():
     [
         ({"seeds": (7, 42)}, "sweep_seeds \\[7\\] are also in seeds"),
         ({"seeds": (1, 1)}, "values are repeated: \\[1, 1\\]"),
-        ({"rhos": (0.5, 1.0)}, "each rho must be in \\[0, 1\\)"),
-        ({"l1_levels": (0.0, 0.1)}, "levels must be positive"),
+        ({"rhos": (0.5, 1.0)}, "rhos.1\n  Input should be less than 1"),
+        ({"l1_levels": (0.0, 0.1)}, "l1_levels.0\n  Input should be greater than 0"),
         ({"batch": 100}, "multiple of 8"),
     ],
 )

@@ -71,6 +71,7 @@ Classes = dict[str, list[str]]
 """Texts by class."""
 Load = Callable[..., Any]
 """`datasets.load_dataset`."""
+Read = Callable[[Load, "HubDataset", ProbingConfig], tuple[Classes, Classes]]
 
 
 class HubDataset(NamedTuple):
@@ -78,26 +79,7 @@ class HubDataset(NamedTuple):
 
     repository: str
     classes: tuple[str, ...]
-    read: Callable[[Load, "HubDataset", ProbingConfig], tuple[Classes, Classes]]
-
-
-def _two_columns(load: Load, dataset: HubDataset, config: ProbingConfig) -> tuple[Classes, Classes]:
-    text, label, other = (
-        ("hard_text", "profession", "gender")
-        if "bias_in_bios" in dataset.repository
-        else ("text", "category", "rating")
-    )
-    tables = load(dataset.repository, revision=config.revisions.get(dataset.repository))
-
-    def read(split: str, size: int) -> Classes:
-        table = tables[split].select_columns([text, label, other]).to_pandas()
-        where = f"{dataset.repository}, {split} texts"
-        return {
-            name: balanced_texts(table, text, label, other, name, size // 4, config.seed, where)
-            for name in dataset.classes
-        }
-
-    return read("train", config.train_per_task), read("test", config.test_per_task)
+    read: Read
 
 
 def balanced_texts(
@@ -120,22 +102,6 @@ def balanced_texts(
     return texts
 
 
-def _one_column(label: str) -> Callable[[Load, HubDataset, ProbingConfig], tuple[Classes, Classes]]:
-    def read_both(load: Load, dataset: HubDataset, config: ProbingConfig) -> tuple[Classes, Classes]:
-        tables = load(dataset.repository, revision=config.revisions.get(dataset.repository))
-
-        def read(split: str, size: int) -> Classes:
-            table = tables[split].select_columns(["text", label]).to_pandas()
-            return {
-                name: sampled_texts(table, label, name, size // 2, config.seed, f"{dataset.repository}, {split} texts")
-                for name in dataset.classes
-            }
-
-        return read("train", config.train_per_task), read("test", config.test_per_task)
-
-    return read_both
-
-
 def sampled_texts(table: pd.DataFrame, label: str, name: str, size: int, seed: int, where: str) -> list[str]:
     """`size` texts of class `name`.
 
@@ -150,6 +116,28 @@ def sampled_texts(table: pd.DataFrame, label: str, name: str, size: int, seed: i
     return texts
 
 
+def _table(text: str, label: str, other: str | None = None) -> Read:
+    """The reader of a table with these columns; with `other`, as many texts of each of its two values."""
+
+    def read_both(load: Load, dataset: HubDataset, config: ProbingConfig) -> tuple[Classes, Classes]:
+        tables = load(dataset.repository, revision=config.revisions.get(dataset.repository))
+
+        def read(split: str, size: int) -> Classes:
+            table = tables[split].select_columns([text, label, other] if other else [text, label]).to_pandas()
+            where = f"{dataset.repository}, {split} texts"
+            return {
+                name: balanced_texts(table, text, label, other, name, size // 4, config.seed, where)
+                if other
+                else sampled_texts(table, label, name, size // 2, config.seed, where)
+                for name in dataset.classes
+            }
+
+        return read("train", config.train_per_task), read("test", config.test_per_task)
+
+    return read_both
+
+
+BIOGRAPHIES = _table("hard_text", "profession", "gender")
 LANGUAGE_PAIRS = {"en": "en-fr", "fr": "fr-it", "de": "de-en", "es": "es-fr", "nl": "nl-pt"}
 
 
@@ -221,15 +209,17 @@ def shuffled_split(where: str, classes: Classes, config: ProbingConfig) -> tuple
 
 
 HUB_DATASETS = {
-    "bias_in_bios_class_set1": HubDataset("LabHC/bias_in_bios", ("0", "1", "2", "6", "9"), _two_columns),
-    "bias_in_bios_class_set2": HubDataset("LabHC/bias_in_bios", ("11", "13", "14", "18", "19"), _two_columns),
-    "bias_in_bios_class_set3": HubDataset("LabHC/bias_in_bios", ("20", "21", "22", "25", "26"), _two_columns),
-    "amazon_reviews": HubDataset("canrager/amazon_reviews_mcauley_1and5", ("1", "2", "3", "5", "6"), _two_columns),
+    "bias_in_bios_class_set1": HubDataset("LabHC/bias_in_bios", ("0", "1", "2", "6", "9"), BIOGRAPHIES),
+    "bias_in_bios_class_set2": HubDataset("LabHC/bias_in_bios", ("11", "13", "14", "18", "19"), BIOGRAPHIES),
+    "bias_in_bios_class_set3": HubDataset("LabHC/bias_in_bios", ("20", "21", "22", "25", "26"), BIOGRAPHIES),
+    "amazon_reviews": HubDataset(
+        "canrager/amazon_reviews_mcauley_1and5", ("1", "2", "3", "5", "6"), _table("text", "category", "rating")
+    ),
     "amazon_reviews_sentiment": HubDataset(
-        "canrager/amazon_reviews_mcauley_1and5", ("1.0", "5.0"), _one_column("rating")
+        "canrager/amazon_reviews_mcauley_1and5", ("1.0", "5.0"), _table("text", "rating")
     ),
     "github-code": HubDataset("codeparrot/github-code", ("C", "Python", "HTML", "Java", "PHP"), _github_code),
-    "ag_news": HubDataset("fancyzhx/ag_news", ("0", "1", "2", "3"), _one_column("label")),
+    "ag_news": HubDataset("fancyzhx/ag_news", ("0", "1", "2", "3"), _table("text", "label")),
     "europarl": HubDataset("Helsinki-NLP/europarl", ("en", "fr", "de", "es", "nl"), _europarl),
 }
 

@@ -72,11 +72,6 @@ class ProbingReference:
     d_in: int
     parts: list[ProbingPart]
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that are encoded for each SAE."""
-        return sum(len(part.residual) for part in self.parts)
-
 
 def build_probing_reference(
     lm: LanguageModel,
@@ -86,9 +81,6 @@ def build_probing_reference(
     cache: Path | None = None,
 ) -> ProbingReference:
     """Compute the reference of a language model, or read it from `folder` where it has been computed before.
-
-    The files are named by what they were made from: the model's identity, the configuration, the text and the
-    code. Files that are missing, cut short or altered are made again.
 
     Args:
         corpus: for source `documentation`: the packaged corpus, whose held-out documents are probed.
@@ -115,8 +107,7 @@ def build_probing_reference(
         ]
         write_json(building / "reference.json", {"made_from": made_from, "d_in": lm.d_in, "parts": parts})
     built = _load(target)
-    if built is None:
-        raise ArtifactError(f"{target} changed while it was written; run again")
+    assert built is not None
     return built
 
 

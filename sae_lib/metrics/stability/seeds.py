@@ -18,7 +18,7 @@ from sae_lib.util.errors import ArtifactError
 # The exact assignment takes about n^3: on one CPU core 0.1 s for 1,024 latents, 1 s for 4,096, 5 to 10 s for
 # 8,192, and there are ten pairs of five seeds for each method.
 EXACT_UP_TO = 4096
-MATCHED_ABOVE = 0.7
+MATCHED_ABOVE = 0.7  # two latents of such a cosine are the same feature
 SHOWN = {
     "matched_cosine": Column("seeds, matched cosine", "higher", 3),
     "max_cosine": Column("seeds, max cosine", "higher", 3),
@@ -33,9 +33,6 @@ _CHUNK_ELEMENTS = 2**24
 def seed_stability(
     saes: Mapping[int, Autoencoder],
     firing: Mapping[int, Bool[Tensor, " d_sae"]] | None = None,
-    *,
-    exact_up_to: int = EXACT_UP_TO,
-    matched_above: float = MATCHED_ABOVE,
 ) -> pd.DataFrame:
     """Compare the decoder rows of each pair of SAEs; see `compare_directions` for the columns.
 
@@ -46,15 +43,13 @@ def seed_stability(
         saes: seed -> SAE, of one residual stream.
         firing: seed -> which latents ever fire. Where it is given, the others are left out: nothing has
             trained the direction of a dead latent.
-        exact_up_to: the number of latents up to which the assignment is exact.
-        matched_above: cosine above which two latents are the same feature.
 
     Returns:
         One row for each pair of seeds, seed_a < seed_b: seed_a, seed_b, matched_cosine, max_cosine,
         share_matched, latents, matching. No row for fewer than two SAEs.
 
     Raises:
-        ArtifactError: the SAEs differ in d_in, a mask does not fit its SAE, or a decoder is not finite.
+        ArtifactError: a decoder is not finite.
     """
     directions = {}
     for seed in sorted(saes):
@@ -62,44 +57,33 @@ def seed_stability(
         if not rows.isfinite().all():
             raise ArtifactError(f"sae: the decoder of seed {seed} holds NaN or infinite values; train it again")
         if firing is not None:
-            if seed not in firing or len(firing[seed]) != len(rows):
-                raise ArtifactError(f"firing: seed {seed} needs a mask of {len(rows)} latents; evaluate that SAE first")
             rows = rows[firing[seed].to(rows.device)]
         directions[seed] = rows
-    if len({rows.shape[1] for rows in directions.values()}) > 1:
-        widths = {seed: rows.shape[1] for seed, rows in directions.items()}
-        raise ArtifactError(f"sae: d_in differs between seeds ({widths}); compare SAEs of one residual stream")
-    records = []
-    for a, b in combinations(directions, 2):
-        found = compare_directions(directions[a], directions[b], exact_up_to=exact_up_to, matched_above=matched_above)
-        records.append({"seed_a": a, "seed_b": b, **found})
+    records = [
+        {"seed_a": a, "seed_b": b, **compare_directions(directions[a], directions[b])}
+        for a, b in combinations(directions, 2)
+    ]
     return pd.DataFrame(records, columns=COLUMNS)
 
 
-def compare_directions(
-    a: Float[Tensor, "m d_in"],
-    b: Float[Tensor, "n d_in"],
-    *,
-    exact_up_to: int = EXACT_UP_TO,
-    matched_above: float = MATCHED_ABOVE,
-) -> dict[str, float | int | str]:
+def compare_directions(a: Float[Tensor, "m d_in"], b: Float[Tensor, "n d_in"]) -> dict[str, float | int | str]:
     """How well two sets of unit directions agree. Cosines are signed: activations are not negative.
 
     Returns:
         - matched_cosine: mean cosine of a one-to-one matching that leaves no latent of the smaller set alone.
-        - share_matched: share of these pairs with a cosine above `matched_above`.
+        - share_matched: share of these pairs with a cosine above 0.7.
         - max_cosine: mean over the latents of a of the largest cosine with any of b, and over those of b with
           any of a, averaged. Two latents may share a neighbour, so it is never below matched_cosine for
           sets of one size.
         - latents: how many pairs those are. With none, the numbers are NaN.
         - matching: "exact", the assignment with the largest sum (the Hungarian algorithm's problem), or
-          "greedy" (`match_greedily`) where the smaller set has more than `exact_up_to` latents.
+          "greedy" (`match_greedily`) where the smaller set has more than `EXACT_UP_TO` latents.
 
     Source: one-to-one matching and threshold, Paulo and Belrose (2025), "Sparse autoencoders trained on the
     same data learn different features"; mean max cosine, Sharkey et al. (2022).
     """
     pairs = min(len(a), len(b))
-    matching = "exact" if pairs <= exact_up_to else "greedy"
+    matching = "exact" if pairs <= EXACT_UP_TO else "greedy"
     if not pairs:
         return {**dict.fromkeys(COLUMNS[2:5], math.nan), "latents": 0, "matching": matching}
     cosine_a, _, cosine_b, _ = _nearest(a, b)
@@ -107,7 +91,7 @@ def compare_directions(
     return {
         "matched_cosine": matched.double().mean().item(),
         "max_cosine": (cosine_a.double().mean().item() + cosine_b.double().mean().item()) / 2,
-        "share_matched": (matched > matched_above).double().mean().item(),
+        "share_matched": (matched > MATCHED_ABOVE).double().mean().item(),
         "latents": pairs,
         "matching": matching,
     }

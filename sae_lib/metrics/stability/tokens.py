@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.stored_reference import require_finite, require_width
-from sae_lib.util.errors import ArtifactError
 
 MIN_DENSITY = 1e-3
 
@@ -37,12 +36,7 @@ class _PairSums(NamedTuple):
 
 @torch.no_grad()
 def token_stability(
-    sae: Autoencoder,
-    rows: Float[Tensor, "row d_in"],
-    has_predecessor: Bool[Tensor, " row"],
-    *,
-    min_density: float = MIN_DENSITY,
-    seed: int = 0,
+    sae: Autoencoder, rows: Float[Tensor, "row d_in"], has_predecessor: Bool[Tensor, " row"], seed: int = 0
 ) -> dict[str, float]:
     """How much latents change from one token to the next, and how far they are correlated.
 
@@ -57,14 +51,13 @@ def token_stability(
 
         token_autocorrelation = mean over latents of the Pearson correlation of f_t,i and f_t-1,i over pairs
 
-    over latents whose density is `min_density` or more. Both again with all rows in a random order
+    over latents whose density is `MIN_DENSITY` or more. Both again with all rows in a random order
     (`_shuffled`): what tokens from anywhere in the text give. A latent that marks a topic or a document
     is steady by both, one that marks a word is not, and neither is the better one.
 
     Args:
         rows: residual streams in token order.
-        has_predecessor: whether the row before is the token before, in the same context.
-        min_density: share of tokens on which a latent has to be on.
+        has_predecessor: whether the row before is the token before, in the same context; never so of the first.
         seed: orders the shuffled rows.
 
     Returns:
@@ -73,16 +66,13 @@ def token_stability(
         token_pairs.
 
     Raises:
-        ArtifactError: the SAE has another width than the rows, or gives NaN or infinite latents; or the
-        first row is said to have a predecessor.
+        ArtifactError: the SAE has another width than the rows, or gives NaN or infinite latents.
     """
     require_width(sae, rows.shape[1], "the rows have")
-    if has_predecessor[:1].any():
-        raise ArtifactError("has_predecessor: the first row has none; set it to False")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
     observed = _pair_sums(sae, rows, has_predecessor)
     shuffled = _pair_sums(sae, rows[order.to(rows.device)], has_predecessor)
-    frequent = observed.per_latent[5:].sum(dim=0) >= min_density * 2 * observed.pairs
+    frequent = observed.per_latent[5:].sum(dim=0) >= MIN_DENSITY * 2 * observed.pairs
     r, r_shuffled = (_correlation(sums)[frequent] for sums in (observed, shuffled))
     return {
         "token_change": _change(observed),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, field_validator, model_validator
 
 from sae_lib.util.strict import Seed, Strict
@@ -15,13 +17,13 @@ class ToyConfig(Strict):
     """Seeds of the sparsity sweep, from which the matched sparsity is interpolated; no reported seed is one of them."""
     steps: int = Field(500, ge=10)
     batch: int = Field(256, ge=8, multiple_of=8)
-    l1_levels: tuple[float, ...] = Field((0.001, 0.01, 0.03, 0.1, 0.3), min_length=2)
+    l1_levels: tuple[Annotated[float, Field(gt=0.0)], ...] = Field((0.001, 0.01, 0.03, 0.1, 0.3), min_length=2)
     """Levels of l1_coefficient in the sparsity sweep; ten times as much for the Gated SAE."""
-    k_levels: tuple[int, ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    k_levels: tuple[Annotated[int, Field(gt=0)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
     """Levels of k, and of target_l0 (JumpReLU)."""
     refinements: int = Field(1, ge=0)
     """How often the interpolated coefficient is trained and added to the levels before it is interpolated again."""
-    rhos: tuple[float, ...] = Field((0.0, 0.5, 0.9, 0.99), min_length=1)
+    rhos: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...] = Field((0.0, 0.5, 0.9, 0.99), min_length=1)
     """Persistence of the root features along a sequence."""
     temporal_coefficient: float = Field(0.05, gt=0.0)
     """lambda_2 at which the temporal penalty matters on a toy; the paper's 1e-4 is always shown beside it."""
@@ -31,20 +33,6 @@ class ToyConfig(Strict):
     def _distinct(cls, values: tuple[float, ...]) -> tuple[float, ...]:
         if len(set(values)) != len(values):
             raise ValueError(f"values are repeated: {list(values)}")
-        return values
-
-    @field_validator("rhos")
-    @classmethod
-    def _persistence(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0.0 <= rho < 1.0 for rho in values):
-            raise ValueError(f"each rho must be in [0, 1), got {list(values)}")
-        return values
-
-    @field_validator("l1_levels", "k_levels")
-    @classmethod
-    def _positive(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if min(values) <= 0:
-            raise ValueError(f"levels must be positive, got {list(values)}")
         return values
 
     @model_validator(mode="after")
