@@ -43,8 +43,6 @@ class Step:
     """||x - x_hat||^2, summed over d_in, mean over the batch."""
     firing_rate: Float[Tensor, " d_sae"] | None = None
     """Share of the batch on which each latent is above zero (Eq. 5's indicator), before any mask."""
-    compiled: bool = False
-    """Whether passes over all latents are compiled."""
 
 
 def squared_error(x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
@@ -161,7 +159,7 @@ class Autoencoder(nn.Module):
             step.pre = product.whole()
         else:
             step.pre = self.pre_activations(step.x)
-        return DenseLatents(self.activate_training(step), compiled=step.compiled)
+        return DenseLatents(self.activate_training(step))
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents of `x`; deterministic, without masks."""

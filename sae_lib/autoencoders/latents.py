@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-
-BACKEND = "inductor"
 
 
 class Latents(ABC):
@@ -71,10 +67,10 @@ class Latents(ABC):
 
 
 class DenseLatents(Latents):
-    """Held as a matrix; `compiled`: see `_compiled`."""
+    """Held as a matrix."""
 
-    def __init__(self, f: Float[Tensor, "batch d_sae"], *, compiled: bool = False) -> None:
-        self.f, self.compiled = f, compiled
+    def __init__(self, f: Float[Tensor, "batch d_sae"]) -> None:
+        self.f = f
         self.n_rows, self.d_sae = f.shape
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
@@ -84,7 +80,7 @@ class DenseLatents(Latents):
         return self.f.sum(dtype=torch.float32) / self.n_rows
 
     def times(self, factor: Float[Tensor, "..."]) -> DenseLatents:
-        return DenseLatents(self.f * factor, compiled=self.compiled)
+        return DenseLatents(self.f * factor)
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
         return _matching(self.f, W_dec) @ W_dec
@@ -96,24 +92,17 @@ class DenseLatents(Latents):
         return [_matching(f, directions) @ directions for f, directions in parts]
 
     def change(self, paired: Bool[Tensor, " batch"], *, both: bool) -> Float[Tensor, ""]:
-        if self.compiled:
-            change: Tensor = _compiled(_plain_change)(self.f, paired[1:].float(), both)
-            return change
-        return squared_change(self.f.float(), paired[1:].float(), both)
-
-    @cached_property
-    def _moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        found: tuple[Tensor, Tensor, Tensor] = _compiled(_moments)(self.f.detach())
-        return found
+        change: Tensor = _Change.apply(self.f.float(), paired[1:].float(), both)
+        return change
 
     def rate(self) -> Float[Tensor, " d_sae"]:
-        return self._moments[0] if self.compiled else self.f.detach().sign().mean(dim=0, dtype=torch.float32)
+        return self.f.detach().sign().mean(dim=0, dtype=torch.float32)
 
     def mean(self) -> Float[Tensor, " d_sae"]:
-        return self._moments[1] if self.compiled else self.f.detach().mean(dim=0, dtype=torch.float32)
+        return self.f.detach().mean(dim=0, dtype=torch.float32)
 
     def mean_square(self) -> Float[Tensor, " d_sae"]:
-        return self._moments[2] if self.compiled else self.f.detach().float().square().mean(dim=0)
+        return self.f.detach().float().square().mean(dim=0)
 
     def mean_product(self, error: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
         return self.f.detach().to(error.dtype).T @ error / self.n_rows
@@ -125,6 +114,8 @@ def _matching(f: Tensor, W_dec: Tensor) -> Tensor:
 
 
 class _Change(torch.autograd.Function):
+    """sum_i w_i ||f_i - f_{i-1}||^2, w_i (`paired`) being 0 or 1 for each row but the first."""
+
     @staticmethod
     def forward(ctx: Any, f: Tensor, paired: Tensor, both: bool) -> Tensor:
         change = (f[1:] - f[:-1]).mul_(paired[:, None])
@@ -141,35 +132,3 @@ class _Change(torch.autograd.Function):
         if ctx.both:
             gradient[:-1] -= gradient[1:].clone()
         return gradient, None, None
-
-
-def squared_change(f: Float[Tensor, "batch d_sae"], paired: Float[Tensor, " pairs"], both: bool) -> Float[Tensor, ""]:
-    """sum_i w_i ||f_i - f_{i-1}||^2, w_i (`paired`) being 0 or 1 for each row but the first."""
-    change: Tensor = _Change.apply(f, paired, both)
-    return change
-
-
-def _moments(
-    f: Float[Tensor, "batch d_sae"],
-) -> tuple[Float[Tensor, " d_sae"], Float[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
-    """Share of the rows above zero, mean and mean square of each latent, in fp32."""
-    f = f.float()
-    return f.sign().mean(dim=0), f.mean(dim=0), f.square().mean(dim=0)
-
-
-def _plain_change(f: Float[Tensor, "batch d_sae"], paired: Float[Tensor, " pairs"], both: bool) -> Float[Tensor, ""]:
-    """What `squared_change` gives, for `_compiled`."""
-    f = f.float()
-    before = f[:-1] if both else f[:-1].detach()
-    return ((f[1:] - before).square() * paired[:, None]).sum()
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled once in this process, when it is first called (`training.compile`).
-
-    On a GPU a pass over `[batch, d_sae]` is a trip to memory and back, and TemporalSAE and ATM make several. On a CPU
-    latents are held by their entries, and there is nothing to gain.
-    """
-    plain = inspect.unwrap(function)  # without the shape checks that tests put around it
-    return torch.compile(plain, backend=BACKEND, dynamic=False)

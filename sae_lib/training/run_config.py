@@ -31,7 +31,5 @@ class TrainingConfig(Strict):
     log_every: int = Field(ge=1)
     checkpoint_every: int = Field(ge=1)
     autocast: Literal["none", "bfloat16"] = "none"
-    compile: bool = False
-    """torch.compile for passes over all latents of a batch, which is for GPUs. Changes rounding only."""
 
     _seeds = field_validator("seeds", "ablation_seeds")(distinct_seeds)

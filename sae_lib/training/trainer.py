@@ -125,7 +125,6 @@ class Trainer:
             dead=self.since_fired >= self.cfg.dead_after_tokens,
             any_dead=self.any_dead,
             generator=self.generator,
-            compiled=self.training.compile,
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.autocast == "bfloat16"):
             step.latents = step.f = self.sae.encode_training(step)

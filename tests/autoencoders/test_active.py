@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_lib.autoencoders import active, kernels, latents
+from sae_lib.autoencoders import active, kernels
 from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, Entries, entries_above
 from sae_lib.autoencoders.base import Step
 from sae_lib.autoencoders.latents import DenseLatents, Latents
@@ -153,24 +153,6 @@ def test_values_and_gradients(name: str, f: torch.Tensor):
     expected.backward()
     assert leaf.grad is not None and matrix.grad is not None
     torch.testing.assert_close(leaf.grad, matrix.grad[f > 0])
-
-
-def test_compiled_passes(f: torch.Tensor, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(latents, "BACKEND", "aot_eager")  # the same graphs without a C++ compiler
-    latents._compiled.cache_clear()
-    for both in (True, False):
-        leaves = [f.clone().requires_grad_() for _ in range(2)]
-        ours, expected = (DenseLatents(leaf, compiled=c) for leaf, c in zip(leaves, (True, False), strict=True))
-        paired = torch.arange(ROWS) % 4 != 0
-        values = [z.change(paired, both=both) for z in (ours, expected)]
-        torch.testing.assert_close(*values)
-        for value in values:
-            value.backward()
-        torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
-        for name in ("rate", "mean", "mean_square"):
-            torch.testing.assert_close(getattr(ours, name)(), getattr(expected, name)())
-    assert isinstance(ours.times(torch.ones(LATENTS)), DenseLatents) and ours.times(torch.ones(LATENTS)).compiled
-    latents._compiled.cache_clear()
 
 
 def test_gradient_of_the_decoder(f: torch.Tensor):
