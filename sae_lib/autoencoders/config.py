@@ -78,7 +78,10 @@ class SAEConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
 
     @model_validator(mode="after")
-    def _sections_fit(self) -> SAEConfig:
+    def _fits_together(self) -> SAEConfig:
+        if self.knob != "l1_coefficient" and self.get(self.knob) > self.d_sae:
+            value = f"{self.knob} = {self.get(self.knob)}"
+            raise ValueError(f"{value} is above d_sae = {self.d_sae}; lower {self.knob} or widen the SAE")
         for section in SECTIONS:
             settings = self.get(section)
             if settings is not None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
@@ -56,12 +56,6 @@ class JumpReLUConfig(SAEConfig):
     """Weight of (L0 / target - 1)^2."""
     bandwidth: float = Field(1e-3, gt=0.0)
     initial_threshold: float = Field(1e-3, gt=0.0)
-
-    @model_validator(mode="after")
-    def _within_the_width(self) -> JumpReLUConfig:
-        if self.target_l0 > self.d_sae:
-            raise ValueError(f"target_l0 = {self.target_l0} is above d_sae = {self.d_sae}")
-        return self
 
 
 @architecture(JumpReLUConfig)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from sae_lib.autoencoders import kernels
@@ -93,12 +93,6 @@ class TopKConfig(SAEConfig):
     """Active latents per row; on average over the batch (batchtopk, matryoshka)."""
     auxk_coefficient: float = Field(1 / 32, ge=0.0)
     """Weight of the AuxK loss."""
-
-    @model_validator(mode="after")
-    def _within_the_width(self) -> TopKConfig:
-        if self.k > self.d_sae:
-            raise ValueError(f"k = {self.k} is above d_sae = {self.d_sae}; lower k or widen the SAE")
-        return self
 
 
 @architecture(TopKConfig)
