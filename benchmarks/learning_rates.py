@@ -70,7 +70,7 @@ def main() -> None:
     experiment = Experiment.open(asked.profile)
     tokens = load_tokens(experiment.paths.tokens, "calibration")
     folder = experiment.paths.reference / "calibration"
-    store = harvest(experiment.language_model(whole=False), tokens, folder, check="full")
+    store = harvest(experiment.language_model(whole=False), tokens, folder)
     rows = store.rows(np.arange(store.n_rows)).numpy()
     jobs = [(method, factor) for method in asked.methods for factor in asked.factors]
     runs = Parallel(n_jobs=experiment.workers)(
