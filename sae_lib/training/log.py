@@ -57,11 +57,13 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._events is not None:
-            self._events.close()
         with explain_full_disk(self._folder):
-            if self._progress is not None:
-                self._progress.close()
+            try:
+                if self._events is not None:
+                    self._events.close()
+            finally:
+                if self._progress is not None:
+                    self._progress.close()
         if kind is None:
             forget_progress(self._folder)
 

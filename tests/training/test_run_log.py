@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 from pathlib import Path
@@ -128,6 +129,17 @@ def test_a_full_disk_is_told_in_one_line(tmp_path):
     (tmp_path / PROGRESS_FILE).symlink_to("/dev/full")
     with pytest.raises(ArtifactError, match="disk full"), RunLog(tmp_path, tmp_path / "events") as log:
         log({"step": 0, "loss": 1.0})
+
+
+def test_a_disk_that_is_full_once_the_events_are_closed_is_told_in_one_line(tmp_path, monkeypatch):
+    import tensorboardX
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ArtifactError, match="disk full"), RunLog(tmp_path, tmp_path / "events") as log:
+        log({"step": 0, "loss": 1.0})
+        monkeypatch.setattr(tensorboardX.SummaryWriter, "close", full)
 
 
 def test_no_weights_depend_on_how_training_is_watched():
