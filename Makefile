@@ -51,8 +51,8 @@ linked:
 
 .venv/installed-$(LOCK_HASH):
 	@if [ -n "$(CONDA_PREFIX)" ]; then echo "The conda environment $(CONDA_PREFIX) does not have the versions of requirements.lock; .venv is used."; fi
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	    echo "PYTHON=$(PYTHON) is not a Python of version 3.11 or later that runs here. Either install Python 3.11"; \
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	    echo "PYTHON=$(PYTHON) is not a Python of version 3.11, 3.12 or 3.13 that runs here. Either install Python 3.11"; \
 	    echo "(apt install python3.11 python3.11-venv, brew install python@3.11, pyenv install 3.11), or name another"; \
 	    echo "with make PYTHON=/path/to/python, or make a conda environment: conda env create -f environment.yml"; \
 	    exit 1; } >&2

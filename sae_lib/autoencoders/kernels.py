@@ -7,7 +7,9 @@ thread; how many there are changes no result. One piece alone starts none.
 
 from __future__ import annotations
 
+import os
 import threading
+import warnings
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from typing import Any, TypeVar, no_type_check
@@ -33,6 +35,30 @@ def use_threads() -> int:
         if torch.get_num_threads() != threads:  # the first call sets OpenMP's number, which is PyTorch's too
             torch.set_num_threads(threads)
     return threads
+
+
+NOTE = (
+    "compiled loops cannot be kept (neither this checkout nor the home folder can be written): every process compiles "
+    "them again, which takes up to a minute; NUMBA_CACHE_DIR names a folder for them"
+)
+
+
+@no_type_check
+def compiled(**options):
+    """Numba's njit, with what it compiles kept on the disk where there is a place for it."""
+
+    def decorated(loop):
+        try:
+            return njit(cache=True, **options)(loop)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+        if os.environ.setdefault("SAE_LIB_TOLD", "") != "uncached":  # once, and in no process that this one starts
+            os.environ["SAE_LIB_TOLD"] = "uncached"
+            warnings.warn(NOTE, stacklevel=3)
+        return njit(**options)(loop)
+
+    return decorated
 
 
 Made = TypeVar("Made")
@@ -81,7 +107,7 @@ def _in_pieces(
 
 
 @no_type_check
-@njit(cache=True)
+@compiled()
 def _noted(row, flags, busy, latent, values, end):
     """Note where flags are set from place `end` on, and return the place after them. Some places more are written.
 
@@ -103,7 +129,7 @@ def _noted(row, flags, busy, latent, values, end):
 
 
 @no_type_check
-@njit(cache=True)
+@compiled()
 def _gathered(latent, values, counts):
     """What all pieces have noted, one after the other, and where rows start."""
     pieces, rows = len(latent), len(counts)
@@ -119,7 +145,7 @@ def _gathered(latent, values, counts):
 
 
 @no_type_check
-@njit(cache=True)
+@compiled()
 def _above_piece(pre, bound, most, latent, values, counts):
     n, end = pre.shape[1], 0
     flags, busy = np.empty(n, np.uint8), np.empty(n // 8 + 1, np.int32)
@@ -134,7 +160,7 @@ def _above_piece(pre, bound, most, latent, values, counts):
 
 
 @no_type_check
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _above_pieces(pre, bound, most, latent, values, counts):
     pieces, rows = len(latent), len(pre)
     for p in prange(pieces):
@@ -150,7 +176,7 @@ def above(pre: np.ndarray, bound: np.ndarray, most: int) -> Csr | None:
 
 
 @no_type_check
-@njit(cache=True)
+@compiled()
 def _kth_largest(values, k):
     """The k-th largest of `values`, which it puts in another order (Hoare's selection)."""
     first, last, wanted = 0, len(values) - 1, k - 1
@@ -175,7 +201,7 @@ def _kth_largest(values, k):
 
 
 @no_type_check
-@njit(cache=True)
+@compiled()
 def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
     """Note the positive ones of the row's k largest; of equal values the first.
 
@@ -212,7 +238,7 @@ def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
 
 
 @no_type_check
-@njit(cache=True)
+@compiled()
 def _strongest_piece(pre, k, groups, latent, values, counts):
     n, end = pre.shape[1], 0
     flags, busy = np.empty(n, np.uint8), np.empty(n // 8 + 1, np.int32)
@@ -224,7 +250,7 @@ def _strongest_piece(pre, k, groups, latent, values, counts):
 
 
 @no_type_check
-@njit(cache=True, parallel=True)
+@compiled(parallel=True)
 def _strongest_pieces(pre, k, groups, latent, values, counts):
     pieces, rows = len(latent), len(pre)
     for p in prange(pieces):
@@ -242,7 +268,7 @@ def strongest_of_rows(pre: np.ndarray, k: int) -> Csr:
 
 
 @no_type_check
-@njit(cache=True)
+@compiled()
 def by_latent(latent, starts, n):
     """The entries' order by latent (and row), their rows in that order, and where each latent's begin."""
     first = np.zeros(n + 1, np.int32)
@@ -261,7 +287,7 @@ def by_latent(latent, starts, n):
 
 
 @no_type_check
-@njit(cache=True)
+@compiled()
 def sums_and_squares(values, latent, n):
     """Of each latent's `values` the sum, and the sum of the squares."""
     sums, squares = np.zeros(n, np.float32), np.zeros(n, np.float32)
@@ -272,7 +298,7 @@ def sums_and_squares(values, latent, n):
 
 
 @no_type_check
-@njit(cache=True)
+@compiled()
 def change(values, order, row, first, weight, both):
     """sum_i w_i ||f_i - f_{i-1}||^2 over rows i, and half its gradient at the entries: that of f_i, and that of f_{i-1}
     if `both`. `weight` has one entry more than there are rows, 0, as the first is.

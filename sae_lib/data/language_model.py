@@ -66,8 +66,7 @@ class LanguageModel:
         self.d_in: int = config.hidden_size
         embedding: Any = model.get_input_embeddings()
         self.vocab_size: int = embedding.weight.shape[0]
-        learned = any(isinstance(part, nn.Embedding) and part is not embedding for part in model.base_model.modules())
-        self.max_positions: int | None = config.max_position_embeddings if learned else None
+        self.max_positions = learned_positions(model)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.bos_token_id, _ = boundary_tokens(tokenizer)
@@ -302,6 +301,14 @@ class _Reached(Exception):
     def __init__(self, residual: Tensor) -> None:
         super().__init__()
         self.residual = residual
+
+
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """The tokens in a context, where each position has an embedding that was learned; else None."""
+    embedding = model.get_input_embeddings()
+    learned = any(isinstance(part, nn.Embedding) and part is not embedding for part in model.base_model.modules())
+    positions: int | None = model.config.get_text_config().max_position_embeddings if learned else None
+    return positions
 
 
 def blocks_path(model: Any) -> str | None:

@@ -150,7 +150,7 @@ def load_model(config: ModelConfig, *, whole: bool) -> LoadedModel:
     folder = model_folder(name, config.revision, weights=True)
     with quiet_transformers():
         model = _load_weights(auto, folder, kept, dtype, config.name)
-        tokenizer = _load_tokenizer(folder, config.name)
+        tokenizer = load_tokenizer(folder, config.name)
     return LoadedModel(model.to(torch.device(device)), tokenizer, _identity(folder, name, config))
 
 
@@ -228,7 +228,8 @@ def _load_weights(auto: Any, folder: Path, kept: PreTrainedConfig, dtype: torch.
     return model
 
 
-def _load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model in a folder. Raises ArtifactError when it cannot be read."""
     from transformers import AutoTokenizer
 
     try:

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sae_lib.util.errors import ArtifactError
+from sae_lib.util.errors import ArtifactError, ModelLacks
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 QUESTION = " has the first letter:"
@@ -105,7 +105,7 @@ def prompt_pieces(tokenizer: Any) -> PromptPieces:
     """Tokenise what stands between the words, in the surroundings it has in a prompt.
 
     Raises:
-        ArtifactError: the tokenizer joins a piece with its neighbour.
+        ModelLacks: the tokenizer joins a piece with its neighbour.
     """
 
     def encode(text: str) -> list[int]:
@@ -114,9 +114,9 @@ def prompt_pieces(tokenizer: Any) -> PromptPieces:
     def rest(text: str, start: str) -> list[int]:
         ids, known = encode(text), encode(start)
         if ids[: len(known)] != known or len(ids) == len(known):
-            raise ArtifactError(
-                f"model: its tokenizer does not keep {start!r} and what follows apart in {text!r}; "
-                "first-letter absorption cannot be measured on it, choose another model"
+            raise ModelLacks(
+                f"its tokenizer does not keep {start!r} and what follows apart in {text!r}, so first-letter "
+                "absorption cannot be measured on it"
             )
         return ids[len(known) :]
 

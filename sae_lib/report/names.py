@@ -29,6 +29,8 @@ RARE_LETTERS = ("j", "q", "x", "z")
 # The three parts of ATM's importance score.
 IMPORTANCE_PARTS = COMPONENTS
 
+# Shown in the place of what a language model does not allow.
+NOT_MEASURABLE = "not measurable on this model"
 
 # Columns of the result rows, those of the pairs of seeds and of the toys: how each is shown.
 METRICS = COLUMNS

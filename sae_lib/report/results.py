@@ -11,7 +11,11 @@ import pandas as pd
 
 from sae_lib.mechanisms import methods
 from sae_lib.profiles.profile import Profile
+<<<<<<< HEAD
 from sae_lib.report.names import IMPORTANCE_PARTS, in_order
+=======
+from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, NOT_MEASURABLE, in_order
+>>>>>>> 716da5b (A model that knows no letters: said before anything is trained, left out of tables and figures, the rest is finished; compiled loops without a cache; Python 3.11 to 3.13)
 from sae_lib.report.statistics import Interval, by_seed, difference, pair_values
 from sae_lib.util.errors import ArtifactError
 
@@ -154,6 +158,15 @@ def seeds_of(rows: pd.DataFrame, metric: str) -> pd.Series:
     if metric == "l1_per_l0":
         return (seeds_of(rows, "l1") / seeds_of(rows, "l0")).dropna()
     return by_seed(rows, metric).dropna() if metric in rows and len(rows) else pd.Series(dtype=float)
+
+
+def why_empty(rows: pd.DataFrame, metric: str) -> str:
+    """What is shown in the place of `metric` where no row has a value, "" where one has: a language model without
+    letters gives none of what they are measured by, and anything else was not run."""
+    if metric in rows and rows[metric].notna().any():
+        return ""
+    knows_none = "letters" in rows and len(rows) and (pd.to_numeric(rows["letters"]) == 0).all()
+    return NOT_MEASURABLE if knows_none else "not run"
 
 
 def drop_effect(parts: pd.DataFrame, column: str, part: str) -> Interval:

@@ -24,7 +24,7 @@ from sae_lib.metrics.registry import Inputs, Measured, with_needs
 from sae_lib.metrics.scores import SCORES
 from sae_lib.profiles.profile import EvaluationConfig, load_profile
 from sae_lib.share.inputs import open_pair
-from sae_lib.util.errors import ArtifactError
+from sae_lib.util.errors import ArtifactError, ModelLacks
 
 SHORT = {"core": "reconstruction"}  # what a score is called here, where the registry has another name
 
@@ -164,6 +164,8 @@ def _measure(sae: Autoencoder, inputs: Inputs, asked: Sequence[str]) -> list[Mea
             for need in score.needs:
                 if need in failures:
                     raise failures[need]
+            if lacking := getattr(inputs.reference(name), "lacking", ""):
+                raise ModelLacks(lacking)
             earlier = {need: found[need].kept for need in score.needs}
             (found[name],) = score.evaluate([sae], inputs, [earlier])
         except ArtifactError as error:

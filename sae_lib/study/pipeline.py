@@ -71,6 +71,8 @@ def run(
             print(f"{label} running, {reason}", flush=True)
             took = _run_stage(stage, profile, paths, parameters, label)
             print(f"{label} done in {duration(took)}", flush=True)
+            if stage is stages[0]:
+                _tell_measures(profile, paths)
             ran.append(stage.name)
     return ran
 
@@ -89,6 +91,15 @@ def _run_stage(stage: Stage, profile: Profile, paths: Paths, parameters: Mapping
     took = time.monotonic() - started
     record_done(stage, parts, paths, took)
     return took
+
+
+def _tell_measures(profile: Profile, paths: Paths) -> None:
+    """Say what the model does not allow, and how many letters it knows, as far as that is known."""
+    from sae_lib.study.measures import foreseen
+
+    for measure, what in foreseen(profile, paths).items():
+        if what != "measured":
+            print(f"      {measure}: {what}", flush=True)
 
 
 def _choose(stages: Sequence[Stage], only: str | None) -> list[Stage]:
@@ -118,6 +129,7 @@ def run_command(
             raise ArtifactError(stopping[0])
         time = time_note(profile, paths, plan, machines.gpus * machines.nodes)
         print(f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run; {time}; `make plan` says more")
+        _tell_measures(profile, paths)
     beforehand = None
     if to_do and not machines.alone:
         beforehand = partial(do_beforehand, profile, parameters["profile"], machines)
@@ -146,6 +158,7 @@ def where_to_look(paths: Paths) -> str:
 
 def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) -> int:
     """`plan`: print what a run would do and what it takes; exit code 1 when something stands in the way."""
+    from sae_lib.study.measures import foreseen
     from sae_lib.study.plan import GB, blockers, make_plan, memory_note, time_note
 
     paths = Paths(profile.name)
@@ -161,6 +174,7 @@ def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) 
         "disk": f"{sum(plan.disk.values()) / GB:.2f} GB under {shown(paths.root)} "
         f"({used_bytes(paths.root) / GB:.2f} GB there now)",
         "memory": memory_note(plan),
+        "measures": "; ".join(f"{measure}: {what}" for measure, what in foreseen(profile, paths).items()),
     }
     print()
     for name, text in lines.items():

@@ -42,6 +42,8 @@ class ModelSize(NamedTuple):
     layers: int
     vocab: int
     weights: int
+    positions: int | None = None
+    """Where they are learned."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def model_size(model: ModelConfig) -> ModelSize:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from sae_lib.data import hub
+    from sae_lib.data.language_model import learned_positions
     from sae_lib.data.model_loading import model_folder, readable_name
 
     pin = hub.model(model.name)
@@ -76,9 +79,9 @@ def model_size(model: ModelConfig) -> ModelSize:
         else:
             config = AutoConfig.from_pretrained(model_folder(readable_name(model), model.revision, weights=False))
         with torch.device("meta"):
-            weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-        text = config.get_text_config()
-        return ModelSize(text.hidden_size, text.num_hidden_layers, text.vocab_size, weights)
+            whole = AutoModelForCausalLM.from_config(config)
+        weights, text = sum(p.numel() for p in whole.parameters()), config.get_text_config()
+        return ModelSize(text.hidden_size, text.num_hidden_layers, text.vocab_size, weights, learned_positions(whole))
     except (ValueError, AttributeError, KeyError, TypeError, OSError) as error:
         raise ArtifactError(
             f"model.name: config.json of {model.name} is not understood ({first_line(error)})"

@@ -91,7 +91,7 @@ def evaluate(
         row = {"run": folder.name, **describe(spec, read_json(folder / "run.json"))}
         for name, key in keys.items():
             result = stored(folder, name, key) or {}
-            row |= result["summary"]
+            row |= {column: np.nan if value is None else value for column, value in result["summary"].items()}
             for table, content in result["tables"].items():
                 frame = pd.DataFrame(content["data"], columns=content["columns"])
                 tables.setdefault(table, []).append(tag(frame, spec, folder.name))

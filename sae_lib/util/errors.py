@@ -9,6 +9,10 @@ class ArtifactError(Exception):
     """
 
 
+class ModelLacks(ArtifactError):
+    """What a language model does not allow to measure: it is left out with this reason, and the rest is measured."""
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says first, for a message of one line."""
     return (str(error).strip().splitlines() or [""])[0]

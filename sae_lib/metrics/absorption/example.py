@@ -37,7 +37,7 @@ def explain_word(
     Raises:
         ArtifactError: no letter counts, so no word is evaluated.
     """
-    counted = [letter for letter, f1 in enumerate(reference.probe_f1) if f1 > config.min_probe_f1]
+    counted = reference.counted(config.min_probe_f1)
     if not counted or not len(reference.scored):
         raise ArtifactError("absorption: the probe finds no letter in this language model, so no word is evaluated")
     labels = reference.test_labels[reference.scored]

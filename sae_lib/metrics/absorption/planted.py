@@ -161,7 +161,7 @@ def planted_absorption(
     Raises:
         ArtifactError: as `evaluate_absorption`; two words have the same residual stream.
     """
-    counted = [letter for letter, f1 in enumerate(reference.probe_f1) if f1 > config.min_probe_f1]
+    counted = reference.counted(config.min_probe_f1)
     mains = main_latents(sae, reference, counted, config) if counted else []
     rows = []
     for share in shares:

@@ -19,7 +19,9 @@ from tqdm import tqdm
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.words import (
     LETTERS,
+    PromptPieces,
     Prompts,
+    Word,
     alphabetic_words,
     build_prompts,
     choose_words,
@@ -29,8 +31,14 @@ from sae_lib.data.words import (
 )
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, letter_labels, train_probes
+<<<<<<< HEAD
 from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.keys import Stage
+=======
+from sae_lib.metrics.stored_reference import load_reference, save_reference
+from sae_lib.util.errors import ModelLacks
+from sae_lib.util.keys import Stage, result_key
+>>>>>>> 716da5b (A model that knows no letters: said before anything is trained, left out of tables and figures, the rest is finished; compiled loops without a cache; Python 3.11 to 3.13)
 
 LEFT_OUT_EXAMPLES = 5
 
@@ -56,6 +64,20 @@ class AbsorptionReference:
     """Alphabetic vocabulary entries that are not one token in the prompt's text, and so not used."""
     left_out_examples: Sequence[str] = ()
     """A few of them."""
+    lacking: str = ""
+    """Why this model allows no words, where it has none; they are all left out then."""
+
+    @classmethod
+    def without_words(cls, d_in: int, why: str) -> "AbsorptionReference":
+        """Of a model that allows none: no letter counts, and what words have no part in is measured all the same."""
+        none = torch.empty(0, d_in)
+        probe = LinearProbes(torch.zeros(len(LETTERS), d_in), torch.zeros(len(LETTERS)))
+        f1, scored = [0.0] * len(LETTERS), torch.empty(0, dtype=torch.long)
+        return cls([], [], none, none, probe, f1, scored, none, left_out=0, lacking=why)
+
+    def counted(self, least_f1: float) -> list[int]:
+        """The letters that count: those that the probe finds, as indices into the alphabet."""
+        return [letter for letter, f1 in enumerate(self.probe_f1) if f1 > least_f1]
 
     @cached_property
     def train_labels(self) -> Int[Tensor, " train"]:
@@ -72,8 +94,8 @@ def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, fold
     """Compute the reference of a language model, or read it from `folder` where it has been computed before.
 
     Raises:
-        ArtifactError: the tokenizer has too few alphabetic tokens, or does not keep the prompt's pieces
-        apart.
+        ModelLacks: the tokenizer has too few alphabetic tokens, or does not keep the prompt's pieces apart, or the
+        model has fewer positions than a prompt.
     """
     made_from = {"lm": lm.identity, "config": config.reference_fields()}
     return kept_reference(
@@ -82,12 +104,40 @@ def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, fold
     )  # fmt: skip
 
 
+def words_of_model(
+    tokenizer: Any, special_ids: frozenset[int], positions: int | None, name: str, config: AbsorptionConfig
+) -> tuple[list[Word], list[Word], PromptPieces]:
+    """The words that are one token in a prompt, the other alphabetic entries, and what stands between the words.
+
+    Args:
+        positions: how many a model with learned positions has.
+        name: of the model.
+
+    Raises:
+        ModelLacks: as `build_absorption_reference`.
+    """
+    pieces = prompt_pieces(tokenizer)
+    alphabetic = alphabetic_words(tokenizer, special_ids)
+    usable = single_token_words(tokenizer, alphabetic, pieces)
+    needed = config.icl_examples + 1
+    there = min(map(len, split_words(usable, config.train_fraction, config.seed)))
+    if there < needed:
+        raise ModelLacks(
+            f"{name} has too few alphabetic tokens for first-letter absorption: {config.icl_examples} examples need "
+            f"{needed} of them in each split, and there are {there}"
+        )
+    length = build_prompts(usable[:1], usable, pieces, 0, config.icl_examples, config.seed).tokens.shape[1]
+    if positions is not None and length > positions:
+        raise ModelLacks(
+            f"{name} has {positions} positions, and first-letter absorption reads prompts of {length} tokens; "
+            "evaluation.absorption.icl_examples shortens them"
+        )
+    return usable, sorted(set(alphabetic) - set(usable)), pieces
+
+
 @torch.no_grad()
 def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference:
-    pieces = prompt_pieces(lm.tokenizer)
-    alphabetic = alphabetic_words(lm.tokenizer, lm.special_ids)
-    usable = single_token_words(lm.tokenizer, alphabetic, pieces)
-    left_out = sorted(set(alphabetic) - set(usable))
+    usable, left_out, pieces = words_of_model(lm.tokenizer, lm.special_ids, lm.max_positions, lm.name, config)
     words = choose_words(usable, config.max_words, config.seed)
     train, test = split_words(words, config.train_fraction, config.seed)
 

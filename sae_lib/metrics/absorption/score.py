@@ -24,6 +24,7 @@ from sae_lib.metrics.absorption.main_latents import MainLatents, main_latents_of
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.registry import Column, Earlier, Inputs, Measured, Score, register
 from sae_lib.metrics.stored_reference import require_width
+from sae_lib.util.errors import ModelLacks
 
 
 class WordScores(NamedTuple):
@@ -189,7 +190,7 @@ def evaluate_absorption_many(
     """
     for number, sae in enumerate(saes):
         require_width(sae, reference.probe.weight.shape[1], name=f"sae {number + 1}" if len(saes) > 1 else "sae")
-    counted = [letter for letter, f1 in enumerate(reference.probe_f1) if f1 > config.min_probe_f1]
+    counted = reference.counted(config.min_probe_f1)
     notes = _notes(reference, len(counted), config)
     results = []
     for group in _groups(saes, len(reference.train_words), config.latent_bytes):
@@ -271,7 +272,7 @@ def _summary(letters: pd.DataFrame, reference: AbsorptionReference) -> dict[str,
     }  # fmt: skip
     return {
         **{name: float(letters[column].mean()) if len(letters) else math.nan for name, column in means.items()},
-        "probe_f1": sum(reference.probe_f1[letter] for letter in present) / len(present),
+        "probe_f1": sum(reference.probe_f1[letter] for letter in present) / len(present) if present else math.nan,
         "letters": len(letters),
         "words": int(letters["true_positives"].sum()),
     }
@@ -279,6 +280,8 @@ def _summary(letters: pd.DataFrame, reference: AbsorptionReference) -> dict[str,
 
 def _notes(reference: AbsorptionReference, counted: int, config: AbsorptionConfig) -> tuple[str, ...]:
     notes = []
+    if reference.lacking:
+        return (f"not measured ({reference.lacking})",)
     if counted < config.min_letters:
         notes.append(
             f"the language model's probe finds {counted} letters (F1 > {config.min_probe_f1:g}); "
@@ -311,7 +314,17 @@ def _missing(reference: AbsorptionReference, config: AbsorptionConfig) -> str:
 
 
 def _reference(inputs: Inputs) -> AbsorptionReference:
-    return build_absorption_reference(inputs.lm, inputs.settings("absorption"), inputs.folder)
+    try:
+        return build_absorption_reference(inputs.lm, inputs.settings("absorption"), inputs.folder)
+    except ModelLacks as lacking:
+        return AbsorptionReference.without_words(inputs.lm.d_in, str(lacking))
+
+
+def lacking(inputs: Inputs) -> str:
+    """Why no letter can count on this model; empty where one does."""
+    reference, least = inputs.reference("absorption"), inputs.settings("absorption").min_probe_f1
+    none = f"the probe finds no letter in {inputs.lm.name} (F1 > {least:g})"
+    return str(reference.lacking or ("" if reference.counted(least) else none))
 
 
 def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Earlier]) -> list[Measured]:

@@ -18,8 +18,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+<<<<<<< HEAD
 from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, curve
 from sae_lib.report.names import METRICS, RARE_LETTERS, in_order, method_name
+=======
+from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, say
+from sae_lib.report.names import METRICS, NOT_MEASURABLE, RARE_LETTERS, in_order, method_name
+>>>>>>> 716da5b (A model that knows no letters: said before anything is trained, left out of tables and figures, the rest is finished; compiled loops without a cache; Python 3.11 to 3.13)
 from sae_lib.report.results import seeds_of, toy_rows
 from sae_lib.report.statistics import t_interval
 from sae_lib.util.errors import ArtifactError
@@ -47,7 +52,7 @@ def letters_figure(letters: pd.DataFrame, probe: pd.DataFrame | None = None) -> 
     )
     if data.empty:
         fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 1.0))
-        ax.text(0.5, 0.5, "no letter passed the probe's gate", ha="center", va="center")
+        say(ax, f"{NOT_MEASURABLE}: no letter passed the probe's gate")
         ax.set_axis_off()
         return fig, data
     methods = in_order([*data["method"]])

@@ -15,9 +15,9 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sae_lib.report.figures.style import FULL_WIDTH, GREY, Look, dot, look, name_rows, panel
-from sae_lib.report.names import method_name
-from sae_lib.report.results import main_rows, seeds_of
+from sae_lib.report.figures.style import FULL_WIDTH, GREY, Look, dot, look, name_rows, panel, say
+from sae_lib.report.names import NOT_MEASURABLE, method_name
+from sae_lib.report.results import main_rows, seeds_of, why_empty
 from sae_lib.report.statistics import Interval, pair_values, t_interval
 
 # Panel -> what is drawn in the method's colour, its axis, and its control in grey.
@@ -52,6 +52,9 @@ def stability_figure(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> 
     fig, axes = plt.subplots(1, 3, figsize=(FULL_WIDTH, 1.3 + 0.2 * len(methods)), sharey=True)
     data: list[dict[str, Any]] = []
     for ax, letter, (title, (metric, label, control)) in zip(axes, "abc", _PANELS.items(), strict=True):
+        lacking = why_empty(evaluation, metric) == NOT_MEASURABLE and metric in evaluation
+        if lacking:
+            say(ax, NOT_MEASURABLE)
         for place, (method, part) in enumerate(methods.items()):
             paired = metric == "matched_cosine"
             found = _pairs(seed_stability, method, metric) if paired else t_interval(seeds_of(part, metric))
@@ -59,7 +62,8 @@ def stability_figure(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> 
             if control is not None:
                 marks.insert(0, (control, t_interval(seeds_of(part, control)), Look(GREY, "o", ""), "none"))
             for name, interval, style, face in marks:
-                dot(ax, interval, place, style, face)
+                if not lacking:
+                    dot(ax, interval, place, style, face)
                 data.append({"panel": title, "method": method, "metric": name, **interval._asdict()})
         ax.set(xlabel=label)
         panel(ax, letter, title)

@@ -85,6 +85,13 @@ def dot(ax: Axes, interval: Interval, place: float, style: Look, face: str | Non
     )  # fmt: skip
 
 
+def say(ax: Axes, what: str) -> None:
+    """Words in the middle of a panel that has nothing to show."""
+    ax.text(
+        0.5, 0.5, what.replace(" on this", "\non this"), ha="center", va="center", fontsize=7, transform=ax.transAxes
+    )
+
+
 def curve(ax: Axes, x: Any, y: Any, method: str, **more: Any) -> list[Line2D]:
     """A line in a method's look."""
     style = look(method)

@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sae_lib.report.figures.style import FULL_WIDTH, curve, log_ticks, look, panel
+from sae_lib.report.figures.style import FULL_WIDTH, curve, log_ticks, look, panel, say
 from sae_lib.report.names import METRICS, in_order, method_name
-from sae_lib.report.results import by_method
+from sae_lib.report.results import by_method, why_empty
 from sae_lib.report.statistics import by_seed, t_interval
 from sae_lib.report.tables.sweep import MAIN_LEVEL, SWEEP_METRICS, curves
 
@@ -36,7 +36,7 @@ def pareto_figure(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     titles = ("absorption", "reconstruction", "behaviour", "sparse probing")
     for ax, letter, metric, title in zip(grid.flat, "abcd", SWEEP_METRICS, titles, strict=True):
         of_metric = data[data["metric"] == metric]
-        edge = _axis(ax, of_metric, metric)
+        edge = _axis(ax, of_metric, metric, why_empty(evaluation, metric))
         for method in in_order([*of_metric["method"]]):
             _draw(ax, of_metric[of_metric["method"] == method], method, edge)
         panel(ax, letter, title)
@@ -97,15 +97,15 @@ def _draw(ax: Axes, part: pd.DataFrame, method: str, edge: float) -> None:
         ax.vlines(points["l0"], low, high, color=style.color, linewidth=0.7, alpha=0.6)
 
 
-def _axis(ax: Axes, points: pd.DataFrame, metric: str) -> float:
-    """Label and limits; returns the place of what is below the axis.
+def _axis(ax: Axes, points: pd.DataFrame, metric: str, empty: str) -> float:
+    """Label and limits; returns the place of what is below the axis. `empty` stands where there are no points.
 
     The limits follow the means of the curves, since an interval over two seeds may be far wider.
     """
     label, higher = METRICS[metric].axis, METRICS[metric].direction == "higher"
     edge = -math.inf
     if points.empty:
-        ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
+        say(ax, empty or "not run")
         ax.set_yticks([])
     else:
         means = points["mean"].where(points["level"] != AS_WRITTEN).fillna(points["mean"].max())

@@ -15,10 +15,10 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from sae_lib.report.figures.style import FULL_WIDTH, GREY, curve, dot, log_ticks, look, name_rows, panel
-from sae_lib.report.names import MECHANISMS, METRICS, method_name
-from sae_lib.report.results import DROPPED, by_method, drop_effect, main_rows, rows_of
-from sae_lib.report.statistics import Interval, by_seed, main_effects, t_interval
+from sae_lib.report.figures.style import FULL_WIDTH, GREY, curve, dot, log_ticks, look, name_rows, panel, say
+from sae_lib.report.names import MECHANISMS, METRICS, NOT_MEASURABLE, method_name
+from sae_lib.report.results import DROPPED, by_method, drop_effect, main_rows, rows_of, seeds_of, why_empty
+from sae_lib.report.statistics import Interval, main_effects, t_interval
 
 _EFFECT_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "l0")
 
@@ -57,13 +57,16 @@ def key_metrics(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     size = (FULL_WIDTH, max(2.5, 0.9 + 0.24 * len(methods)))
     fig, axes = plt.subplots(1, 3, figsize=size, gridspec_kw={"width_ratios": [1, 1.15, 1]})
     data = []
+    empty = why_empty(evaluation, "absorption_fraction")
+    say(axes[0], empty)
     for place, (method, part) in enumerate(methods.items()):
-        seeds = {m: by_seed(part, m) for m in ("absorption_fraction", "explained_variance", "l0")}
+        seeds = {m: seeds_of(part, m) for m in ("absorption_fraction", "explained_variance", "l0")}
         mean = {m: t_interval(values) for m, values in seeds.items()}
         style = look(method)
         for ax, metric in ((axes[0], "absorption_fraction"), (axes[2], "l0")):
             ax.plot(seeds[metric], [place + 0.25] * len(seeds[metric]), ".", color=style.color, alpha=0.5, ms=3)
-            dot(ax, mean[metric], place, style)
+            if not empty or metric == "l0":
+                dot(ax, mean[metric], place, style)
         axes[1].errorbar(
             mean["l0"].mean, mean["explained_variance"].mean, xerr=mean["l0"].arms,
             yerr=mean["explained_variance"].arms, fmt=style.marker, color=style.color, elinewidth=0.8,
@@ -94,12 +97,12 @@ def ablation_effects(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     fig = plt.figure(figsize=(FULL_WIDTH, 5.4))
     rows_of_panels = fig.add_gridspec(3, 1, height_ratios=[1, 1, 1.3])
     upper, middle, lower = (fig.add_subfigure(rows_of_panels[at]) for at in range(3))
-    _effect_panels(upper, effects, MECHANISMS)
+    _effect_panels(upper, effects, MECHANISMS, factorial)
     upper.suptitle("(a) TemporalSAE: main effect of each mechanism, 2×2×2 factorial", x=0.01, ha="left", fontsize=8)
-    _effect_panels(middle, drops, names)
+    _effect_panels(middle, drops, names, parts)
     middle.suptitle("(b) ATM: one part of the importance dropped, against all three", x=0.01, ha="left", fontsize=8)
     for ax, metric in zip(lower.subplots(1, 3), ("absorption_fraction", "explained_variance", "l0"), strict=True):
-        _heatmap(ax, atm_grid.pivot_table(index="c", columns="r", values=metric, aggfunc="mean"), metric)
+        _heatmap(ax, atm_grid, metric)
     seeds = atm_grid["seed"].nunique()
     lower.suptitle(f"(c) ATM over c and r, mean of {seeds} seed{'s' * (seeds != 1)}", x=0.01, ha="left", fontsize=8)
 
@@ -113,15 +116,21 @@ def ablation_effects(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         {"part": "grid", "name": f"c={c:g}, r={r:g}", "metric": metric, **t_interval(part[metric])._asdict()}
         for (c, r), part in atm_grid.groupby(["c", "r"], sort=True)
         for metric in ("absorption_fraction", "explained_variance", "l0")
+        if metric in part
     ]
     return fig, pd.DataFrame(data)
 
 
-def _effect_panels(fig: SubFigure, effects: dict[str, dict[str, Interval]], names: Mapping[str, str]) -> None:
+def _effect_panels(
+    fig: SubFigure, effects: dict[str, dict[str, Interval]], names: Mapping[str, str], rows: pd.DataFrame
+) -> None:
     """One panel for each metric, one row for each name: mean difference and its interval."""
     axes = fig.subplots(1, len(effects), sharey=True)
     for ax, (metric, intervals) in zip(axes, effects.items(), strict=True):
-        for place, name in enumerate(names):
+        lacking = why_empty(rows, metric) == NOT_MEASURABLE
+        if lacking:
+            say(ax, NOT_MEASURABLE)
+        for place, name in enumerate(() if lacking else names):
             dot(ax, intervals[name], place, look("standard"))
         ax.axvline(0, color=GREY, linewidth=0.6, zorder=0)
         name_rows(ax, list(names.values()))
@@ -138,11 +147,13 @@ def _change_label(metric: str) -> str:
     return name + {"lower": "\n(← better)", "higher": "\n(better →)", "none": "\n"}[better]
 
 
-def _heatmap(ax: Axes, table: pd.DataFrame, metric: str) -> None:
-    if table.empty:
-        ax.text(0.5, 0.5, "not run", ha="center", va="center", transform=ax.transAxes)
+def _heatmap(ax: Axes, grid: pd.DataFrame, metric: str) -> None:
+    """Means over c and r."""
+    if empty := why_empty(grid, metric):
+        say(ax, empty)
         ax.set_axis_off()
         return
+    table = grid.pivot_table(index="c", columns="r", values=metric, aggfunc="mean")
     digits = min(METRICS[metric].decimals, 3)
     numbers = {"annot": True, "fmt": f".{digits}f", "annot_kws": {"size": 7}}
     sns.heatmap(table, ax=ax, cmap="cividis", cbar=False, linewidths=0.5, **numbers)

@@ -12,7 +12,7 @@ from sae_lib.mechanisms.resampling import ResamplingConfig
 from sae_lib.mechanisms.temporal_penalty import TemporalConfig
 from sae_lib.profiles.runs import VARIED, WARM_UP
 from sae_lib.report.names import MECHANISMS
-from sae_lib.report.results import DROPPED, drop_effect, rows_of
+from sae_lib.report.results import DROPPED, drop_effect, rows_of, why_empty
 from sae_lib.report.statistics import main_effects
 from sae_lib.report.tables.rows import ARROW_NOTE, FIRST_ROW_NOTE, UNRANKED_NOTE, Table, marked, table_of, with_effects
 
@@ -114,4 +114,4 @@ def atm_table(evaluation: pd.DataFrame) -> Table:
 
 
 def _with_effects(rows: pd.DataFrame) -> list[str]:
-    return [column for column in SHORT_COLUMNS if column in rows and column not in COUNTS]
+    return [c for c in SHORT_COLUMNS if c in rows and c not in COUNTS and not why_empty(rows, c)]

@@ -14,8 +14,13 @@ import pandas as pd
 
 from sae_lib.metrics.registry import Column
 from sae_lib.profiles.profile import Profile
+<<<<<<< HEAD
 from sae_lib.report.names import BASELINE, METRICS, RARE_LETTERS, method_name
 from sae_lib.report.results import Results, by_method, main_rows, rows_of, select
+=======
+from sae_lib.report.names import BASELINE, METRICS, NOT_MEASURABLE, RARE_LETTERS, method_name
+from sae_lib.report.results import by_method, main_rows, rows_of, select, why_empty
+>>>>>>> 716da5b (A model that knows no letters: said before anything is trained, left out of tables and figures, the rest is finished; compiled loops without a cache; Python 3.11 to 3.13)
 from sae_lib.report.statistics import CONFIDENCE, by_seed, difference, holm, p_value, pair_values, t_interval
 from sae_lib.report.tables.controls import with_marks
 from sae_lib.report.tables.rows import (
@@ -24,6 +29,7 @@ from sae_lib.report.tables.rows import (
     UNRANKED_NOTE,
     Table,
     cell,
+    left_out,
     marked,
     range_cell,
     record,
@@ -155,7 +161,8 @@ def difference_table(evaluation: pd.DataFrame) -> Table:
     ours = parts.get(BASELINE)
     shown: dict[str, dict[str, str]] = {method_name(method): {} for method in parts if method != BASELINE}
     data = []
-    for column in (c for c in DIFFERENCE_COLUMNS if c in evaluation and ours is not None):
+    lacking = [c for c in DIFFERENCE_COLUMNS if why_empty(evaluation, c) == NOT_MEASURABLE]
+    for column in (c for c in DIFFERENCE_COLUMNS if c in evaluation and ours is not None and c not in lacking):
         standard = by_seed(ours, column)
         gaps = {method_name(m): difference(by_seed(p, column), standard) for m, p in parts.items() if m != BASELINE}
         adjusted = holm(p_value(gap) for gap in gaps.values())
@@ -166,7 +173,7 @@ def difference_table(evaluation: pd.DataFrame) -> Table:
     caption = (
         f"Each method minus {method_name(BASELINE)} at matched L0, seed by seed: mean [95 % t interval over seeds]. * "
         f"p < 0.05, paired t test, after Holm's correction over the column. {ARROW_NOTE}. Where L0 differs too, part "
-        f"of a difference may be sparsity's. {seeds_note(parts.values())}"
+        f"of a difference may be sparsity's. {seeds_note(parts.values())}{left_out(lacking)}"
     )
     frame = pd.DataFrame([{"method": name, **line} for name, line in shown.items()]).fillna("–")
     return Table(frame, pd.DataFrame(data), caption)
@@ -217,6 +224,7 @@ def letters_table(letters: pd.DataFrame, probe: pd.DataFrame | None = None) -> T
         "a score rests on and the F1 of the letter's probe. – not scored: the probe does not find the letter. "
         f"{seeds_note(methods.values())}"
     ).strip()
+    caption = caption if scored else f"{NOT_MEASURABLE.capitalize()}: {caption}"
     columns = ["letter", "words (probe F1)", *map(method_name, methods)]
     return Table(pd.DataFrame(shown, columns=columns).fillna("–"), pd.DataFrame(data), caption)
 

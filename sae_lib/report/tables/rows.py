@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from sae_lib.metrics.registry import Column
-from sae_lib.report.names import METRICS
-from sae_lib.report.results import MATCHED_L0, seeds_of
+from sae_lib.report.names import METRICS, NOT_MEASURABLE
+from sae_lib.report.results import MATCHED_L0, seeds_of, why_empty
 from sae_lib.report.statistics import Interval, t_interval
 
 ARROW_NOTE = "↑ higher is better, ↓ lower is better, – neither"
@@ -36,8 +36,13 @@ def table_of(
     caption: str,
     metrics: Mapping[str, Column] = METRICS,
 ) -> Table:
-    """One row for each named set of SAEs, one column for each metric. The caption gets the rows' seeds."""
+    """One row for each named set of SAEs, one column for each metric. The caption gets the rows' seeds, and the metrics
+    that are left out because the language model does not allow them."""
     shown, data = [], []
+    rows = pd.concat(named.values()) if named else pd.DataFrame()
+    lacking = [column for column in columns if why_empty(rows, column) == NOT_MEASURABLE]
+    columns = [column for column in columns if column not in lacking]
+    caption += left_out(lacking, metrics)
     for name, part in named.items():
         seeds = part["seed"].nunique()
         line: dict[str, Any] = {first: name, "seeds": str(seeds)}
@@ -47,6 +52,12 @@ def table_of(
             data.append(record(name, column, interval, metrics))
         shown.append(line)
     return Table(pd.DataFrame(shown), pd.DataFrame(data), f"{caption} {seeds_note(named.values())}".strip())
+
+
+def left_out(columns: Iterable[str], metrics: Mapping[str, Column] = METRICS) -> str:
+    """The end of a caption that says what the language model does not allow; empty without any."""
+    names = ", ".join(metrics[column].label for column in columns)
+    return f" {NOT_MEASURABLE.capitalize()}: {names}." if names else ""
 
 
 def seeds_note(rows: Iterable[pd.DataFrame]) -> str:

@@ -22,10 +22,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from sae_lib.report.names import BASELINE, MAIN_METHODS, METRICS, method_name
-from sae_lib.report.results import MATCHED_L0, by_method, rows_of
+from sae_lib.report.names import BASELINE, MAIN_METHODS, METRICS, NOT_MEASURABLE, method_name
+from sae_lib.report.results import MATCHED_L0, by_method, rows_of, why_empty
 from sae_lib.report.statistics import CONFIDENCE, Interval, by_seed, difference, holm, p_value, t_interval
-from sae_lib.report.tables.rows import Table, range_cell
+from sae_lib.report.tables.rows import Table, left_out, range_cell
 
 SWEEP_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "probing_k1")
 COMMON_L0 = (20.0, 40.0, 80.0)
@@ -203,6 +203,7 @@ def sweep_table(
     seeds = {group: ", ".join(map(str, sorted({*part["seed"]}))) for group, part in counts.groupby("group")}
     levels = {"main": "of the main level", "sweep": "of the others"}
     caption += f" Seeds: {'; '.join(f'{seeds[group]} {what}' for group, what in levels.items() if group in seeds)}."
+    caption += left_out(metric for metric in metrics if why_empty(evaluation, metric) == NOT_MEASURABLE)
     return Table(pd.DataFrame(lines).fillna("–"), pd.DataFrame(data), caption)
 
 

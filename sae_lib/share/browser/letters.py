@@ -141,7 +141,7 @@ def read_letters(
         ArtifactError: the SAE does not fit the reference.
     """
     require_width(sae, reference.probe.weight.shape[1])
-    counted = [letter for letter, f1 in enumerate(reference.probe_f1) if f1 > config.min_probe_f1]
+    counted = reference.counted(config.min_probe_f1)
     directions = functional.normalize(reference.probe.weight, dim=1)
     cosines = directions @ unit_directions(sae).cpu().T
     mains = main_latents(sae, reference, counted, config) if counted else []

@@ -11,6 +11,7 @@ import torch
 from sae_lib.autoencoders.build import load_autoencoder
 from sae_lib.data.tokens import load_tokens
 from sae_lib.metrics.absorption.config import AbsorptionConfig
+from sae_lib.metrics.absorption.score import lacking
 from sae_lib.profiles.runs import Calibration, RunSpec, plan_runs
 from sae_lib.report.names import method_name
 from sae_lib.share.browser.examination import Examination, examine
@@ -108,14 +109,11 @@ def examine_folder(
     settings = default_settings().model_copy(update={"absorption": config})
     inputs = pair.inputs(settings, None, files, text_field, contexts, context_length, cache)
     tokens = inputs.held_out
-    try:
-        reference, why = inputs.reference("absorption"), ""
-    except ArtifactError as error:
-        reference, why = None, str(error)
+    reference = inputs.reference("absorption")
     found = examine(
         pair.sae, pair.lm, tokens, reference, config, title=f"{Path(folder).name} · {pair.lm.name}",
         text="held-out text" if not files else "the given files",
     )  # fmt: skip
-    if why:
+    if why := lacking(inputs):
         found.facts["first letters"] = f"not shown ({why})"
     return found

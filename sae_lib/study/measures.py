@@ -1,0 +1,76 @@
+"""What a language model allows to measure, said before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sae_lib.report.names import NOT_MEASURABLE
+from sae_lib.util.errors import ModelLacks
+from sae_lib.util.files import read_json, write_json
+from sae_lib.util.paths import Paths
+
+if TYPE_CHECKING:
+    from sae_lib.metrics.registry import Inputs
+    from sae_lib.profiles.profile import Profile
+    from sae_lib.study.experiment import Experiment
+
+FILE = "measures.json"  # among the results: what notebook 01 found
+
+
+def measures(inputs: Inputs) -> dict[str, str]:
+    """Each kind of measure, and what the model allows of it. What it does not allow is missing from tables and figures,
+    which say so; all else is measured."""
+    from sae_lib.metrics.absorption.score import lacking
+
+    reference, config = inputs.reference("absorption"), inputs.settings("absorption")
+    counted = len(reference.counted(config.min_probe_f1))
+    letters = f"{counted} letters found by the probe, {len(reference.scored)} words of {len(reference.test_words)}"
+    few = f"; SAEBench gives no result below {config.min_letters}" if counted < config.min_letters else ""
+    why = lacking(inputs)
+    of_letters = f"{NOT_MEASURABLE}: {why}" if why else f"{letters}{few}"
+    return {
+        "reconstruction, sparse probing": "measured",
+        "absorption": of_letters,
+        "stability across contexts": of_letters,
+        "stability across seeds, along tokens": "measured",
+    }
+
+
+def foreseen(profile: Profile, paths: Paths) -> dict[str, str]:
+    """`measures` as notebook 01 found them; before it ran, what the tokenizer and the configuration tell of them."""
+    file = paths.results / FILE
+    known = read_json(file) if file.is_file() else {}
+    if known.get("model") == profile.model.model_dump(mode="json"):
+        found: dict[str, str] = known["measures"]
+        return found
+    return {"absorption": _words(profile)}
+
+
+def keep(experiment: Experiment, found: Mapping[str, str]) -> Path:
+    """Write what was found for `foreseen`; returns the file."""
+    file = experiment.paths.results / FILE
+    with experiment.writing():
+        write_json(file, {"model": experiment.profile.model.model_dump(mode="json"), "measures": dict(found)})
+    return file
+
+
+def _words(profile: Profile) -> str:
+    from sae_lib.data import hub
+    from sae_lib.data.model_loading import load_tokenizer, model_folder, readable_name
+    from sae_lib.data.tokens import special_ids
+    from sae_lib.metrics.absorption.reference import words_of_model
+    from sae_lib.study.plan import model_size
+
+    name, config = profile.model.name, profile.evaluation.absorption
+    later = "how many letters the probe finds, notebook 01 says before anything is trained"
+    if hub.model(name):  # a plan fetches nothing
+        return later
+    folder = model_folder(readable_name(profile.model), profile.model.revision, weights=False)
+    tokenizer, positions = load_tokenizer(folder, name), model_size(profile.model).positions
+    try:
+        words, _, _ = words_of_model(tokenizer, special_ids(tokenizer), positions, name, config)
+    except ModelLacks as lacking:
+        return f"{NOT_MEASURABLE}: {lacking}"
+    return f"{len(words)} words in the vocabulary; {later}"

@@ -1,0 +1,78 @@
+"""Machines as people have them: nothing that can be written, another processor, another Python, another shell."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sae_lib.util.paths import ROOT
+
+SUMS = """
+import numpy as np
+from sae_lib.autoencoders.kernels import sums_and_squares
+sums, squares = sums_and_squares(np.float32([1, 2, 3]), np.int32([0, 1, 1]), 2)
+assert sums.tolist() == [1, 5] and squares.tolist() == [1, 13]
+"""
+
+
+def python(tmp_path: Path, package: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A compiled loop, in a process of its own, from the package in a folder."""
+    basic = {"PATH": os.environ["PATH"], "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1", "LC_ALL": "C"}
+    return subprocess.run(
+        [sys.executable, "-c", SUMS], cwd=tmp_path, env=basic | environment, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+
+
+def test_loops_are_compiled_where_nothing_can_be_written(tmp_path: Path) -> None:
+    """A checkout and a home folder that cannot be written: files lie where folders would have to be made."""
+    package = tmp_path / "checkout" / "sae_lib"
+    package.mkdir(parents=True)
+    for part in (ROOT / "sae_lib").iterdir():
+        if part.name != "autoencoders":
+            (package / part.name).symlink_to(part)
+    shutil.copytree(ROOT / "sae_lib" / "autoencoders", package / "autoencoders",
+                    ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
+    (package / "autoencoders" / "__pycache__").touch()
+    (tmp_path / "home").touch()
+    done = python(tmp_path, package.parent, HOME=str(tmp_path / "home"), MPLCONFIGDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("compiled loops cannot be kept") == 1
+
+
+def test_an_old_processor_is_enough(tmp_path: Path) -> None:
+    """Neither PyTorch nor Numba uses more than every processor of the last fifteen years has."""
+    (tmp_path / "cache").mkdir()
+    old = {"ATEN_CPU_CAPABILITY": "default", "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    done = python(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"), **old)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "fits"), [("3.10.9", False), ("3.11.4", True), ("3.13.0", True), ("3.14.1", False)]
+)
+def test_make_says_which_python_it_takes(tmp_path: Path, version: str, fits: bool) -> None:
+    """A PYTHON of another version is refused before anything is installed."""
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    numbers = version.replace(".", ", ")
+    (tmp_path / "python").write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] || {{ echo going on; exit 3; }}\nexec \'{sys.executable}\' -c "\n'
+        f"import sys; sys.version_info = ({numbers}); sys.version = 'fake'\n$2\"\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "CONDA_PREFIX"}
+    done = subprocess.run(
+        ["make", "env", f"PYTHON={tmp_path / 'python'}"], cwd=tmp_path, env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert ("going on" in done.stdout) == fits, done.stdout + done.stderr
+    if not fits:
+        assert re.search(r"is not a Python of version 3\.11, 3\.12 or 3\.13", done.stderr)

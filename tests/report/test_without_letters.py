@@ -1,0 +1,68 @@
+"""Results of a language model that knows no letters: every table and figure is made, and says what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from sae_lib.metrics.registry import SCORES
+from sae_lib.profiles.profile import load_profile
+from sae_lib.report.claims.ledger import evaluate_claims
+from sae_lib.report.claims.verdicts import VERDICTS
+from sae_lib.report.figures.write import write_figure
+from sae_lib.report.names import NOT_MEASURABLE
+from sae_lib.report.results import Results
+from sae_lib.report.tables.write import TABLES, make_table
+from tests.report import synthetic
+
+OF_LETTERS = [column for name in ("absorption", "stability") for column in SCORES[name].columns]
+OF_LETTERS = [
+    column
+    for column in OF_LETTERS
+    if not column.startswith("token") and column not in ("letters", "words", "context_words")
+]
+
+
+@pytest.fixture(scope="module", params=["empty", "missing"])
+def results(request: pytest.FixtureRequest) -> Results:
+    """As scored on such a model; and with the columns gone altogether."""
+    found = synthetic.results((42, 43, 44))
+    rows, letters = found.evaluation, found.letters
+    there = [column for column in OF_LETTERS if column in rows]
+    if request.param == "missing":
+        found.evaluation = rows.drop(columns=[*there, "letters", "words"])
+    else:
+        found.evaluation = rows.assign(**dict.fromkeys(there, np.nan), letters=0, words=0, context_words=0)
+    found.letters = letters.iloc[:0]
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(TABLES))
+def test_every_table_is_made(results: Results, name: str) -> None:
+    table = make_table(name, results, load_profile("pocket"))
+    assert "absorption, fraction" not in " ".join(table.shown.columns) or "letters" not in results.evaluation
+    told = NOT_MEASURABLE.capitalize() in table.caption
+    assert told == (name == "table_letters" or ("letters" in results.evaluation and name != "table_probing"))
+    assert "nan" not in table.shown.to_string().lower()
+
+
+@pytest.mark.parametrize("name", ["key_metrics", "absorption_by_letter", "pareto", "stability", "ablation_effects"])
+def test_every_figure_is_drawn(results: Results, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[str] = []
+    monkeypatch.setattr("sae_lib.report.figures.write.save_figure", lambda fig, *_: words.extend(texts(fig)) or [])
+    write_figure(name, results, load_profile("pocket"), tmp_path)
+    known = NOT_MEASURABLE if "letters" in results.evaluation or name == "absorption_by_letter" else "not run"
+    assert known in " ".join(words)
+
+
+def texts(fig: Figure) -> list[str]:
+    return [found.get_text().replace("\n", " ") for found in fig.findobj(Text)]
+
+
+def test_every_claim_has_a_verdict(results: Results) -> None:
+    evaluated = evaluate_claims(load_profile("pocket"), results)
+    assert evaluated["verdict"].isin(VERDICTS).all() and evaluated["at_this_scale"].isin([*VERDICTS, ""]).all()
