@@ -11,11 +11,7 @@ import pandas as pd
 
 from sae_lib.mechanisms import methods
 from sae_lib.profiles.profile import Profile
-<<<<<<< HEAD
-from sae_lib.report.names import IMPORTANCE_PARTS, in_order
-=======
-from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, NOT_MEASURABLE, in_order
->>>>>>> 716da5b (A model that knows no letters: said before anything is trained, left out of tables and figures, the rest is finished; compiled loops without a cache; Python 3.11 to 3.13)
+from sae_lib.report.names import IMPORTANCE_PARTS, NOT_MEASURABLE, in_order
 from sae_lib.report.statistics import Interval, by_seed, difference, pair_values
 from sae_lib.util.errors import ArtifactError
 

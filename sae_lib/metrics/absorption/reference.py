@@ -31,14 +31,9 @@ from sae_lib.data.words import (
 )
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, letter_labels, train_probes
-<<<<<<< HEAD
 from sae_lib.metrics.stored_reference import kept_reference
-from sae_lib.util.keys import Stage
-=======
-from sae_lib.metrics.stored_reference import load_reference, save_reference
 from sae_lib.util.errors import ModelLacks
-from sae_lib.util.keys import Stage, result_key
->>>>>>> 716da5b (A model that knows no letters: said before anything is trained, left out of tables and figures, the rest is finished; compiled loops without a cache; Python 3.11 to 3.13)
+from sae_lib.util.keys import Stage
 
 LEFT_OUT_EXAMPLES = 5
 

@@ -18,13 +18,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-<<<<<<< HEAD
-from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, curve
-from sae_lib.report.names import METRICS, RARE_LETTERS, in_order, method_name
-=======
-from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, say
+from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, curve, say
 from sae_lib.report.names import METRICS, NOT_MEASURABLE, RARE_LETTERS, in_order, method_name
->>>>>>> 716da5b (A model that knows no letters: said before anything is trained, left out of tables and figures, the rest is finished; compiled loops without a cache; Python 3.11 to 3.13)
 from sae_lib.report.results import seeds_of, toy_rows
 from sae_lib.report.statistics import t_interval
 from sae_lib.util.errors import ArtifactError
@@ -99,6 +94,8 @@ def planted_figure(planted: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         for score, face in zip(scores, (None, "none"), strict=True):
             label = method_name(method) if face is None else None
             curve(ax, of_method["planted"], of_method[score], method, markerfacecolor=face, label=label)
+    if data[[*scores]].isna().all(axis=None):
+        say(ax, NOT_MEASURABLE)
     ax.set(xlabel="share of words planted", ylabel="absorption found\n(fraction filled, full hollow)")
     ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), aspect="equal")
     ax.legend()

@@ -15,10 +15,10 @@ import pandas as pd
 from sae_lib.mechanisms import METHODS as METHOD
 from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
-from sae_lib.report.names import MAIN_METHODS, METRICS, method_name
-from sae_lib.report.results import Results, by_method, main_rows, rows_of
+from sae_lib.report.names import MAIN_METHODS, METRICS, NOT_MEASURABLE, method_name
+from sae_lib.report.results import Results, by_method, main_rows, rows_of, why_empty
 from sae_lib.report.statistics import Interval, difference, t_interval
-from sae_lib.report.tables.rows import ARROW_NOTE, MATCHED_NOTE, Table, marked, table_of
+from sae_lib.report.tables.rows import ARROW_NOTE, MATCHED_NOTE, Table, left_out, marked, table_of
 
 UNTRAINED = "untrained"
 MARK = "‡"
@@ -121,6 +121,7 @@ def controls_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Ta
         "over seeds is not on the better side. A measure decides between methods only where the answer is none. The "
         f"soft-frozen decoder is held against TopK alone. {ARROW_NOTE}."
     )
+    caption += left_out(metric for metric in MEASURES if why_empty(evaluation, metric) == NOT_MEASURABLE)
     return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
 
 
@@ -147,7 +148,7 @@ def planted_table(planted: pd.DataFrame) -> Table:
             line = {"method": method_name(method), "planted": f"{share:.2f}"}
             for name, column in PLANTED_METRICS.items():
                 found = t_interval(of_share[name])
-                line[column.header] = f"{found.mean:.{column.decimals}f}"
+                line[column.header] = f"{found.mean:.{column.decimals}f}" if found.n else "–"
                 data.append({"row": method, "planted": share, "metric": name, **found._asdict()})
             lines.append(line)
     caption = (

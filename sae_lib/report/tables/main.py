@@ -14,13 +14,8 @@ import pandas as pd
 
 from sae_lib.metrics.registry import Column
 from sae_lib.profiles.profile import Profile
-<<<<<<< HEAD
-from sae_lib.report.names import BASELINE, METRICS, RARE_LETTERS, method_name
-from sae_lib.report.results import Results, by_method, main_rows, rows_of, select
-=======
 from sae_lib.report.names import BASELINE, METRICS, NOT_MEASURABLE, RARE_LETTERS, method_name
-from sae_lib.report.results import by_method, main_rows, rows_of, select, why_empty
->>>>>>> 716da5b (A model that knows no letters: said before anything is trained, left out of tables and figures, the rest is finished; compiled loops without a cache; Python 3.11 to 3.13)
+from sae_lib.report.results import Results, by_method, main_rows, rows_of, select, why_empty
 from sae_lib.report.statistics import CONFIDENCE, by_seed, difference, holm, p_value, pair_values, t_interval
 from sae_lib.report.tables.controls import with_marks
 from sae_lib.report.tables.rows import (
