@@ -21,7 +21,7 @@ assert sums.tolist() == [1, 5] and squares.tolist() == [1, 13]
 """
 
 
-def python(tmp_path: Path, package: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(tmp_path: Path, environment: dict[str, str], package: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """A compiled loop, in a process of its own, from the package in a folder."""
     basic = {"PATH": os.environ["PATH"], "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1", "LC_ALL": "C"}
     return subprocess.run(
@@ -41,7 +41,7 @@ def test_loops_are_compiled_where_nothing_can_be_written(tmp_path: Path) -> None
                     ignore=shutil.ignore_patterns("__pycache__"))  # fmt: skip
     (package / "autoencoders" / "__pycache__").touch()
     (tmp_path / "home").touch()
-    done = python(tmp_path, package.parent, HOME=str(tmp_path / "home"), MPLCONFIGDIR=str(tmp_path))
+    done = python(tmp_path, {"HOME": str(tmp_path / "home"), "MPLCONFIGDIR": str(tmp_path)}, package.parent)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("compiled loops cannot be kept") == 1
 
@@ -50,7 +50,7 @@ def test_an_old_processor_is_enough(tmp_path: Path) -> None:
     """Neither PyTorch nor Numba uses more than every processor of the last fifteen years has."""
     (tmp_path / "cache").mkdir()
     old = {"ATEN_CPU_CAPABILITY": "default", "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
-    done = python(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"), **old)
+    done = python(tmp_path, old | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stderr
 
 
