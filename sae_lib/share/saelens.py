@@ -92,9 +92,10 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
 def _config(file: Path) -> dict[str, Any]:
     """cfg.json with the names of version 6, whichever version wrote it, and with `metadata` laid open."""
     values = read_config(file, LIBRARY)
-    if not isinstance(values.get("metadata", {}), dict):
-        raise ArtifactError(f"sae: {file} is no SAELens configuration: 'metadata' must be a mapping")
-    flat = values.get("metadata", {}) | values
+    flat = (values.get("metadata") or {}) | values if isinstance(values.get("metadata") or {}, dict) else values
+    for key in ("metadata", "activation_fn_kwargs", "model_from_pretrained_kwargs"):
+        if not isinstance(flat.get(key) or {}, dict):
+            raise ArtifactError(f"sae: {file} is no SAELens configuration: '{key}' must be a mapping")
     config = {RENAMED.get(key, key): value for key, value in flat.items()}
     config = {"architecture": "standard", "apply_b_dec_to_input": True} | config
     config["centred"] = _centred(flat)
