@@ -229,7 +229,11 @@ def _evaluate(options: Options) -> int:
     output = options.json
     if output is not None:  # refuse what cannot be written before the work for it
         make_folder(output.parent)
-        if output.is_dir():
+        try:
+            folder = output.is_dir()
+        except OSError as error:
+            raise ArtifactError(f"--json: no file can have that name ({error.strerror})") from None
+        if folder:
             raise ArtifactError(f"--json: {output} is a folder; name a file")
         if not os.access(output.parent, os.W_OK):
             raise ArtifactError(f"--json: nothing can be written into {output.parent.resolve()}; name a file elsewhere")

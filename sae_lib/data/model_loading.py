@@ -175,7 +175,7 @@ def _configuration(folder: Path, config: ModelConfig, *, whole: bool) -> PreTrai
 
     try:
         loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # transformers raises what the checks of its configurations raise
         raise ArtifactError(
             f"model.name: transformers does not know the model in {config.name} ({first_line(error)})"
         ) from error

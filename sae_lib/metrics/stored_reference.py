@@ -65,7 +65,7 @@ def kept_reference(
             tensors = safetensors.torch.load_file(path)
             tuples = {name: of(*(tensors.pop(f"{name}.{part}") for part in of._fields)) for name, of in groups.items()}
             return kind(**record["values"], **tensors, **tuples)
-    except (FileNotFoundError, ArtifactError):
+    except (FileNotFoundError, NotADirectoryError, ArtifactError):
         pass
     reference = compute()
     values = {each.name: getattr(reference, each.name) for each in fields(kind)}  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ kept in a cache folder; every further SAE costs its own metrics only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,8 @@ def evaluate_sae(
         summary |= measured.summary
         tables |= measured.tables
         notes += [f"{metric}: {note}" for note in measured.notes]
+    if beyond := [name for name, value in summary.items() if isinstance(value, float) and math.isinf(value)]:
+        raise ArtifactError(f"sae: {', '.join(beyond)} are beyond what float32 can hold: its weights are broken")
     density = next((measured.density for measured in found if measured.density is not None), None)
     nothing = pd.DataFrame()
     return SAEEvaluation(summary, tables.get("letters", nothing), tables.get("tasks", nothing), density, notes)

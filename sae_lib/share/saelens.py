@@ -80,7 +80,7 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
     check_shapes(tensors, file)
     for key, size in zip(("d_in", "d_sae"), tensors["W_enc"].shape, strict=True):
         if config.get(key) not in (None, size):
-            raise ArtifactError(f"sae: {folder / CONFIG} says {key} = {config[key]}, W_enc of {WEIGHTS} has {size}")
+            raise ArtifactError(f"sae: {folder / CONFIG} says {key} = {config[key]!r}, W_enc of {WEIGHTS} has {size}")
     k = setting(config, "k", int, folder / CONFIG) if architecture == "topk" else None
     if rescaled:
         _take_norms_into_encoder(tensors)

@@ -194,7 +194,15 @@ def _missing(profile: Profile) -> list[str]:
             documentation.package_folder(package)
         documentation.versions(profile.corpus.packages)
 
+    def check_positions() -> None:
+        longest, asked = model_size(profile.model).positions, profile.data.context_length
+        if longest is not None and asked > longest:
+            raise ArtifactError(
+                f"data.context_length: {asked} is more than the {longest} positions of {profile.model.name}"
+            )
+
     checks: list[Callable[[], object]] = [
+        check_positions,
         lambda: profile.model.check_layer(model_size(profile.model).layers),
         lambda: device_of(profile.model),
         lambda: known_datasets(profile.evaluation.probing),

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from sae_lib.util.errors import ArtifactError
+from sae_lib.util.errors import ArtifactError, first_line
 
 
 def used_bytes(folder: Path) -> int:
@@ -192,8 +192,8 @@ def read_json(path: Path | str) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{path} is not valid JSON ({error}); remove it and run again") from error
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of too many digits; lists in lists
+        raise ArtifactError(f"{path} is not valid JSON ({first_line(error)}); remove it and run again") from error
 
 
 def write_parquet(path: Path | str, table: Any, **options: Any) -> None:

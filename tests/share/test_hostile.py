@@ -1,0 +1,55 @@
+"""Wrong inputs of `evaluate`, each told in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from sae_lib.__main__ import main
+from tests.share.test_evaluate import WIDTH, tiny_texts, write_sae
+from tests.tiny_models import save_tiny_model
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    save_tiny_model(tmp_path / "tiny")
+    write_sae(tmp_path / "sae", WIDTH)
+    (tmp_path / "text.jsonl").write_text("".join(f"{json.dumps({'text': text})}\n" for text in tiny_texts()))
+    small = ["--layer", "1", "--metrics", "core", "--context-length", "16", "--contexts", "4", "--device", "cpu"]
+    return ["evaluate", str(tmp_path / "sae"), "--model", str(tmp_path / "tiny"), *small, "--files",
+            str(tmp_path / "text.jsonl")]  # fmt: skip
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and not said.out, said
+    return lines[0]
+
+
+def test_lists_in_lists(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sae" / "cfg.json").write_text("[" * 100_000)
+    assert "is not valid JSON" in refused(arguments, capsys)
+
+
+def test_weights_beyond_float32(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "sae" / "sae_weights.safetensors"
+    save_file(load_file(file) | {"W_enc": load_file(file)["W_enc"] * 1e30}, file)
+    assert "mse" in refused(arguments, capsys)
+
+
+def test_places_that_cannot_be(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "name too long" in refused([*arguments, "--json", str(tmp_path / ("j" * 300))], capsys)
+    assert "cannot write into" in refused([*arguments, "--cache", str(tmp_path / "text.jsonl")], capsys)
+
+
+def test_a_configuration_that_transformers_refuses(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tiny" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": "two"}))
+    assert "transformers does not know the model" in refused(arguments, capsys)
