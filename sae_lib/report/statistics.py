@@ -15,6 +15,15 @@ import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
+# What another make of processor changes in the value of one SAE, as its roundings grow in training: root mean square
+# over the SAEs of profile pocket, run on two. "toy" before the name: of SAEs on toy data.
+ROUNDING = {
+    "absorption_fraction": 0.0135, "absorption_full": 0.0035, "explained_variance": 0.0036, "ce_score": 0.0038,
+    "cosine": 0.0026, "probing_k1": 0.0081, "probing_k5": 0.0044, "num_split_features": 0.113, "context_firing": 0.0124,
+    "dead_fraction": 0.0004, "matched_cosine": 0.0004, "fluctuation": 0.1, "alpha_loss_correlation": 0.05,
+    "toy parent_silent_rate": 0.023, "toy cos_child_parent": 0.007, "toy cos_parent_parent": 0.008,
+    "toy explained_variance": 0.0002, "toy top_share": 0.004, "toy alpha_loss_correlation": 0.05,
+}  # fmt: skip
 
 
 class Interval(NamedTuple):
@@ -84,6 +93,16 @@ def p_value(interval: Interval, null: float = 0.0) -> float:
     if interval.sd == 0:
         return 0.0 if gap > 0 else 1.0
     return float(2 * stats.t.sf(gap * math.sqrt(interval.n) / interval.sd, interval.n - 1))
+
+
+def guarded(interval: Interval, rounding: float) -> Interval:
+    """The interval that allows for another processor: seeds that ran on one do not show what `rounding`, a standard
+    deviation, would add to each value."""
+    if interval.n < 2:
+        return interval
+    sd = math.hypot(interval.sd, rounding)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, interval.n - 1)) * sd / math.sqrt(interval.n)
+    return interval._replace(sd=sd, low=interval.mean - half, high=interval.mean + half)
 
 
 def holm(p_values: Iterable[float]) -> list[float]:

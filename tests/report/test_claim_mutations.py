@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from sae_lib.profiles.profile import load_profile
-from sae_lib.report.claims import ledger
+from sae_lib.report.claims import data_checks, ledger
 from sae_lib.report.claims.file import Claim, load_claims
 from sae_lib.report.claims.ledger import evaluate_claims, verify, write_verdicts
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS
@@ -175,6 +175,14 @@ def mutated(results: Results, claim: Claim, column: str, verdict: str) -> Result
     if options["kind"] in OTHER:
         return OTHER[options["kind"]](results, options, verdict)
     return mutate_table(results, "evaluation" if column == "at_this_scale" else "toy_summary", options, verdict)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_processor() -> Iterator[None]:
+    """What is made up is the same on every processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_checks, "ROUNDING", {})
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,18 @@ import yaml
 from scipy import stats
 
 from sae_lib.profiles.profile import Profile, load_profile
-from sae_lib.report.claims.data_checks import top_share
+from sae_lib.report import controls
+from sae_lib.report.claims import data_checks
+from sae_lib.report.claims.data_checks import RECIPE, top_share
 from sae_lib.report.claims.file import CLAIM_IDS, CLAIMS_FILE, load_claims
 from sae_lib.report.claims.ledger import (
+    claims_details,
     claims_summary,
     claims_table,
-    claims_text,
     evaluate_claims,
+    findings,
     verify,
+    write_claims,
     write_verdicts,
 )
 from sae_lib.report.claims.links import Link, evidence_links, notebook_cells
@@ -37,9 +41,17 @@ from tests.report import synthetic
 CLAIMS = load_claims()
 POCKET = load_profile("pocket")
 GEMMA = POCKET.model_copy(update={"model": POCKET.model.model_copy(update={"name": "google/gemma-2-2b"})})
-INCONSISTENT = {"T-02", "T-05", "T-06", "T-07", "T-10", "T-12", "T-21", "T-25"}
-ON_GROUND_TRUTH = {"T-13", "T-14", "T-15", "T-16", "T-17", "T-18", "T-19", "M-05", "M-06", "M-07", "M-08"}
+INCONSISTENT = {"T-02", "T-05", "T-06", "T-07", "T-12", "T-21"}
+SETTINGS = {"T-20", "T-29"}
+ON_GROUND_TRUTH = {"T-13", "T-14", "T-16", "T-17", "T-18", "T-19", "M-05", "M-06", "M-07", "M-08"}
 METHOD_CLAIMS = {"T-17", "T-18", "T-19", "M-05", "M-07", "M-08"}
+
+
+@pytest.fixture(autouse=True)
+def _one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made up is the same on every processor."""
+    monkeypatch.setattr(controls, "ROUNDING", {})
+    monkeypatch.setattr(data_checks, "ROUNDING", {})
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +119,7 @@ def test_what_the_papers_numbers_say_of_each_other(results: Results) -> None:
     assert table["T-20"]["verdict"] == "reproduced"
     for name, number in {
         "T-05": "36.4x", "T-06": "= 34.8", "T-10": "76.54 %", "T-20": "4882.8", "T-24": "8.6 to 9.3 %",
-        "T-25": "+2.7 %", "T-02": "at most 841", "M-03": "40.4 %", "T-08": "4.26", "T-01": "34.8x worse",
+        "T-02": "at most 841", "M-03": "40.4 %", "T-08": "4.26", "T-01": "34.8x worse",
     }.items():  # fmt: skip
         assert number in table[name]["reason"], name
     # Independent of what was run, and of the model.
@@ -129,11 +141,9 @@ def test_paper_checks_follow_the_published_numbers() -> None:
     assert consistent("T-05", headline="0.313")
     assert consistent("T-06", headline="0.313")
     assert consistent("T-07", ours="0.940")
-    assert consistent("T-10", reduction_in_per_cent="80.0")
     assert consistent("T-12", q_in_run_4="0.405")
     assert not consistent("T-20", steps="4883")
     assert consistent("T-21", TopK_in_section_2="0.938")
-    assert consistent("T-25", loss="322.33")
     assert consistent("T-02", cosine_of_ours="0.960")
     assert not consistent("T-23", factor="36.5")
     assert not consistent("T-24", increase_in_per_cent="12.0")
@@ -143,7 +153,7 @@ def test_paper_checks_follow_the_published_numbers() -> None:
 def test_gemma_claims_are_not_answered_by_another_model(results: Results) -> None:
     table = verdicts(results)
     decided = {name for name, row in table.items() if row["verdict"] != "not run at this profile"}
-    assert decided == INCONSISTENT | METHOD_CLAIMS | {"T-20"}
+    assert decided == INCONSISTENT | METHOD_CLAIMS | SETTINGS
     assert "google/gemma-2-2b" in table["T-03"]["reason"] and "pocket" in table["T-03"]["reason"]
     assert "(n = 5)" in table["T-03"]["measured"]
     assert table["T-08"]["at_this_scale"] == "reproduced"
@@ -198,7 +208,9 @@ def test_absorption_is_compared_only_at_matched_l0(results: Results) -> None:
 
 def test_mechanisms(results: Results) -> None:
     table = verdicts(results)
-    assert (table["T-18"]["verdict"], table["T-19"]["verdict"]) == ("reproduced", "reproduced")
+    assert (table["T-18"]["verdict"], table["T-19"]["ground_truth"]) == ("reproduced", "reproduced")
+    # On the language model the share falls, by less than half of what counts.
+    assert table["T-19"]["at_this_scale"] == table["T-19"]["verdict"] == "not reproduced"
     assert table["T-13"]["at_this_scale"] == "not reproduced"
     rows = results.evaluation.copy()
     rows.loc[(rows["group"] == "factorial") & rows["resampling"], "explained_variance"] -= 0.1
@@ -210,7 +222,7 @@ def test_mechanisms(results: Results) -> None:
 
 
 def test_alpha_against_the_loss(results: Results) -> None:
-    assert answer(results, "T-17")["verdict"] == "contradicted"
+    assert answer(results, "T-17")["at_this_scale"] == "contradicted"
     history = results.history.assign(alpha=lambda h: h["alpha"].where(h["alpha"].isna(), -h["reconstruction"]))
     assert answer(replace(results, history=history), "T-17")["verdict"] == "reproduced"
     constant = results.history.assign(alpha=1.0)
@@ -244,13 +256,11 @@ def test_ground_truth_has_a_verdict_and_says_what_it_is(results: Results) -> Non
     assert set(table.index[table["ground_truth"] != ""]) == ON_GROUND_TRUTH
     assert table.loc[sorted(ON_GROUND_TRUTH), "ground_truth"].to_dict() == {
         "M-05": "reproduced", "M-06": "reproduced", "M-07": "reproduced", "M-08": "reproduced",
-        "T-13": "not reproduced", "T-14": "contradicted", "T-15": "not run at this profile", "T-16": "reproduced",
+        "T-13": "not reproduced", "T-14": "contradicted", "T-16": "reproduced",
         "T-17": "reproduced", "T-18": "reproduced", "T-19": "reproduced",
     }  # fmt: skip
     evidence = table.loc["M-05", "toy_evidence"]
     assert evidence.startswith("matched L0: how often") and "(n = 5)" in evidence and "tree: L0 ATM 1.1" in evidence
-    shown = claims_table(table.reset_index(), POCKET).shown
-    assert {"ground truth", "toy evidence"} <= set(shown.columns)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +288,7 @@ def test_the_best_on_toys_is_best_in_everything(results: Results) -> None:
     """T-14: below every baseline in absorption is not enough, explained variance has to be above them too."""
     assert answer(results, "T-14")["ground_truth"] == "contradicted"
     lower = moved(results, -0.95, "parent_silent_rate", experiment="matched", method="temporal_sae")
-    assert answer(lower, "T-14")["ground_truth"] == "not reproduced"
+    assert answer(lower, "T-14")["ground_truth"] == "inconclusive"
     both = moved(lower, 0.015, "explained_variance", experiment="matched", method="temporal_sae")
     assert answer(both, "T-14")["ground_truth"] == "reproduced"
 
@@ -287,17 +297,7 @@ def test_toys_are_compared_only_at_matched_l0(results: Results) -> None:
     denser = moved(results, 1.0, "l0", experiment="matched", toy="tree", method="atm")
     row = answer(denser, "M-05")
     assert row["ground_truth"] == "not run at this profile" and "L0 is not matched" in row["toy_evidence"]
-    assert row["verdict"] == "reproduced"  # what the language model's SAEs say is not touched
-
-
-def test_rare_parents_on_toys(results: Results) -> None:
-    """T-15: silent next to nowhere, or often, where the parent itself is rare."""
-    rows = results.toy_summary.query("experiment == 'matched' and toy == 'pair' and method == 'standard'")
-    rare = rows.assign(experiment="rare", toy="rare tree")
-    for silent, verdict in ((0.0, "reproduced"), (0.5, "contradicted")):
-        jitter = 1e-4 * (rare["seed"] - 44)
-        summary = pd.concat([results.toy_summary, rare.assign(parent_silent_rate=silent + jitter)], ignore_index=True)
-        assert answer(replace(results, toy_summary=summary), "T-15")["ground_truth"] == verdict
+    assert row["at_this_scale"] == "reproduced"  # what the language model's SAEs say is not touched
 
 
 def test_strong_probing_is_not_below_any_baseline(results: Results) -> None:
@@ -319,7 +319,6 @@ def test_stability_is_across_seeds_contexts_and_tokens(results: Results) -> None
     pairs = results.seed_stability.copy()
     pairs.loc[pairs["method"] == "atm", "matched_cosine"] -= 0.4
     assert answer(replace(results, seed_stability=pairs), "M-06")["at_this_scale"] == "contradicted"
-    assert answer(shifted(results, "main", "atm", "token_change", 0.5), "M-06")["at_this_scale"] == "contradicted"
     level = shifted(results, "main", "atm", "context_firing", -0.16)
     assert answer(level, "M-06")["at_this_scale"] == "not reproduced"
     row = answer(replace(results, seed_stability=pairs.iloc[:0]), "M-06")
@@ -347,22 +346,24 @@ def test_a_reversal_among_many_comparisons_survives_holm() -> None:
     reversed_ = Comparison("x", down, "higher")
     assert reversed_.p == pytest.approx(0.03) and reversed_.reversed
     assert decide([reversed_]).verdict == "contradicted"
-    others = [Comparison("y", t_interval([-9.0, 0.0, 10.0]), "higher"), Comparison("z", up, "higher", margin=-1.0)]
+    others = [Comparison("y", t_interval([-9.0, 0.0, 10.0]), "higher"), Comparison("z", up, "higher", allowed=-1.0)]
     assert decide([reversed_, *others]).verdict == "not reproduced"
 
 
 def test_rare_letters_and_seeds(results: Results) -> None:
-    assert answer(results, "T-15")["at_this_scale"] == "not reproduced"
-    letters = results.letters.copy()
+    """T-15: rare letters at zero while the others are not; rare ones as absorbed as the others; hardly any absorbed."""
+    letters = results.letters.assign(absorption_full=0.1 + 0.001 * results.letters["seed"])
     rare = letters["letter"].isin(list("qrstuvw"))
-    letters.loc[rare, "absorption_full"] = 0.0
-    assert answer(replace(results, letters=letters), "T-15")["at_this_scale"] == "reproduced"
-    letters.loc[rare, "absorption_full"] = 0.5
-    assert answer(replace(results, letters=letters), "T-15")["at_this_scale"] == "contradicted"
+    for of_rare, of_others, verdict in (
+        (0.0, 1.0, "reproduced"), (1.0, 1.0, "contradicted"), (0.0, 0.0, "untestable here")
+    ):  # fmt: skip
+        scores = letters["absorption_full"] * np.where(rare, of_rare, of_others)
+        row = answer(replace(results, letters=letters.assign(absorption_full=scores)), "T-15")
+        assert row["at_this_scale"] == verdict
     rows = results.evaluation
     fewer = rows[~((rows["group"] == "main") & (rows["method"] == "atm") & (rows["seed"] == 46))]
     row = answer(replace(results, evaluation=fewer), "T-29")
-    assert row["at_this_scale"] == "not reproduced" and "ATM" in row["reason"]
+    assert row["at_this_scale"] == row["verdict"] == "not reproduced" and "ATM" in row["reason"]
 
 
 def test_sensitivity(results: Results) -> None:
@@ -372,7 +373,7 @@ def test_sensitivity(results: Results) -> None:
     rows = results.evaluation.copy()
     varied = rows["group"] == "sensitivity"
     rows.loc[varied, "explained_variance"] = 0.84
-    assert answer(replace(results, evaluation=rows), "T-27")["at_this_scale"] == "not reproduced"
+    assert answer(replace(results, evaluation=rows), "T-27")["at_this_scale"] == "inconclusive"
     rows.loc[varied, "absorption_fraction"] = 0.10
     assert answer(replace(results, evaluation=rows), "T-27")["at_this_scale"] == "contradicted"
     usual = rows[~varied | (rows["temporal_coefficient"] == 1e-4)]
@@ -431,8 +432,8 @@ def test_verify_prints_a_line_for_each_claim_that_fits_a_terminal(results: Resul
     assert [line.split()[0] for line in lines] == list(CLAIM_IDS) and all(len(line) <= 100 for line in (head, *lines))
     (m05,) = [line for line in lines if line.startswith("M-05")]
     assert m05.split()[1:4] == ["reproduced"] * 3
-    number = m05.split("reproduced")[-1].strip()
-    assert number.endswith("(n = 5)") and number in evaluated.set_index("id").loc["M-05", "reason"]
+    number = m05.split("reproduced")[-1].removesuffix(" …").strip()
+    assert "(n = 5)" in number and number in evaluated.set_index("id").loc["M-05", "reason"]
     (t10,) = [line for line in lines if line.startswith("T-10")]
     assert "inconsistent" in t10 and "no count of dead neurons" in t10
     assert len(claims_text(evaluated).splitlines()) > 3 * len(lines)
@@ -480,17 +481,96 @@ def test_results_are_read_as_they_are(tmp_path: Path, results: Results) -> None:
         Results.load(folder)
 
 
-def test_claims_table_names_its_profile(results: Results) -> None:
-    table = claims_table(evaluate_claims(POCKET, results), POCKET)
-    assert "measured here (pocket)" in table.shown.columns and "Gemma-2-2b" in table.caption
-    assert table.shown.set_index("id").loc["T-01", "metric"].endswith("↓")
+def test_the_ledger_is_a_line_for_each_claim_and_its_details_are_elsewhere(results: Results, tmp_path: Path) -> None:
+    evaluated = evaluate_claims(POCKET, results)
+    table = claims_table(evaluated, POCKET)
+    assert list(table.shown.columns)[:4] == ["id", "claim", "published", "measured here (pocket)"]
+    assert "Gemma-2-2b" in table.caption and table.shown.map(len).to_numpy().max() <= 110
+    assert list(table.shown["id"].str[1:5]) == [name for name in CLAIM_IDS if name not in SETTINGS] + sorted(SETTINGS)
+    (m05,) = table.shown.loc[table.shown["id"].str.contains("M-05"), "measured here (pocket)"]
+    assert m05.startswith("-0.0") and "[" in m05
+    write_claims(evaluated, POCKET, tmp_path)
+    details = (tmp_path / "claims_details.md").read_text("utf8")
+    assert [line[3:] for line in details.splitlines() if line.startswith("## ")] == list(CLAIM_IDS)
+    assert "(claims_details.md#m-05)" in (tmp_path / "claims.md").read_text("utf8")
+    assert "- *Why it follows*: Uniform dropout masks as many latents" in details and "↓" in details
 
 
-def test_claims_link_to_their_figure_and_to_the_cell_that_makes_it(results: Results) -> None:
-    see = claims_table(evaluate_claims(POCKET, results), POCKET).shown.set_index("id")["see"]
+def test_details_link_to_the_figure_and_to_the_cell_that_makes_it(results: Results) -> None:
+    sections = claims_details(evaluate_claims(POCKET, results)).split("\n## ")[1:]
+    see = {section[:4]: section.rsplit("- *See*: ", 1)[-1] for section in sections}
     assert "[toy_matched](toy_matched.png)" in see["M-05"] and "[table_main](table_main.md)" in see["M-05"]
-    assert "04_evaluation.ipynb#cell-id=" in see["M-05"]
-    assert (see.str.contains(".ipynb#cell-id=", regex=False)).all(), "every claim is seen in some cell"
+    assert all(".ipynb#cell-id=" in links for links in see.values()), "every claim is seen in some cell"
+
+
+def test_facts_are_counted_once_and_settings_not_at_all(results: Results) -> None:
+    counted = findings(evaluate_claims(POCKET, results))
+    assert set(CLAIM_IDS) - set(counted["id"]) == SETTINGS | {"T-05"}
+
+
+def test_what_is_disputed_has_an_argument_and_sizes_have_a_reason(results: Results) -> None:
+    argued = {claim.id for claim in CLAIMS if claim.argument}
+    assert argued >= {
+        "M-01", "M-02", "M-03", "M-04", "M-05", "M-06", "T-02", "T-05", "T-06", "T-10", "T-13", "T-15", "T-16", "T-17",
+        "T-18", "T-24", "T-25",
+    }  # fmt: skip
+    assert {claim.id for claim in CLAIMS if claim.paraphrase} == {"M-05", "M-06", "M-08"}
+    assert "(our paraphrase)" in answer(results, "M-05")["where"]
+    assert "Sizes: the published reduction" in answer(results, "M-03")["argument"]
+
+
+def test_one_comparator_set_for_each_paper(results: Results) -> None:
+    """Where no number names another; an L1 penalty is our question, and does not decide ATM's claims."""
+    for name in ("T-01", "T-14"):
+        reason = answer(results, name)["reason"] + answer(results, name)["toy_evidence"]
+        assert all(f"TemporalSAE − {other}" in reason for other in (RECIPE, "TopK", "JumpReLU"))
+    row = answer(shifted(results, "main", "standard", "absorption_fraction", -0.11), "M-01")
+    assert row["at_this_scale"] == "reproduced" and "our question, against Standard: contradicted" in row["reason"]
+
+
+def test_the_words_between_yes_and_no() -> None:
+    """By hand: two values 0 and 0.2 have the interval 0.1 ± 1.27; a mean of 0.001 ± 0.003 excludes 0.05."""
+    wide, close = t_interval([0.0, 0.2]), t_interval([0.0, 0.001, 0.002, 0.001])
+    small = t_interval([-0.01, -0.011, -0.009])  # the sign of the paper, less than half of its size
+    open_ = decide([Comparison("x", wide, "higher", margin=0.05)])
+    assert open_.verdict == "inconclusive" and open_.number.startswith("+0.1 [-1.17, +1.37]")
+    # The half width of n values with this spread is t(.975, n - 1) 0.1414 / sqrt(n): below 0.1 from eleven on.
+    halves = {n: stats.t.ppf(0.975, n - 1) * wide.sd / math.sqrt(n) for n in (10, 11)}
+    assert halves[11] < 0.1 < halves[10] and "about 11 seeds would settle it" in open_.number
+    equal = Comparison("x", close, "lower", margin=0.05)
+    assert decide([equal]).verdict == decide([equal._replace(interval=small)]).verdict == "not reproduced"
+    assert decide([equal._replace(margin=0.0)]).verdict == "inconclusive"
+    up = Comparison("x", t_interval([1.0, 1.1, 0.9]), "higher")
+    aside = up._replace(want="lower", untestable="a floor")
+    assert decide([up]).verdict == "reproduced"
+    assert decide([up, aside]).verdict == decide([aside]).verdict == "untestable here"
+    assert decide([up, aside, Comparison("y", wide, "higher")]).verdict == "inconclusive"
+    # Another processor's rounding widens the interval.
+    assert decide([up._replace(rounding=1.0)]).verdict == "inconclusive"
+
+
+def test_a_measure_at_its_floor_decides_nothing(results: Results) -> None:
+    """T-10: dead latents are rare with and without resampling. T-24: full absorption of a few words."""
+    assert answer(results, "T-10")["at_this_scale"] == "reproduced"
+    rows = results.evaluation.copy()
+    rows.loc[rows["group"] == "factorial", "dead_fraction"] = 0.001
+    row = answer(replace(results, evaluation=rows), "T-10")
+    assert row["at_this_scale"] == "untestable here" and "a floor" in row["number"]
+    rows.loc[rows["group"] == "sequence", "absorption_full"] = 0.002
+    assert answer(replace(results, evaluation=rows), "T-24")["at_this_scale"] == "untestable here"
+
+
+def test_a_measure_that_does_not_tell_trained_from_untrained_decides_nothing(results: Results) -> None:
+    """Two seeds of untrained SAEs that probe as well as trained ones; then worse; then no better than by chance."""
+    rows = results.evaluation
+    atm = rows[(rows["group"] == "main") & (rows["method"] == "atm")]
+    for probing, verdict in ((0.8, "untestable here"), (0.5, "reproduced")):
+        control = atm.assign(group="control", method="permuted", probing_k1=probing, probing_k5=probing)
+        state = replace(results, evaluation=pd.concat([rows, control], ignore_index=True))
+        assert answer(state, "M-04")["at_this_scale"] == verdict
+    assert controls.like_controls(state, "probing_k1") == [] and controls.like_controls(state, "l0") == []
+    alike = controls.like_controls(state, "absorption_fraction")  # the control is ATM itself in all else
+    assert "atm" in alike and "topk" in alike and "matryoshka_4" not in alike
 
 
 def test_cells_are_found_by_what_they_call(tmp_path: Path) -> None:
@@ -538,7 +618,7 @@ def test_one_reversed_comparison_contradicts() -> None:
     up, down = t_interval([1.0, 1.1, 0.9]), t_interval([-1.0, -1.1, -0.9])
     assert decide([Comparison("x", up, "higher")]).verdict == "reproduced"
     assert decide([Comparison("x", up, "higher"), Comparison("y", down, "higher")]).verdict == "contradicted"
-    assert decide([Comparison("y", down, "higher", margin=2.0)]).verdict == "reproduced"
+    assert decide([Comparison("y", down, "higher", allowed=2.0)]).verdict == "reproduced"
     assert decide([]).verdict == "not run at this profile"
 
 

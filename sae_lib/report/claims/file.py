@@ -25,6 +25,8 @@ from sae_lib.util.strict import Strict
 
 CLAIMS_FILE = Path(__file__).parent / "claims.yaml"
 CLAIM_IDS = tuple([f"T-{n:02d}" for n in range(1, 31)] + [f"M-{n:02d}" for n in range(1, 9)])
+# Options of a check that set a size.
+SIZES = {"effect", "share", "allowed", "bound", "margin", "fall"}
 
 
 class PublishedNumber(Strict):
@@ -50,13 +52,17 @@ class Claim(Strict):
 
     id: str
     claim: str
+    short: str = Field(max_length=36)
+    paraphrase: bool = False
     where: str
-    about: Literal["model", "method", "paper"]
+    about: Literal["model", "method", "paper", "setting"]
+    same_as: str | None = None
     metric: str
     direction: Direction
     shown: tuple[str, ...] = ()
     published: tuple[PublishedNumber, ...] = ()
     tolerance: float | None = Field(None, gt=0.0)
+    argument: str = ""
     paper_check: str | None = None
     data_check: dict[str, Any] | None = None
     toy_check: dict[str, Any] | None = None
@@ -72,6 +78,10 @@ class Claim(Strict):
         for name, kind, known in named:
             if kind is not None and kind not in known:
                 raise ValueError(f"{name} '{kind}' is none of {', '.join(known)}")
+        for name, check in (("data_check", self.data_check), ("toy_check", self.toy_check)):
+            wants = check and [check, *check.get("wants", ())]
+            if wants and any(SIZES & {*want} for want in wants) and not (check or {}).get("because"):
+                raise ValueError(f"{name}.because is missing: say why the effect or the bound has its size")
         if self.toy_check is not None and not self.toy_check.get("evidence"):
             raise ValueError("toy_check.evidence is missing: say in one line what is counted on the toy data")
         if self.about == "paper" and self.paper_check is None:

@@ -11,40 +11,47 @@ from sae_lib.metrics.registry import ARROWS
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.claims.data_checks import DATA_CHECKS
 from sae_lib.report.claims.file import Claim, PublishedNumber, load_claims, require_claim_ids
-from sae_lib.report.claims.links import evidence_links, notebook_cells
+from sae_lib.report.claims.links import LEDGER, evidence_links, notebook_cells
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS, PaperOutcome
 from sae_lib.report.claims.toy_checks import check_on_toys
 from sae_lib.report.claims.verdicts import (
     CONTRADICTED,
+    INCONCLUSIVE,
     INCONSISTENT,
     NOT_REPRODUCED,
     NOT_RUN,
     REPRODUCED,
+    UNTESTABLE,
     VERDICTS,
     Outcome,
+    united,
 )
 from sae_lib.report.results import Results, seeds_of, select
 from sae_lib.report.statistics import t_interval
 from sae_lib.report.tables.rows import Table
+from sae_lib.report.tables.write import write_table
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import read_json, write_json
+from sae_lib.util.files import atomic_write, read_json, write_json
 from sae_lib.util.paths import shown
 
+# The file with all evidence, beside the ledger.
+DETAILS = "claims_details.md"
+_SHORT = {INCONSISTENT: "inconsistent", NOT_RUN: "not run", UNTESTABLE: "untestable", "": "–"}
 PAPERS = {"T": "TemporalSAE", "M": "ATM"}
 # What `verify` compares.
-VERDICT_COLUMNS = ("verdict", "at_this_scale", "ground_truth")
+VERDICT_COLUMNS = {"verdict": "as stated", "at_this_scale": "at this scale", "ground_truth": "ground truth"}
 # The language model that the papers' numbers are about.
 PAPERS_MODEL = "google/gemma-2-2b"
 
 
 def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | None = None) -> pd.DataFrame:
-    """One row per claim: id, paper, claim, where, metric, direction, published, measured, verdict,
-    at_this_scale, ground_truth, reason, toy_evidence, and the number that decided.
+    """One row per claim: id, paper, short, claim, where, about, same_as, metric, direction, published, measured,
+    verdict, at_this_scale, ground_truth, number, reason, toy_evidence, argument.
 
     `verdict` answers the sentence as it stands: claims about Gemma-2-2b are answered only where the profile runs it.
     `at_this_scale` is what the claim's data check says of the results at hand, whatever the model ("" without one).
     `ground_truth` is what its toy check says of SAEs on data with known features ("" without one); `toy_evidence`, what
-    is counted there and how it came out.
+    is counted there and how it came out. `number` is the one that decided.
     """
     rows = []
     for claim in load_claims() if claims is None else claims:
@@ -52,16 +59,21 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
         paper = PAPER_CHECKS[claim.paper_check](printed) if claim.paper_check else None
         scale = DATA_CHECKS[claim.data_check["kind"]](results, claim.data_check) if claim.data_check else None
         toy = check_on_toys(results, claim.toy_check) if claim.toy_check else None
-        # A claim about toy data alone is answered by it.
-        outcome = _verdict(claim, profile, results, paper, scale or (toy if claim.about == "method" else None))
-        by_paper = paper.reason if paper and (claim.about == "paper" or not paper.consistent) else ""
+        made = [found for found in (scale, toy) if found]
+        outcome = _verdict(claim, profile, results, paper, made)
+        by_paper = paper.reason if paper and (claim.about in ("paper", "setting") or not paper.consistent) else ""
         reasons = [outcome.reason, paper.reason if paper else "", scale.reason if scale else ""]
+        # The number belongs to the verdict that a reader sees first.
+        made.sort(key=lambda found: found.verdict != outcome.verdict)
         rows.append(
             {
                 "id": claim.id,
                 "paper": PAPERS[claim.id[0]],
+                "short": claim.short,
                 "claim": claim.claim,
-                "where": claim.where,
+                "where": claim.where + (" (our paraphrase)" if claim.paraphrase else ""),
+                "about": claim.about,
+                "same_as": claim.same_as or "",
                 "metric": claim.metric,
                 "direction": claim.direction,
                 "published": ", ".join(f"{name} {value}" for name, value in printed.items()),
@@ -69,29 +81,44 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
                 "verdict": outcome.verdict,
                 "at_this_scale": scale.verdict if scale else "",
                 "ground_truth": toy.verdict if toy else "",
+                "number": by_paper or next((found.number for found in made if found.number), ""),
                 "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)),
                 "toy_evidence": f"{claim.toy_check['evidence']}: {toy.reason}" if claim.toy_check and toy else "",
-                "number": by_paper or next((found.number for found in (scale, toy) if found and found.number), ""),
+                "argument": _argument(claim),
             }
         )
     return pd.DataFrame(rows)
 
 
+def findings(evaluated: pd.DataFrame) -> pd.DataFrame:
+    """The rows that count: each fact once, and no settings."""
+    return evaluated[(evaluated["same_as"] == "") & (evaluated["about"] != "setting")]
+
+
+def _argument(claim: Claim) -> str:
+    """Why the verdict follows, and why its sizes are what they are."""
+    checks = [("", claim.data_check), ("toy data: ", claim.toy_check)]
+    sizes = [f"{where}{check['because']}" for where, check in checks if check and check.get("because")]
+    return " ".join([claim.argument.strip(), f"Sizes: {'; '.join(sizes)}." if sizes else ""]).strip()
+
+
 def _verdict(
-    claim: Claim, profile: Profile, results: Results, paper: PaperOutcome | None, scale: Outcome | None
+    claim: Claim, profile: Profile, results: Results, paper: PaperOutcome | None, made: list[Outcome]
 ) -> Outcome:
     if paper and not paper.consistent:
         return Outcome(INCONSISTENT, "")
-    if claim.about == "paper":
-        return Outcome(REPRODUCED, "")
-    if claim.about == "model" and profile.model.name != PAPERS_MODEL:
+    if claim.about in ("paper", "setting"):
+        return Outcome(made[0].verdict if made else REPRODUCED, "")
+    if claim.about == "method":
+        return Outcome(united(made).verdict if made else NOT_RUN, "")
+    if profile.model.name != PAPERS_MODEL:
         return Outcome(NOT_RUN, f"the claim is about {PAPERS_MODEL}, this profile reads {profile.model.name}")
     numbers = _numbers(claim, results) if claim.tolerance else None
+    scale = made[0] if claim.data_check else None
     if numbers and scale and numbers.verdict == NOT_REPRODUCED and scale.verdict == CONTRADICTED:
         return Outcome(CONTRADICTED, numbers.reason)
-    if numbers or scale:
-        return Outcome((numbers or scale).verdict, numbers.reason if numbers else "")  # type: ignore[union-attr]
-    return Outcome(NOT_RUN, "")
+    found = numbers or scale
+    return Outcome(found.verdict if found else NOT_RUN, numbers.reason if numbers else "")
 
 
 def _values(number: PublishedNumber, results: Results) -> pd.Series:
@@ -106,18 +133,26 @@ def _values(number: PublishedNumber, results: Results) -> pd.Series:
 
 
 def _numbers(claim: Claim, results: Results) -> Outcome:
-    """Each published number with a row of ours, against its mean over seeds."""
-    off = []
+    """Each published number with a row of ours, against its mean over seeds: reproduced where every interval lies
+    within the tolerance, not reproduced where one lies outside."""
+    off, unclear = [], []
     for number in claim.published:
         if number.method is None:
             continue
         ours = t_interval(_values(number, results))
-        if ours.n == 0:
-            return Outcome(NOT_RUN, f"no results for {number.name}")
-        if abs(ours.mean - float(number.value)) > (claim.tolerance or 0.0) * abs(float(number.value)):
-            off.append(f"{number.name} {ours.mean:.4g} for {number.value}")
+        if ours.n < 2:
+            return Outcome(NOT_RUN, f"{'no results' if ours.n == 0 else 'one seed'} for {number.name}")
+        allowed = (claim.tolerance or 0.0) * abs(float(number.value))
+        lowest, highest = float(number.value) - allowed, float(number.value) + allowed
+        told = f"{number.name} {ours.mean:.4g} for {number.value}"
+        if ours.high < lowest or ours.low > highest:
+            off.append(told)
+        elif not (lowest <= ours.low and ours.high <= highest):
+            unclear.append(told)
     if off:
         return Outcome(NOT_REPRODUCED, f"beyond {claim.tolerance:.0%}: {', '.join(off)}")
+    if unclear:
+        return Outcome(INCONCLUSIVE, f"too spread for {claim.tolerance:.0%}: {', '.join(unclear)}")
     return Outcome(REPRODUCED, f"every number within {claim.tolerance:.0%}")
 
 
@@ -127,47 +162,70 @@ def _measured(claim: Claim, results: Results) -> str:
 
 
 def claims_table(evaluated: pd.DataFrame, profile: Profile) -> Table:
-    """The ledger as a table to write: an arrow beside each metric, our numbers named as this profile's."""
-    shown = evaluated.assign(metric=evaluated["metric"] + " " + evaluated["direction"].map(ARROWS))
-    shown = shown.drop(columns="direction").replace("", "–")
-    cells, stems = notebook_cells(), {claim.id: claim.shown for claim in load_claims()}
-    links = {name: evidence_links(stems[name], cells) for name in shown["id"]}
-    shown["see"] = [", ".join(f"[{link.text}]({link.target})" for link in links[name]) for name in shown["id"]]
-    names = {"at_this_scale": "at this scale", "ground_truth": "ground truth", "toy_evidence": "toy evidence"}
-    shown = shown.rename(columns={"measured": f"measured here ({profile.name})", **names})
+    """The ledger, a line for each claim, settings last. What is written beside it as CSV has all its evidence."""
+    shown = evaluated.assign(number=evaluated["number"].mask(evaluated["number"] == "", evaluated["measured"]))
+    shown = shown.replace("", "–")
+    shown["short"] += shown["same_as"].map(lambda other: f" (= {other})" if other != "–" else "")
+    shown["short"] += (shown["about"] == "setting").map({True: " (setting)", False: ""})
+    shown["metric"] += " " + shown["direction"].map(ARROWS)
+    for column, width in (("published", 60), ("number", 110)):
+        shown[column] = shown[column].map(lambda text, width=width: textwrap.shorten(text, width, placeholder=" …"))
+    shown["id"] = [f"[{name}]({DETAILS}#{name.lower()})" for name in shown["id"]]
+    shown = shown.sort_values("about", key=lambda about: about == "setting", kind="stable")
+    here = f"measured here ({profile.name})"
+    columns = {
+        "id": "id", "short": "claim", "published": "published", "number": here, "verdict": "verdict",
+        "at_this_scale": "at this scale", "ground_truth": "ground truth",
+    }  # fmt: skip
     caption = (
-        f"Claims of the two papers and what profile {profile.name} says of them. ↑ higher is better, "
-        "↓ lower is better, – neither. Published numbers are about Gemma-2-2b; numbers measured here are "
-        "mean ± sd over n seeds. Verdict: of the sentence as it stands; at this scale: of the same check on this "
-        "profile's model; ground truth: on toy data whose features are known."
+        f"Claims of the two papers and what profile {profile.name} says of them. Published numbers are about "
+        "Gemma-2-2b; measured here is the number that decided: mean [95 % interval] over seeds. Verdict: of the "
+        "sentence as it stands; at this scale: of the same check on this profile's model; ground truth: on toy data "
+        f"whose features are known. Settings are no findings and are not counted. All evidence: {DETAILS}."
     )
-    return Table(shown.drop(columns="number"), evaluated.drop(columns="number"), caption)
+    return Table(shown[list(columns)].rename(columns=columns), evaluated, caption)
+
+
+def claims_details(evaluated: pd.DataFrame) -> str:
+    """All that stands behind the ledger's lines, in Markdown, a section for each claim."""
+    cells, stems = notebook_cells(), {claim.id: claim.shown for claim in load_claims()}
+    sections = ["# Claims in detail\n\nWhat stands behind each line of [the ledger](claims.md).\n"]
+    for row in evaluated.to_dict("records"):
+        links = ", ".join(f"[{link.text}]({link.target})" for link in evidence_links(stems[row["id"]], cells))
+        verdicts = "; ".join(f"{name} **{row[column]}**" for column, name in VERDICT_COLUMNS.items() if row[column])
+        fields = {
+            "Claim": f"{row['claim']} [{row['paper']}, {row['where']}]",
+            "Verdict": verdicts,
+            "Decided by": row["number"],
+            "Why it follows": row["argument"],
+            "Metric": f"{row['metric']} {ARROWS[row['direction']]}",
+            "Published": row["published"],
+            "Measured": row["measured"],
+            "Evidence": row["reason"],
+            "Toy data": row["toy_evidence"],
+            "See": links,
+        }
+        lines = [f"- *{name}*: {value}" for name, value in fields.items() if value]
+        sections.append("\n".join([f"## {row['id']}", "", *lines, ""]))
+    return "\n".join(sections)
+
+
+def write_claims(evaluated: pd.DataFrame, profile: Profile, folder: Path | str, note: str = "") -> list[Path]:
+    """Write the ledger as a table of a line for each claim, and what stands behind it. Returns the paths."""
+    paths = write_table(claims_table(evaluated, profile), LEDGER, folder, note)
+    with atomic_write(Path(folder) / DETAILS) as file:
+        file.write(claims_details(evaluated))
+    return [*paths, Path(folder) / DETAILS]
 
 
 def claims_summary(evaluated: pd.DataFrame, width: int = 100) -> str:
     """The ledger for a terminal, a line for each claim: its verdicts and the number that decided."""
-    short = {INCONSISTENT: "inconsistent", NOT_RUN: "not run", "": "–"}
-    columns = dict(zip(VERDICT_COLUMNS, ("verdict", "at this scale", "ground truth"), strict=True))
-    lines = ["  ".join(["claim", *(f"{name:<14}" for name in columns.values()), "decided by"])]
+    lines = ["  ".join(["claim", *(f"{name:<14}" for name in VERDICT_COLUMNS.values()), "decided by"])]
     for row in evaluated.to_dict("records"):
-        verdicts = "  ".join(f"{short.get(row[column], row[column]):<14}" for column in columns)
+        verdicts = "  ".join(f"{_SHORT.get(row[column], row[column]):<14}" for column in VERDICT_COLUMNS)
         line = f"{row['id']:<5}  {verdicts}  "
         lines.append(line + textwrap.shorten(row["number"] or "–", width - len(line), placeholder=" …"))
     return "\n".join(lines)
-
-
-def claims_text(evaluated: pd.DataFrame) -> str:
-    """The ledger for a terminal, with all its evidence: a block of lines for each claim."""
-    blocks = []
-    for row in evaluated.to_dict("records"):
-        known = (("at this scale", row["at_this_scale"]), ("on ground truth", row["ground_truth"]))
-        also = "; ".join(f"{where}: {verdict}" for where, verdict in known if verdict)
-        head = f"{row['id']}  {row['verdict']}" + (f" ({also})" if also else "")
-        parts = (("published", "published"), ("here", "measured"), ("why", "reason"), ("toy", "toy_evidence"))
-        lines = [head, f"      {row['claim']} [{row['where']}]"]
-        lines += [f"      {name + ':':<10} {row[key]}" for name, key in parts if row[key]]
-        blocks.append("\n".join(lines))
-    return "\n".join(blocks)
 
 
 def write_verdicts(evaluated: pd.DataFrame, profile: Profile, path: Path | str) -> None:
@@ -191,9 +249,13 @@ def verify(profile: Profile, results_folder: Path | str, expected_file: Path | s
     committed = expected_file.parent / "results"
     folder = results_folder if any(results_folder.glob("*.parquet")) else committed
     evaluated = evaluate_claims(profile, Results.load(folder))
-    print(claims_text(evaluated) if long else claims_summary(evaluated))
+    print(claims_details(evaluated) if long else claims_summary(evaluated))
     print(f"\n{len(evaluated)} claims at profile {profile.name}, from {folder}")
-    print("; ".join(f"{verdict}: {(evaluated['verdict'] == verdict).sum()}" for verdict in VERDICTS))
+    counted = findings(evaluated)
+    print(f"{len(counted)} findings; settings and what is told twice are not counted:")
+    for column, name in VERDICT_COLUMNS.items():
+        numbers = {_SHORT.get(verdict, verdict): (counted[column] == verdict).sum() for verdict in VERDICTS}
+        print(f"  {name}: " + ", ".join(f"{number} {verdict}" for verdict, number in numbers.items() if number))
     differing = 0
     for row in evaluated.to_dict("records"):
         for column in VERDICT_COLUMNS:

@@ -59,7 +59,7 @@ def loss_against_cosine(p: Published) -> PaperOutcome:
         topk <= largest,
         f"a loss of {p['ours']} at cosine {p['cosine of ours']} allows ‖x‖² of at most {largest:.0f}; "
         f"TopK's squared error of {topk:.0f} would then be {topk / largest:.1f}x that of outputting zero, "
-        f"at cosine {p['cosine of TopK']}",
+        f"at cosine {p['cosine of TopK']} (all are means over tokens, taken as those of one activation)",
     )
 
 
@@ -103,9 +103,8 @@ def l0_factor(p: Published) -> PaperOutcome:
 
 def dead_neurons_are_l0(p: Published) -> PaperOutcome:
     drop = 100 * (1 - p["L0 of ours"] / p["L0 of Standard"])
-    low, high = rounding(p["reduction in per cent"])
     return PaperOutcome(
-        not low <= drop <= high,
+        True,
         f"no count of dead neurons is published; {p['reduction in per cent']} % is the fall of L0, "
         f"1 - {p['L0 of ours']}/{p['L0 of Standard']} = {drop:.2f} %",
     )
@@ -147,18 +146,6 @@ def increase_of_run_2(p: Published) -> PaperOutcome:
     )
 
 
-def loss_reduction(p: Published) -> PaperOutcome:
-    """The loss that falls to `loss` by the stated share must be one of those published."""
-    change = 100 * (p["loss"] / p["loss of Standard"] - 1)
-    before = p["loss"] / (1 - p["reduction in per cent"] / 100)
-    low, high = rounding(p["reduction in per cent"])
-    return PaperOutcome(
-        low <= -change <= high,
-        f"{p['loss']} is {change:+.1f} % against Standard's {p['loss of Standard']}; the loss that "
-        f"{p['reduction in per cent']} % would reduce to it, {before:.1f}, is not in the paper",
-    )
-
-
 def atm_reduction(p: Published) -> PaperOutcome:
     low, high = (100 * (1 - q) for q in reversed(quotient(p["ATM"], p["JumpReLU"])))
     return PaperOutcome(
@@ -172,6 +159,6 @@ PAPER_CHECKS: dict[str, Callable[[Published], PaperOutcome]] = {
     for check in (
         absorption_as_failure, loss_against_cosine, headline_is_the_final_system, one_factor_two_numerators,
         cosine_kept, l0_factor, dead_neurons_are_l0, letter_q, steps_in_tokens, topk_cosine, factor_of_run_1,
-        increase_of_run_2, loss_reduction, atm_reduction,
+        increase_of_run_2, atm_reduction,
     )
 }  # fmt: skip

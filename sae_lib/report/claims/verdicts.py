@@ -1,25 +1,41 @@
 """The words a claim can be answered with, and the rule that chooses one from comparisons over seeds.
 
-All comparisons hold: reproduced. One is reversed, after Holm's correction over the claim's comparisons: contradicted.
-Otherwise: not reproduced. Without two seeds there is no interval, and so no verdict.
+A comparison asks whether a quantity lies on the paper's side of a bound, and how far: the margin is half of the effect
+that the paper claims. Of the interval of its mean over seeds:
+
+- reproduced: it lies beyond the bound, on the paper's side;
+- contradicted: it lies beyond the bound on the other side, after Holm's correction over the claim's comparisons;
+- not reproduced: it excludes the margin, so half of the effect is not there, whatever its sign (of the two one-sided
+  tests of equivalence the one that the claim depends on; the other's failing is "contradicted" or nothing);
+- inconclusive: it holds both the bound and the margin, and seeds are told that would settle it;
+- untestable here: the measure cannot move, or does not tell a trained SAE from one that never was.
+
+All intervals allow for another processor's rounding (`statistics.guarded`), so that a verdict holds on any: what a
+change of that size could turn is inconclusive.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-from sae_lib.report.statistics import CONFIDENCE, Interval, holm, p_value
+from scipy import stats
+
+from sae_lib.report.statistics import CONFIDENCE, Interval, guarded, holm, p_value
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
+INCONCLUSIVE = "inconclusive"
+UNTESTABLE = "untestable here"
 CONTRADICTED = "contradicted"
 INCONSISTENT = "inconsistent in the paper"
 NOT_RUN = "not run at this profile"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, CONTRADICTED, INCONSISTENT, NOT_RUN)
-
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, UNTESTABLE, CONTRADICTED, INCONSISTENT, NOT_RUN)
 
 # More comparisons than this are told by those that fail.
 _MANY = 6
+# More seeds than this are told as "more than".
+_MOST_SEEDS = 1000
 
 
 class Outcome(NamedTuple):
@@ -31,48 +47,96 @@ class Outcome(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A quantity, and whether the paper has it below or above zero (`margin` towards zero's other side is allowed)."""
+    """A quantity, and whether the paper has it below or above zero, by twice the `margin`. A claim that something does
+    not get worse has `allowed` instead: how far it may. `untestable` says why the quantity decides nothing here;
+    `rounding` is what another processor changes in its value of one seed."""
 
     name: str
     interval: Interval
     want: str
+    allowed: float = 0.0
     margin: float = 0.0
+    untestable: str = ""
+    rounding: float = 0.0
 
     def __str__(self) -> str:
-        allowed = f", {self.margin:g} allowed" if self.margin else ""
-        return f"{self.name} {self.interval.range}{allowed}"
+        told = f", {self.allowed:.3g} allowed" if self.allowed else f", margin {self.margin:.2g}" if self.margin else ""
+        return f"{self.name} {self.interval.range}{told}" + (f" ({self.untestable})" if self.untestable else "")
+
+    @property
+    def number(self) -> str:
+        """The interval first, then what it is of."""
+        return f"{self.interval.range} {self.name.rstrip(':')}"
+
+    @property
+    def _on_paper_side(self) -> Interval:
+        """The quantity, guarded, with the paper's side above zero."""
+        i = guarded(self.interval, self.rounding)
+        return i if self.want == "higher" else i._replace(mean=-i.mean, low=-i.high, high=-i.low)
 
     @property
     def holds(self) -> bool:
-        i = self.interval
-        return i.low > -self.margin if self.want == "higher" else i.high < self.margin
+        return self._on_paper_side.low > -self.allowed
 
     @property
     def reversed(self) -> bool:
-        i = self.interval
-        return i.high < -self.margin if self.want == "higher" else i.low > self.margin
+        return self._on_paper_side.high < -self.allowed
+
+    @property
+    def excluded(self) -> bool:
+        """Whether half of the effect is not there."""
+        return self._on_paper_side.high < self.margin - self.allowed
 
     @property
     def p(self) -> float:
-        """Of the t test against the margin."""
-        return p_value(self.interval, -self.margin if self.want == "higher" else self.margin)
+        """Of the t test against the bound."""
+        return p_value(self._on_paper_side, -self.allowed)
+
+    @property
+    def seeds(self) -> str:
+        """How many seeds would settle it, if the mean and the spread over seeds stayed as they are."""
+        i = self._on_paper_side
+        distance = max(i.mean + self.allowed, self.margin - self.allowed - i.mean)
+        for n in range(i.n, _MOST_SEEDS + 1):
+            if float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * i.sd / math.sqrt(n) < distance:
+                return f"about {n} seeds would settle it"
+        return f"more than {_MOST_SEEDS} seeds would be needed"
 
 
 def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
-    """The verdict of several comparisons, and what they are."""
+    """The verdict of a claim that holds where all of `comparisons` do. Those that are untestable decide nothing."""
     reason = "; ".join(map(str, comparisons)) + note
-    short = [c for c in comparisons if c.interval.n < 2]
+    tested = [c for c in comparisons if not c.untestable]
+    short = [c for c in tested if c.interval.n < 2]
     if short or not comparisons:
         missing = ", ".join(c.name for c in short if c.interval.n == 0)
         return Outcome(NOT_RUN, f"no results for {missing}" if missing else f"one seed gives no interval: {reason}")
     # One of many intervals misses by chance; all of them holding needs no correction.
-    adjusted = holm(c.p for c in comparisons)
-    reversed_ = [c for c, p in zip(comparisons, adjusted, strict=True) if c.reversed and p < 1 - CONFIDENCE]
+    adjusted = holm(c.p for c in tested)
+    reversed_ = [c for c, p in zip(tested, adjusted, strict=True) if c.reversed and p < 1 - CONFIDENCE]
+    excluded = [c for c in tested if c.excluded]
+    open_ = [c for c in tested if not c.holds]
     if len(comparisons) > _MANY:
-        told = reversed_ or [c for c in comparisons if not c.holds]
-        held = sum(c.holds for c in comparisons)
+        held = sum(c.holds for c in tested)
+        told = reversed_ or excluded or open_
         reason = f"{held} of {len(comparisons)} comparisons hold" + "".join(f"; not: {c}" for c in told) + note
-    if all(c.holds for c in comparisons):
-        return Outcome(REPRODUCED, reason, comparisons[0].interval.range)
-    decided = reversed_ or [c for c in comparisons if not c.holds]
-    return Outcome(CONTRADICTED if reversed_ else NOT_REPRODUCED, reason, decided[0].interval.range)
+    if reversed_:
+        return Outcome(CONTRADICTED, reason, reversed_[0].number)
+    if excluded:
+        return Outcome(NOT_REPRODUCED, reason, excluded[0].number)
+    if open_:
+        return Outcome(INCONCLUSIVE, f"{reason}; {open_[0].seeds}", f"{open_[0].number}; {open_[0].seeds}")
+    if len(tested) < len(comparisons):
+        first = next(c for c in comparisons if c.untestable)
+        return Outcome(UNTESTABLE, reason, f"{first.number} {first.untestable}")
+    return Outcome(REPRODUCED, reason, comparisons[0].number)
+
+
+def united(outcomes: list[Outcome]) -> Outcome:
+    """Of a sentence that should hold at any scale: every check has to be made and to agree; one that contradicts
+    refutes it, one that is untestable leaves it to the others."""
+    for verdict in (CONTRADICTED, NOT_REPRODUCED, NOT_RUN, INCONCLUSIVE, REPRODUCED, UNTESTABLE):
+        for outcome in outcomes:
+            if outcome.verdict == verdict:
+                return outcome
+    return outcomes[0]

@@ -19,7 +19,7 @@ from sae_lib.profiles.profile import Profile
 from sae_lib.report.claims.file import Claim
 from sae_lib.report.claims.ledger import PAPERS_MODEL
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS
-from sae_lib.report.claims.verdicts import INCONSISTENT, NOT_RUN
+from sae_lib.report.claims.verdicts import INCONSISTENT, NOT_RUN, VERDICTS
 from sae_lib.report.names import MAIN_METHODS, METRICS, in_order, method_name
 from sae_lib.report.paper.template import listed
 from sae_lib.report.results import Results, toy_rows
@@ -45,6 +45,7 @@ def sentences(profile: Profile, results: Results, claims: list[dict[str, Any]], 
     published = {claim.id: {number.name: number.value for number in claim.published} for claim in entries}
     checks = {claim.id: claim.paper_check or "" for claim in entries}
     answered = {claim["id"]: claim for claim in claims}
+    counted = [claim for claim in claims if not claim["same_as"] and claim["about"] != "setting"]
     main = results.evaluation[results.evaluation["group"] == "main"]
     baselines = [method_name(m) for m in in_order([*main["method"]]) if m in MAIN_METHODS and m not in OWN]
     seeds = profile.training.seeds
@@ -73,19 +74,26 @@ def sentences(profile: Profile, results: Results, claims: list[dict[str, Any]], 
         "ratio": lambda claim, first, second: f"{published[claim][first] / published[claim][second]:.0f}",
         "largest": lambda changes: max(changes, key=lambda change: abs(change.interval.mean)),
         "claim_count": len(claims),
-        "with_verdict": lambda verdict, column="verdict": [c["id"] for c in claims if c[column] == verdict],
+        "finding_count": len(counted),
+        "with_verdict": lambda verdict, column="verdict": [c["id"] for c in counted if c[column] == verdict],
+        "told_verdicts": lambda column: listed(_counts([c[column] for c in counted if c[column]])),
         "here": lambda claim: answered[claim]["at_this_scale"],
         "on_truth": lambda claim: answered[claim]["ground_truth"],
         "contradictions": [
             claim | {"recomputed": PAPER_CHECKS[checks[claim["id"]]](published[claim["id"]]).reason}
-            for claim in claims
+            for claim in counted
             if claim["verdict"] == INCONSISTENT
         ],
-        "consistent": [c["id"] for c in claims if checks[c["id"]] and c["verdict"] != INCONSISTENT],
+        "consistent": [c["id"] for c in counted if checks[c["id"]] and c["verdict"] != INCONSISTENT],
         "rises_with_l0": _trend(swept, 1),
         "falls_with_l0": _trend(swept, -1),
         "toy_falls_with_l0": _trend(toys, -1),
     }
+
+
+def _counts(verdicts: list[str]) -> list[str]:
+    """'2 reproduced', in the order of `VERDICTS`; those that nothing has are left out."""
+    return [f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in verdicts]
 
 
 def _trend(rows: pd.DataFrame, sign: int) -> Callable[[str], list[str]]:
