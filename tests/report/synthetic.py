@@ -261,6 +261,13 @@ def probing_tasks(table: pd.DataFrame) -> pd.DataFrame:
 def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     table = evaluation(seeds)
     toy, summary = toys(seeds)
+    logs = history(seeds)
+    # TemporalSAE's recipe without its mechanisms trains as a standard SAE does.
+    plain = table[
+        (table["group"] == "factorial") & ~table["temporal"] & ~table["resampling"] & ~table["gradient_scaling"]
+    ]
+    standard = logs[(logs["group"] == "main") & (logs["method"] == "standard")].drop(columns=["run", "group", "method"])
+    logs = pd.concat([logs, plain[["run", "group", "method", "seed"]].merge(standard, on="seed")], ignore_index=True)
     return Results(
-        table, letters(seeds), density(table), history(seeds), probing_tasks(table), seed_stability(seeds), toy, summary
+        table, letters(seeds), density(table), logs, probing_tasks(table), seed_stability(seeds), toy, summary
     )

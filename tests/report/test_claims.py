@@ -15,7 +15,6 @@ import yaml
 from scipy import stats
 
 from sae_lib.profiles.profile import Profile, load_profile
-from sae_lib.report import controls
 from sae_lib.report.claims import data_checks
 from sae_lib.report.claims.data_checks import RECIPE, top_share
 from sae_lib.report.claims.file import CLAIM_IDS, CLAIMS_FILE, load_claims
@@ -34,6 +33,7 @@ from sae_lib.report.claims.paper_checks import PAPER_CHECKS, overlap, quotient, 
 from sae_lib.report.claims.verdicts import VERDICTS, Comparison, decide
 from sae_lib.report.results import KEYS, Results
 from sae_lib.report.statistics import by_seed, difference, main_effects, t_interval
+from sae_lib.report.tables import controls
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json, write_json
 from tests.report import synthetic
@@ -434,9 +434,9 @@ def test_verify_prints_a_line_for_each_claim_that_fits_a_terminal(results: Resul
     assert m05.split()[1:4] == ["reproduced"] * 3
     number = m05.split("reproduced")[-1].removesuffix(" …").strip()
     assert "(n = 5)" in number and number in evaluated.set_index("id").loc["M-05", "reason"]
-    (t10,) = [line for line in lines if line.startswith("T-10")]
-    assert "inconsistent" in t10 and "no count of dead neurons" in t10
-    assert len(claims_text(evaluated).splitlines()) > 3 * len(lines)
+    (t12,) = [line for line in lines if line.startswith("T-12")]
+    assert "inconsistent" in t12 and "q is 0.405" in t12
+    assert len(claims_details(evaluated).splitlines()) > 3 * len(lines)
 
 
 def test_verify_on_a_clean_clone_reads_the_committed_results(results: Results, tmp_path: Path, capsys) -> None:
@@ -565,11 +565,11 @@ def test_a_measure_that_does_not_tell_trained_from_untrained_decides_nothing(res
     rows = results.evaluation
     atm = rows[(rows["group"] == "main") & (rows["method"] == "atm")]
     for probing, verdict in ((0.8, "untestable here"), (0.5, "reproduced")):
-        control = atm.assign(group="control", method="permuted", probing_k1=probing, probing_k5=probing)
+        control = atm.assign(group="untrained", method="untrained", probing_k1=probing, probing_k5=probing)
         state = replace(results, evaluation=pd.concat([rows, control], ignore_index=True))
         assert answer(state, "M-04")["at_this_scale"] == verdict
-    assert controls.like_controls(state, "probing_k1") == [] and controls.like_controls(state, "l0") == []
-    alike = controls.like_controls(state, "absorption_fraction")  # the control is ATM itself in all else
+    assert controls.tells(state, "probing_k1") and controls.tells(state, "l0")
+    alike = controls.no_better(state, "absorption_fraction")  # the control is ATM itself in all else
     assert "atm" in alike and "topk" in alike and "matryoshka_4" not in alike
 
 

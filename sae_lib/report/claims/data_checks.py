@@ -31,10 +31,10 @@ from sae_lib.report.claims.verdicts import (
     decide,
     united,
 )
-from sae_lib.report.controls import like_controls
 from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METRICS, method_name
 from sae_lib.report.results import Results, drop_effect, l0_is_matched, seeds_of, select
 from sae_lib.report.statistics import ROUNDING, Interval, difference, main_effects, t_interval
+from sae_lib.report.tables.controls import no_better
 
 Options = Mapping[str, Any]
 # The values of a metric by seed, of one method.
@@ -155,9 +155,8 @@ def at_this_scale(results: Results) -> Untestable:
     """A metric of the language model's SAEs decides nothing where SAEs without training do as well."""
 
     def why(metric: str) -> str:
-        alike = like_controls(results, metric)
-        named = ", ".join(map(method_name, alike))
-        return f"does not tell trained from untrained here: {named} no better than a control" if alike else ""
+        named = ", ".join(map(method_name, no_better(results, metric) if metric in METRICS else ()))
+        return f"does not tell trained from untrained here: {named} no better" if named else ""
 
     return why
 

@@ -125,10 +125,12 @@ def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
     if excluded:
         return Outcome(NOT_REPRODUCED, reason, excluded[0].number)
     if open_:
-        return Outcome(INCONCLUSIVE, f"{reason}; {open_[0].seeds}", f"{open_[0].number}; {open_[0].seeds}")
+        return Outcome(
+            INCONCLUSIVE, f"{reason}; {open_[0].seeds}", f"{open_[0].interval.range}; {open_[0].seeds}: {open_[0].name}"
+        )
     if len(tested) < len(comparisons):
         first = next(c for c in comparisons if c.untestable)
-        return Outcome(UNTESTABLE, reason, f"{first.number} {first.untestable}")
+        return Outcome(UNTESTABLE, reason, f"{first.untestable}: {first.number}")
     return Outcome(REPRODUCED, reason, comparisons[0].number)
 
 

@@ -17,12 +17,15 @@ from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import MAIN_METHODS, METRICS, NOT_MEASURABLE, method_name
 from sae_lib.report.results import Results, by_method, main_rows, rows_of, why_empty
-from sae_lib.report.statistics import Interval, difference, t_interval
+from sae_lib.report.statistics import ROUNDING, Interval, difference, guarded, t_interval
 from sae_lib.report.tables.rows import ARROW_NOTE, MATCHED_NOTE, Table, left_out, marked, table_of
 
 UNTRAINED = "untrained"
 MARK = "‡"
 MARK_NOTE = f"{MARK} does not tell trained SAEs from untrained ones here: some method is no better than they are"
+# Share of what a control leaves to be gained, up to 1 or down to 0, that a method has to gain: a cosine that is higher
+# in the third digit is above the control's at any spread, and no merit of training.
+LEAST_GAIN = 0.1
 MEASURES = (
     "explained_variance", "cosine", "ce_score", "ce_score_mean", "kl_score", "kl_sae", "dead_fraction",
     "absorption_fraction", "absorption_full", "main_latent_f1", "probing_k1", "probing_k5", "matched_cosine",
@@ -74,14 +77,17 @@ def above(results: Results, metric: str, method: str, control: str) -> Interval:
 
 
 def no_better(results: Results, metric: str, control: str = UNTRAINED) -> tuple[str, ...]:
-    """The methods of the main table that are not above `control`. None where fewer than two seeds have both, or where
-    neither direction of the metric is better. The soft-frozen SAE is held against TopK alone, which differs from it in
-    the decoder only."""
+    """The methods of the main table that are not above `control`, by `LEAST_GAIN` and with another processor's rounding
+    allowed for. None where fewer than two seeds have both, or where neither direction of the metric is better. The
+    soft-frozen SAE is held against TopK alone, which differs from it in the decoder only."""
     if METRICS[metric].direction == "none":
         return ()
     compared = ("topk",) if control == "soft_frozen" else MAIN_METHODS
-    gaps = {method: above(results, metric, method, control) for method in compared}
-    return tuple(method for method, gap in gaps.items() if gap.n > 1 and not gap.low > 0)
+    floor = float(results.seeds(group_of(control), control, metric).mean())
+    least = LEAST_GAIN * ((1 - floor) if METRICS[metric].direction == "higher" else floor)
+    rounding = 2**0.5 * ROUNDING.get(metric, 0.0)
+    gaps = {method: guarded(above(results, metric, method, control), rounding) for method in compared}
+    return tuple(method for method, gap in gaps.items() if gap.n > 1 and not (gap.low > 0 and gap.mean > least))
 
 
 def tells(results: Results, metric: str, control: str = UNTRAINED) -> bool:
@@ -118,7 +124,8 @@ def controls_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Ta
         lines.append(line)
     caption = (
         "Which methods are no better than a control by a measure, at matched L0: the 95 % interval of the difference "
-        "over seeds is not on the better side. A measure decides between methods only where the answer is none. The "
+        "over seeds is not on the better side, or the gain is below a tenth of what the control leaves. "
+        "A measure decides between methods only where the answer is none. The "
         f"soft-frozen decoder is held against TopK alone. {ARROW_NOTE}."
     )
     caption += left_out(metric for metric in MEASURES if why_empty(evaluation, metric) == NOT_MEASURABLE)
