@@ -9,6 +9,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,7 @@ Command = Callable[[Options], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Errors that the user can mend are one line; exit codes 0, 1, 2 (usage), or 130 (interrupted)."""
     options = parser().parse_args(arguments)
+    warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # without a line of our code
     # `kill` ends a command as Ctrl-C does: what it started is stopped and nothing half-written stays.
     signal.signal(signal.SIGTERM, _interrupt)
     do: Command = options.do

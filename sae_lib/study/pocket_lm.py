@@ -30,7 +30,7 @@ from sae_lib.profiles.profile import load_profile
 from sae_lib.study.pocket_lm_card import measure, write_card
 from sae_lib.util.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import json_key
+from sae_lib.util.files import json_key, make_folder
 from sae_lib.util.paths import output_root
 
 PACKAGED = POCKET_FOLDER
@@ -220,7 +220,8 @@ def make_pocket_lm(output: Path | None = None, work: Path | None = None) -> None
         work: checkpoints and cached text; by default `build/pocket-lm`.
     """
     output, folder = output or PACKAGED, work or output_root() / "pocket-lm"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
+    make_folder(output)  # before the work for it
     recipe = Recipe()
     corpus = load_profile("pocket").corpus
     rows = list(load_documents(corpus, folder))
@@ -234,7 +235,6 @@ def make_pocket_lm(output: Path | None = None, work: Path | None = None) -> None
     print(f"{contexts.size / 1e6:.1f} M tokens, {len(spelling.words):,} alphabetic tokens", flush=True)
     model = build_model(recipe, tokenizer)
     seconds = train(model, recipe, contexts, spelling, folder, text_hash)
-    output.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
     measured = measure(output, contexts, held_out, spelling)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from sae_lib.__main__ import main
+from sae_lib.util.paths import ROOT
 from tests.share.test_evaluate import WIDTH, tiny_texts, write_sae
 from tests.tiny_models import save_tiny_model
 
@@ -40,6 +44,26 @@ def test_weights_beyond_float32(tmp_path: Path, arguments: list[str], capsys: py
     file = tmp_path / "sae" / "sae_weights.safetensors"
     save_file(load_file(file) | {"W_enc": load_file(file)["W_enc"] * 1e30}, file)
     assert "mse" in refused(arguments, capsys)
+
+
+def test_a_warning_is_one_line(arguments: list[str]) -> None:
+    """Of a tokenizer with more entries than the model has embeddings."""
+    folder = Path(arguments[arguments.index("--model") + 1])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["more", "words"])
+    tokenizer.save_pretrained(folder)
+    code = f"import sys; from sae_lib.__main__ import main; sys.exit(main({arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    told = [line for line in done.stderr.splitlines() if "no embedding" in line]
+    assert len(told) == 1 and told[0].startswith("note: ") and ".py" not in done.stderr
+
+
+def test_the_packaged_model_is_not_trained_for_a_place_that_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    told = refused(["pocket-lm", "--output", str(tmp_path / "file"), "--work", str(tmp_path / "work")], capsys)
+    assert "cannot write into" in told
 
 
 def test_places_that_cannot_be(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

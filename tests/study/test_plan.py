@@ -67,6 +67,14 @@ def test_model_size_is_that_of_the_weights(tmp_path: Path, family: str) -> None:
     assert size == (16, 3, model.config.vocab_size, sum(p.numel() for p in model.parameters()), positions)
 
 
+def test_contexts_longer_than_the_positions_are_refused(tmp_path: Path, profile: Profile, paths: Paths) -> None:
+    model = save_tiny_model(tmp_path / "model", "gpt2")
+    for length, fits in ((32, True), (33, False)):
+        asked = change(profile.model_copy(update={"model": model}), data={"context_length": length})
+        told = [line for line in plan.blockers(asked, make_plan(profile), paths) if "positions" in line]
+        assert (told == []) == fits
+
+
 def test_published_sizes() -> None:
     """Parameters as the models' pages state them: 2.61 B, 124 M and 70.4 M."""
     known = {"google/gemma-2-2b": 2_614_341_888, "openai-community/gpt2": 124_439_808}
