@@ -107,6 +107,8 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
     >>> with atomic_write("results/table.csv") as file:      # doctest: +SKIP
     ...     file.write("letter,f1")
     """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
     path = Path(path)
     make_folder(path.parent)
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")

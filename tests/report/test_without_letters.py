@@ -53,7 +53,12 @@ def test_every_table_is_made(results: Results, name: str) -> None:
 @pytest.mark.parametrize("name", ["key_metrics", "absorption_by_letter", "pareto", "stability", "ablation_effects"])
 def test_every_figure_is_drawn(results: Results, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words: list[str] = []
-    monkeypatch.setattr("sae_lib.report.figures.write.save_figure", lambda fig, *_: words.__iadd__(texts(fig)))
+
+    def keep(fig: Figure, *_: object) -> list[Path]:
+        words.extend(texts(fig))
+        return []
+
+    monkeypatch.setattr("sae_lib.report.figures.write.save_figure", keep)
     write_figure(name, results, load_profile("pocket"), tmp_path)
     known = NOT_MEASURABLE if "letters" in results.evaluation or name == "absorption_by_letter" else "not run"
     assert known in " ".join(words)
