@@ -161,7 +161,12 @@ class Experiment:
         return key if spec.trained else json_key([key, spec.made])
 
     def train(self, specs: Sequence[RunSpec], description: str = "train") -> pd.DataFrame:
-        """Train what is not trained yet; returns the training curves, one row per logged step."""
+        """Train what is not trained yet and of which no rows are kept; returns the training curves, one row per logged
+        step."""
+        from sae_lib.study.rows import restore, rows_folder  # rows hold scores, which are of trained SAEs
+
+        if ranks.rank() == 0:
+            restore(self, specs, rows_folder(self))
         store_key = self.store_key
         self._train(specs, description, weights=False)
         frames = []

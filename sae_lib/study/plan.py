@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from sae_lib.data.model_loading import ITEM
 from sae_lib.profiles.runs import plan_runs
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import free_bytes, nearest_folder, read_json, used_bytes
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 GB = 1e9
 FLOAT = 4  # bytes of float32, as of a token id
-ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 ROW_INDEX = 6  # context (int32) and position (uint16) of a row of the store
 # Measured: what is small of one SAE and of one run; a process with everything imported; one more; a GPU's context.
 RECORDS_OF_AN_SAE, RECORDS_OF_A_RUN = 33e3, 5.5e6

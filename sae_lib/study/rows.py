@@ -2,9 +2,9 @@
 
 A study of many hours is made in many sittings, on more than one machine, and no sitting has the weights of the one
 before. What a run gave is small: its `run.json`, its training curves, and every score with its key. It stands in
-`figures/<profile>/rows/<run>.json.gz`. `restore` lays these files out in the run's folder again, if its scores have the
-keys that they would get now. Such a run counts as trained; whoever needs its weights trains it once more
-(`Experiment.need_weights`).
+`figures/<profile>/rows/<run>.json.gz`. Whoever asks for an SAE to be trained (`Experiment.train`) has these files laid
+out in the run's folder again, if its scores have the keys that they would get now. Such a run counts as trained;
+whoever needs its weights trains it once more (`Experiment.need_weights`).
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ def scores_of(spec: RunSpec) -> tuple[str, ...]:
     return tuple(with_needs(ABLATION_SCORES if spec.group in ABLATION_GROUPS else tuple(SCORES)))
 
 
-def is_known(experiment: Experiment, spec: RunSpec, keys: Mapping[str, str]) -> bool:
-    """Whether a run folder has everything that is shown of an SAE."""
-    run = experiment.run_folder(spec, experiment.store_key)
+def rows_folder(experiment: Experiment) -> Path:
+    """Where the rows of a profile are kept."""
+    return experiment.paths.figures / "rows"
+
+
+def is_known(run: Path, spec: RunSpec, keys: Mapping[str, str]) -> bool:
+    """Whether the run folder of an SAE has everything that is shown of it."""
     return (run / "run.json").is_file() and all(stored(run, name, keys[name]) is not None for name in scores_of(spec))
 
 
@@ -45,7 +49,7 @@ def keep(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> int:
     keys, store_key, new = score_keys(experiment), experiment.store_key, 0
     for spec in specs:
         run = experiment.run_folder(spec, store_key)
-        if not is_known(experiment, spec, keys):
+        if not is_known(run, spec, keys):
             continue
         scores = {name: found for name, key in keys.items() if (found := stored(run, name, key)) is not None}
         if (run / f"{CALIBRATION}.json").is_file():
@@ -68,6 +72,13 @@ def restore(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> i
 
     Raises ArtifactError when a file of rows cannot be read.
     """
+    if not folder.is_dir():
+        return 0
+    with experiment.writing():
+        return _restore(experiment, specs, folder)
+
+
+def _restore(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> int:
     keys, store_key, restored = score_keys(experiment), experiment.store_key, 0
     for spec in specs:
         run = experiment.run_folder(spec, store_key)

@@ -22,7 +22,7 @@ from sae_lib.report.figures.write import FIGURES, write_figure
 from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES, make_table, write_table
 from sae_lib.study.experiment import Experiment
-from sae_lib.study.rows import is_known, keep, restore, scores_of
+from sae_lib.study.rows import is_known, keep, restore, rows_folder, scores_of
 from sae_lib.study.scoring import Evaluation, evaluate, score_inputs, score_keys
 from sae_lib.study.show import probe_letters
 from sae_lib.util.errors import ArtifactError
@@ -74,8 +74,9 @@ def sit(experiment: Experiment, hours: float) -> bool:
     finished = False
     for what, specs in steps(experiment.profile, experiment.calibrate):
         restore(experiment, specs, folder)
-        keys = score_keys(experiment)
-        todo = [spec for spec in specs if not is_known(experiment, spec, keys)]
+        keys, store_key = score_keys(experiment), experiment.store_key
+        runs = {spec: experiment.run_folder(spec, store_key) for spec in specs}
+        todo = [spec for spec in specs if not is_known(runs[spec], spec, keys)]
         while todo and time.monotonic() < until:
             chunk, todo = todo[: experiment.workers], todo[experiment.workers :]
             tqdm.write(f"{time.strftime('%H:%M')} {what}: {len(specs) - len(todo) - len(chunk)} of {len(specs)} done")
@@ -84,18 +85,13 @@ def sit(experiment: Experiment, hours: float) -> bool:
                 experiment.calibration_l0(chunk)
             evaluate(experiment, chunk, scores_of(chunk[0]))
             keep(experiment, chunk, folder)
-        known += [spec for spec in specs if is_known(experiment, spec, keys)]
+        known += [spec for spec in specs if is_known(runs[spec], spec, keys)]
         if todo:
             break
     else:
         finished = True
     publish(experiment, list(dict.fromkeys(known)))
     return finished
-
-
-def rows_folder(experiment: Experiment) -> Path:
-    """Where the rows of a profile are kept."""
-    return experiment.paths.figures / "rows"
 
 
 def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:

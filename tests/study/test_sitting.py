@@ -14,8 +14,8 @@ from sae_lib.profiles.profile import load_profile
 from sae_lib.profiles.runs import Calibration, plan_runs
 from sae_lib.study import scoring, sitting
 from sae_lib.study.experiment import Experiment
-from sae_lib.study.rows import keep, restore
-from sae_lib.study.sitting import rows_folder, sit, steps
+from sae_lib.study.rows import keep, restore, rows_folder
+from sae_lib.study.sitting import sit, steps
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.errors import ArtifactError
 from tests.study.test_stages import write_profile
@@ -30,11 +30,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def profile(folder):
-    """Two methods of the main table, one of them with a coefficient to find, and no ablations."""
+    """Methods of the main table that are told their L0, have a coefficient to find, and follow what another's sweep
+    gives; no ablations."""
     path = write_profile(folder, "sitting", workers=1)
     content = yaml.safe_load(path.read_text())
     content["methods"] = {"topk": content["methods"]["topk"]}
-    content["sweep"]["coefficients"] = {"standard": [0.01, 1.0]}
+    content["sweep"]["coefficients"] = {name: [0.01, 1.0] for name in ("atm", "dropout", "standard")}
     content["sweep"] |= {"levels": [4, 16], "seeds": [7]}
     content |= {"as_written": {"paper_standard": {}}, "controls": ["permuted"]}
     path.write_text(yaml.safe_dump(content))
@@ -51,7 +52,8 @@ def experiment(profile, folder, monkeypatch):
 def test_the_order_begins_with_what_needs_no_sweep(profile):
     plan = list(steps(load_profile(profile), lambda: KNOWN))
     assert [spec.method for spec in plan[0].specs] == ["topk", "untrained", "permuted"]
-    assert [step.what for step in plan[1:4]] == ["coefficients as written", "sweep of standard", "main table, seed 42"]
+    swept = [f"sweep of {method}" for method in ("atm", "standard", "dropout")]
+    assert [step.what for step in plan[1:6]] == ["coefficients as written", *swept, "main table, seed 42"]
     named = {(s.group, s.method, s.label, s.seed) for step in plan for s in step.specs}
     assert named == {(s.group, s.method, s.label, s.seed) for s in plan_runs(load_profile(profile), KNOWN)}
 
@@ -62,7 +64,7 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
     folder = experiment.paths.figures
     first = pd.read_parquet(folder / "results" / "evaluation_main.parquet")
     table = (folder / "table_main.md").read_text()
-    assert set(first["method"]) == {"topk", "untrained", "permuted", "standard", "paper_standard"}
+    assert set(first["method"]) == {"topk", "untrained", "permuted", "standard", "atm", "dropout", "paper_standard"}
     assert len(list(rows_folder(experiment).glob("*.json.gz"))) == first["run"].nunique()
     before = {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()}
 
