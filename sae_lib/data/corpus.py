@@ -2,17 +2,19 @@
 
 - `documentation`: the packaged corpus (`documentation.py`), no download;
 - `hub`: a dataset of the Hugging Face hub, streamed, pinned to a revision; `datasets` tries each read many times;
-- `files`: local .jsonl, .parquet or .txt files.
+- `files`: local .jsonl, .json, .parquet or .txt files; text may be packed (.gz, .xz, .bz2, .zst).
 
 Whoever reads text reads it here: a row is a dictionary, and `Texts` says what its text is.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -184,16 +186,22 @@ def _rows_of(file: Path) -> Iterator[Any]:
 
 def _type(file: Path) -> str:
     """data.jsonl.zst is a .jsonl file."""
-    return (file.with_suffix("") if file.suffix in (".zst", ".gz") else file).suffix
+    return (file.with_suffix("") if file.suffix in PACKED else file).suffix
+
+
+def _zstandard(file: Path, mode: str) -> Any:
+    import zstandard
+
+    return zstandard.ZstdDecompressor().stream_reader(file.open(mode), read_across_frames=True)
+
+
+# How a file that is packed is opened, by the last part of its name.
+PACKED = {".zst": _zstandard, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 
 def _opened(file: Path) -> io.TextIOWrapper:
-    content: Any = gzip.open(file) if file.suffix == ".gz" else file.open("rb")  # noqa: SIM115 (closed by the caller)
-    if file.suffix == ".zst":
-        import zstandard
-
-        content = zstandard.ZstdDecompressor().stream_reader(content, read_across_frames=True)
-    return io.TextIOWrapper(io.BufferedReader(content), encoding="utf-8-sig")
+    opener: Any = PACKED.get(file.suffix, open)
+    return io.TextIOWrapper(io.BufferedReader(opener(file, "rb")), encoding="utf-8-sig")
 
 
 def _documentation_rows(config: CorpusConfig, cache: Path | None) -> Iterator[Row]:
