@@ -11,7 +11,8 @@ from scipy import stats
 
 from sae_lib.report.results import l0_is_matched
 from sae_lib.report.statistics import holm, p_value, pair_values, t_interval
-from sae_lib.report.tables.sweep import Curve, gap_between, sweep_table
+from sae_lib.report.tables.literature import PUBLISHED, literature_table
+from sae_lib.report.tables.sweep import Curve, equal_ev_table, gap_between, sweep_table
 from tests.report import synthetic
 
 
@@ -141,3 +142,25 @@ def test_pairs_of_seeds_by_the_jackknife() -> None:
 def test_matched_l0() -> None:
     assert l0_is_matched([32.1, 40, 50]) and not l0_is_matched([32, 40, 50.1]) and not l0_is_matched([math.nan])
     assert l0_is_matched(np.array([40.0]))
+
+
+def test_equal_explained_variance_by_hand() -> None:
+    """TopK explains .7 at L0 10 and .9 at 1000: .8, the main level's, at 100. ATM stays below."""
+    told = rows("topk", ("k=10", 10.0, [0.7]), ("main", 100.0, [0.8, 0.8]), ("k=1000", 1000.0, [0.9]))
+    atm = rows("atm", ("a", 10.0, [0.2]), ("b", 100.0, [0.3]))
+    table = pd.concat([told, atm]).rename(columns={"y": "explained_variance"})
+    table["absorption_full"] = np.where(table["l0"] < 50, 0.5, 0.3)
+    shown = equal_ev_table(table, ("absorption_full",)).shown.set_index("method")
+    assert shown.loc["TopK", "L0 –"] == "100.0" and shown.loc["ATM", "L0 –"] == "–"
+    assert shown.loc["TopK", "absorption, full ↓"].startswith("0.300") and shown.iloc[1, 1] == "–"
+
+
+def test_the_literatures_order_is_counted() -> None:
+    """The published values agree with themselves in all pairs; upside down, in none."""
+    for sign, counts in ((1, ("12 of 12", "18 of 18")), (-1, ("0 of 12", "0 of 18"))):
+        parts = [
+            rows(method, *((f"k={l0:g}", l0, [sign * value]) for l0, value in of_l0.items()))
+            for method, of_l0 in PUBLISHED.items()
+        ]
+        caption = literature_table(pd.concat(parts).rename(columns={"y": "absorption_full"})).caption
+        assert all(f"{count} of " in caption for count in counts)

@@ -207,6 +207,47 @@ def sweep_table(
     return Table(pd.DataFrame(lines).fillna("–"), pd.DataFrame(data), caption)
 
 
+def equal_ev_table(
+    evaluation: pd.DataFrame, metrics: Sequence[str] = ("absorption_fraction", "absorption_full", "probing_k1")
+) -> Table:
+    """Every method where it explains equally much: at that variance, its L0 and its metrics there. A method that
+    absorbs little at matched L0 because it explains little has nowhere to hide here.
+
+    The explained variance is the median of the methods' at the main level; a method's L0 there is read off its curve,
+    linear between levels, and the metrics' intervals are those of their curves at that L0.
+    """
+    explained = curves(evaluation, "explained_variance")
+    mains = [curve.main.mean for curve in explained.values() if curve.main]
+    target = float(np.median(mains)) if mains else math.nan
+    lines, data = [], []
+    for method, curve in explained.items():
+        l0 = _l0_at(curve, target)
+        line = {"method": method_name(method), METRICS["l0"].header: f"{l0:.1f}" if math.isfinite(l0) else "–"}
+        for metric in (metric for metric in metrics if metric in evaluation):
+            of_method = curves(evaluation, metric)
+            estimate = of_method[method].at(l0) if method in of_method and math.isfinite(l0) else None
+            found = estimate.interval if estimate else t_interval([])
+            line[METRICS[metric].header] = range_cell(found, METRICS[metric].decimals)
+            data.append({"row": method_name(method), "explained_variance": target, "l0": l0, "metric": metric,
+                         **found._asdict()})  # fmt: skip
+        lines.append(line)
+    caption = (
+        f"Methods at equal explained variance, {target:.3f}, the median of the methods of the main table: the L0 that "
+        "each needs for it, and its metrics there, mean [95 % t interval over seeds]. – it does not reach it within "
+        "its levels. ↑ higher is better, ↓ lower is better."
+    )
+    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
+
+
+def _l0_at(curve: Curve, value: float) -> float:
+    """The smallest L0 at which a curve meets `value`; NaN where it does not."""
+    x, y = np.array([(level.log_l0, level.mean - value) for level in curve.levels]).T
+    for i in range(len(x) - 1):
+        if y[i] * y[i + 1] <= 0 and y[i] != y[i + 1]:
+            return float(np.exp(x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1])))
+    return math.nan
+
+
 def _read_off(of_method: dict[str, Curve], l0: float, method: str) -> tuple[Interval, Gap]:
     """A method's value at an L0, and its difference from the baseline's."""
     estimate = of_method[method].at(l0)

@@ -15,6 +15,7 @@ from sae_lib.profiles.profile import Profile
 from sae_lib.report.results import Results
 from sae_lib.report.tables.ablations import atm_table, factorial_table, sensitivity_table, sequence_table
 from sae_lib.report.tables.controls import controls_table, null_table
+from sae_lib.report.tables.literature import literature_table
 from sae_lib.report.tables.main import (
     as_written_table,
     context_table,
@@ -27,7 +28,7 @@ from sae_lib.report.tables.main import (
     stability_table,
 )
 from sae_lib.report.tables.rows import Table
-from sae_lib.report.tables.sweep import sweep_table
+from sae_lib.report.tables.sweep import equal_ev_table, sweep_table
 from sae_lib.util.files import atomic_write
 
 # File in the figures folder, without its ending -> the function that makes it, and what it reads (`Results.inputs`).
@@ -45,6 +46,8 @@ TABLES: dict[str, tuple[Callable[..., Table], tuple[str, ...]]] = {
     "table_stability": (stability_table, ("evaluation", "seed_stability")),
     "table_contexts": (context_table, ("evaluation",)),
     "table_sweep": (sweep_table, ("evaluation", "compare_at")),
+    "table_equal_ev": (equal_ev_table, ("evaluation",)),
+    "table_literature": (literature_table, ("evaluation",)),
     "table_controls": (controls_table, ("evaluation", "seed_stability")),
     "table_null": (null_table, ("evaluation",)),
     "table_letters": (letters_table, ("letters", "probe")),
