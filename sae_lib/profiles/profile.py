@@ -278,7 +278,8 @@ def _content(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     beside = path.parent / base
     below = _file(beside if beside.suffix in (".yaml", ".yml") and beside.is_file() else base)
     content = merged(_content(below, (*extending, here)), content)
-    for section in ("methods", "as_written"):
-        if isinstance(content.get(section), dict):
-            content[section] = {name: values for name, values in content[section].items() if values is not None}
+    sweep = content.get("sweep")
+    for owner, section in ((content, "methods"), (content, "as_written"), (sweep, "coefficients")):
+        if isinstance(owner, dict) and isinstance(owner.get(section), dict):
+            owner[section] = {name: values for name, values in owner[section].items() if values is not None}
     return content

@@ -313,11 +313,15 @@ def extending(folder, text: str, name: str = "mine.yaml"):
 
 
 def test_a_profile_says_only_what_differs_from_the_one_it_extends(tmp_path):
-    file = extending(tmp_path, "extends: pocket\nname: mine\ntraining: {d_sae: 512}\nas_written: {topk: null}\n")
+    file = extending(
+        tmp_path,
+        "extends: pocket\nname: mine\ntraining: {d_sae: 512}\nas_written: {topk: null}\n"
+        "methods: {gated: null}\nsweep: {coefficients: {gated: null}}\n",
+    )
     mine, pocket = load_profile(file), load_profile("pocket")
     assert (mine.name, mine.training.d_sae, mine.training.steps) == ("mine", 512, pocket.training.steps)
     assert set(mine.as_written) == set(pocket.as_written) - {"topk"}
-    assert mine.corpus == pocket.corpus and mine.methods == pocket.methods
+    assert mine.corpus == pocket.corpus and set(mine.main_methods) == set(pocket.main_methods) - {"gated"}
 
 
 def test_a_profile_extends_a_file_beside_it_which_may_extend_another(tmp_path):

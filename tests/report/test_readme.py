@@ -25,7 +25,7 @@ def test_files_that_the_readme_links_to_exist():
     assert links and not [link for link in links if not (ROOT / link).exists()]
 
 
-@pytest.mark.parametrize("name", ["smoke", "pocket", "smollm2", "pythia-70m", "gpt2", "gemma-2-2b"])
+@pytest.mark.parametrize("name", ["smoke", "pocket", "smollm2", "smollm2-hour", "pythia-70m", "gpt2", "gemma-2-2b"])
 def test_the_number_of_saes_at_each_scale(name: str):
     text = (ROOT / "README.md").read_text(encoding="utf8")
     (row,) = re.findall(rf"^\| `{re.escape(name)}`.*$", text, re.MULTILINE)
