@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from sae_lib.autoencoders.config import sae_config
-from sae_lib.mechanisms import methods
 from sae_lib.profiles.profile import PROFILES, Profile, load_profile
 from sae_lib.training.recipes import merged, method_recipe
 from sae_lib.util.errors import ArtifactError
@@ -65,9 +64,9 @@ def test_each_shipped_profile_loads(name):
     profile = load_profile(name)
     assert profile.name == name and profile.description
     assert profile.data.batch_tokens % profile.data.window == 0
-    for method in methods("main", "as written"):
+    for method in profile.main_methods:
         assert profile.sae_config(method).d_sae == profile.training.d_sae
-    for method in ("topk", "batchtopk", "jumprelu"):
+    for method in {"topk", "batchtopk", "jumprelu"} & {*profile.main_methods}:
         config = profile.sae_config(method)
         assert config.get("k") or config.get("target_l0"), "the sparsity of the main table is set"
     for method, overrides in profile.as_written.items():
