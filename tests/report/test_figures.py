@@ -8,13 +8,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from sae_lib.profiles.profile import load_profile
 from sae_lib.report.figures.absorption import absorption_picture, letters_figure
-from sae_lib.report.figures.style import look, save_figure
+from sae_lib.report.figures.explaining import mechanism_figure
+from sae_lib.report.figures.style import look, save_figure, set_style
 from sae_lib.report.figures.sweep import pareto_figure
 from sae_lib.report.figures.training import ablation_effects, key_metrics, training_curves
+from sae_lib.report.figures.write import write_figure
 from sae_lib.report.names import MAIN_METHODS, METHODS
 from sae_lib.report.results import Results
 from sae_lib.util.errors import ArtifactError
@@ -178,3 +182,20 @@ def test_poor_results(results: Results, tmp_path: Path) -> None:
             draw(table.iloc[:0])
     with pytest.raises(ArtifactError, match="no rows"):
         absorption_picture(results.toy.iloc[:0], results.toy_summary)
+
+
+def test_a_figure_looks_the_same_whoever_draws_it(results: Results, tmp_path: Path) -> None:
+    """`make study` draws outside of a notebook, where nobody has set the style."""
+    profile = load_profile("smoke")
+    with rc_context():
+        set_style()
+        styled = [path.read_bytes() for path in write_figure("pareto", results, profile, tmp_path / "a")]
+    with rc_context({"figure.constrained_layout.use": False, "font.size": 20}):
+        plain = [path.read_bytes() for path in write_figure("pareto", results, profile, tmp_path / "b")]
+    assert styled == plain
+
+
+def test_nothing_is_drawn_of_mechanisms_that_nobody_has(results: Results) -> None:
+    history = results.history[results.history["method"] == "topk"].drop(columns=["alpha_saturated"], errors="ignore")
+    with pytest.raises(ArtifactError, match="mechanism"):
+        mechanism_figure(history.drop(columns=["mask_rate", "resampled"], errors="ignore"))

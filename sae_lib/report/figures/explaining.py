@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from sae_lib.report.figures.style import FULL_WIDTH, GREY, look, panel, small_panels
 from sae_lib.report.names import MAIN_METHODS, in_order, method_name
 from sae_lib.report.results import rows_of
+from sae_lib.util.errors import ArtifactError
 
 LATENTS_SHOWN = 24
 
@@ -83,13 +84,17 @@ def probe_figure(letters: pd.DataFrame, least: float) -> tuple[Figure, pd.DataFr
 
 def mechanism_figure(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """What the papers' mechanisms do during training: (a) how often alpha (Eq. 4) is saturated, (b) the share of
-    latents that is masked, (c) how many latents have been resampled so far; mean over seeds."""
+    latents that is masked, (c) how many latents have been resampled so far; mean over seeds.
+
+    Raises ArtifactError when no SAE has any of them."""
     rows = rows_of(history, "main", "as_written")
     quantities = {
         "alpha_saturated": ("share of steps with α near 0 or 1", "temporal penalty"),
         "mask_rate": ("share of latents masked", "masking"),
         "resampled": ("latents resampled so far", "resampling"),
     }
+    if not any(column in rows and rows[column].notna().any() for column in quantities):
+        raise ArtifactError("history: none of these SAEs has a mechanism; train TemporalSAE or ATM first")
     fig, axes = plt.subplots(1, 3, figsize=(FULL_WIDTH, 2.3), sharex=True)
     data = []
     for ax, letter, (column, (label, title)) in zip(axes, "abc", quantities.items(), strict=True):

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.figures.absorption import absorption_picture, letters_figure, planted_figure
 from sae_lib.report.figures.explaining import density_figure, mechanism_figure, probe_figure
 from sae_lib.report.figures.stability import stability_figure
-from sae_lib.report.figures.style import save_figure
+from sae_lib.report.figures.style import save_figure, set_style
 from sae_lib.report.figures.sweep import pareto_figure
 from sae_lib.report.figures.toy import toy_importance_figure, toy_matched_figure, toy_rho_figure, toy_sweep_figure
 from sae_lib.report.figures.training import ablation_effects, key_metrics, training_curves
@@ -42,5 +43,7 @@ def write_figure(name: str, results: Results, profile: Profile, folder: Path | s
     """Draw a figure of `FIGURES` and save it in `folder`; the paths of its PDF, PNG and CSV."""
     draw, reads = FIGURES[name]
     inputs = results.inputs(profile)
-    fig, data = draw(*(inputs[each] for each in reads))
-    return save_figure(fig, name, data, folder)
+    with rc_context():
+        set_style()
+        fig, data = draw(*(inputs[each] for each in reads))
+        return save_figure(fig, name, data, folder)
