@@ -183,8 +183,7 @@ def _verify(options: Options) -> int:
     from sae_lib.util.paths import Paths, verdicts_file
 
     profile = load_profile(options.profile)
-    paths = Paths(profile.name)
-    results = paths.results if paths.results.is_dir() else paths.figures / "results"  # of this machine, or committed
+    results = Paths(profile.name).known_results
     return int(verify(profile, results, verdicts_file(profile.name), long=options.long))
 
 
@@ -208,7 +207,7 @@ def _accept(options: Options) -> int:
 
     profile = load_profile(options.profile)
     file = verdicts_file(profile.name)
-    write_verdicts(evaluate_claims(profile, Results.load(Paths(profile.name).results)), profile, file)
+    write_verdicts(evaluate_claims(profile, Results.load(Paths(profile.name).known_results)), profile, file)
     print(f"wrote {shown(file)}; commit it with the results it stands for")
     return 0
 

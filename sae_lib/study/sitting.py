@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from sae_lib.profiles.profile import Profile
 from sae_lib.profiles.runs import ABLATION_GROUPS, MAIN_GROUPS, Calibration, RunSpec, plan_runs, sweep_runs
+from sae_lib.report.claims.ledger import evaluate_claims, write_claims
 from sae_lib.report.figures.write import FIGURES, write_figure
 from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES, make_table, write_table
@@ -95,7 +96,7 @@ def sit(experiment: Experiment, hours: float) -> bool:
 
 
 def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
-    """Write results, tables and figures of those SAEs; a table or figure that lacks rows is left out."""
+    """Write results, tables, figures and the ledger of those SAEs; a table or figure that lacks rows is left out."""
     folder, files = experiment.paths.figures, []
     for part, groups in (("main", MAIN_GROUPS), ("ablations", ABLATION_GROUPS)):
         of_part = [spec for spec in specs if spec.group in groups]
@@ -117,7 +118,8 @@ def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
             files += write_figure(name, results, experiment.profile, folder)
         except (ArtifactError, ValueError, KeyError, IndexError) as error:
             tqdm.write(f"{name}: not drawn, {error}")
-    return files
+    evaluated = evaluate_claims(experiment.profile, results)
+    return [*files, *write_claims(evaluated, experiment.profile, folder)]
 
 
 def _tables(found: Evaluation, history: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -84,6 +84,11 @@ class Paths:
         return self.root / "results"
 
     @property
+    def known_results(self) -> Path:
+        """The tables of the last run here, or else those committed with the figures."""
+        return self.results if any(self.results.glob("*.parquet")) else self.figures / "results"
+
+    @property
     def notebooks(self) -> Path:
         """Executed copies of the notebooks that finished."""
         return self.root / "notebooks"
