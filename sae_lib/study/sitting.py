@@ -47,7 +47,8 @@ def steps(profile: Profile, calibrate: Callable[[], Calibration]) -> Iterator[St
     def of(groups: Sequence[str], seed: int | None, known: Calibration | None = None) -> list[RunSpec]:
         return [spec for spec in plan_runs(profile, known, groups) if seed in (None, spec.seed)]
 
-    yield Step("told their L0, and controls", [s for s in of(table, seeds[0]) if s.method not in swept])
+    told = [spec for spec in of(table, seeds[0]) if spec.method not in swept]
+    yield Step("told their L0, and controls", sorted(told, key=lambda spec: not spec.trained))  # pairs that train
     yield Step("coefficients as written", of(("as_written",), seeds[0]))
     for method in swept:
         if method != "dropout":  # it masks as much as ATM turns out to
