@@ -1,4 +1,4 @@
-"""The paper: one prose template, filled from the results, as `paper.pdf` and as a self-contained `paper.html`.
+"""The paper: `paper.typ`, filled in from the results, as `paper.pdf` and as a self-contained `paper.html`.
 
 Typst sets both, from its wheel: no TeX, no network, its own fonts. Nothing in it depends on the day or the machine, so
 the same results give the same bytes.
@@ -7,44 +7,28 @@ the same results give the same bytes.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import pandas as pd
 import typst
-import yaml
 
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.claims.file import load_claims
 from sae_lib.report.claims.ledger import evaluate_claims
-from sae_lib.report.claims.links import evidence_links, notebook_cells
-from sae_lib.report.paper.facts import made_from, sentences
-from sae_lib.report.paper.template import PROSE, rendered
-from sae_lib.report.paper.values import quantities
+from sae_lib.report.paper.facts import facts, filled, made_from
 from sae_lib.report.results import Results
-from sae_lib.report.tables.write import TABLES, make_table
+from sae_lib.report.tables.write import make_table
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write
 
 HERE = Path(__file__).parent
-TITLE = "Does time reduce feature absorption? TemporalSAE and ATM, reproduced"
-# Figures of the paper, with what a reader who cannot see them is told.
-FIGURES = {
-    "absorption_picture": "Heat maps of activations and decoder cosines on toy data, by method",
-    "toy_matched": "Absorption, entanglement, reconstruction and sparsity of every method on toy data",
-    "toy_rho": "The same four quantities against the persistence of features",
-    "toy_importance": "The same four quantities with parts of ATM's importance dropped",
-    "pareto": "Absorption, explained variance, CE score and sparse probing against L0, by method",
-    "ablation_effects": "Main effects with intervals",
-    "stability": "Stability across seeds, contexts and tokens, by method",
-    "training_curves": "Losses and explained variance over training, by method",
-    "absorption_by_letter": "Absorption by letter and method",
-}
-# Names of rows up to this length stay on one line.
-_SHORT = 24
+PROSE = HERE / "paper.typ"
 # Html export is young, so Typst warns of it; page settings are for the PDF alone.
 _EXPECTED = ("html export is under active development", "page set rule was ignored during HTML export")
 
@@ -62,36 +46,31 @@ def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = 
         The two paths.
 
     Raises:
-        ArtifactError: no results; a number typed into the prose; markup that Typst refuses.
+        ArtifactError: no results; an unknown name in the prose; markup that Typst refuses.
     """
     figures, out = Path(figures), Path(out if out is not None else figures)
     results = Results.load(figures / "results")
     if results.evaluation.empty:
         raise ArtifactError(f"paper: no evaluated SAEs in {figures / 'results'}; run notebooks 01 to 05 first")
-    entries, cells = load_claims(), notebook_cells()
-    claims: list[dict[str, Any]] = evaluate_claims(profile, results, entries).to_dict("records")
-    for claim, entry in zip(claims, entries, strict=True):
-        claim["links"] = [list(link) for link in evidence_links(entry.shown, cells)]
-    references = yaml.safe_load((HERE / "references.yaml").read_text(encoding="utf8"))
-    names = quantities(results) | sentences(profile, results, claims, entries)
-    prose = rendered(PROSE.read_text(encoding="utf8"), names | {"references": references, "title": TITLE})
+    prose, entries = PROSE.read_text(encoding="utf8"), load_claims()
+    evaluated = evaluate_claims(profile, results, entries)
+    drawn = [figures / name for name in named(prose, "fig") if all((figures / f"{name}.{e}").is_file() for e in ENDS)]
     data: dict[str, Any] = {
-        "tables": _tables(profile, results),
-        "claims": claims,
+        "tables": _tables(named(prose, "tab"), profile, results),
+        "claims": [_line(claim) for claim in evaluated.to_dict("records")],
         "facts": made_from(profile, figures / "results"),
-        "figures": {
-            name: alt for name, alt in FIGURES.items() if all(path.is_file() for path in _files(figures, name))
-        },
+        "figures": [path.name for path in drawn],
     }
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "main.typ").write_text(prose, encoding="utf8")
-        shutil.copy(HERE / "style.typ", root)
-        for name, content in data.items():
-            (root / f"{name}.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf8")
-        for name in data["figures"]:
-            for path in _files(figures, name):
-                shutil.copy(path, root)
+        (root / "main.typ").write_text(filled(prose, facts(profile, results, evaluated, entries)), encoding="utf8")
+        (root / "data.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf8")
+        for path in (
+            HERE / "style.typ",
+            HERE / "references.bib",
+            *(f.with_suffix(f".{e}") for f in drawn for e in ENDS),
+        ):
+            shutil.copy(path, root)
         css = (HERE / "paper.css").read_text(encoding="utf8")
         page = _compiled(root, "html").decode("utf8").replace("</head>", f"<style>{css}</style></head>", 1)
         made = {out / "paper.pdf": _compiled(root, "pdf"), out / "paper.html": page.encode("utf8")}
@@ -101,9 +80,13 @@ def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = 
     return list(made)
 
 
-def _files(figures: Path, name: str) -> list[Path]:
-    """A figure for the PDF and for the page."""
-    return [figures / f"{name}.pdf", figures / f"{name}.png"]
+# A figure for the PDF and for the page.
+ENDS = ("pdf", "png")
+
+
+def named(prose: str, kind: Literal["fig", "tab"]) -> list[str]:
+    """The figures or tables that the prose shows."""
+    return re.findall(rf'#{kind}\("(\w+)"', prose)
 
 
 def _compiled(root: Path, output: Literal["pdf", "html"]) -> bytes:
@@ -118,16 +101,24 @@ def _compiled(root: Path, output: Literal["pdf", "html"]) -> bytes:
     return cast(bytes, content)
 
 
-def _tables(profile: Profile, results: Results) -> dict[str, dict[str, Any]]:
-    """Name -> columns and rows, as shown, of every table that the results allow."""
+def _line(claim: dict[str, Any]) -> dict[str, str]:
+    """A claim as a line of the ledger: the number that decided comes without the sentence around it."""
+    apart = {"setting": " (a setting)"}.get(claim["about"], f" (= {claim['same_as']})" if claim["same_as"] else "")
+    decided = re.split(r" \(n = |[;:]", claim["number"])[0].replace("-", "−")
+    kept = {name: claim[name] for name in ("id", "verdict", "at_this_scale", "ground_truth")}
+    return kept | {"short": claim["short"] + apart, "number": textwrap.shorten(decided, 44, placeholder=" …")}
+
+
+def _tables(names: list[str], profile: Profile, results: Results) -> dict[str, dict[str, Any]]:
+    """Name -> columns and rows, as shown, of those tables that the results allow."""
     made = {}
-    for name in TABLES:
+    for name in names:
         try:
-            frame = make_table(name, results, profile).shown
+            frame = make_table(f"table_{name}", results, profile).shown
         except ArtifactError:  # no rows: the paper says so where the table would stand
             continue
         if len(frame):
-            made[name.removeprefix("table_")] = as_shown(frame)
+            made[name] = as_shown(frame)
     return made
 
 
@@ -135,15 +126,13 @@ def as_shown(frame: pd.DataFrame) -> dict[str, Any]:
     """Columns and rows, with what is the same in every row apart, true minus signs, and numbers that do not break."""
     text = frame.astype(str)
     first, *others = text.columns
-    values = {column: set(text[column]) - {"–"} for column in others}
-    constant = {column: value.pop() for column, value in values.items() if len(value) == 1 and len(text) > 1}
+    text = text[(text[others] != "–").any(axis=1)]
+    values = {column: sorted({*text[column]} - {"–"}) for column in others}
+    constant = {column: value for column, value in values.items() if len(text) > 1 and len(value) < 2}
     shown = text.drop(columns=list(constant))
     for column in shown.columns[1:]:
-        for typed, printed in (("-", "−"), (" ± ", "\u00a0±\u00a0"), (", ", ",\u00a0"), ("] *", "]\u00a0*")):
-            shown[column] = shown[column].str.replace(typed, printed, regex=False)
-    short = shown[first].str.len() <= _SHORT
-    shown.loc[short, first] = shown.loc[short, first].str.replace(" ", "\u00a0")
-    if text[first].duplicated().any():  # rows in groups: the group is named once
-        shown[first] = text[first].mask(text[first].duplicated(), "")
-    same = ", ".join(f"{column.rstrip(' –↑↓')} {value}" for column, value in constant.items())
+        for typed, printed in ((r"-(?=\d)", "−"), (" ± ", "\u00a0±\u00a0"), (r"(?<=\d), ", ",\u00a0")):
+            shown[column] = shown[column].str.replace(typed, printed, regex=True)
+    shown[first] = shown[first].mask(text[first].duplicated(), "")  # rows in groups: the group is named once
+    same = ", ".join(f"{column.rstrip(' –↑↓')} {value[0]}" for column, value in constant.items() if value)
     return {"columns": list(shown.columns), "rows": shown.to_numpy().tolist(), "same": same}

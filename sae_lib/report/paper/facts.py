@@ -1,14 +1,21 @@
-"""What the paper says about itself: its counts and verdicts, what it was made from, and the settings it names."""
+"""What the paper's prose can name, and how the prose is filled in.
+
+`{{ atm.absorption_fraction }}` is a mean over seeds with its standard deviation, `{{ atm.l0 - topk.l0 }}` a difference
+paired by seed with its interval, and the `word` of a difference says on which side of zero that lies. A sentence is
+written to stay true whatever the number or the word is. An unknown name is refused.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
+from jinja2 import Environment, StrictUndefined, TemplateError
 
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.autoencoders.standard import PAPER
@@ -17,120 +24,174 @@ from sae_lib.mechanisms.resampling import ResamplingConfig
 from sae_lib.mechanisms.temporal_penalty import TemporalConfig
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.claims.file import Claim
-from sae_lib.report.claims.ledger import PAPERS_MODEL
-from sae_lib.report.claims.paper_checks import PAPER_CHECKS
-from sae_lib.report.claims.verdicts import INCONSISTENT, NOT_RUN, VERDICTS
-from sae_lib.report.names import MAIN_METHODS, METRICS, in_order, method_name
-from sae_lib.report.paper.template import listed
-from sae_lib.report.results import Results, toy_rows
-from sae_lib.report.statistics import CONFIDENCE
+from sae_lib.report.claims.ledger import PAPERS_MODEL, findings
+from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METHODS, METRICS, TOY_METHODS
+from sae_lib.report.results import Results, drop_effect, seeds_of, toy_rows
+from sae_lib.report.statistics import Interval, difference, main_effects, t_interval
+from sae_lib.report.tables.ablations import PAPER_RUNS
+from sae_lib.report.tables.controls import MEASURES, UNTRAINED, above, group_of, no_better
 from sae_lib.report.tables.main import profile_note
+from sae_lib.report.tables.rows import cell, range_cell
 from sae_lib.util.environment import locked_pins
+from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import file_sha256, read_json
 from sae_lib.util.paths import LOCK_FILE
 
-OWN = ("temporal_sae", "atm", "dropout")
+NOTHING = "not computed"
 # Beside the results: what notebook 05 knows of the run (`provenance`).
 PROVENANCE_FILE = "provenance.json"
 VERSIONS = ("torch", "transformers", "numpy", "scikit-learn", "pandas", "matplotlib", "typst")
-_LEVEL = 0.05
-_FEW_SEEDS = 3
+_SPECIAL = re.compile(r"([\\#$*_`<>@\[\]~=/\"'+-])")
 
 
-def sentences(profile: Profile, results: Results, claims: list[dict[str, Any]], entries: list[Claim]) -> dict[str, Any]:
-    """The names of the template that are no quantities: counts, published numbers, verdicts, lists of methods.
+@dataclass(frozen=True)
+class Change:
+    """A difference or an effect, with its interval over seeds: '−0.158 [−0.210, −0.107]'."""
 
-    `claims` are the evaluated `entries` of claims.yaml, one mapping each.
-    """
+    interval: Interval
+    metric: str
+
+    def __str__(self) -> str:
+        text = range_cell(self.interval, METRICS[self.metric].decimals, "+")
+        return text.replace("-", "−") if self.interval.n else NOTHING
+
+    @property
+    def word(self) -> str:
+        """To stand before 'that of ...'."""
+        if self.interval.n < 2:
+            return "not compared with"
+        return "below" if self.interval.high < 0 else "above" if self.interval.low > 0 else "not told apart from"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A metric of one set of SAEs by seed: '0.123 ± 0.004'."""
+
+    values: pd.Series
+    metric: str
+
+    def __str__(self) -> str:
+        text = cell(t_interval(self.values), METRICS[self.metric].decimals)
+        return text.replace("-", "−") if len(self.values) else NOTHING
+
+    def __sub__(self, other: Quantity) -> Change:
+        return Change(difference(self.values, other.values), self.metric)
+
+    @property
+    def mean(self) -> str:
+        return str(self).split(" ± ")[0]
+
+    @property
+    def percent(self) -> str:
+        return f"{100 * self.values.mean():.0f} %" if len(self.values) else NOTHING
+
+
+class Rows:
+    """A set of SAEs: `rows.l0` is what `find` gives for that metric."""
+
+    def __init__(self, find: Callable[[str], pd.Series | Interval]) -> None:
+        self._find = find
+
+    def __getitem__(self, metric: str) -> Quantity | Change:
+        if metric not in METRICS:
+            raise KeyError(metric)
+        found = self._find(metric)
+        return Change(found, metric) if isinstance(found, Interval) else Quantity(found, metric)
+
+
+def facts(profile: Profile, results: Results, evaluated: pd.DataFrame, entries: list[Claim]) -> dict[str, Any]:
+    """The names of the template. `evaluated` are the evaluated `entries` of claims.yaml."""
+
+    def group(name: str, methods: Any) -> dict[str, Rows]:
+        return {m: Rows(lambda metric, m=m: results.seeds(name or of.get(m, "main"), m, metric)) for m in methods}
+
+    of = {method: group_of(method) for method in (UNTRAINED, "permuted", "soft_frozen")}
+    evaluation, tree = results.evaluation, toy_rows(results.toy_summary, "matched", "tree")
+    factorial = evaluation[evaluation["group"] == "factorial"]
+    bare = factorial[~factorial.reindex(columns=[*MECHANISMS]).astype(bool).any(axis=1)]
+    parts = evaluation[evaluation["group"] == "atm_importance"]
     published = {claim.id: {number.name: number.value for number in claim.published} for claim in entries}
-    checks = {claim.id: claim.paper_check or "" for claim in entries}
-    answered = {claim["id"]: claim for claim in claims}
-    counted = [claim for claim in claims if not claim["same_as"] and claim["about"] != "setting"]
-    main = results.evaluation[results.evaluation["group"] == "main"]
-    baselines = [method_name(m) for m in in_order([*main["method"]]) if m in MAIN_METHODS and m not in OWN]
-    seeds = profile.training.seeds
-    swept = results.evaluation[results.evaluation["group"].isin(["main", "sweep"])]
-    toys = toy_rows(results.toy_summary, "sweep", "tree")
-    packaged = "the small Gemma-2 that is packaged with this artifact"
+    answered, counted = evaluated.set_index("id"), findings(evaluated)
+    known = [m for m in MEASURES if any(above(results, m, method, UNTRAINED).n > 1 for method in MAIN_METHODS)]
+    recipe, temporal = sae_config(PAPER | {"d_sae": profile.training.d_sae}), TemporalConfig()
     return {
+        **group("", METHODS),
         "profile": profile,
-        "note": _setting(profile),
-        "reader": packaged if profile.model.name == "pocket" else profile.model.name,
+        "note": profile_note(profile),
         "gemma": profile.model.name == PAPERS_MODEL,
-        "quick": len(seeds) < _FEW_SEEDS,
-        "not_run": NOT_RUN,
-        "confidence": f"{100 * CONFIDENCE:.0f}",
-        "seed_count": len(seeds),
-        "ablation_seed_count": len(profile.training.ablation_seeds),
-        "sae_count": results.evaluation["run"].nunique(),
+        "method_count": evaluation.loc[evaluation["group"] == "main", "method"].nunique(),
+        "sae_count": evaluation["run"].nunique(),
         "toy_count": len(results.toy_summary),
-        "listed_methods": listed(baselines),
-        "recipe": sae_config(PAPER | {"d_sae": profile.training.d_sae}),
-        "temporal": TemporalConfig(),
+        "as_written": group("as_written", METHODS),
+        "sequence": group("sequence", PAPER_RUNS),
+        "bare": Rows(lambda metric: seeds_of(bare, metric)),
+        "effect": {m: Rows(lambda c, m=m: main_effects(factorial, c, MECHANISMS)[m]) for m in MECHANISMS},
+        "without": {p: Rows(lambda metric, p=p: drop_effect(parts, metric, p)) for p in IMPORTANCE_PARTS},
+        "truth": {m: Rows(lambda c, m=m: seeds_of(tree[tree["method"] == m], c)) for m in (*METHODS, *TOY_METHODS)},
+        "order": _order(results.toy_summary),
+        "recipe": recipe,
+        "temporal": temporal,
         "resampling": ResamplingConfig(),
         "masking": MaskingConfig(),
-        "better": lambda metric: METRICS[metric].direction,
+        # The activation from which a lasting parent is dearer absorbed than not, Eq. 8, at alpha = 1.
+        "breakeven": f"{(2 - 2**0.5) * recipe.l1_coefficient / (4 * temporal.coefficient):.0f}",
         "published": lambda claim, name: str(published[claim][name]),
         "ratio": lambda claim, first, second: f"{published[claim][first] / published[claim][second]:.0f}",
-        "largest": lambda changes: max(changes, key=lambda change: abs(change.interval.mean)),
-        "claim_count": len(claims),
+        "decided": lambda claim: answered.loc[claim, "number"],
+        "here": lambda claim: answered.loc[claim, "at_this_scale"] or "not checked",
+        "on_truth": lambda claim: answered.loc[claim, "ground_truth"] or "not checked",
+        "claim_count": len(evaluated),
         "finding_count": len(counted),
-        "with_verdict": lambda verdict, column="verdict": [c["id"] for c in counted if c[column] == verdict],
-        "told_verdicts": lambda column: listed(_counts([c[column] for c in counted if c[column]])),
-        "here": lambda claim: answered[claim]["at_this_scale"],
-        "on_truth": lambda claim: answered[claim]["ground_truth"],
-        "contradictions": [
-            claim | {"recomputed": PAPER_CHECKS[checks[claim["id"]]](published[claim["id"]]).reason}
-            for claim in counted
-            if claim["verdict"] == INCONSISTENT
-        ],
-        "consistent": [c["id"] for c in counted if checks[c["id"]] and c["verdict"] != INCONSISTENT],
-        "rises_with_l0": _trend(swept, 1),
-        "falls_with_l0": _trend(swept, -1),
-        "toy_falls_with_l0": _trend(toys, -1),
+        "verdict_count": lambda verdict, column="verdict": int((counted[column] == verdict).sum()),
+        "measure_count": len(known),
+        "mute_count": sum(bool(no_better(results, metric)) for metric in known),
     }
 
 
-def _counts(verdicts: list[str]) -> list[str]:
-    """'2 reproduced', in the order of `VERDICTS`; those that nothing has are left out."""
-    return [f"{verdicts.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in verdicts]
+def _order(toys: pd.DataFrame) -> dict[str, Any]:
+    """The temporal penalty minus the penalty on variance, in absorption, at each persistence of the chains."""
+    rows, metric = toy_rows(toys, "rho"), "parent_silent_rate"
+    rows = rows[rows["label"] == "strong"]
+    gaps = [
+        Change(
+            difference(*(seeds_of(part[part["method"] == m], metric) for m in ("temporal_strong", "variance"))), metric
+        )
+        for _, part in (rows.groupby("rho") if len(rows) else ())
+    ]
+    largest = max(gaps, key=lambda gap: abs(gap.interval.mean), default=NOTHING)
+    return {"tried": len(gaps), "apart": sum(gap.word in ("below", "above") for gap in gaps), "largest": largest}
 
 
-def _trend(rows: pd.DataFrame, sign: int) -> Callable[[str], list[str]]:
-    """The methods whose metric has a rank correlation of this sign with L0, over SAEs."""
-
-    def methods(metric: str) -> list[str]:
-        found = []
-        for method in in_order([*rows["method"]]) if {"l0", metric} <= set(rows.columns) else []:
-            part = rows.loc[rows["method"] == method, ["l0", metric]].astype(float)
-            part = part[np.isfinite(part).all(axis=1)]
-            if part["l0"].nunique() < _FEW_SEEDS or part[metric].nunique() < _FEW_SEEDS:
-                continue
-            test = stats.spearmanr(part["l0"], part[metric])
-            if test.pvalue < _LEVEL and test.statistic * sign > 0:
-                found.append(method_name(method))
-        return found
-
-    return methods
+def filled(prose: str, names: dict[str, Any]) -> str:
+    """The template with its names filled in. Raises ArtifactError: a name is unknown, or gives no text."""
+    environment = Environment(
+        undefined=StrictUndefined, finalize=_printed, trim_blocks=True, keep_trailing_newline=True
+    )
+    try:
+        return environment.from_string(prose).render(names)
+    except (TemplateError, KeyError) as error:
+        raise ArtifactError(f"paper: {error}") from None
 
 
-def _setting(profile: Profile) -> str:
-    training = profile.training
-    seeds, ablation_seeds = (", ".join(map(str, each)) for each in (training.seeds, training.ablation_seeds))
-    return f"{profile_note(profile)} Seeds {seeds}; ablations {ablation_seeds}."
+def _printed(value: Any) -> str:
+    """What an expression puts into the text: markup that shows it unchanged."""
+    if not isinstance(value, (str, int, float, Quantity, Change, StrictUndefined)):
+        raise ArtifactError(f"paper: an expression gives {type(value).__name__}, which is no text and no number")
+    text = f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+    return _SPECIAL.sub(r"\\\1", text)
 
 
 def made_from(profile: Profile, results_folder: Path) -> list[list[str]]:
     """Name and value of what the paper was made from: settings, versions, what `PROVENANCE_FILE` says of the run (such
-    as the device and the hash of the corpus), and the hashes of the results."""
-    pins = locked_pins()
-    path = results_folder / PROVENANCE_FILE
-    run: dict[str, str] = read_json(path) if path.is_file() else {}
-    facts = {
+    as the device and the hash of the corpus), and one hash of all results."""
+    path, pins = results_folder / PROVENANCE_FILE, locked_pins()
+    hashes = "".join(f"{p.name} {file_sha256(p)}\n" for p in sorted(results_folder.glob("*.parquet")))
+    made = {
         "command": f"make paper PROFILE={profile.name}",
-        "setting": _setting(profile),
+        "setting": profile_note(profile),
         "lock": f"requirements.lock, {file_sha256(LOCK_FILE)[:12]}",
         "versions": ", ".join(f"{name} {pins[name]}" for name in VERSIONS if name in pins),
+        **(read_json(path) if path.is_file() else {}),
+        "results": hashlib.sha256(hashes.encode()).hexdigest()[:16],
     }
-    hashes = {f"results/{p.name}": file_sha256(p)[:16] for p in sorted(results_folder.glob("*.parquet"))}
-    return [[name, value] for name, value in (facts | run | hashes).items()]
+    return [[name, value] for name, value in made.items()]
