@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined, TemplateError
 
-from sae_lib.autoencoders.config import sae_config
 from sae_lib.autoencoders.standard import PAPER
 from sae_lib.mechanisms.adaptive_temporal_masking import MaskingConfig
 from sae_lib.mechanisms.resampling import ResamplingConfig
@@ -99,11 +99,15 @@ class Rows:
         return Change(found, metric) if isinstance(found, Interval) else Quantity(found, metric)
 
 
+def _by(names: Iterable[str], find: Callable[[str, str], pd.Series | Interval]) -> dict[str, Rows]:
+    return {name: Rows(partial(find, name)) for name in names}
+
+
 def facts(profile: Profile, results: Results, evaluated: pd.DataFrame, entries: list[Claim]) -> dict[str, Any]:
     """The names of the template. `evaluated` are the evaluated `entries` of claims.yaml."""
 
-    def group(name: str, methods: Any) -> dict[str, Rows]:
-        return {m: Rows(lambda metric, m=m: results.seeds(name or of.get(m, "main"), m, metric)) for m in methods}
+    def group(name: str, methods: Iterable[str]) -> dict[str, Rows]:
+        return _by(methods, lambda method, metric: results.seeds(name or of.get(method, "main"), method, metric))
 
     of = {method: group_of(method) for method in (UNTRAINED, "permuted", "soft_frozen")}
     evaluation, tree = results.evaluation, toy_rows(results.toy_summary, "matched", "tree")
@@ -113,11 +117,10 @@ def facts(profile: Profile, results: Results, evaluated: pd.DataFrame, entries: 
     published = {claim.id: {number.name: number.value for number in claim.published} for claim in entries}
     answered, counted = evaluated.set_index("id"), findings(evaluated)
     known = [m for m in MEASURES if any(above(results, m, method, UNTRAINED).n > 1 for method in MAIN_METHODS)]
-    recipe, temporal = sae_config(PAPER | {"d_sae": profile.training.d_sae}), TemporalConfig()
+    temporal = TemporalConfig()
     return {
         **group("", METHODS),
         "profile": profile,
-        "note": profile_note(profile),
         "gemma": profile.model.name == PAPERS_MODEL,
         "method_count": evaluation.loc[evaluation["group"] == "main", "method"].nunique(),
         "sae_count": evaluation["run"].nunique(),
@@ -125,16 +128,16 @@ def facts(profile: Profile, results: Results, evaluated: pd.DataFrame, entries: 
         "as_written": group("as_written", METHODS),
         "sequence": group("sequence", PAPER_RUNS),
         "bare": Rows(lambda metric: seeds_of(bare, metric)),
-        "effect": {m: Rows(lambda c, m=m: main_effects(factorial, c, MECHANISMS)[m]) for m in MECHANISMS},
-        "without": {p: Rows(lambda metric, p=p: drop_effect(parts, metric, p)) for p in IMPORTANCE_PARTS},
-        "truth": {m: Rows(lambda c, m=m: seeds_of(tree[tree["method"] == m], c)) for m in (*METHODS, *TOY_METHODS)},
+        "effect": _by(MECHANISMS, lambda name, metric: main_effects(factorial, metric, MECHANISMS)[name]),
+        "without": _by(IMPORTANCE_PARTS, lambda part, metric: drop_effect(parts, metric, part)),
+        "truth": _by((*METHODS, *TOY_METHODS), lambda name, metric: seeds_of(tree[tree["method"] == name], metric)),
         "order": _order(results.toy_summary),
-        "recipe": recipe,
+        "recipe": PAPER,
         "temporal": temporal,
         "resampling": ResamplingConfig(),
         "masking": MaskingConfig(),
         # The activation from which a lasting parent is dearer absorbed than not, Eq. 8, at alpha = 1.
-        "breakeven": f"{(2 - 2**0.5) * recipe.l1_coefficient / (4 * temporal.coefficient):.0f}",
+        "breakeven": f"{(2 - 2**0.5) * PAPER['l1_coefficient'] / (4 * temporal.coefficient):.0f}",
         "published": lambda claim, name: str(published[claim][name]),
         "ratio": lambda claim, first, second: f"{published[claim][first] / published[claim][second]:.0f}",
         "decided": lambda claim: answered.loc[claim, "number"],
