@@ -45,7 +45,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "matryoshka": ("matryoshka_2", "matryoshka_4"),
     "jumprelu": ("jumprelu",),
 }
-CPU_SHAPES = ((128, 2048), (256, 4096))
+CPU_SHAPES = ((128, 2048), (256, 4096), (576, 4608))  # the last one SmolLM2-135M's
 GPU_SHAPES = ((2304, 16384),)
 OVER_STANDARD = ("temporal_sae", "atm", "dropout")
 ACTIVE_SHARE = 320 / 16384  # k of the papers' scale

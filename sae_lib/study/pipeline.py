@@ -158,11 +158,13 @@ def where_to_look(paths: Paths) -> str:
 
 def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) -> int:
     """`plan`: print what a run would do and what it takes; exit code 1 when something stands in the way."""
+    from sae_lib.study.bound import bound_note
     from sae_lib.study.measures import foreseen
-    from sae_lib.study.plan import GB, blockers, make_plan, memory_note, time_note
+    from sae_lib.study.plan import GB, blockers, make_plan, memory_note, model_size, time_note
 
     paths = Paths(profile.name)
     plan = make_plan(profile)
+    bound = {"bound": bound_note(profile, model_size(profile.model).d_in)} if profile.cost.needs_gpu else {}
     print(f"profile {profile.name}: {profile.description}\n")
     for status in statuses(find_stages(notebooks), profile, paths):
         took = f", {duration(status.seconds)} last time" if status.seconds is not None else ""
@@ -170,6 +172,7 @@ def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) 
         print(f"  {status.stage.name:<14} {what}{took}")
     lines = {
         "time": time_note(profile, paths, plan, machines.gpus * machines.nodes),
+        **bound,
         "SAEs": f"{plan.saes.total()}: " + ", ".join(f"{n} {group}" for group, n in sorted(plan.saes.items())),
         "disk": f"{sum(plan.disk.values()) / GB:.2f} GB under {shown(paths.root)} "
         f"({used_bytes(paths.root) / GB:.2f} GB there now)",
