@@ -13,6 +13,10 @@ GPUS ?= 1
 NODES ?= 1
 HEAD ?=
 
+# Under `make -j` too one command comes after the other: they share .venv, build/ and the cores, and the order of `test` and
+# `bench` is meant.
+.NOTPARALLEL:
+
 ifeq ($(wildcard requirements.lock),)
   $(error run make in the folder of the repository, or with make -C <that folder>)
 endif

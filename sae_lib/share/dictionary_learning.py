@@ -8,6 +8,8 @@ Its `nn.Linear` weights are transposed to this package's layout: `encoder.weight
 from __future__ import annotations
 
 import pickle
+import struct
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +28,11 @@ from sae_lib.util.files import write_json
 LIBRARY = "dictionary_learning"
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"
+# What torch.load raises for a file that is cut or altered.
+UNREADABLE = (
+    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ImportError,
+    OverflowError, MemoryError, struct.error, zlib.error,
+)  # fmt: skip
 NEVER_USED = -1.0  # a TopK threshold that was not trained
 
 
@@ -101,7 +108,7 @@ def _state(file: Path) -> Tensors:
             f"sae: {file} holds more than tensors, or is damaged; only a state_dict (torch.save(ae.state_dict(), ...)) "
             "is read"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise ArtifactError(f"sae: {file} is damaged and cannot be read; fetch it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ArtifactError(f"sae: {file} is no state_dict: names and tensors; save ae.state_dict() there")
@@ -110,8 +117,8 @@ def _state(file: Path) -> Tensors:
 
 def _k(trainer: dict[str, Any], state: Tensors, file: Path) -> int:
     k: int = setting(trainer, "k", int, file)
-    if "k" in state and int(state["k"]) != k:
-        raise ArtifactError(f"sae: {file} says k = {k}, {WEIGHTS} says {int(state['k'])}; one is of another SAE")
+    if "k" in state and state["k"].tolist() not in (k, [k]):
+        raise ArtifactError(f"sae: {file} says k = {k}, {WEIGHTS} says {state['k'].tolist()}; one is of another SAE")
     return k
 
 

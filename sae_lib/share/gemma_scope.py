@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,11 @@ LIBRARY = "Gemma Scope"
 WEIGHTS = "params.npz"
 WEIGHTS_2, CONFIG_2 = "params.safetensors", "config.json"
 NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+# What NumPy and the zip file within raise for a file that is cut, altered, encrypted or something else.
+UNREADABLE = (
+    OSError, ValueError, TypeError, EOFError, LookupError, OverflowError, MemoryError, RuntimeError, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 SITES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
 
 
@@ -47,7 +53,7 @@ def _read_npz(file: Path) -> Tensors:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]).float() for name in arrays}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise ArtifactError(f"sae: {file} is damaged or holds more than numbers; fetch it again") from error
 
 

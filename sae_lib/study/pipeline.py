@@ -125,7 +125,7 @@ def run_command(
         from sae_lib.study.plan import blockers, make_plan, time_note
 
         plan = make_plan(profile)
-        if stopping := blockers(profile, plan, paths):
+        if stopping := blockers(profile, plan, paths, machines):
             raise ArtifactError(stopping[0])
         time = time_note(profile, paths, plan, machines.gpus * machines.nodes)
         print(f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run; {time}; `make plan` says more")
@@ -182,7 +182,7 @@ def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) 
     print()
     for name, text in lines.items():
         print(f"  {name:<14} {text}")
-    stopping = blockers(profile, plan, paths)
+    stopping = blockers(profile, plan, paths, machines)
     for line in stopping:
         print(f"\nwould not start: {line}")
     return 1 if stopping else 0

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sae_lib.data.model_loading import ITEM
 from sae_lib.profiles.runs import plan_runs
+from sae_lib.study.distributed import ALONE, Machines
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import free_bytes, nearest_folder, read_json, used_bytes
 from sae_lib.util.memory import free_memory
@@ -161,8 +162,8 @@ def has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def blockers(profile: Profile, plan: Plan, paths: Paths) -> list[str]:
-    """What would stop a run, one line each with what to change; empty when nothing does."""
+def blockers(profile: Profile, plan: Plan, paths: Paths, machines: Machines = ALONE) -> list[str]:
+    """What would stop a run on `machines`, one line each with what to change; empty when nothing does."""
     found = [*_missing(profile), _unwritable(paths) or _disk(profile, plan, paths)]
     for device, work in plan.memory.items():
         needed, free = max(work.values()), free_memory(device) if device == "cpu" or has_gpu() else -1
@@ -179,7 +180,19 @@ def blockers(profile: Profile, plan: Plan, paths: Paths) -> list[str]:
                 f"{kind}: {profile.name} needs {needed / GB:.1f} GB ({peak}) and {free / GB:.1f} GB are free; "
                 f"lower {' or '.join(fields)}"
             )
+    if not machines.alone and not any(line and line.startswith("GPU:") for line in found):
+        found.append(_too_few(profile, machines))
     return [line for line in found if line]
+
+
+def _too_few(profile: Profile, machines: Machines) -> str | None:
+    from sae_lib.study.distributed.launch import check
+
+    try:
+        check(profile, machines)
+    except ArtifactError as error:
+        return str(error)
+    return None
 
 
 def _missing(profile: Profile) -> list[str]:

@@ -8,6 +8,7 @@ is. At the end of a sitting the tables and figures that the rows allow are writt
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -66,7 +67,11 @@ def steps(profile: Profile, calibrate: Callable[[], Calibration]) -> Iterator[St
 def sit(experiment: Experiment, hours: float) -> bool:
     """Go on with the study of `experiment` for so many hours; an SAE that is begun is finished. Returns whether all of
     it is done. With 0 hours nothing is trained: only the tables and figures of what is known are written.
+
+    Raises ArtifactError: `hours` is no number of 0 or more.
     """
+    if not 0 <= hours < math.inf:
+        raise ArtifactError(f"hours: {hours:g} is no time to go on for; give a number of 0 or more")
     until, folder = time.monotonic() + 3600 * hours, rows_folder(experiment)
     lm = experiment.language_model(whole=False)
     experiment.build_tokens(lm.tokenizer)

@@ -13,6 +13,15 @@ class ModelLacks(ArtifactError):
     """What a language model does not allow to measure: it is left out with this reason, and the rest is measured."""
 
 
+def shortened(value: str, most: int = 60) -> str:
+    """What a user gave, for a message: its beginning where it is long.
+
+    >>> shortened("1" + 100 * "0", 8)
+    '1000000…'
+    """
+    return value if len(value) <= most else value[: most - 1] + "…"
+
+
 def first_line(error: BaseException) -> str:
     """What another library's error says first, for a message of one line."""
     return (str(error).strip().splitlines() or [""])[0]

@@ -3,17 +3,20 @@ that is broken."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from sae_lib.share.dictionary_learning import KINDS
 from sae_lib.share.inputs import documents
 from sae_lib.share.load import load_with_origin
 from sae_lib.share.origin import origin_faults
@@ -85,6 +88,77 @@ def test_a_configuration_of_another_library(tmp_path: Path, library: str, data: 
         assert sae(x).isfinite().all() and sae.encode(x).shape == (5, LATENTS)
         for fault, fix in origin_faults(origin, "tiny", 1):
             assert "\n" not in fault + fix
+
+
+VALUES = st.sampled_from([0.0, -1.0, float("nan"), float("inf"), 3e38])
+
+
+def altered(content: bytes, data: st.DataObject) -> bytes:
+    """A file as it is, cut, or with bytes changed."""
+    changed = bytearray(content)
+    for _ in range(data.draw(st.integers(0, 3))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    return bytes(changed[: data.draw(st.sampled_from([None, None, None, 0, 3, len(content) // 2, -1]))])
+
+
+def assert_read_or_refused(folder: Path) -> None:
+    """Where an SAE is read, it is whole and gives numbers."""
+    loaded = one_line(lambda: load_with_origin(folder))
+    if loaded is not None:
+        sae, origin = loaded
+        assert all(tensor.isfinite().all() for tensor in sae.state_dict().values())
+        assert sae.encode(torch.ones(5, sae.d_in)).isfinite().all()
+        for fault, fix in origin_faults(origin, "tiny", 1):
+            assert "\n" not in fault + fix
+
+
+SHAPES = {
+    "W_enc": [WIDTH, LATENTS],
+    "W_dec": [LATENTS, WIDTH],
+    "b_enc": [LATENTS],
+    "b_dec": [WIDTH],
+    "threshold": [LATENTS],
+}
+
+
+@SMALL
+@given(data=st.data(), compressed=st.booleans(),
+       name=st.sampled_from(["layer_20", "layer_", "layer_-1", f"layer_{10**30}", "embedding", "[a]"]),
+       site=st.sampled_from(["gemma-scope-2b-pt-res", "gemma-scope-2b-it-att", "gemma-scope-9b-pt", "x"]))  # fmt: skip
+def test_a_file_of_gemma_scope(tmp_path: Path, data: st.DataObject, compressed: bool, name: str, site: str) -> None:
+    arrays = {key: np.full(shape, 0.5, np.float32) for key, shape in SHAPES.items()}
+    for key in data.draw(st.lists(st.sampled_from([*SHAPES, "w_enc", "W_skip"]), max_size=2)):
+        shape = data.draw(st.lists(st.sampled_from([0, 1, WIDTH, LATENTS]), max_size=3))
+        kind = data.draw(st.sampled_from(["float16", "float64", "int8", "complex64", "U3", ">f4", "bool"]))
+        arrays[key] = np.full(shape or SHAPES.get(key, []), data.draw(VALUES)).astype(np.float32)
+        with np.errstate(all="ignore"):
+            arrays[key] = arrays[key].astype(kind)
+    file = tmp_path / site / name / "params.npz"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
+    file.write_bytes(altered(buffer.getvalue(), data))
+    assert_read_or_refused(file.parent)
+
+
+@SMALL
+@given(data=st.data())
+def test_a_folder_of_dictionary_learning(tmp_path: Path, data: st.DataObject) -> None:
+    state = {"encoder.weight": torch.ones(LATENTS, WIDTH), "encoder.bias": torch.ones(LATENTS),
+             "decoder.weight": torch.ones(WIDTH, LATENTS), "b_dec": torch.ones(WIDTH), "k": torch.tensor(2),
+             "threshold": torch.tensor(0.1)}  # fmt: skip
+    for key in data.draw(st.lists(st.sampled_from(list(state)), max_size=2)):
+        state[key] = torch.full(data.draw(st.sampled_from([[], [2], [WIDTH, WIDTH], [0]])), data.draw(VALUES))
+    trainer: dict[str, Any] = {"dict_class": "AutoEncoderTopK", "k": 2, "layer": 1, "lm_name": "tiny",
+                               "submodule_name": "resid_post_layer_1"}  # fmt: skip
+    for key in data.draw(st.lists(st.sampled_from([*trainer, "activation_dim"]), max_size=2)):
+        trainer[key] = data.draw(st.one_of(JSON, st.sampled_from(sorted(KINDS))))
+    config = data.draw(st.one_of(st.just({"trainer": trainer}), st.just({"trainer": trainer}), JSON))
+    (tmp_path / "config.json").write_bytes(json.dumps(config).encode("utf8", "surrogatepass"))
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    (tmp_path / "ae.pt").write_bytes(altered(buffer.getvalue(), data))
+    assert_read_or_refused(tmp_path)
 
 
 ROWS = st.lists(

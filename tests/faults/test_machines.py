@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -76,3 +77,57 @@ def test_make_says_which_python_it_takes(tmp_path: Path, version: str, fits: boo
     assert ("going on" in done.stdout) == fits, done.stdout + done.stderr
     if not fits:
         assert re.search(r"is not a Python of version 3\.11, 3\.12 or 3\.13", done.stderr)
+
+
+def test_make_in_parallel_does_one_thing_after_the_other(tmp_path: Path) -> None:
+    """`make -j`: an environment that is there is used in the order of `make test`, never by two at once."""
+    for name in ("Makefile", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    lock = hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()
+    (tmp_path / ".venv" / f"installed-{lock[:16]}").touch()
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "begin $2" >> log\nsleep 0.1\necho "end $2" >> log\n')
+    python.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name not in ("CONDA_PREFIX", "MAKEFLAGS")}
+    subprocess.run(["make", "-j4", "plan", "test", "verify"], cwd=tmp_path, env=environment, check=True, timeout=60)
+    begun, ended = (re.findall(rf"^{word} (\w+)", (tmp_path / "log").read_text(), re.M) for word in ("begin", "end"))
+    asked = ["sae_lib", "ruff", "ruff", "from", "mypy", "pytest", "pytest", "sae_lib"]
+    assert begun == ended == asked
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert all(a.startswith("begin") and b.startswith("end") for a, b in zip(lines[::2], lines[1::2], strict=True))
+
+
+# What GNU make 3.81, bash 3.2 and the BSD tools of macOS do not have.
+NEWER = {
+    "make": r"^\.ONESHELL|&:|\$\((file|let|intcmp|guile) |^\w+ *(!=|::+=)|\.EXTRA_PREREQS|^undefine |^define \w+ =",
+    "bash": r"\$\$\{\w+(,,|\^\^|@)|\b(mapfile|readarray|coproc)\b|declare -A|\|&|&>>|\bwait -n\b|\$\$EPOCH",
+    "tools": r"\bsed (-\w*i|-r)|\bdate (-d|-I|--)|\breadlink -f|\bgrep (-\w*P|--)|\bstat -c|\bxargs -r|\bsort -V"
+    r"|\b(timeout|nproc|realpath|tac|truncate) |\bcp (-a|--)|\bmktemp --|\bln -\w*r",
+}
+
+
+@pytest.mark.parametrize("what", NEWER)
+def test_the_makefile_asks_for_nothing_that_macos_lacks(what: str) -> None:
+    text = (ROOT / "Makefile").read_text()
+    assert re.findall(NEWER[what], text, re.M) == []
+    # sha256sum is not on macOS, shasum is.
+    assert all("|| shasum -a 256" in line for line in text.splitlines() if "sha256sum" in line)
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        ("make", ".ONESHELL:"),
+        ("make", "a b &: c"),
+        ("make", "X != date"),
+        ("make", "X := $(file < lock)"),
+        ("bash", '\techo "$${name,,}"'),
+        ("bash", "\tmapfile -t lines"),
+        ("tools", "\tsed -i s/a/b/ file"),
+        ("tools", "\tpath=$$(readlink -f x)"),
+        ("tools", "\ttimeout 5 true"),
+    ],
+)
+def test_what_macos_lacks_would_be_found(what: str, line: str) -> None:
+    assert re.search(NEWER[what], line, re.M)

@@ -17,6 +17,7 @@ from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.profiles.profile import PROFILES, Profile, load_profile
 from sae_lib.profiles.runs import plan_runs
 from sae_lib.study import plan
+from sae_lib.study.distributed import Machines
 from sae_lib.study.experiment import Experiment
 from sae_lib.study.plan import GB, Plan, make_plan, model_size
 from sae_lib.util import files as disk_module
@@ -53,6 +54,20 @@ def with_free(
     monkeypatch.setattr(disk_module.shutil, "disk_usage", lambda folder: usage._replace(free=int(disk)))
     monkeypatch.setattr(plan, "free_memory", lambda device: {"cpu": cpu, "cuda": cuda}[device])
     monkeypatch.setattr(plan, "has_gpu", lambda: cuda is not None)
+
+
+def test_gpus_that_are_not_there_are_told_by_the_plan(
+    monkeypatch: pytest.MonkeyPatch, paths: Paths, profile: Profile
+) -> None:
+    with_free(monkeypatch)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0}, raising=False)
+    found = make_plan(profile)
+    assert plan.blockers(profile, found, paths) == plan.blockers(profile, found, paths, Machines(nodes=2)) == []
+    [line] = plan.blockers(profile, found, paths, Machines(gpus=2))
+    assert line == "GPUS=2: on the CPU these are processes of one core, and it has 1"
+    gemma = load_profile("gemma-2-2b")
+    [line] = plan.blockers(gemma, make_plan(gemma), paths, Machines(gpus=8))
+    assert line.startswith("GPU: gemma-2-2b needs one"), "and nothing about 8 of them"
 
 
 def most(found: Plan, device: str = "cpu") -> float:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 
 import pandas as pd
 import pytest
 import yaml
 
+from sae_lib.__main__ import main
 from sae_lib.profiles.profile import load_profile
 from sae_lib.profiles.runs import Calibration, plan_runs
 from sae_lib.study import scoring, sitting
@@ -47,6 +49,13 @@ def experiment(profile, folder, monkeypatch):
     monkeypatch.setenv("SAE_LIB_OUTPUT", str(folder / "out"))
     monkeypatch.setattr(sitting, "ABLATION_ORDER", ())
     return Experiment.open(str(profile))
+
+
+@pytest.mark.parametrize("hours", ["nan", "-1", "inf", "-1e400"])
+def test_a_time_that_is_none_is_refused(profile, experiment, hours, capsys):
+    assert main(["study", "--profile", str(profile), f"--hours={hours}"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"error: hours: (nan|-1|inf|-inf) is no time to go on for; give a number of 0 or more", line)
 
 
 def test_the_order_begins_with_what_needs_no_sweep(profile):

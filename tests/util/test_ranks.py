@@ -14,7 +14,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from sae_lib.data.activations import ActivationStore
 from sae_lib.profiles.profile import load_profile
-from sae_lib.study.distributed import Machines
+from sae_lib.study.distributed import Machines, do_beforehand
 from sae_lib.study.distributed.launch import check, why
 from sae_lib.training.run import CHECKPOINT_FILE, Report, train_sae
 from sae_lib.util import ranks
@@ -247,8 +247,12 @@ def test_machines_are_read_from_the_command_line() -> None:
     assert Machines.asked("1", "2", "localhost").here_is_head()
     assert not Machines.asked("1", "2", "192.0.2.1").here_is_head()  # an address that no machine has (RFC 5737)
     for gpus, nodes, head, line in (
-        ("0", "1", "", "GPUS=0: give a number of 1 or more"),
-        ("2", "two", "", "NODES=two: give a number of 1 or more"),
+        ("0", "1", "", "GPUS=0: give a number from 1 to 10000"),
+        ("2", "two", "", "NODES=two: give a number from 1 to 10000"),
+        ("1000000000", "1", "", "GPUS=1000000000: give a number from 1 to 10000"),
+        ("1", "10001", "localhost", "NODES=10001: give a number from 1 to 10000"),
+        ("9" * 5000, "1", "", "GPUS=9{59}…: give a number from 1 to 10000"),
+        ("1e3", "1", "", "GPUS=1e3: give a number from 1 to 10000"),
         ("2", "2", "", "NODES=2 needs HEAD=<host>"),
         ("2", "2", "no.such.invalid", "HEAD=no.such.invalid: no such host"),
     ):
@@ -256,11 +260,10 @@ def test_machines_are_read_from_the_command_line() -> None:
             Machines.asked(gpus, nodes, head)
 
 
-def test_more_gpus_than_there_are_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_more_gpus_than_there_are_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     on_cpu = load_profile("smoke")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     check(on_cpu, Machines(gpus=2))
-    assert capsys.readouterr().out == "no GPU is used: each of GPUS=2 is a process of one core\n"
     with pytest.raises(ArtifactError, match=r"^GPUS=3: on the CPU these are processes of one core, and it has 2$"):
         check(on_cpu, Machines(gpus=3))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
@@ -269,3 +272,13 @@ def test_more_gpus_than_there_are_is_one_line(monkeypatch: pytest.MonkeyPatch, c
     check(on_gpu, Machines(gpus=4))
     with pytest.raises(ArtifactError, match=r"^GPUS=8: this machine has 4; ask for 4 or fewer$"):
         check(on_gpu, Machines(gpus=8))
+
+
+def test_it_is_said_that_ranks_are_processes_of_one_core(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    environments = []
+    monkeypatch.setattr("sae_lib.study.distributed.launch.launch", lambda *given: environments.append(given[-1]))
+    do_beforehand(load_profile("smoke"), "smoke", Machines())
+    assert capsys.readouterr().out == "no GPU is used: each of GPUS=1 is a process of one core\n"
+    assert environments == [{"OMP_NUM_THREADS": "1"}]

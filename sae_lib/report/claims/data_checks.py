@@ -26,13 +26,14 @@ from sae_lib.report.claims.verdicts import (
     NOT_REPRODUCED,
     NOT_RUN,
     REPRODUCED,
+    UNTESTABLE,
     Comparison,
     Outcome,
     decide,
     united,
 )
-from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METRICS, method_name
-from sae_lib.report.results import Results, drop_effect, l0_is_matched, seeds_of, select
+from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METRICS, NOT_MEASURABLE, method_name
+from sae_lib.report.results import Results, drop_effect, l0_is_matched, seeds_of, select, why_empty
 from sae_lib.report.statistics import ROUNDING, Interval, difference, main_effects, t_interval
 from sae_lib.report.tables.controls import no_better
 
@@ -49,6 +50,7 @@ ASKED = {"atm": ("standard",)}
 # Shares of cases: below `FEW` of them, or above all but `FEW`, there is nothing left to move.
 SHARES = ("dead_fraction", "absorption_fraction", "absorption_full", "parent_silent_rate", "context_firing")
 FEW = 0.01
+NO_LETTERS = f"{NOT_MEASURABLE}: no letter can be asked of it"
 # Absorption is never told without these.
 _BESIDE = ("l0", "explained_variance", "ce_score")
 _DECIDED_BY_L0 = (
@@ -151,10 +153,19 @@ def drops(rows: pd.DataFrame, untestable: Untestable, options: Options, place: s
     return comparisons
 
 
+def lacking(results: Results, metric: str) -> bool:
+    """Whether every SAE was scored and the language model, of which no letter can be asked, gave `metric` no value."""
+    rows = results.evaluation
+    return metric in rows and why_empty(rows, metric) == NOT_MEASURABLE
+
+
 def at_this_scale(results: Results) -> Untestable:
-    """A metric of the language model's SAEs decides nothing where SAEs without training do as well."""
+    """A metric of the language model's SAEs decides nothing where the model does not allow it, or where SAEs without
+    training do as well."""
 
     def why(metric: str) -> str:
+        if lacking(results, metric):
+            return NO_LETTERS
         named = ", ".join(map(method_name, no_better(results, metric) if metric in METRICS else ()))
         return f"does not tell trained from untrained here: {named} no better" if named else ""
 
@@ -301,6 +312,8 @@ def rare_letters(results: Results, options: Options) -> Outcome:
     rows = select(results.letters, "main", options["method"])
     words = rows.groupby("letter")["test_words"].mean().sort_values(kind="stable")
     rare = list(words.index[: len(words) // 3])
+    if lacking(results, "absorption_full"):
+        return Outcome(UNTESTABLE, NO_LETTERS, NO_LETTERS)
     if not rare or "absorption_full" not in rows:
         return Outcome(NOT_RUN, "no results for letters")
     is_rare = rows["letter"].isin(rare)
@@ -334,6 +347,11 @@ def sensitivity(results: Results, options: Options) -> Outcome:
     parameters = {name: name.replace("_", " ") for name in VARIED if name != WARM_UP}
     if rows.empty or not {"varied", *parameters, *options["metrics"]} <= set(rows.columns):
         return Outcome(NOT_RUN, "no results for other coefficients and thresholds")
+    metrics = [metric for metric in options["metrics"] if not lacking(results, metric)]
+    left_out = [metric_label(metric) for metric in options["metrics"] if metric not in metrics]
+    note = f"; left out, {NO_LETTERS}: {', '.join(left_out)}" if left_out else ""
+    if not metrics:
+        return Outcome(UNTESTABLE, NO_LETTERS, NO_LETTERS)
     rows = rows[rows["varied"] != WARM_UP]
     default = {p: rows[p].mode().iloc[0] if rows[p].notna().any() else math.nan for p in parameters}
     usual = rows[(rows[list(parameters)] == pd.Series(default)).all(axis=1)]
@@ -343,7 +361,7 @@ def sensitivity(results: Results, options: Options) -> Outcome:
         changes = {
             (value, metric): difference(seeds_of(part, metric), seeds_of(usual, metric))
             for value, part in other.groupby(parameter)
-            for metric in options["metrics"]
+            for metric in metrics
         }
         if not changes or min(change.n for change in changes.values()) < 2:
             return Outcome(NOT_RUN, f"no two seeds for another {name} than {default[parameter]:g}")
@@ -366,7 +384,9 @@ def sensitivity(results: Results, options: Options) -> Outcome:
     outcome = united(outcomes)
     if all(each.verdict == NOT_REPRODUCED for each in outcomes):
         outcome = outcome._replace(verdict=CONTRADICTED)
-    return outcome._replace(reason=f"up to {margin:g} counted as none: " + "; ".join(each.reason for each in outcomes))
+    return outcome._replace(
+        reason=f"up to {margin:g} counted as none: " + "; ".join(each.reason for each in outcomes) + note
+    )
 
 
 def warm_up(results: Results, options: Options) -> Outcome:

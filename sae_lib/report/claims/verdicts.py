@@ -8,7 +8,8 @@ that the paper claims. Of the interval of its mean over seeds:
 - not reproduced: it excludes the margin, so half of the effect is not there, whatever its sign (of the two one-sided
   tests of equivalence the one that the claim depends on; the other's failing is "contradicted" or nothing);
 - inconclusive: it holds both the bound and the margin, and seeds are told that would settle it;
-- untestable here: the measure cannot move, or does not tell a trained SAE from one that never was.
+- untestable here: the measure cannot move, does not tell a trained SAE from one that never was, or is not measurable
+  on this model.
 
 All intervals allow for another processor's rounding (`statistics.guarded`), so that a verdict holds on any: what a
 change of that size could turn is inconclusive.
@@ -61,12 +62,14 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         told = f", {self.allowed:.3g} allowed" if self.allowed else f", margin {self.margin:.2g}" if self.margin else ""
-        return f"{self.name} {self.interval.range}{told}" + (f" ({self.untestable})" if self.untestable else "")
+        value = self.interval.range if self.interval.n else "no value"
+        return f"{self.name} {value}{told}" + (f" ({self.untestable})" if self.untestable else "")
 
     @property
     def number(self) -> str:
         """The interval first, then what it is of."""
-        return f"{self.interval.range} {self.name.rstrip(':')}"
+        name = self.name.rstrip(":")
+        return f"{self.interval.range} {name}" if self.interval.n else name
 
     @property
     def _on_paper_side(self) -> Interval:

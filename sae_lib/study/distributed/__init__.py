@@ -12,11 +12,12 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sae_lib.util.errors import ArtifactError
+from sae_lib.util.errors import ArtifactError, shortened
 
 if TYPE_CHECKING:
     from sae_lib.profiles.profile import Profile
 
+MOST = 10_000  # GPUS or NODES: more than anybody has
 PORT = 29400  # of the head machine, where the others meet it
 
 
@@ -32,12 +33,13 @@ class Machines:
 
     @classmethod
     def asked(cls, gpus: str, nodes: str, head: str) -> Machines:
-        """From the words of a command line. Raises ArtifactError: no number of 1 or more, or several machines without
-        a head that has a name."""
+        """From the words of a command line. Raises ArtifactError: no number from 1 to `MOST`, or several machines
+        without a head that has a name."""
         counts = {"GPUS": gpus, "NODES": nodes}
         for name, value in counts.items():
-            if not (value.isdecimal() and int(value) >= 1):
-                raise ArtifactError(f"{name}={value}: give a number of 1 or more")
+            # A number of thousands of digits is none to `int`.
+            if not (value.isdecimal() and len(value) <= len(str(MOST)) and 1 <= int(value) <= MOST):
+                raise ArtifactError(f"{name}={shortened(value)}: give a number from 1 to {MOST}")
         machines = cls(int(gpus), int(nodes), head)
         if machines.nodes > 1 and not head:
             raise ArtifactError(
@@ -79,5 +81,7 @@ def do_beforehand(profile: Profile, source: str, machines: Machines) -> None:
     from sae_lib.study.distributed.launch import check, launch, on_cpu  # these import torch
 
     check(profile, machines)
+    if on_cpu(profile):
+        print(f"no GPU is used: each of GPUS={machines.gpus} is a process of one core", flush=True)
     command = [sys.executable, "-m", "sae_lib", "rank", "--profile", source]
     launch(machines, command, profile.name, {"OMP_NUM_THREADS": "1"} if on_cpu(profile) else {})

@@ -130,11 +130,10 @@ def on_cpu(profile: Profile) -> bool:
 
 
 def check(profile: Profile, machines: Machines) -> None:
-    """Raises ArtifactError when this machine has fewer GPUs than asked for; says so where ranks are processes."""
+    """Raises ArtifactError when this machine has fewer GPUs, or cores in their place, than asked for."""
     if on_cpu(profile):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if machines.gpus > cores:
             raise ArtifactError(f"GPUS={machines.gpus}: on the CPU these are processes of one core, and it has {cores}")
-        print(f"no GPU is used: each of GPUS={machines.gpus} is a process of one core", flush=True)
     elif machines.gpus > (count := torch.cuda.device_count()):
         raise ArtifactError(f"GPUS={machines.gpus}: this machine has {count}; ask for {count} or fewer")
