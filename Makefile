@@ -100,11 +100,12 @@ typecheck: $(READY)  ## mypy
 unit: $(READY)  ## unit tests
 	OMP_NUM_THREADS=1 $(RUN) pytest -q --durations=10
 
-# The notebooks build on each other's results, so they are checked in order and from nothing.
+# The notebooks build on each other's results, so they are checked in order and from nothing; at smoke, whatever profile
+# their committed outputs are of.
 nbval: $(READY)  ## run the committed notebooks and compare their checked cells
 	rm -rf build/nbval
-	SAE_LIB_HEADLESS=1 SAE_LIB_OUTPUT="$(CURDIR)/build/nbval" $(RUN) pytest -q -p no:cacheprovider --durations=5 \
-	    --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks/0[1-5]_*.ipynb
+	SAE_LIB_HEADLESS=1 SAE_LIB_PROFILE=smoke SAE_LIB_OUTPUT="$(CURDIR)/build/nbval" $(RUN) pytest -q \
+	    -p no:cacheprovider --durations=5 --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks/0[1-5]_*.ipynb
 
 # The peers need other versions of what we pin, so they have an environment of their own.
 ORACLES := .venv-oracles/installed-$(shell { sha256sum tests/oracles/requirements.lock || shasum -a 256 tests/oracles/requirements.lock; } 2>/dev/null | cut -c1-16)

@@ -5,6 +5,7 @@ In a distributed run every rank makes the same calls: the work is shared out, an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock, is_held, json_key, read_json, write_json, write_parquet
 from sae_lib.util.keys import Stage, result_key
 from sae_lib.util.parallel import for_each, kept
-from sae_lib.util.paths import Paths, corpus_cache
+from sae_lib.util.paths import PROFILE_VARIABLE, Paths, corpus_cache
 
 CALIBRATION_L0 = Stage("calibration l0", 1)
 LATENTS_AT_ONCE = 2**26  # of the calibration documents, dense
@@ -61,6 +62,11 @@ class Experiment:
         """The experiment of the profile with this name or path. Raises ArtifactError for a wrong profile."""
         loaded = load_profile(profile)
         return cls(str(profile), loaded, Paths(loaded.name))
+
+    @classmethod
+    def of_notebook(cls, profile: str) -> Experiment:
+        """The experiment of a notebook whose parameter is `profile`; SAE_LIB_PROFILE names another one."""
+        return cls.open(os.environ.get(PROFILE_VARIABLE) or profile)
 
     @property
     def device(self) -> str:
@@ -176,6 +182,15 @@ class Experiment:
             (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # likewise
             frames.append(tag(read_history(folder), spec, folder.name))
         return concat(frames)
+
+    def at_hand(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
+        """Those of `specs` whose weights are here: of an SAE that was trained elsewhere only rows may be."""
+        store_key = self.store_key
+        return [
+            spec
+            for spec in specs
+            if is_finished(self.run_folder(spec, store_key), self.run_key(spec, store_key), weights=True)
+        ]
 
     def need_weights(self, specs: Sequence[RunSpec]) -> None:
         """Train those of `specs` whose weights are not here, though rows may be known of them."""

@@ -18,7 +18,7 @@ from typing import IO, Any
 from sae_lib.report.figures.live import HEADLESS_VARIABLE
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import explain_full_disk, make_folder
-from sae_lib.util.paths import ROOT, shown
+from sae_lib.util.paths import PROFILE_VARIABLE, ROOT, shown
 
 KERNEL = "python3"
 HEADLESS_UPDATE_S = 60.0
@@ -195,6 +195,7 @@ def _kernels(log: IO[str]) -> Any:
 
         async def _async_start_kernel(self, **options: Any) -> None:
             environment = {**(options.pop("env", None) or os.environ), HEADLESS_VARIABLE: "1"}
+            environment.pop(PROFILE_VARIABLE, None)  # the profile is the parameter
             await super()._async_start_kernel(stdout=log, stderr=log, env=environment, **options)
 
         start_kernel = _async_start_kernel

@@ -26,7 +26,7 @@ from sae_lib.data.tokens import load_tokens
 from sae_lib.metrics.absorption.planted import planted_absorption
 from sae_lib.metrics.registry import Inputs, Measured, with_needs
 from sae_lib.metrics.scores import SCORES
-from sae_lib.metrics.stability.seeds import seed_stability
+from sae_lib.metrics.stability.seeds import COLUMNS, seed_stability
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.study.experiment import Experiment, concat, tag
 from sae_lib.util import ranks
@@ -168,7 +168,7 @@ def across_seeds(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFra
             frames.append(seed_stability(saes, firing).assign(group=group, method=method))
         with experiment.writing():
             write_json(file, {"key": key, "rows": concat(frames).to_dict(orient="records")})
-    return pd.DataFrame(read_json(file)["rows"])
+    return pd.DataFrame(read_json(file)["rows"], columns=[*COLUMNS, "group", "method"])
 
 
 def planted(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFrame:

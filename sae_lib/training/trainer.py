@@ -6,7 +6,7 @@ Batches made ready in a thread while the one before is trained on.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +48,31 @@ class Prefetched:
         return batch
 
 
+def forward(sae: Autoencoder, mechanisms: Sequence[Mechanism], step: Step, autocast: bool = False) -> None:
+    """Fill in what the SAE makes of `step.x`."""
+    with torch.autocast(step.x.device.type, torch.bfloat16, enabled=autocast):
+        step.latents = step.f = sae.encode_training(step)
+        step.firing_rate = step.latents.rate()
+        for mechanism in mechanisms:
+            mask = mechanism.mask(step)
+            if mask is not None:
+                step.f = step.f.times(mask)
+        step.x_hat = sae.decode_training(step)
+    step.x_hat = step.x_hat.float()
+    step.reconstruction = squared_error(step.x, step.x_hat)
+
+
+def losses(sae: Autoencoder, mechanisms: Sequence[Mechanism], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and its parts, each with its coefficient."""
+    parts = {"reconstruction": sae.reconstruction_loss(step)}
+    named = [("sparsity", sae.sparsity_loss(step)), ("auxiliary", sae.auxiliary_loss(step))]
+    named += [(mechanism.term, mechanism.loss(step)) for mechanism in mechanisms]
+    for name, term in named:
+        if term is not None:
+            parts[name] = parts[name] + term if name in parts else term
+    return sum(parts.values(), torch.zeros((), device=step.x.device)), parts
+
+
 SCALE_ROWS = 2**17  # rows over which E||x||^2 is estimated
 
 
@@ -87,7 +112,7 @@ class Trainer:
     def step(self) -> None:
         """One optimiser step."""
         step = self._forward()
-        loss, parts = self._losses(step)
+        loss, parts = losses(self.sae, self.mechanisms, step)
         self._watch(loss, step)
         if self.device.type == "cpu" or self.index % self.training.log_every == 0:
             self.check_finite()
@@ -126,27 +151,8 @@ class Trainer:
             any_dead=self.any_dead,
             generator=self.generator,
         )
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.autocast == "bfloat16"):
-            step.latents = step.f = self.sae.encode_training(step)
-            step.firing_rate = step.latents.rate()
-            for mechanism in self.mechanisms:
-                mask = mechanism.mask(step)
-                if mask is not None:
-                    step.f = step.f.times(mask)
-            step.x_hat = self.sae.decode_training(step)
-        step.x_hat = step.x_hat.float()
-        step.reconstruction = squared_error(step.x, step.x_hat)
+        forward(self.sae, self.mechanisms, step, self.training.autocast == "bfloat16")
         return step
-
-    def _losses(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its parts, each with its coefficient."""
-        parts = {"reconstruction": self.sae.reconstruction_loss(step)}
-        named = [("sparsity", self.sae.sparsity_loss(step)), ("auxiliary", self.sae.auxiliary_loss(step))]
-        named += [(mechanism.term, mechanism.loss(step)) for mechanism in self.mechanisms]
-        for name, term in named:
-            if term is not None:
-                parts[name] = parts[name] + term if name in parts else term
-        return sum(parts.values(), torch.zeros((), device=self.device)), parts
 
     def _clip(self, most: float) -> None:
         """Scale all gradients to a norm of `most` at most, summed in two parts: those of latents, and b_dec's."""

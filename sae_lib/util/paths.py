@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LOCK_FILE = ROOT / "requirements.lock"
 NOTEBOOKS = ROOT / "notebooks"
 OUTPUT_VARIABLE = "SAE_LIB_OUTPUT"
+# Of a notebook that is run by hand or under nbval; `make paper` names the profile itself.
+PROFILE_VARIABLE = "SAE_LIB_PROFILE"
 
 # Profiles whose figures and tables are committed with the repository, and where.
 COMMITTED = {"pocket": ROOT / "figures", "smollm2": ROOT / "figures" / "smollm2"}

@@ -7,12 +7,15 @@ from typing import Any
 import nbformat
 import pytest
 
+from sae_lib.profiles.profile import PROFILES
 from sae_lib.util.paths import NOTEBOOKS
 from tests.notebook_outputs import put_back
 
 NAMES = ("01_data", "02_train", "03_ablations", "04_evaluation", "05_figures")
 CHECK = re.compile(r"^# NBVAL_CHECK_OUTPUT$", flags=re.MULTILINE)
 LONGEST_CELL = 20
+MOST_CELLS = 60
+SHIPPED = [path.stem for path in PROFILES.glob("*.yaml")]
 WORDS_PER_LINE = 2  # of prose for each line of code, at least
 # Folders of one machine: a home, a temporary folder, the root of a drive.
 PROGRESS_BAR = re.compile(r"\d%\||it/s\b|\r")
@@ -47,8 +50,10 @@ def problems(notebook: Any) -> list[str]:
     if not notebook.cells or notebook.cells[0].cell_type != "markdown" or "?" not in notebook.cells[0].source:
         found.append("it does not open with the question it answers")
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(tagged) != 1 or not re.search(r"^profile = \"smoke\"", tagged[0].source, flags=re.MULTILINE):
-        found.append('there must be one cell tagged parameters, with profile = "smoke"')
+    if len(tagged) != 1 or tagged[0].source not in [f'profile = "{name}"' for name in SHIPPED]:
+        found.append('there must be one cell tagged parameters, such as profile = "smoke"')
+    if not any("Experiment.of_notebook(profile)" in cell.source for cell in cells):
+        found.append("SAE_LIB_PROFILE cannot override its profile: it must open Experiment.of_notebook(profile)")
     if not cells or not re.search(r"\bprovenance\(", cells[-1].source):
         found.append("its last code cell does not show the provenance")
     if not any(CHECK.search(cell.source) for cell in cells):
@@ -98,7 +103,7 @@ def test_notebook_is_executed_and_readable(name: str) -> None:
 
 def test_notebooks_are_small_enough_for_a_repository() -> None:
     for path in NOTEBOOKS.glob("*.ipynb"):
-        assert path.stat().st_size < 1_000_000, f"{path.name} is larger than 1 MB"
+        assert path.stat().st_size < 1_500_000, f"{path.name} is larger than 1.5 MB"
 
 
 def example(**changes: Any) -> Any:
@@ -112,7 +117,9 @@ def example(**changes: Any) -> Any:
             nbformat.v4.new_markdown_cell("# How many? " + "word " * 60),
             nbformat.v4.new_code_cell('profile = "smoke"', execution_count=1, metadata={"tags": ["parameters"]}),
             check,
-            nbformat.v4.new_code_cell("provenance(settings, started)", execution_count=3),
+            nbformat.v4.new_code_cell(
+                "Experiment.of_notebook(profile)\nprovenance(settings, started)", execution_count=3
+            ),
         ],
     )
 
@@ -133,7 +140,7 @@ def test_good_example_has_no_problem() -> None:
         ({"execution_count": 7}, "not run from top to bottom"),
         ({"source": "print(1)"}, "no cell is checked"),
         ({"source": "# NBVAL_CHECK_OUTPUT\n" + "x = 1\n" * 20}, "more than 20 lines"),
-        ({"source": "# NBVAL_CHECK_OUTPUT\n" + "x = 1\n" * 40}, "words of prose for 43 lines of code"),
+        ({"source": "# NBVAL_CHECK_OUTPUT\n" + "x = 1\n" * 40}, "words of prose for 44 lines of code"),
         ({"outputs": [nbformat.v4.new_output("stream", text=" 50%|████     | 1/2 [00:01, 1.2it/s]")]}, "progress bar"),
         ({"source": "# NBVAL_CHECK_OUTPUT\nclass A:\n    pass"}, "defines a class"),
         ({"outputs": [nbformat.v4.new_output("error", ename="E", evalue="")]}, "ended with an error"),
@@ -178,3 +185,30 @@ def test_outputs_are_put_back_without_what_papermill_adds() -> None:
     executed.cells[3].source += "\nmore()"
     with pytest.raises(ValueError, match="its code is not what ran"):
         put_back(committed, executed)
+
+
+def test_put_back_names_the_profile_that_ran() -> None:
+    committed, executed = example(outputs=[]), example()
+    for one, other in zip(committed.cells, executed.cells, strict=True):
+        other.id = one.id
+    put_back(committed, executed, "pocket")
+    assert committed.cells[1].source == 'profile = "pocket"'
+    assert problems(committed) == []
+    put_back(committed, executed)
+    assert committed.cells[1].source == 'profile = "smoke"'
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_notebooks_are_of_one_profile_and_no_longer_than_a_sitting(name: str) -> None:
+    notebook, first = read(name), read(NAMES[0])
+    named = [[c.source for c in code_cells(n) if "parameters" in c.metadata.get("tags", [])] for n in (notebook, first)]
+    assert named[0] == named[1]
+    assert len(notebook.cells) <= MOST_CELLS
+
+
+def test_every_equation_is_short_and_ends_in_an_assertion() -> None:
+    equations = [cell for cell in code_cells(read("02_train")) if "InLibrary(x" in cell.source]
+    assert len(equations) >= 10
+    for cell in equations:
+        assert len(cell.source.splitlines()) <= 15
+        assert cell.source.splitlines()[-1].lstrip().startswith("assert")

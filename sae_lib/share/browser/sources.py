@@ -43,7 +43,9 @@ def examine_run(experiment: Experiment, method: str, seed: int, contexts: int = 
         raise ArtifactError(f"seed: {method} has no seed {seed}; choose from {', '.join(map(str, specs))}")
     store_key = experiment.store_key
     folders = {known: experiment.run_folder(spec, store_key) for known, spec in specs.items()}
-    made = {s: is_finished(folder, experiment.run_key(specs[s], store_key)) for s, folder in folders.items()}
+    made = {
+        s: is_finished(folder, experiment.run_key(specs[s], store_key), weights=True) for s, folder in folders.items()
+    }
     if not made[seed]:
         # Else `make paper` would not look into the folders of finished runs.
         record = experiment.paths.keys / "02_train.json"
