@@ -34,8 +34,8 @@ ENTRIES = load_claims()
 SOURCE = PROSE.read_text(encoding="utf8")
 # Digits that are no results: names, places in the papers, sizes of type, constants of the definitions.
 ALLOWED = (
-    r"#(?:tab|fig)\(.*?\[", r"\$[^$]*\$", r"#eq\[.*", r"Gemma-2(?:-2b)?", r"\bL1\b", r"@\w+", r"\b[TM]-\d\d\b",
-    r"SAEBench 0\.6\.0", r"\b95 per cent\b", r"(?:Eq\.|[Ss]ection|Table|[Rr]un) [\d.]+(?: and \d)?", r"\(4 levels\)",
+    r"#(?:tab|fig)\(.*?\[", r"\$[^$]*\$", r"#eq\[.*", r"Gemma-2(?:-2b)?|GPT-2 small", r"\bL1\b", r"@\w+",
+    r"\b[TM]-\d\d\b", r"SAEBench 0\.6\.0", r"\b95 per cent\b", r"(?:Eq\.|[Ss]ection|Table|[Rr]un) [\d.]+(?: and \d)?",
 )  # fmt: skip
 
 

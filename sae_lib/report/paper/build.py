@@ -114,11 +114,11 @@ def _tables(names: list[str], profile: Profile, results: Results) -> dict[str, d
     made = {}
     for name in names:
         try:
-            frame = make_table(f"table_{name}", results, profile).shown
+            table = make_table(f"table_{name}", results, profile)
         except ArtifactError:  # no rows: the paper says so where the table would stand
             continue
-        if len(frame):
-            made[name] = as_shown(frame)
+        if len(table.shown):
+            made[name] = as_shown(table.shown) | {"caption": table.caption}
     return made
 
 
@@ -126,7 +126,6 @@ def as_shown(frame: pd.DataFrame) -> dict[str, Any]:
     """Columns and rows, with what is the same in every row apart, true minus signs, and numbers that do not break."""
     text = frame.astype(str)
     first, *others = text.columns
-    text = text[(text[others] != "–").any(axis=1)]
     values = {column: sorted({*text[column]} - {"–"}) for column in others}
     constant = {column: value for column, value in values.items() if len(text) > 1 and len(value) < 2}
     shown = text.drop(columns=list(constant))
