@@ -80,6 +80,8 @@ def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = 
     return list(made)
 
 
+# A column whose value is lacking in this share of the rows says nothing of every row.
+_MOST = 0.6
 # A figure for the PDF and for the page.
 ENDS = ("pdf", "png")
 
@@ -117,8 +119,9 @@ def _tables(names: list[str], profile: Profile, results: Results) -> dict[str, d
             table = make_table(f"table_{name}", results, profile)
         except ArtifactError:  # no rows: the paper says so where the table would stand
             continue
-        if len(table.shown):
-            made[name] = as_shown(table.shown) | {"caption": table.caption}
+        shown = as_shown(table.shown)
+        if len(table.shown) and len(shown["columns"]) > 1:
+            made[name] = shown | {"caption": table.caption}
     return made
 
 
@@ -127,7 +130,8 @@ def as_shown(frame: pd.DataFrame) -> dict[str, Any]:
     text = frame.astype(str)
     first, *others = text.columns
     values = {column: sorted({*text[column]} - {"–"}) for column in others}
-    constant = {column: value for column, value in values.items() if len(text) > 1 and len(value) < 2}
+    lacking = {column: (text[column] == "–").mean() for column in others}  # rows of differences have no counts
+    constant = {c: v for c, v in values.items() if len(text) > 1 and len(v) < 2 and (not v or lacking[c] < _MOST)}
     shown = text.drop(columns=list(constant))
     for column in shown.columns[1:]:
         for typed, printed in ((r"-(?=\d)", "−"), (" ± ", "\u00a0±\u00a0"), (r"(?<=\d), ", ",\u00a0")):

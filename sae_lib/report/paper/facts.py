@@ -56,6 +56,10 @@ class Change:
         return text.replace("-", "−") if self.interval.n else NOTHING
 
     @property
+    def known(self) -> bool:
+        return self.interval.n > 0
+
+    @property
     def word(self) -> str:
         """To stand before 'that of ...'."""
         if self.interval.n < 2:
@@ -76,6 +80,10 @@ class Quantity:
 
     def __sub__(self, other: Quantity) -> Change:
         return Change(difference(self.values, other.values), self.metric)
+
+    @property
+    def known(self) -> bool:
+        return len(self.values) > 0
 
     @property
     def mean(self) -> str:
