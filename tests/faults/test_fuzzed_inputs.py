@@ -136,7 +136,7 @@ def test_a_file_of_gemma_scope(tmp_path: Path, data: st.DataObject, compressed: 
     file = tmp_path / site / name / "params.npz"
     file.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)  # type: ignore[arg-type]
     file.write_bytes(altered(buffer.getvalue(), data))
     assert_read_or_refused(file.parent)
 
