@@ -12,9 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lib.report.names import METRICS, method_name
+from sae_lib.report.names import METRICS, NOT_MEASURABLE, method_name
+from sae_lib.report.results import why_empty
 from sae_lib.report.statistics import t_interval
-from sae_lib.report.tables.rows import Table, range_cell
+from sae_lib.report.tables.rows import Table, left_out, range_cell
 from sae_lib.report.tables.sweep import curves
 
 METRIC = "absorption_full"
@@ -49,6 +50,8 @@ def literature_table(evaluation: pd.DataFrame) -> Table:
         f"{counts[1]} of one method at two L0. Another model, width and number of tokens: the order can agree, digits "
         "that agree are luck. – no level there. ↓ lower is better."
     )
+    if why_empty(evaluation, METRIC) == NOT_MEASURABLE:
+        caption += left_out([METRIC])
     return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
 
 

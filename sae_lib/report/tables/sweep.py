@@ -216,6 +216,8 @@ def equal_ev_table(
     The explained variance is the median of the methods' at the main level; a method's L0 there is read off its curve,
     linear between levels, and the metrics' intervals are those of their curves at that L0.
     """
+    lacking = [metric for metric in metrics if why_empty(evaluation, metric) == NOT_MEASURABLE]
+    metrics = [metric for metric in metrics if metric in evaluation and metric not in lacking]
     explained = curves(evaluation, "explained_variance")
     mains = [curve.main.mean for curve in explained.values() if curve.main]
     target = float(np.median(mains)) if mains else math.nan
@@ -223,7 +225,7 @@ def equal_ev_table(
     for method, curve in explained.items():
         l0 = _l0_at(curve, target)
         line = {"method": method_name(method), METRICS["l0"].header: f"{l0:.1f}" if math.isfinite(l0) else "–"}
-        for metric in (metric for metric in metrics if metric in evaluation):
+        for metric in metrics:
             of_method = curves(evaluation, metric)
             estimate = of_method[method].at(l0) if method in of_method and math.isfinite(l0) else None
             found = estimate.interval if estimate else t_interval([])
@@ -236,6 +238,7 @@ def equal_ev_table(
         "each needs for it, and its metrics there, mean [95 % t interval over seeds]. – it does not reach it within "
         "its levels. ↑ higher is better, ↓ lower is better."
     )
+    caption += left_out(lacking)
     return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
 
 
