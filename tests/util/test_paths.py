@@ -17,7 +17,7 @@ def test_output_variable_moves_everything(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv(OUTPUT_VARIABLE, str(tmp_path / "elsewhere"))
     paths = Paths("pocket")
     folders = [getattr(paths, name) for name in dir(Paths) if isinstance(getattr(Paths, name), property)]
-    assert len(folders) == 11
+    assert len(folders) == 12
     for folder in folders:
         assert folder.is_relative_to(tmp_path / "elsewhere" / "pocket")
 
