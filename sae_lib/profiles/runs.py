@@ -8,6 +8,7 @@ the range, which is enough to count.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -122,6 +123,14 @@ def plan_runs(profile: Profile, calibration: Calibration | None = None, groups: 
         "atm_grid": _atm_grid,
     }
     return [spec for group in wanted for spec in makers[group](profile, known)]
+
+
+def different(runs: Iterable[RunSpec]) -> list[RunSpec]:
+    """Every SAE once, in the first group that has it: one of two groups is made once."""
+    found: dict[tuple[str, int, str], RunSpec] = {}
+    for run in runs:
+        found.setdefault((run.config.model_dump_json(), run.seed, run.made), run)
+    return [*found.values()]
 
 
 def calibrated(profile: Profile, known: Calibration, method: str, overrides: dict[str, Any] | None = None) -> SAEConfig:

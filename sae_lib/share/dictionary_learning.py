@@ -8,8 +8,6 @@ Its `nn.Linear` weights are transposed to this package's layout: `encoder.weight
 from __future__ import annotations
 
 import pickle
-import struct
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,18 +19,22 @@ from sae_lib.autoencoders.matryoshka import Matryoshka
 from sae_lib.autoencoders.topk import BatchTopK
 from sae_lib.share.facts import Facts
 from sae_lib.share.origin import Origin, hook_layer
-from sae_lib.share.weights import InferenceForm, Tensors, assemble, check_keys, inference_form, read_config, setting
+from sae_lib.share.weights import (
+    UNREADABLE,
+    InferenceForm,
+    Tensors,
+    assemble,
+    check_keys,
+    inference_form,
+    read_config,
+    setting,
+)
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_json
 
 LIBRARY = "dictionary_learning"
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"
-# What torch.load raises for a file that is cut or altered.
-UNREADABLE = (
-    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ImportError,
-    OverflowError, MemoryError, struct.error, zlib.error,
-)  # fmt: skip
 NEVER_USED = -1.0  # a TopK threshold that was not trained
 
 

@@ -10,8 +10,6 @@ names of its folders, `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`, 
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +17,13 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.share.origin import Origin, hook_layer
-from sae_lib.share.weights import Tensors, assemble, check_keys, read_config, read_safetensors
+from sae_lib.share.weights import UNREADABLE, Tensors, assemble, check_keys, read_config, read_safetensors
 from sae_lib.util.errors import ArtifactError
 
 LIBRARY = "Gemma Scope"
 WEIGHTS = "params.npz"
 WEIGHTS_2, CONFIG_2 = "params.safetensors", "config.json"
 NAMES = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
-# What NumPy and the zip file within raise for a file that is cut, altered, encrypted or something else.
-UNREADABLE = (
-    OSError, ValueError, TypeError, EOFError, LookupError, OverflowError, MemoryError, RuntimeError, zlib.error,
-    zipfile.BadZipFile,
-)  # fmt: skip
 SITES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
 
 

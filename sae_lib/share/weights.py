@@ -3,6 +3,9 @@ without anything that only training uses."""
 
 from __future__ import annotations
 
+import struct
+import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +27,11 @@ from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
 
 Tensors = dict[str, Tensor]
+# What torch.load, NumPy and the archive within raise for a file that is cut, altered, encrypted or something else.
+UNREADABLE = (
+    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ImportError,
+    OverflowError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 Form = Literal["standard", "topk", "jumprelu", "gated"]
 FORMS: dict[Form, type[Autoencoder]] = {"standard": Standard, "topk": TopK, "jumprelu": JumpReLU, "gated": Gated}
 SHAPES = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sae_lib.profiles.runs import plan_runs
+from sae_lib.profiles.runs import different, plan_runs
 
 if TYPE_CHECKING:
     from sae_lib.autoencoders.config import SAEConfig
@@ -89,8 +89,8 @@ def bound_note(profile: Profile, d_in: int, peak: Peak = H100) -> str:
     """One line: the bound of a step, by method where it differs, and of all SAEs that a profile trains."""
     training, batch = profile.training, profile.data.batch_tokens
     autocast = training.autocast == "bfloat16"
-    runs = {(run.config.model_dump_json(), run.seed): run for run in plan_runs(profile) if run.trained}
-    seconds = {run: step_seconds(run.config, d_in, batch, autocast=autocast, peak=peak) for run in runs.values()}
+    runs = [run for run in different(plan_runs(profile)) if run.trained]
+    seconds = {run: step_seconds(run.config, d_in, batch, autocast=autocast, peak=peak) for run in runs}
     least, most = min(seconds.values()), max(seconds.values())
     slowest = ", ".join(sorted({run.method for run, value in seconds.items() if value == most}))
     hours = sum(seconds.values()) * training.steps / 3600

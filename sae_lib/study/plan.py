@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from sae_lib.data.model_loading import ITEM
-from sae_lib.profiles.runs import plan_runs
+from sae_lib.profiles.runs import different, plan_runs
 from sae_lib.study.distributed import ALONE, Machines
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import free_bytes, nearest_folder, read_json, used_bytes
@@ -91,11 +91,9 @@ def model_size(model: ModelConfig) -> ModelSize:
 
 def make_plan(profile: Profile) -> Plan:
     """What running all notebooks of `profile` from nothing takes; memory is that of one process on a GPU."""
-    runs: dict[tuple[str, int, str], str] = {}
-    for run in plan_runs(profile):
-        runs.setdefault((run.config.model_dump_json(), run.seed, run.made), run.group)
-    saes = Counter(runs.values())
-    trained = sum(made == "trained" for _, _, made in runs)
+    runs = different(plan_runs(profile))
+    saes = Counter[str](run.group for run in runs)
+    trained = sum(run.trained for run in runs)
     model, data, training, scores = model_size(profile.model), profile.data, profile.training, profile.evaluation
     d_in, item, body = model.d_in, ITEM[profile.model.dtype], data.context_length - 1
     contexts = math.ceil(data.train_tokens / body) + data.held_out_contexts + data.calibration_contexts

@@ -36,6 +36,7 @@ from sae_lib.report.statistics import by_seed, difference, main_effects, t_inter
 from sae_lib.report.tables import controls
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json, write_json
+from sae_lib.util.paths import OUTPUT_VARIABLE, Paths
 from tests.report import synthetic
 
 CLAIMS = load_claims()
@@ -439,13 +440,17 @@ def test_verify_prints_a_line_for_each_claim_that_fits_a_terminal(results: Resul
     assert len(claims_details(evaluated).splitlines()) > 3 * len(lines)
 
 
-def test_verify_on_a_clean_clone_reads_the_committed_results(results: Results, tmp_path: Path, capsys) -> None:
+def test_verify_on_a_clean_clone_reads_the_committed_results(
+    results: Results, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(OUTPUT_VARIABLE, str(tmp_path))
+    paths = Paths("pocket")
     expected = tmp_path / "figures" / "verdicts.json"
     write_verdicts(evaluate_claims(POCKET, results), POCKET, expected)
     with pytest.raises(ArtifactError, match="no folder"):
-        verify(POCKET, tmp_path / "nowhere", expected)
-    committed = save(results, tmp_path / "figures" / "results")
-    assert verify(POCKET, tmp_path / "nowhere", expected) == 0
+        verify(POCKET, paths.known_results, expected)
+    committed = save(results, paths.figures / "results")
+    assert verify(POCKET, paths.known_results, expected) == 0
     assert str(committed) in capsys.readouterr().out
 
 

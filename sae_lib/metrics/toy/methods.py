@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from sae_lib.autoencoders.config import SAEConfig, config_class, sae_config
 from sae_lib.mechanisms import METHODS
@@ -28,10 +29,20 @@ def crossing(values: Sequence[float], l0: Sequence[float], target: float) -> flo
     """
     order = np.argsort(values)
     x, y = np.log(np.array(values)[order]), np.log(np.maximum(np.array(l0)[order], 1e-3)) - np.log(target)
+    found = zero(x, y)
+    return float(np.array(values)[order][np.abs(y).argmin()]) if found is None else float(np.exp(found))
+
+
+def zero(x: Float[np.ndarray, " level"], y: Float[np.ndarray, " level"]) -> float | None:
+    """The first x at which y, linear between neighbours, is zero; None where it never is.
+
+    >>> zero(np.array([0.0, 1.0, 3.0]), np.array([2.0, 1.0, -1.0]))
+    2.0
+    """
     for i in range(len(x) - 1):
         if y[i] * y[i + 1] <= 0 and y[i] != y[i + 1]:
-            return float(np.exp(x[i] - y[i] / (y[i + 1] - y[i]) * (x[i + 1] - x[i])))
-    return float(np.array(values)[order][np.abs(y).argmin()])
+            return float(x[i] - y[i] / (y[i + 1] - y[i]) * (x[i + 1] - x[i]))
+    return None
 
 
 PUBLISHED_STEPS = 4882  # the recipes' counts of steps and momenta are for runs of this length

@@ -240,17 +240,13 @@ def verify(profile: Profile, results_folder: Path | str, expected_file: Path | s
     """Print the claims, with all their evidence if `long`, and compare the verdicts with the expected ones; 0 if all
     agree, otherwise 1.
 
-    Without `results_folder` (a clean clone) the results committed beside `expected_file` are read.
-
-    Raises ArtifactError: no expected verdicts, or another profile's, or unknown or missing ones.
+    Raises ArtifactError: no results, or no expected verdicts, or another profile's, or unknown or missing ones.
     """
-    expected_file, results_folder = Path(expected_file), Path(results_folder)
+    expected_file = Path(expected_file)
     expected = _expected(profile, expected_file)
-    committed = expected_file.parent / "results"
-    folder = results_folder if any(results_folder.glob("*.parquet")) else committed
-    evaluated = evaluate_claims(profile, Results.load(folder))
+    evaluated = evaluate_claims(profile, Results.load(results_folder))
     print(claims_details(evaluated) if long else claims_summary(evaluated))
-    print(f"\n{len(evaluated)} claims at profile {profile.name}, from {folder}")
+    print(f"\n{len(evaluated)} claims at profile {profile.name}, from {results_folder}")
     counted = findings(evaluated)
     print(f"{len(counted)} findings; settings and what is told twice are not counted:")
     for column, name in VERDICT_COLUMNS.items():

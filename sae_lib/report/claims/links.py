@@ -48,7 +48,7 @@ def notebook_cells(folder: Path = NOTEBOOKS) -> dict[str, Link]:
 
 
 def evidence_links(shown: Iterable[str], cells: Mapping[str, Link]) -> list[Link]:
-    """The files of a claim, then the cells that make them; the ledger's cell where no other is known."""
+    """The files of a claim, then the cells that make them, each once; the ledger's cell where no other is known."""
     files = {stem: Link(stem, f"{stem}.md" if stem in TABLES else f"{stem}.png") for stem in shown}
     makers = [stem for stem in files if stem in cells] or [LEDGER]
-    return [*files.values(), *(cells[stem] for stem in makers if stem in cells)]
+    return [*files.values(), *dict.fromkeys(cells[stem] for stem in makers if stem in cells)]

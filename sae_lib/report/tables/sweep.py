@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sae_lib.metrics.toy.methods import zero
 from sae_lib.report.names import BASELINE, MAIN_METHODS, METRICS, NOT_MEASURABLE, method_name
 from sae_lib.report.results import MATCHED_L0, by_method, rows_of, why_empty
 from sae_lib.report.statistics import CONFIDENCE, Interval, by_seed, difference, holm, p_value, t_interval
@@ -221,13 +222,14 @@ def equal_ev_table(
     explained = curves(evaluation, "explained_variance")
     mains = [curve.main.mean for curve in explained.values() if curve.main]
     target = float(np.median(mains)) if mains else math.nan
+    of_metric = {metric: curves(evaluation, metric) for metric in metrics}
     lines, data = [], []
     for method, curve in explained.items():
-        l0 = _l0_at(curve, target)
-        line = {"method": method_name(method), METRICS["l0"].header: f"{l0:.1f}" if math.isfinite(l0) else "–"}
-        for metric in metrics:
-            of_method = curves(evaluation, metric)
-            estimate = of_method[method].at(l0) if method in of_method and math.isfinite(l0) else None
+        log_l0 = zero(*np.array([(level.log_l0, level.mean - target) for level in curve.levels]).T)
+        l0 = math.nan if log_l0 is None else math.exp(log_l0)
+        line = {"method": method_name(method), METRICS["l0"].header: "–" if log_l0 is None else f"{l0:.1f}"}
+        for metric, of_method in of_metric.items():
+            estimate = of_method[method].at(l0) if method in of_method and log_l0 is not None else None
             found = estimate.interval if estimate else t_interval([])
             line[METRICS[metric].header] = range_cell(found, METRICS[metric].decimals)
             data.append({"row": method_name(method), "explained_variance": target, "l0": l0, "metric": metric,
@@ -240,15 +242,6 @@ def equal_ev_table(
     )
     caption += left_out(lacking)
     return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
-
-
-def _l0_at(curve: Curve, value: float) -> float:
-    """The smallest L0 at which a curve meets `value`; NaN where it does not."""
-    x, y = np.array([(level.log_l0, level.mean - value) for level in curve.levels]).T
-    for i in range(len(x) - 1):
-        if y[i] * y[i + 1] <= 0 and y[i] != y[i + 1]:
-            return float(np.exp(x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1])))
-    return math.nan
 
 
 def _read_off(of_method: dict[str, Curve], l0: float, method: str) -> tuple[Interval, Gap]:

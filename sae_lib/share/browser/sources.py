@@ -19,7 +19,6 @@ from sae_lib.share.evaluate import default_settings
 from sae_lib.share.inputs import open_pair
 from sae_lib.study.experiment import Experiment
 from sae_lib.study.scoring import score_inputs
-from sae_lib.training.run import is_finished
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
 from sae_lib.util.paths import shown
@@ -43,10 +42,8 @@ def examine_run(experiment: Experiment, method: str, seed: int, contexts: int = 
         raise ArtifactError(f"seed: {method} has no seed {seed}; choose from {', '.join(map(str, specs))}")
     store_key = experiment.store_key
     folders = {known: experiment.run_folder(spec, store_key) for known, spec in specs.items()}
-    made = {
-        s: is_finished(folder, experiment.run_key(specs[s], store_key), weights=True) for s, folder in folders.items()
-    }
-    if not made[seed]:
+    made = {spec.seed for spec in experiment.at_hand([*specs.values()])}
+    if seed not in made:
         # Else `make paper` would not look into the folders of finished runs.
         record = experiment.paths.keys / "02_train.json"
         fix = f"remove {shown(record)} and run" if record.is_file() else "run"
@@ -54,7 +51,7 @@ def examine_run(experiment: Experiment, method: str, seed: int, contexts: int = 
             f"run: {method}, seed {seed} of {experiment.profile.name} is not trained by this version of the code, or "
             f"its weights are gone; {fix} `make paper PROFILE={experiment.source}`"
         )
-    saes = {known: load_autoencoder(folder, experiment.device) for known, folder in folders.items() if made[known]}
+    saes = {known: load_autoencoder(folder, experiment.device) for known, folder in folders.items() if known in made}
     train = load_tokens(experiment.paths.tokens, "train")
     chosen = np.linspace(0, len(train) - 1, min(contexts, len(train))).astype(int)
     return examine(
