@@ -20,7 +20,7 @@ from torch.nn import functional
 from sae_lib.autoencoders import kernels
 from sae_lib.autoencoders.latents import Latents
 
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+warnings.filterwarnings("ignore", "Sparse (CSR tensor support is in beta|invariant checks are)", UserWarning)
 LARGEST_SHARE = 1 / 10  # of the entries; above it the dense products are faster
 SMALLEST_BATCH = 2**16  # entries; below it finding what is active costs more than it saves
 

@@ -44,6 +44,8 @@ def run_key(config: SAEConfig, store_key: str, data: DataConfig, training: Train
     """
     chosen = config.model_dump(mode="json", exclude_defaults=True) | {"architecture": config.architecture}
     shared = training.model_dump(include={"d_sae", "steps", "autocast", "log_every"})
+    if training.products != "float32":
+        shared["products"] = training.products
     stream = data.model_dump(include={"window", "batch_tokens", "stream_seed"})
     return result_key(TRAINING, chosen, store_key, stream, shared, seed)
 

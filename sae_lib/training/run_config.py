@@ -31,5 +31,9 @@ class TrainingConfig(Strict):
     log_every: int = Field(ge=1)
     checkpoint_every: int = Field(ge=1)
     autocast: Literal["none", "bfloat16"] = "none"
+    """On a GPU: bfloat16 in and out of the products."""
+    products: Literal["float32", "bfloat16"] = "float32"
+    """On a CPU: what the factors of dense products are rounded to; sums and results are float32 in either case. A
+    processor without units for that (AMX) multiplies in float32."""
 
     _seeds = field_validator("seeds", "ablation_seeds")(distinct_seeds)

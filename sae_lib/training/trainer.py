@@ -73,6 +73,21 @@ def losses(sae: Autoencoder, mechanisms: Sequence[Mechanism], step: Step) -> tup
     return sum(parts.values(), torch.zeros((), device=step.x.device)), parts
 
 
+@contextmanager
+def products_in(factors: str) -> Iterator[None]:
+    """Within, dense float32 products on a CPU round their factors to `factors`, "float32" or "bfloat16", and sum in
+    float32. Where the processor multiplies matrices in bfloat16 (AMX) that is about three times as fast; elsewhere
+    nothing is rounded.
+    """
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16" if factors == "bfloat16" else before
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
 SCALE_ROWS = 2**17  # rows over which E||x||^2 is estimated
 
 
@@ -111,6 +126,10 @@ class Trainer:
 
     def step(self) -> None:
         """One optimiser step."""
+        with products_in(self.training.products):
+            self._step()
+
+    def _step(self) -> None:
         step = self._forward()
         loss, parts = losses(self.sae, self.mechanisms, step)
         self._watch(loss, step)

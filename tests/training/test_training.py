@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sae_lib.data.activations import ActivationStore, WindowStream
 from sae_lib.mechanisms import methods
 from sae_lib.metrics.statistics import reconstruction_statistics
 from sae_lib.training.run import CHECKPOINT_FILE, is_finished, run_key, train_sae
-from sae_lib.training.trainer import Trainer, learning_rate
+from sae_lib.training.trainer import Trainer, learning_rate, products_in
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
 from tests.tiny_training import DATA, tiny_config, tiny_store, tiny_training
@@ -110,6 +111,41 @@ def test_every_method_learns_in_bfloat16(store, tmp_path, method):
     history = pd.read_parquet(tmp_path / "history.parquet")
     assert history["reconstruction"].iloc[-1] < 0.9 * history["reconstruction"].iloc[0]
     assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_the_same_from_products_in_bfloat16(store, tmp_path, method):
+    for products in ("float32", "bfloat16"):
+        train(store, tmp_path / products, method, sparser(method), products=products)
+    files = (tmp_path / products / "history.parquet" for products in ("float32", "bfloat16"))
+    exact, rounded = (pd.read_parquet(file)["reconstruction"] for file in files)
+    assert rounded.iloc[-1] == pytest.approx(exact.iloc[-1], rel=0.1)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none", "other products are as they were"
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError])
+def test_products_round_their_factors_only_where_that_is_asked(error):
+    x, W = torch.randn(256, 512), torch.randn(512, 512)
+    exact = x @ W
+    with contextlib.suppress(RuntimeError), products_in("bfloat16"):
+        rounded = x @ W
+        if error:
+            raise error
+    assert torch.equal(x @ W, exact)
+    with products_in("float32"):
+        assert torch.equal(x @ W, exact)
+    wanted = x.bfloat16().float() @ W.bfloat16().float()
+    if torch.cpu._is_amx_tile_supported():
+        torch.testing.assert_close(rounded, wanted, rtol=1e-4, atol=1e-3)
+    else:
+        torch.testing.assert_close(rounded, exact, rtol=1e-4, atol=1e-3)
+
+
+def test_the_products_are_part_of_the_key_unless_they_are_as_ever(store):
+    def key(**options):
+        return run_key(tiny_config("topk"), store.key, DATA, tiny_training(**options), 0)
+
+    assert key(products="float32") == key() != key(products="bfloat16")
 
 
 def test_the_mechanisms_were_at_work(store, tmp_path):
