@@ -102,8 +102,9 @@ class LossSums:
 Splice = Callable[[Float[Tensor, "context position d_in"], Bool[Tensor, "context position"]], Tensor]
 
 # Logits are computed for so many numbers at a time: what a core's cache holds, or 64 rows of a vocabulary of 256,000 on
-# a GPU.
+# a GPU; but for fewer than so many rows the head's weights would be read from memory more often than they are used.
 _CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
+_LEAST_ROWS = 64
 # Residual stream and last hidden states are kept up to this size together, in CPU memory and on disk.
 _STATE_BYTES = 2**32
 # The clean distributions are kept up to this size, on the model's device; beyond it the head is run again.
@@ -207,7 +208,7 @@ def losses(lm: LanguageModel, reference: CoreReference, splice: Splice | None, b
         batch: contexts in one forward pass.
     """
     sums = LossSums(lm.device)
-    rows = max(1, _CHUNK_ELEMENTS[lm.device.type] // lm.vocab_size)
+    rows = max(_LEAST_ROWS, _CHUNK_ELEMENTS[lm.device.type] // lm.vocab_size)
     in_memory = _distributions_in_memory(lm, reference, rows) if splice is not None else None
     before = 0
     for start in range(0, len(reference.tokens), batch):

@@ -7,6 +7,7 @@ language model is computed once for all SAEs, kept on disk, and opened once in a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +80,7 @@ def evaluate(
         if waiting and ranks.rank() == 0:
             for name in keys:
                 score_inputs(experiment).reference(name)  # once here, so that the workers only read it
-        size = min(TOGETHER, max(1, len(waiting) // ranks.world()))
+        size = min(TOGETHER, math.ceil(len(waiting) / (experiment.workers * ranks.world())) or 1)
         jobs = [waiting[i : i + size] for i in range(0, len(waiting), size)]
         modules = tuple(dict.fromkeys(SCORES[name].evaluate.__module__ for name in keys))
         work = partial(_evaluate_job, keys, store_key, modules)
