@@ -69,6 +69,9 @@ class AblationConfig(Strict):
     """Values of lambda_2 beside the paper's."""
     resampling_thresholds: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (1e-5, 5e-4)
     """Values of theta beside the paper's."""
+    collapse: bool = False
+    """Whether TemporalSAE's collapse is taken apart: its mechanisms alone, as written, other failing SAEs beside them,
+    and absorption along its run."""
     toy: ToyConfig = ToyConfig()
 
     _seeds = field_validator("atm_grid_seeds")(distinct_seeds)

@@ -28,17 +28,24 @@ Group = Literal[
     "as_written",
     "factorial",
     "sequence",
+    "collapse",
     "sensitivity",
     "atm_importance",
     "atm_grid",
 ]
 MAIN_GROUPS: tuple[Group, ...] = ("main", "untrained", "control", "as_written", "sweep")
-ABLATION_GROUPS: tuple[Group, ...] = ("factorial", "sequence", "sensitivity", "atm_importance", "atm_grid")
+ABLATION_GROUPS: tuple[Group, ...] = (
+    "factorial", "sequence", "collapse", "sensitivity", "atm_importance", "atm_grid",
+)  # fmt: skip
 ABLATION_SCORES = ("reconstruction", "absorption")
 # Run 1 of the paper is before "reducing gradient norm to 0.1 and temporal coefficient to 0.0001"; it does not say from
 # what. Ten times both is our reading.
 RUN_1 = {"optimizer": {"clip_norm": 1.0}, "temporal": {"coefficient": 1e-3}}
 
+# Group `collapse`: the learning rate that no SAE survives, as a multiple of the baseline's; and one without training.
+FASTER = 100
+UNTRAINED_BASELINE = "baseline, untrained"
+FOLLOWED = ("paper_standard", "temporal_sae")
 # What group `sensitivity` varies, one at a time (column `varied`).
 WARM_UP = "warm_up"
 VARIED = ("temporal_coefficient", "resampling_threshold", WARM_UP)
@@ -118,6 +125,7 @@ def plan_runs(profile: Profile, calibration: Calibration | None = None, groups: 
         "as_written": _as_written,
         "factorial": _factorial,
         "sequence": _sequence,
+        "collapse": _collapse,
         "sensitivity": _sensitivity,
         "atm_importance": _atm_importance,
         "atm_grid": _atm_grid,
@@ -211,6 +219,46 @@ def _sequence(profile: Profile, known: Calibration) -> list[RunSpec]:
         for label, change in runs.items()
         for seed in profile.training.ablation_seeds
     ]  # fmt: skip
+
+
+def _collapse(profile: Profile, known: Calibration) -> list[RunSpec]:
+    """Each mechanism of TemporalSAE alone, with the paper's coefficients; resampling made milder in two ways; and dense
+    SAEs that are useless for reasons of their own."""
+    if not profile.ablations.collapse:
+        return []
+    written, parts = profile.as_written.get("temporal_sae", {}), ("temporal", "resampling", "gradient_scaling")
+
+    def alone(part: str, **values: Any) -> SAEConfig:
+        off: dict[str, Any] = {other: None for other in parts if other != part}
+        return profile.sae_config("temporal_sae", merged(written, off | ({part: values} if values else {})))
+
+    base = profile.sae_config("paper_standard", profile.as_written.get("paper_standard"))
+    fast = {"optimizer": {"learning_rate": FASTER * base.optimizer.learning_rate}}
+    variants: dict[str, tuple[str, SAEConfig]] = {
+        "temporal penalty alone": ("temporal_sae", alone("temporal")),
+        "gradient scaling alone": ("temporal_sae", alone("gradient_scaling")),
+        "resampling alone": ("temporal_sae", alone("resampling")),
+        "resampling alone, threshold 0.0005": ("temporal_sae", alone("resampling", threshold=0.0005)),
+        "resampling alone, small encoder rows": ("temporal_sae", alone("resampling", encoder_norm="alive_fraction")),
+        f"baseline, {FASTER} x learning rate": (
+            "paper_standard",
+            profile.sae_config("paper_standard", merged(profile.as_written.get("paper_standard", {}), fast)),
+        ),
+        UNTRAINED_BASELINE: ("paper_standard", base),
+    }
+    return [
+        RunSpec(
+            "collapse", method, label, seed, config, made="untrained" if label == UNTRAINED_BASELINE else "trained",
+        )
+        for label, (method, config) in variants.items()
+        for seed in profile.training.ablation_seeds
+    ]  # fmt: skip
+
+
+def along_the_run(profile: Profile) -> list[RunSpec]:
+    """The SAEs whose absorption is followed along their training: the paper's two, with its coefficients, one seed."""
+    followed = [spec for spec in plan_runs(profile, None, ["as_written"]) if spec.method in FOLLOWED]
+    return [spec for spec in followed if profile.ablations.collapse and spec.seed == profile.training.seeds[0]]
 
 
 def _sensitivity(profile: Profile, known: Calibration) -> list[RunSpec]:

@@ -32,6 +32,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "toy_summary": ("experiment", "toy", "method", "label", "seed"),
     "probe": ("letter", "test_words", "probe_f1"),
     "planted": ("group", "method", "seed", "planted"),
+    "trajectory": ("run", "group", "method", "seed", "step"),
 }
 # Columns of seed_stability.
 PAIR_METRICS = ("matched_cosine", "max_cosine", "share_matched")
@@ -49,7 +50,7 @@ class Results:
     training logs; `probing_tasks`: per SAE and sparse-probing task; `seed_stability`: per method and pair of seeds;
     `toy` and `toy_summary`: SAEs on data with known features (columns in `figures.absorption` and `toy_checks`);
     `probe`: the language model's ground-truth probe by letter; `planted`: per SAE and share of words that were made
-    absorbed."""
+    absorbed; `trajectory`: absorption at some of a run's steps."""
 
     evaluation: pd.DataFrame = field(default_factory=lambda: _empty("evaluation"))
     letters: pd.DataFrame = field(default_factory=lambda: _empty("letters"))
@@ -61,6 +62,7 @@ class Results:
     toy_summary: pd.DataFrame = field(default_factory=lambda: _empty("toy_summary"))
     probe: pd.DataFrame = field(default_factory=lambda: _empty("probe"))
     planted: pd.DataFrame = field(default_factory=lambda: _empty("planted"))
+    trajectory: pd.DataFrame = field(default_factory=lambda: _empty("trajectory"))
 
     @classmethod
     def load(cls, folder: Path | str) -> Results:

@@ -26,7 +26,8 @@ from sae_lib.training.run import WITHOUT_WEIGHTS, read_history
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import atomic_write, read_json, write_json, write_parquet
 
-CALIBRATION = "calibration"  # L0 on the calibration documents, of the runs of a sweep
+# Of some runs only: L0 on the calibration documents (a sweep's), and absorption along the run.
+EXTRAS = ("calibration", "trajectory")
 
 
 def scores_of(spec: RunSpec) -> tuple[str, ...]:
@@ -52,8 +53,7 @@ def keep(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> int:
         if not is_known(run, spec, keys):
             continue
         scores = {name: found for name, key in keys.items() if (found := stored(run, name, key)) is not None}
-        if (run / f"{CALIBRATION}.json").is_file():
-            scores[CALIBRATION] = read_json(run / f"{CALIBRATION}.json")
+        scores |= {name: read_json(run / f"{name}.json") for name in EXTRAS if (run / f"{name}.json").is_file()}
         content: dict[str, Any] = {"run": read_json(run / "run.json") | {WITHOUT_WEIGHTS: True}, "scores": scores}
         if spec.trained:
             content["history"] = json.loads(read_history(run).to_json(orient="split", double_precision=15))
@@ -88,7 +88,7 @@ def _restore(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> 
         try:
             content = json.loads(gzip.decompress(file.read_bytes()))
             scores = {name: score for name, score in content["scores"].items() if score["key"] == keys.get(name)}
-            scores |= {CALIBRATION: content["scores"][CALIBRATION]} if CALIBRATION in content["scores"] else {}
+            scores |= {name: content["scores"][name] for name in EXTRAS if name in content["scores"]}
             history = content["history"] if spec.trained else None
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise ArtifactError(f"rows: {file} cannot be read ({first_line(error)}); restore it with git") from None

@@ -1,7 +1,8 @@
 """A study of many hours, a sitting at a time: `make study PROFILE=smollm2 HOURS=2`.
 
-SAEs are trained and scored in an order in which every hour ends with something to show: first one seed of the main
-table and of the papers' coefficients as written, then the other seeds, then the ablations. What is finished is kept as
+SAEs are trained and scored in an order in which every hour ends with something to show: first what needs no sweep, the
+methods that are told their L0 and the controls, seed by seed; then the papers' coefficients as written and the L1
+methods' sweep; then the rest of the main table with what explains it, and the ablations. What is finished is kept as
 rows (`rows`) in `figures/<profile>/rows`, to be committed, and is not computed again by the next sitting, wherever that
 is. At the end of a sitting the tables and figures that the rows allow are written beside them.
 """
@@ -18,7 +19,15 @@ import pandas as pd
 from tqdm import tqdm
 
 from sae_lib.profiles.profile import Profile
-from sae_lib.profiles.runs import ABLATION_GROUPS, MAIN_GROUPS, Calibration, RunSpec, plan_runs, sweep_runs
+from sae_lib.profiles.runs import (
+    ABLATION_GROUPS,
+    MAIN_GROUPS,
+    Calibration,
+    RunSpec,
+    along_the_run,
+    plan_runs,
+    sweep_runs,
+)
 from sae_lib.report.claims.ledger import evaluate_claims, write_claims
 from sae_lib.report.figures.write import FIGURES, write_figure
 from sae_lib.report.results import Results
@@ -27,10 +36,11 @@ from sae_lib.study.experiment import Experiment
 from sae_lib.study.rows import is_known, keep, restore, rows_folder, scores_of
 from sae_lib.study.scoring import Evaluation, evaluate, score_inputs, score_keys
 from sae_lib.study.show import probe_letters
+from sae_lib.study.trajectory import TRAJECTORY, not_followed, trajectory
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_parquet
 
-WITH_EACH_SEED = ("sequence",)  # after that seed's main table: the paper's four runs explain its main result
+WITH_EACH_SEED = ("sequence", "collapse")  # after that seed's main table: they explain the paper's main result
 ABLATION_ORDER = ("factorial", "atm_grid", "atm_importance", "sensitivity")
 ROUNDS = 2  # SAEs a worker trains before they are scored together: no core waits for long, and little is at stake
 
@@ -40,6 +50,8 @@ class Step(NamedTuple):
 
     what: str
     specs: list[RunSpec]
+    followed: bool = False
+    """Whether what is wanted is absorption along their training."""
 
 
 def steps(profile: Profile, calibrate: Callable[[], Calibration]) -> Iterator[Step]:
@@ -50,17 +62,20 @@ def steps(profile: Profile, calibrate: Callable[[], Calibration]) -> Iterator[St
     def of(groups: Sequence[str], seed: int | None, known: Calibration | None = None) -> list[RunSpec]:
         return [spec for spec in plan_runs(profile, known, groups) if seed in (None, spec.seed)]
 
-    told = [spec for spec in of(table, seeds[0]) if spec.method not in swept]
-    yield Step("told their L0, and controls", sorted(told, key=lambda spec: not spec.trained))  # pairs that train
-    yield Step("coefficients as written", of(("as_written",), seeds[0]))
-    for method in swept:
-        if method != "dropout":  # it masks as much as ATM turns out to
-            yield Step(f"sweep of {method}", sweep_runs(profile, method))
+    for seed in seeds:
+        told = [spec for spec in of(table, seed) if spec.method not in swept]
+        told.sort(key=lambda spec: not spec.trained)  # pairs that train
+        yield Step(f"told their L0, and controls, seed {seed}", told)
+    # Dropout masks as much as ATM turns out to.
+    first = [spec for method in swept if method != "dropout" for spec in sweep_runs(profile, method)]
+    yield Step("coefficients as written, and a sweep of the L1 methods", [*of(("as_written",), seeds[0]), *first])
     known = calibrate()
     if "dropout" in swept:
         yield Step("sweep of dropout", sweep_runs(profile, "dropout", known.dropout_probability))
     for seed in seeds:
         yield Step(f"main table, seed {seed}", of((*table, "as_written"), seed, known))
+        if seed == seeds[0]:
+            yield Step("absorption along the run", along_the_run(profile), followed=True)
         for group in WITH_EACH_SEED:
             yield Step(f"{group}, seed {seed}", of((group,), seed, known))
     for group in ABLATION_ORDER:
@@ -83,18 +98,21 @@ def sit(experiment: Experiment, hours: float) -> bool:
     del lm
     known: list[RunSpec] = []
     finished = False
-    for what, specs in steps(experiment.profile, experiment.calibrate):
+    for what, specs, followed in steps(experiment.profile, experiment.calibrate):
         restore(experiment, specs, folder)
         keys, store_key = score_keys(experiment), experiment.store_key
         runs = {spec: experiment.run_folder(spec, store_key) for spec in specs}
         todo = [spec for spec in specs if not is_known(runs[spec], spec, keys)]
+        if followed:
+            todo = not_followed(experiment, specs)
         while todo and time.monotonic() < until:
             size = ROUNDS * experiment.workers
             chunk, todo = todo[:size], todo[size:]
             tqdm.write(f"{time.strftime('%H:%M')} {what}: {len(specs) - len(todo) - len(chunk)} of {len(specs)} done")
             experiment.train(chunk)
-            if chunk[0].group == "sweep":
-                experiment.calibration_l0(chunk)
+            if followed:
+                trajectory(experiment, chunk)
+            experiment.calibration_l0([spec for spec in chunk if spec.group == "sweep"])
             evaluate(experiment, chunk, scores_of(chunk[0]))
             keep(experiment, chunk, folder)
         known += [spec for spec in specs if is_known(runs[spec], spec, keys)]
@@ -116,6 +134,10 @@ def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
             for name, table in tables.items():
                 files.append(folder / "results" / f"{name}_{part}.parquet")
                 write_parquet(files[-1], table, index=False)
+    followed = [spec for spec in along_the_run(experiment.profile) if spec in specs]
+    if len(found := trajectory(experiment, followed, compute=False)):
+        files.append(folder / "results" / f"{TRAJECTORY}.parquet")
+        write_parquet(files[-1], found, index=False)
     files.append(folder / "results" / "probe.parquet")
     write_parquet(files[-1], probe_letters(score_inputs(experiment).reference("absorption")), index=False)
     results = Results.load(folder / "results")

@@ -5,6 +5,7 @@ Batches made ready in a thread while the one before is trained on.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -79,7 +80,7 @@ def products_in(factors: str) -> Iterator[None]:
     float32. Where the processor multiplies matrices in bfloat16 (AMX) that is about three times as fast; elsewhere
     nothing is rounded.
     """
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16" if factors == "bfloat16" else before
     try:
@@ -240,8 +241,15 @@ class Trainer:
         Raises ArtifactError when the loss has been NaN or infinite.
         """
         self.check_finite()
-        sae = self.sae.cpu()
-        for mechanism in self.mechanisms:
+        return self._finished(self.sae, self.mechanisms)
+
+    def snapshot(self) -> Autoencoder:
+        """What the SAE is by now, as `finish` would give it; the run goes on with its own."""
+        return self._finished(*copy.deepcopy((self.sae, self.mechanisms)))
+
+    def _finished(self, sae: Autoencoder, mechanisms: Sequence[Mechanism]) -> Autoencoder:
+        sae = sae.cpu()
+        for mechanism in mechanisms:
             mechanism.cpu().finish(sae)
         sae.fold_input_scale(self.input_scale)
         return sae

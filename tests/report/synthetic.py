@@ -33,6 +33,11 @@ WRITTEN = {
     "temporal_sae": (0.05, 0.60, 120.0),
     "paper_atm": (0.02, 0.95, 250.0),
 }
+COLLAPSED = {
+    "temporal penalty alone": (0.02, 0.97, 300.0),
+    "gradient scaling alone": (0.02, 0.97, 310.0),
+    "resampling alone": (0.30, 0.60, 900.0),
+}
 
 
 def measured(rng: np.random.Generator, method: str, variance: float) -> dict[str, float]:
@@ -92,6 +97,8 @@ def evaluation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
     for number in (1, 2, 3, 4):
         centre = (0.05 + 0.01 * number, 0.8, 120.0)
         rows += [sae_row(rng, "sequence", "temporal_sae", s, centre, paper_run=f"run_{number}") for s in seeds[:3]]
+    for label, centre in COLLAPSED.items():
+        rows += [sae_row(rng, "collapse", "temporal_sae", s, centre, label=label) for s in seeds[:3]]
     usual = {"temporal_coefficient": 1e-4, "resampling_threshold": 0.005}
     for coefficient, threshold in ((1e-4, 0.005), (1e-2, 0.005), (1.0, 0.005), (1e-4, 1e-5)):
         varied = "resampling_threshold" if threshold < 0.005 else "temporal_coefficient"
@@ -134,7 +141,8 @@ def history(seeds: tuple[int, ...] = SEEDS, steps: int = 976) -> pd.DataFrame:
     rng = np.random.default_rng(2)
     rows = []
     noise = {"standard": 0.02, "jumprelu": 0.08}
-    for group, centres in (("main", MAIN), ("as_written", {"temporal_sae": WRITTEN["temporal_sae"]})):
+    shown = {method: WRITTEN[method] for method in ("paper_standard", "temporal_sae")}
+    for group, centres in (("main", MAIN), ("as_written", shown)):
         for (method, (_, variance, l0)), seed in itertools.product(centres.items(), seeds):
             temporal = method == "temporal_sae"
             for step in range(0, steps, 20):
@@ -258,6 +266,20 @@ def probing_tasks(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tasks, ignore_index=True)
 
 
+def trajectory() -> pd.DataFrame:
+    """Absorption that rises along TemporalSAE's run and does not along its baseline's."""
+    rows = [
+        {
+            "run": f"as_written-{method}-42-", "group": "as_written", "method": method, "label": "as written",
+            "seed": 42, "step": step, "absorption_fraction": height * step, "absorption_full": height * step / 2,
+            "main_latent_f1": 0.3,
+        }
+        for method, height in (("paper_standard", 1e-5), ("temporal_sae", 6e-4))
+        for step in range(99, 976, 100)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     table = evaluation(seeds)
     toy, summary = toys(seeds)
@@ -269,5 +291,6 @@ def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     standard = logs[(logs["group"] == "main") & (logs["method"] == "standard")].drop(columns=["run", "group", "method"])
     logs = pd.concat([logs, plain[["run", "group", "method", "seed"]].merge(standard, on="seed")], ignore_index=True)
     return Results(
-        table, letters(seeds), density(table), logs, probing_tasks(table), seed_stability(seeds), toy, summary
-    )
+        table, letters(seeds), density(table), logs, probing_tasks(table), seed_stability(seeds), toy, summary,
+        trajectory=trajectory(),
+    )  # fmt: skip

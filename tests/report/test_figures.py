@@ -17,7 +17,7 @@ from sae_lib.report.figures.absorption import absorption_picture, letters_figure
 from sae_lib.report.figures.explaining import mechanism_figure
 from sae_lib.report.figures.style import look, save_figure, set_style
 from sae_lib.report.figures.sweep import pareto_figure
-from sae_lib.report.figures.training import ablation_effects, key_metrics, training_curves
+from sae_lib.report.figures.training import ablation_effects, collapse_figure, key_metrics, training_curves
 from sae_lib.report.figures.write import write_figure
 from sae_lib.report.names import MAIN_METHODS, METHODS
 from sae_lib.report.results import Results
@@ -27,6 +27,7 @@ from tests.report import synthetic
 Drawn = tuple[Figure, pd.DataFrame]
 FIGURES: dict[str, Callable[[Results], Drawn]] = {
     "training_curves": lambda r: training_curves(r.history),
+    "collapse": lambda r: collapse_figure(r.history, r.trajectory),
     "key_metrics": lambda r: key_metrics(r.evaluation),
     "ablation_effects": lambda r: ablation_effects(r.evaluation),
     "letters": lambda r: letters_figure(r.letters),
@@ -38,6 +39,17 @@ FIGURES: dict[str, Callable[[Results], Drawn]] = {
 @pytest.fixture(scope="module")
 def results() -> Results:
     return synthetic.results()
+
+
+def test_the_collapse_adds_up_restarts_and_follows_the_paper_s_two_saes(results: Results) -> None:
+    history = results.history.assign(resampled=3.0)
+    _, data = collapse_figure(history, results.trajectory)
+    assert {*data["quantity"]} == {"l0", "unexplained", "restarted", "absorption_full"}
+    assert {*data["method"]} == {"paper_standard", "temporal_sae"} and {*data["seed"]} == {42}
+    restarts = data[(data["quantity"] == "restarted") & (data["method"] == "temporal_sae")]
+    assert restarts["value"].tolist() == [3.0 * (n + 1) for n in range(len(restarts))]
+    with pytest.raises(ArtifactError, match="trajectory"):
+        collapse_figure(history, Results().trajectory)
 
 
 @pytest.mark.parametrize("name", FIGURES)

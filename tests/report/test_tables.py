@@ -77,6 +77,19 @@ def test_factorial_table_holds_cells_and_main_effects(evaluation: pd.DataFrame) 
     assert re.fullmatch(r"\+8\.\d \[\+\d\.\d, \+\d\.\d\]|\+7\.\d \[\+\d\.\d, \+\d\.\d\]", shown)
 
 
+def test_the_collapse_stands_below_what_was_published(evaluation: pd.DataFrame) -> None:
+    table = ablation_tables.collapse_table(evaluation)
+    shown = table.shown.set_index("SAE")
+    assert [*shown.index] == [
+        "published: baseline", "published: TemporalSAE", "baseline, as written", "TemporalSAE, as written",
+        *synthetic.COLLAPSED,
+    ]  # fmt: skip
+    assert shown.loc["published: TemporalSAE"].tolist() == ["–", "1950.0", "–", "0.568", "0.313", "–", "–"]
+    assert shown["seeds"].tolist()[2:] == ["5", "5", "3", "3", "3"]
+    assert "Seeds: 42, 43, 44, 45, 46 in rows with 5; 42, 43, 44 in rows with 3." in table.caption
+    assert "0 in rows" not in table.caption
+
+
 def test_sequence_table_is_in_the_papers_order(evaluation: pd.DataFrame) -> None:
     rows = ablation_tables.sequence_table(evaluation.iloc[::-1]).shown["run"]
     assert [name[:5] for name in rows] == ["Run 1", "Run 2", "Run 3", "Run 4"]

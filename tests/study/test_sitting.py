@@ -40,6 +40,7 @@ def profile(folder):
     content["sweep"]["coefficients"] = {name: [0.01, 1.0] for name in ("atm", "dropout", "standard")}
     content["sweep"] |= {"levels": [4, 16], "seeds": [7]}
     content |= {"as_written": {"paper_standard": {}}, "controls": ["permuted"]}
+    content["ablations"] = content.get("ablations", {}) | {"collapse": True}
     path.write_text(yaml.safe_dump(content))
     return path
 
@@ -60,10 +61,13 @@ def test_a_time_that_is_none_is_refused(profile, experiment, hours, capsys):
 
 
 def test_the_order_begins_with_what_needs_no_sweep(profile):
-    plan = list(steps(load_profile(profile), lambda: KNOWN))
+    plan, seeds = list(steps(load_profile(profile), lambda: KNOWN)), load_profile(profile).training.seeds
     assert [spec.method for spec in plan[0].specs] == ["topk", "untrained", "permuted"]
-    swept = [f"sweep of {method}" for method in ("atm", "standard", "dropout")]
-    assert [step.what for step in plan[1:6]] == ["coefficients as written", *swept, "main table, seed 42"]
+    assert [step.what for step in plan[: len(seeds)]] == [f"told their L0, and controls, seed {s}" for s in seeds]
+    assert [step.what for step in plan[len(seeds) :][:3]] == [
+        "coefficients as written, and a sweep of the L1 methods", "sweep of dropout", f"main table, seed {seeds[0]}",
+    ]  # fmt: skip
+    assert [s.method for s in plan[len(seeds)].specs] == ["paper_standard", *["atm"] * 2, *["standard"] * 2]
     named = {(s.group, s.method, s.label, s.seed) for step in plan for s in step.specs}
     assert named == {(s.group, s.method, s.label, s.seed) for s in plan_runs(load_profile(profile), KNOWN)}
 
@@ -76,12 +80,19 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
     table = (folder / "table_main.md").read_text()
     assert set(first["method"]) == {"topk", "untrained", "permuted", "standard", "atm", "dropout", "paper_standard"}
     assert len(list(rows_folder(experiment).glob("*.json.gz"))) == first["run"].nunique()
+    along = pd.read_parquet(folder / "results" / "trajectory.parquet")
+    assert {*along["method"]} == {"paper_standard"} and along["step"].is_monotonic_increasing
+    assert along["step"].iloc[-1] == experiment.profile.training.steps - 1
+    end = first[(first["method"] == "paper_standard")].iloc[0]
+    assert along["absorption_full"].iloc[-1] == pytest.approx(end["absorption_full"], nan_ok=True), "the same SAE again"
+    assert (folder / "collapse.png").is_file()
     before = {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()}
 
     shutil.rmtree(experiment.paths.runs)
     monkeypatch.setattr(Trainer, "step", lambda self: pytest.fail("an SAE of which rows are known was trained"))
     assert sit(experiment, 1.0)
     again = pd.read_parquet(folder / "results" / "evaluation_main.parquet")
+    pd.testing.assert_frame_equal(along, pd.read_parquet(folder / "results" / "trajectory.parquet"))
     pd.testing.assert_frame_equal(first, again)
     assert (folder / "table_main.md").read_text() == table
     assert {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()} == before

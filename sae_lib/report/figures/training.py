@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import ticker
@@ -19,6 +20,7 @@ from sae_lib.report.figures.style import FULL_WIDTH, GREY, curve, dot, log_ticks
 from sae_lib.report.names import MECHANISMS, METRICS, NOT_MEASURABLE, method_name
 from sae_lib.report.results import DROPPED, by_method, drop_effect, main_rows, rows_of, seeds_of, why_empty
 from sae_lib.report.statistics import Interval, main_effects, t_interval
+from sae_lib.util.errors import ArtifactError
 
 _EFFECT_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "l0")
 
@@ -48,6 +50,46 @@ def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     sns.despine(fig)
     columns = ["quantity", "method", "step", "mean", "min", "max", "count"]
     return fig, pd.concat(data, ignore_index=True)[columns] if data else pd.DataFrame(columns=columns)
+
+
+def collapse_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """The paper's two SAEs with its coefficients, one seed, over training steps: (a) L0, (b) the share of variance that
+    is not explained, (c) latents started again until then, (d) *full* absorption, where it was measured.
+
+    Raises ArtifactError when absorption was followed along no run.
+    """
+    rows = trajectory[trajectory["group"] == "as_written"]
+    if rows.empty:
+        raise ArtifactError("trajectory: absorption was followed along no run at this profile")
+    logged = history[history["run"].isin(rows["run"])]
+    logged = logged.assign(
+        unexplained=1 - logged["explained_variance"],
+        restarted=logged.sort_values("step").groupby("run")["resampled"].cumsum() if "resampled" in logged else np.nan,
+    )
+    panels = {
+        "l0": ("L0", "active latents\nper token"),
+        "unexplained": ("reconstruction", "1 − explained variance\n(lower is better)"),
+        "restarted": ("restarts", "latents started again,\nin all"),
+        "absorption_full": ("absorption", METRICS["absorption_full"].axis),
+    }
+    fig, axes = plt.subplots(1, 4, figsize=(FULL_WIDTH, 2.2), sharex=True)
+    data = []
+    for ax, letter, (column, (title, label)) in zip(axes, "abcd", panels.items(), strict=True):
+        source = rows if column == "absorption_full" else logged
+        if source[column].isna().all():
+            say(ax, NOT_MEASURABLE)
+        for method, part in by_method(source[source[column].notna()]).items():
+            part = part.sort_values("step")
+            curve(ax, part["step"], part[column], method, label=method_name(method), markevery=0.2, markersize=3)
+            data.append(part[["method", "seed", "step"]].assign(quantity=column, value=part[column]))
+        if column == "unexplained":
+            ax.set_yscale("log")
+            log_ticks(ax.yaxis)
+        ax.set(xlabel="optimiser step", ylabel=label)
+        panel(ax, letter, title)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=3.2)
+    sns.despine(fig)
+    return fig, pd.concat(data, ignore_index=True)
 
 
 def key_metrics(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 import pandas as pd
 import typst
 
-from sae_lib.profiles.profile import Profile
+from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.report.claims.file import load_claims
 from sae_lib.report.claims.ledger import evaluate_claims
 from sae_lib.report.paper.facts import facts, filled, made_from
@@ -26,8 +26,11 @@ from sae_lib.report.results import Results
 from sae_lib.report.tables.write import make_table
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write
+from sae_lib.util.paths import COMMITTED
 
 HERE = Path(__file__).parent
+# The real language model: its committed results stand in the paper of every profile, by names that begin so.
+REAL, OF_REAL = "smollm2", "real_"
 PROSE = HERE / "paper.typ"
 # Html export is young, so Typst warns of it; page settings are for the PDF alone.
 _EXPECTED = ("html export is under active development", "page set rule was ignored during HTML export")
@@ -54,23 +57,28 @@ def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = 
         raise ArtifactError(f"paper: no evaluated SAEs in {figures / 'results'}; run notebooks 01 to 05 first")
     prose, entries = PROSE.read_text(encoding="utf8"), load_claims()
     evaluated = evaluate_claims(profile, results, entries)
-    drawn = [figures / name for name in named(prose, "fig") if all((figures / f"{name}.{e}").is_file() for e in ENDS)]
+    real, real_figures = (load_profile(REAL), _committed(REAL)), COMMITTED[REAL]
+    if profile.name == REAL:
+        real, real_figures = (profile, results), figures
+    places = {name: _place(name, figures, real_figures) for name in named(prose, "fig")}
+    drawn = {name: path for name, path in places.items() if all(path.with_suffix(f".{e}").is_file() for e in ENDS)}
     data: dict[str, Any] = {
-        "tables": _tables(named(prose, "tab"), profile, results),
+        "tables": _tables(named(prose, "tab"), (profile, results), real),
         "claims": [_line(claim) for claim in evaluated.to_dict("records")],
         "facts": made_from(profile, figures / "results"),
-        "figures": [path.name for path in drawn],
+        "figures": [*drawn],
     }
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "main.typ").write_text(filled(prose, facts(profile, results, evaluated, entries)), encoding="utf8")
+        (root / "main.typ").write_text(
+            filled(prose, facts(profile, results, evaluated, entries, real)), encoding="utf8"
+        )
         (root / "data.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf8")
-        for path in (
-            HERE / "style.typ",
-            HERE / "references.bib",
-            *(f.with_suffix(f".{e}") for f in drawn for e in ENDS),
-        ):
+        for path in (HERE / "style.typ", HERE / "references.bib"):
             shutil.copy(path, root)
+        for name, path in drawn.items():
+            for ending in ENDS:
+                shutil.copy(path.with_suffix(f".{ending}"), root / f"{name}.{ending}")
         css = (HERE / "paper.css").read_text(encoding="utf8")
         page = _compiled(root, "html").decode("utf8").replace("</head>", f"<style>{css}</style></head>", 1)
         made = {out / "paper.pdf": _compiled(root, "pdf"), out / "paper.html": page.encode("utf8")}
@@ -111,12 +119,24 @@ def _line(claim: dict[str, Any]) -> dict[str, str]:
     return kept | {"short": claim["short"] + apart, "number": textwrap.shorten(decided, 44, placeholder=" …")}
 
 
-def _tables(names: list[str], profile: Profile, results: Results) -> dict[str, dict[str, Any]]:
+def _committed(profile: str) -> Results:
+    """The committed results of a profile, empty where there are none."""
+    folder = COMMITTED[profile] / "results"
+    return Results.load(folder) if folder.is_dir() else Results()
+
+
+def _place(name: str, figures: Path, real_figures: Path) -> Path:
+    """Where a figure that the prose names was drawn, without an ending."""
+    return real_figures / name.removeprefix(OF_REAL) if name.startswith(OF_REAL) else figures / name
+
+
+def _tables(names: list[str], own: tuple[Profile, Results], real: tuple[Profile, Results]) -> dict[str, dict[str, Any]]:
     """Name -> columns and rows, as shown, of those tables that the results allow."""
     made = {}
     for name in names:
+        profile, results = real if name.startswith(OF_REAL) else own
         try:
-            table = make_table(f"table_{name}", results, profile)
+            table = make_table(f"table_{name.removeprefix(OF_REAL)}", results, profile)
         except ArtifactError:  # no rows: the paper says so where the table would stand
             continue
         shown = as_shown(table.shown)

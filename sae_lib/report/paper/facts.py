@@ -38,6 +38,11 @@ from sae_lib.util.files import file_sha256, read_json
 from sae_lib.util.paths import LOCK_FILE
 
 NOTHING = "not computed"
+# Group `collapse`: one mechanism alone, with the paper's coefficients.
+COLLAPSE_ALONE = {
+    "temporal": "temporal penalty alone", "resampling": "resampling alone",
+    "gradient_scaling": "gradient scaling alone",
+}  # fmt: skip
 # Beside the results: what notebook 05 knows of the run (`provenance`).
 PROVENANCE_FILE = "provenance.json"
 VERSIONS = ("torch", "transformers", "numpy", "scikit-learn", "pandas", "matplotlib", "typst")
@@ -111,13 +116,37 @@ def _by(names: Iterable[str], find: Callable[[str, str], pd.Series | Interval]) 
     return {name: Rows(partial(find, name)) for name in names}
 
 
-def facts(profile: Profile, results: Results, evaluated: pd.DataFrame, entries: list[Claim]) -> dict[str, Any]:
-    """The names of the template. `evaluated` are the evaluated `entries` of claims.yaml."""
-
-    def group(name: str, methods: Iterable[str]) -> dict[str, Rows]:
-        return _by(methods, lambda method, metric: results.seeds(name or of.get(method, "main"), method, metric))
-
+def _group(results: Results, name: str, methods: Iterable[str]) -> dict[str, Rows]:
+    """The rows of each of `methods` in a group; without `name`, those that the main table shows."""
     of = {method: group_of(method) for method in (UNTRAINED, "permuted", "soft_frozen")}
+    return _by(methods, lambda method, metric: results.seeds(name or of.get(method, "main"), method, metric))
+
+
+def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
+    """What the prose can name of the real language model, whichever profile the paper is made from."""
+    collapse = results.evaluation[results.evaluation["group"] == "collapse"]
+    seeds = sorted({*results.evaluation.loc[results.evaluation["group"] == "main", "seed"]})
+    return {
+        **_group(results, "", METHODS),
+        "profile": profile,
+        "seeds": ", ".join(map(str, seeds)) or NOTHING,
+        "as_written": _group(results, "as_written", METHODS),
+        "collapse": _by(
+            COLLAPSE_ALONE, lambda name, metric: seeds_of(collapse[collapse["label"] == COLLAPSE_ALONE[name]], metric)
+        ),
+    }
+
+
+def facts(
+    profile: Profile,
+    results: Results,
+    evaluated: pd.DataFrame,
+    entries: list[Claim],
+    real: tuple[Profile, Results] | None = None,
+) -> dict[str, Any]:
+    """The names of the template. `evaluated` are the evaluated `entries` of claims.yaml; `real` is the real language
+    model's profile with its results, this one's if not given."""
+    group = partial(_group, results)
     evaluation, tree = results.evaluation, toy_rows(results.toy_summary, "matched", "tree")
     factorial = evaluation[evaluation["group"] == "factorial"]
     bare = factorial[~factorial.reindex(columns=[*MECHANISMS]).astype(bool).any(axis=1)]
@@ -128,6 +157,7 @@ def facts(profile: Profile, results: Results, evaluated: pd.DataFrame, entries: 
     temporal = TemporalConfig()
     return {
         **group("", METHODS),
+        "real": real_facts(*(real or (profile, results))),
         "profile": profile,
         "gemma": profile.model.name == PAPERS_MODEL,
         "method_count": evaluation.loc[evaluation["group"] == "main", "method"].nunique(),

@@ -14,7 +14,16 @@ from sae_lib.profiles.runs import VARIED, WARM_UP
 from sae_lib.report.names import MECHANISMS
 from sae_lib.report.results import DROPPED, drop_effect, rows_of, why_empty
 from sae_lib.report.statistics import main_effects
-from sae_lib.report.tables.rows import ARROW_NOTE, FIRST_ROW_NOTE, UNRANKED_NOTE, Table, marked, table_of, with_effects
+from sae_lib.report.tables.rows import (
+    ARROW_NOTE,
+    FIRST_ROW_NOTE,
+    UNRANKED_NOTE,
+    Table,
+    marked,
+    seeds_note,
+    table_of,
+    with_effects,
+)
 
 IDLE = "‡"
 SHORT_COLUMNS = (
@@ -60,6 +69,40 @@ def sequence_table(evaluation: pd.DataFrame) -> Table:
     caption = f"TemporalSAE's four runs, section 6.2; mean ± sd over seeds. {ARROW_NOTE}. {UNRANKED_NOTE}."
     columns = [column for column in SHORT_COLUMNS if column != "dead_fraction"]
     return table_of("run", named, (*columns, "num_split_features", "final_loss"), caption)
+
+
+# Table 1 of the paper, which names no number of seeds and no width; shown as rows of their own.
+PUBLISHED = {
+    "published: baseline": {"l0": 8311.29, "cosine": 0.996, "absorption_full": 0.009},
+    "published: TemporalSAE": {"l0": 1950.00, "cosine": 0.568, "absorption_full": 0.313},
+}
+COLLAPSE_COLUMNS = ("l0", "explained_variance", "cosine", "absorption_full", "absorption_fraction", "main_latent_f1")
+
+
+def collapse_table(evaluation: pd.DataFrame) -> Table:
+    """Where the paper's table comes from: each mechanism alone with the paper's coefficients, resampling made milder,
+    and dense SAEs that fail for other reasons, below what was published."""
+    rows = rows_of(evaluation, "collapse")
+    written = evaluation[evaluation["group"] == "as_written"]
+    measured = {column for column in COLLAPSE_COLUMNS if not why_empty(rows, column)}
+    common = {"seed": 0} | ({"letters": rows["letters"].max()} if "letters" in rows else {})
+    named = {
+        name: pd.DataFrame([common | {column: values[column] for column in values.keys() & measured}])
+        for name, values in PUBLISHED.items()
+    }
+    named |= {
+        f"{name}, as written": written[written["method"] == method]
+        for name, method in (("baseline", "paper_standard"), ("TemporalSAE", "temporal_sae"))
+    }
+    named |= {str(label): part for label, part in rows.groupby("label", sort=False)}
+    caption = (
+        "Where the published table comes from: TemporalSAE's mechanisms one at a time with its own coefficients, and "
+        f"other dense SAEs that fail; mean ± sd over seeds. {ARROW_NOTE}. {UNRANKED_NOTE}."
+    )
+    table = table_of("SAE", {name: part for name, part in named.items() if len(part)}, COLLAPSE_COLUMNS, caption)
+    shown = table.shown.assign(seeds=table.shown["seeds"].where(~table.shown["SAE"].isin(PUBLISHED), "–"))
+    kept = table.data[~table.data["row"].isin(PUBLISHED) | table.data["n"].gt(0)]
+    return Table(shown, kept, f"{caption} {seeds_note(part for name, part in named.items() if name not in PUBLISHED)}")
 
 
 def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame | None = None) -> Table:

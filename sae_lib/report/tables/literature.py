@@ -7,6 +7,7 @@ digits that agree are luck.
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import Any
 
@@ -14,11 +15,12 @@ import pandas as pd
 
 from sae_lib.report.names import METRICS, NOT_MEASURABLE, method_name
 from sae_lib.report.results import why_empty
-from sae_lib.report.statistics import t_interval
+from sae_lib.report.statistics import Interval, t_interval
 from sae_lib.report.tables.rows import Table, left_out, range_cell
-from sae_lib.report.tables.sweep import curves
+from sae_lib.report.tables.sweep import Curve, curves
 
 METRIC = "absorption_full"
+NEAR = 1.1  # where a method has no curve over L0 yet, a level within this factor stands for an L0
 PUBLISHED: dict[str, dict[float, float]] = {
     "topk": {32: 0.216, 48: 0.164, 64: 0.155, 80: 0.141},
     "matryoshka_2": {32: 0.159, 48: 0.136, 64: 0.117, 80: 0.106},
@@ -33,8 +35,7 @@ def literature_table(evaluation: pd.DataFrame) -> Table:
     lines, data, ours = [], [], {}
     for method, published in PUBLISHED.items():
         for l0, value in published.items():
-            estimate = of_method[method].at(l0) if method in of_method else None
-            found = estimate.interval if estimate else t_interval([])
+            found = _here(of_method[method], l0) if method in of_method else t_interval([])
             if found.n:
                 ours[method, l0] = found.mean
             lines.append(
@@ -46,13 +47,22 @@ def literature_table(evaluation: pd.DataFrame) -> Table:
     counts = [_agreeing(theirs, ours, same) for same in (1, 0)]
     caption = (
         f"{METRICS[METRIC].label.capitalize()} at the same L0, published and here: mean [95 % t interval over seeds], "
-        f"read off each method's curve. Published orderings that come out here: {counts[0]} of two methods at one L0, "
-        f"{counts[1]} of one method at two L0. Another model, width and number of tokens: the order can agree, digits "
-        "that agree are luck. – no level there. ↓ lower is better."
+        f"read off each method's curve, or a level within a tenth. Published orderings that come out here: {counts[0]} "
+        f"of two methods at one L0, {counts[1]} of one method at two L0. Another model, width and number of tokens: "
+        "the order can agree, digits that agree are luck. – no level there. ↓ lower is better."
     )
     if why_empty(evaluation, METRIC) == NOT_MEASURABLE:
         caption += left_out([METRIC])
     return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
+
+
+def _here(curve: Curve, l0: float) -> Interval:
+    """What a curve has at an L0, or a level of it within `NEAR` of that."""
+    estimate = curve.at(l0)
+    if estimate:
+        return estimate.interval
+    near = [level for level in curve.levels if abs(level.log_l0 - math.log(l0)) <= math.log(NEAR)]
+    return curve.at_level(near[0]) if near else t_interval([])
 
 
 def _agreeing(theirs: dict[Any, float], ours: dict[Any, float], same: int) -> str:

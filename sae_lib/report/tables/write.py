@@ -13,7 +13,13 @@ import pandas as pd
 
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.results import Results
-from sae_lib.report.tables.ablations import atm_table, factorial_table, sensitivity_table, sequence_table
+from sae_lib.report.tables.ablations import (
+    atm_table,
+    collapse_table,
+    factorial_table,
+    sensitivity_table,
+    sequence_table,
+)
 from sae_lib.report.tables.controls import controls_table, null_table
 from sae_lib.report.tables.literature import literature_table
 from sae_lib.report.tables.main import (
@@ -41,6 +47,7 @@ TABLES: dict[str, tuple[Callable[..., Table], tuple[str, ...]]] = {
     "table_as_written": (as_written_table, ("evaluation",)),
     "table_factorial": (factorial_table, ("evaluation",)),
     "table_sequence": (sequence_table, ("evaluation",)),
+    "table_collapse": (collapse_table, ("evaluation",)),
     "table_atm": (atm_table, ("evaluation",)),
     "table_sensitivity": (sensitivity_table, ("evaluation", "history")),
     "table_stability": (stability_table, ("evaluation", "seed_stability")),
@@ -52,6 +59,11 @@ TABLES: dict[str, tuple[Callable[..., Table], tuple[str, ...]]] = {
     "table_null": (null_table, ("evaluation",)),
     "table_letters": (letters_table, ("letters", "probe")),
 }
+
+
+def tables_of(profile: Profile) -> list[str]:
+    """The names of `TABLES` that `profile` trains the SAEs for."""
+    return [name for name in TABLES if profile.ablations.collapse or name != "table_collapse"]
 
 
 def make_table(name: str, results: Results, profile: Profile) -> Table:
