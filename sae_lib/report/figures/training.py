@@ -190,7 +190,8 @@ def _change_label(metric: str) -> str:
 
 
 def _heatmap(ax: Axes, grid: pd.DataFrame, metric: str) -> None:
-    """Means over c and r."""
+    """Means over c and r. Cells far off the others (Tukey's fences) get the colour of the limit, so that one of them
+    does not paint all others alike."""
     if empty := why_empty(grid, metric):
         say(ax, empty)
         ax.set_axis_off()
@@ -198,7 +199,10 @@ def _heatmap(ax: Axes, grid: pd.DataFrame, metric: str) -> None:
     table = grid.pivot_table(index="c", columns="r", values=metric, aggfunc="mean")
     digits = min(METRICS[metric].decimals, 3)
     numbers = {"annot": True, "fmt": f".{digits}f", "annot_kws": {"size": 7}}
-    sns.heatmap(table, ax=ax, cmap="cividis", cbar=False, linewidths=0.5, **numbers)
+    low, high = np.nanpercentile(table, (25, 75))
+    fences = {"vmin": low - 1.5 * (high - low), "vmax": high + 1.5 * (high - low)}
+    limits = {"vmin": max(fences["vmin"], np.nanmin(table)), "vmax": min(fences["vmax"], np.nanmax(table))}
+    sns.heatmap(table, ax=ax, cmap="cividis", cbar=False, linewidths=0.5, **limits, **numbers)
     ax.set_title(METRICS[metric].axis, fontsize=7)
     ax.set(xlabel="r", ylabel="c")
     ax.set_yticklabels([f"{value:g}" for value in table.index], rotation=0)
