@@ -231,11 +231,15 @@ def _evaluate(options: Options) -> int:
     if output is not None:  # refuse what cannot be written before the work for it
         make_folder(output.parent)
         try:
+            output = Path(os.path.realpath(output))  # a link stays one, as /dev/stdout is
             folder = output.is_dir()
+            other = output.exists() and not output.is_file()
         except OSError as error:
             raise ArtifactError(f"--json: no file can have that name ({error.strerror})") from None
         if folder:
-            raise ArtifactError(f"--json: {output} is a folder; name a file")
+            raise ArtifactError(f"--json: {options.json} is a folder; name a file")
+        if other:
+            raise ArtifactError(f"--json: {options.json} is a device or a pipe; name a file")
         if not os.access(output.parent, os.W_OK):
             raise ArtifactError(f"--json: nothing can be written into {output.parent.resolve()}; name a file elsewhere")
     if options.max_words is not None and options.max_words < 1:
