@@ -48,7 +48,16 @@ def test_an_output_folder_below_a_file(
     (tmp_path / "file").touch()
     monkeypatch.setenv("SAE_LIB_OUTPUT", str(tmp_path / "file" / "output"))
     assert main(["run", "--profile", "pocket"]) == 1
-    assert re.search(r"cannot write into \S+ \(Not a directory\); set SAE_LIB_OUTPUT to a folder", one_line(capsys))
+    assert re.search(r"SAE_LIB_OUTPUT: '\S+' cannot be a folder \(\S+ is no folder\); name a", one_line(capsys))
+
+
+@pytest.mark.parametrize("command", ["plan", "clean", "verify"])
+def test_an_output_folder_that_is_a_device(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SAE_LIB_OUTPUT", os.devnull)
+    assert main([command, "--profile", "smoke"]) == 1
+    assert f"SAE_LIB_OUTPUT: '{os.devnull}' cannot be a folder ({os.devnull} is no folder)" in one_line(capsys)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not stop root")
