@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.topk import TopKConfig
@@ -458,6 +458,46 @@ def test_gemma_scope_files_that_are_refused(tmp_path):
         load_sae(tmp_path)
 
 
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int8, torch.bool])
+@pytest.mark.parametrize("name", ["W_enc", "b_dec"])
+def test_weights_that_are_no_floating_point_numbers(tmp_path, kind, name):
+    """The imaginary part of complex ones was dropped; whole ones are quantised, and their scale is not there."""
+    w = weights() | {"threshold": draw(D_SAE, seed=9).abs()}
+    altered = w | {name: w[name].to(kind)}
+    np.savez(tmp_path / "params.npz", allow_pickle=False, **{key: value.numpy() for key, value in altered.items()})
+    (tmp_path / "2").mkdir()
+    save_file(altered, tmp_path / "2" / "params.safetensors")
+    (tmp_path / "2" / "config.json").write_text("{}")
+    altered.pop("threshold")
+    folders = [tmp_path, tmp_path / "2", saelens_folder(tmp_path / "3", altered, architecture="standard")]
+    folders.append(sparsify_folder(tmp_path / "4"))
+    theirs = {"W_enc": "encoder.weight", "b_dec": "b_dec"}[name]
+    stored = load_file(folders[-1] / "sae.safetensors")
+    save_file(stored | {theirs: stored[theirs].to(kind)}, folders[-1] / "sae.safetensors")
+    state = autoencoder_state()
+    theirs = {"W_enc": "encoder.weight", "b_dec": "bias"}[name]
+    folders.append(dictionary_folder(tmp_path / "5", state | {theirs: state[theirs].to(kind)}, "AutoEncoder"))
+    for folder in folders:
+        with pytest.raises(ArtifactError, match=rf"is {str(kind)[6:]}; save it as dense floating-point") as raised:
+            load_sae(folder)
+        assert "\n" not in str(raised.value)
+
+
+def test_sparse_weights_are_refused(tmp_path):
+    state = autoencoder_state()
+    dictionary_folder(tmp_path, state | {"bias": state["bias"].to_sparse()}, "AutoEncoder")
+    with pytest.raises(ArtifactError, match=r"bias of .* is sparse; save it as dense"):
+        load_sae(tmp_path)
+
+
+def test_gemma_scope_of_another_byte_order(tmp_path):
+    w = weights() | {"threshold": draw(D_SAE, seed=9).abs()}
+    np.savez(
+        tmp_path / "params.npz", allow_pickle=False, **{key: value.numpy().astype(">f4") for key, value in w.items()}
+    )
+    assert torch.equal(load_sae(tmp_path).W_enc, w["W_enc"])
+
+
 # --- recognising a folder
 
 
@@ -469,6 +509,9 @@ def test_own_run_folder(tmp_path):
     loaded, origin = load_with_origin(tmp_path)
     assert torch.equal(loaded(X), sae(X))
     assert (origin.model, origin.layer) == ("pocket", 2)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ArtifactError, match=r"run.json is no sae_lib configuration"):
+        load_sae(tmp_path)
 
 
 def test_folders_that_hold_no_sae(tmp_path):
