@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sae_lib.util.errors import ArtifactError
+from sae_lib.util.memory import require_address_space
 
 if TYPE_CHECKING:
     from sae_lib.study.distributed import Machines
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     do: Command = options.do
     try:
         _refuse_empty(options)
+        require_address_space()
         return do(options)
     except ArtifactError as error:
         print(f"error: {error}", file=sys.stderr)

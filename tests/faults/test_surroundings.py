@@ -207,3 +207,14 @@ def test_make_shuts_out_packages_of_other_projects(tmp_path: Path) -> None:
     )
     assert "Error 3" in done.stderr
     assert seen.read_text().splitlines() == ["PYTHONPATH=unset", "PYTHONHOME=unset", "PYTHONNOUSERSITE=1"]
+
+
+def test_a_limit_on_addresses_is_told_before_libraries_load(tmp_path: Path) -> None:
+    """Under `ulimit -v`, one of them asked for memory for ever, and another ended the process without a word."""
+    code = "import sys; from sae_lib.__main__ import main; sys.exit(main(['plan', '--profile', 'smoke']))"
+    limited = ["-c", f"import resource; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9)); {code}"]
+    done = run_python(*limited, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert re.fullmatch(
+        r"error: memory: .* 953\.7 MiB of addresses \(ulimit -v\), .* ulimit -v unlimited\n", done.stderr
+    )
