@@ -108,8 +108,8 @@ def check_keys(tensors: Mapping[str, Any], wanted: Collection[str], file: Path, 
 def check_shapes(tensors: Tensors, file: Path) -> None:
     """Raises ArtifactError when tensors of this package's names do not fit W_enc `[d_in, d_sae]`, or hold NaN."""
     shape = list(tensors["W_enc"].shape)
-    if len(shape) != 2:
-        raise ArtifactError(f"sae: {file} has an encoder of shape {shape}; it must have two dimensions")
+    if len(shape) != 2 or 0 in shape:
+        raise ArtifactError(f"sae: {file} has an encoder of shape {shape}; it must have two dimensions, none of them 0")
     sizes = dict(zip(("d_in", "d_sae"), shape, strict=True))
     for name, tensor in tensors.items():
         expected = [sizes[axis] for axis in SHAPES[name]]

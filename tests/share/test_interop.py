@@ -201,6 +201,30 @@ def test_saelens_tensors_that_do_not_fit_together(tmp_path):
             load_sae(folder)
 
 
+@pytest.mark.parametrize(
+    "content", ["[1]", '{"scaling_factor": true}', '{"scaling_factor": "2"}', '{"scaling_factor": -1}']
+)
+def test_a_factor_of_saelens_that_is_none(tmp_path, content):
+    """A list ended in a traceback, and `true` counted as 1."""
+    saelens_folder(tmp_path, weights(), architecture="standard", normalize_activations="expected_average_only_in")
+    (tmp_path / "activation_scaler.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"activation_scaler.json"):
+        load_sae(tmp_path)
+
+
+def test_saelens_without_latents_or_with_many_places(tmp_path):
+    w = weights()
+    none = {"W_enc": w["W_enc"][:, :0], "b_enc": w["b_enc"][:0], "W_dec": w["W_dec"][:0], "b_dec": w["b_dec"]}
+    saelens_folder(tmp_path, {name: tensor.contiguous() for name, tensor in none.items()}, architecture="standard")
+    with pytest.raises(
+        ArtifactError, match=r"an encoder of shape \[6, 0\]; it must have two dimensions, none of them 0"
+    ):
+        load_sae(tmp_path)
+    saelens_folder(tmp_path, w, architecture="standard", hook_name=["blocks.1.hook_resid_post"])
+    with pytest.raises(ArtifactError, match=r"hook_name .* it must be the name of one place"):
+        load_sae(tmp_path)
+
+
 def test_saelens_bfloat16_weights_are_read_as_float32(tmp_path):
     w = {name: tensor.bfloat16() for name, tensor in weights().items()}
     sae = load_sae(saelens_folder(tmp_path, w, architecture="standard", dtype="bfloat16"))
