@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sae_lib.util.errors import ArtifactError
+from sae_lib.util.memory import require_address_space
 
 if TYPE_CHECKING:
     from sae_lib.study.distributed import Machines
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     do: Command = options.do
     try:
+        _refuse_empty(options)
+        require_address_space()
         return do(options)
     except ArtifactError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -85,12 +88,12 @@ def parser() -> argparse.ArgumentParser:
         help="any of core, absorption, null_absorption, probing, stability",
     )
     evaluate.add_argument("--contexts", type=int, default=64, help="contexts of held-out text")
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write summary, letters, tasks and notes here")
+    evaluate.add_argument("--json", type=_path, metavar="FILE", help="write summary, letters, tasks and notes here")
 
     export = command("export", _export, "write a trained SAE, with a model card, as other libraries load it")
     export.add_argument("run", help="folder of one run: build/<profile>/runs/<run>")
     export.add_argument("--to", default="both", metavar="FORMAT", help="saelens, dictionary_learning or both (default)")
-    export.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="new folder for the files")
+    export.add_argument("--out", required=True, type=_path, metavar="FOLDER", help="new folder for the files")
     export.add_argument("--profile", help="name or path of the profile it was trained with, if the run was moved")
     export.add_argument("--push", metavar="USER/NAME", help="repository on the Hugging Face hub to upload to")
     export.add_argument("--revision", default="main", help="branch of that repository")
@@ -102,13 +105,15 @@ def parser() -> argparse.ArgumentParser:
     browser.add_argument("--profile", help="instead of a folder: an SAE of this profile's main table")
     browser.add_argument("--method", default="topk", help="of the profile (default: topk)")
     browser.add_argument("--seed", type=int, help="of the profile (default: its first)")
-    browser.add_argument("--out", type=Path, metavar="FOLDER", help="for the page (default: browser, under the output)")
+    browser.add_argument(
+        "--out", type=_path, metavar="FOLDER", help="for the page (default: browser, under the output)"
+    )
     browser.add_argument("--contexts", type=int, default=1024, help="contexts that examples come from (default: 1024)")
     _add_model(browser.add_argument_group("with a folder"), required=False, text="text")
 
     pocket = command("pocket-lm", _pocket_lm, "train the packaged language model again; goes on where it stopped")
-    pocket.add_argument("--output", type=Path, help="where the finished model goes (default: into the package)")
-    pocket.add_argument("--work", type=Path, help="checkpoints and cached text (default: build/pocket-lm)")
+    pocket.add_argument("--output", type=_path, help="where the finished model goes (default: into the package)")
+    pocket.add_argument("--work", type=_path, help="checkpoints and cached text (default: build/pocket-lm)")
 
     command("readme", _readme, "fill the tables of README.md from the files that `make paper` made")
     environment = command("environment", _environment, "compare the installed packages with requirements.lock")
@@ -116,6 +121,17 @@ def parser() -> argparse.ArgumentParser:
     rank = command("rank", _rank, "be one rank of a distributed run, under torchrun --virtual-local-rank")
     _add_profile(rank)
     return top
+
+
+def _refuse_empty(options: Options) -> None:
+    """What an unset variable of a shell leaves behind; HEAD may be nothing. '' as a path would be the folder here."""
+    for name, value in vars(options).items():
+        if (value == "" and name != "head") or (isinstance(value, list) and "" in value):
+            raise ArtifactError(f"{name.replace('_', '-')}: nothing is given (''); give a value, or leave it out")
+
+
+def _path(value: str) -> Path | str:
+    return value and Path(value)
 
 
 def _add_profile(command: argparse.ArgumentParser) -> None:
@@ -226,16 +242,21 @@ def _evaluate(options: Options) -> int:
     from sae_lib.metrics.absorption.config import AbsorptionConfig
     from sae_lib.share.evaluate import default_settings, evaluate_sae
     from sae_lib.util.files import make_folder, write_json
+    from sae_lib.util.paths import output_folder
 
     output = options.json
     if output is not None:  # refuse what cannot be written before the work for it
-        make_folder(output.parent)
+        make_folder(output_folder(output.parent, "--json"))
         try:
+            output = Path(os.path.realpath(output))  # a link stays one, as /dev/stdout is
             folder = output.is_dir()
+            other = output.exists() and not output.is_file()
         except OSError as error:
             raise ArtifactError(f"--json: no file can have that name ({error.strerror})") from None
         if folder:
-            raise ArtifactError(f"--json: {output} is a folder; name a file")
+            raise ArtifactError(f"--json: {options.json} is a folder; name a file")
+        if other:
+            raise ArtifactError(f"--json: {options.json} is a device or a pipe; name a file")
         if not os.access(output.parent, os.W_OK):
             raise ArtifactError(f"--json: nothing can be written into {output.parent.resolve()}; name a file elsewhere")
     if options.max_words is not None and options.max_words < 1:
@@ -277,15 +298,16 @@ def _browser(options: Options) -> int:
     from sae_lib.share.browser import write_browser
     from sae_lib.share.browser.sources import examine_folder, examine_run
     from sae_lib.study.experiment import Experiment
-    from sae_lib.util.paths import output_root, shown
+    from sae_lib.util.paths import output_folder, output_root, shown
 
+    out = options.out and output_folder(options.out, "out")
     if options.profile is not None:
         experiment = Experiment.open(options.profile)
         seed = experiment.profile.training.seeds[0] if options.seed is None else options.seed
-        folder = options.out or experiment.paths.root / "browser"
+        folder = out or experiment.paths.root / "browser"
         found, name = examine_run(experiment, options.method, seed, options.contexts), f"{options.method}_{seed}"
     else:
-        folder = options.out or output_root() / "browser"
+        folder = out or output_root() / "browser"
         found = examine_folder(
             options.folder, options.model, options.layer, max_words=options.max_words, **_model_options(options)
         )

@@ -25,6 +25,7 @@ from sae_lib.share.weights import (
     Tensors,
     assemble,
     check_keys,
+    floats,
     inference_form,
     read_config,
     setting,
@@ -94,7 +95,8 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
     optional = [key for key in kind.unused if key in state]
     check_keys(state, [*kind.names.values(), *optional], file, name)
     k = _k(trainer, state, config_file) if kind.architecture == "topk" else None
-    tensors = {own: state[theirs] for own, theirs in kind.names.items()}
+    used = floats({theirs: state[theirs] for theirs in kind.names.values()}, file)
+    tensors = {own: used[theirs] for own, theirs in kind.names.items()}
     if "encoder.weight" in state:
         tensors |= {"W_enc": tensors["W_enc"].T, "W_dec": tensors["W_dec"].T}
     sae = assemble(kind.architecture, tensors, file, subtract_b_dec=kind.subtract_b_dec, k=k)

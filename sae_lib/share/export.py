@@ -17,6 +17,7 @@ from sae_lib.share.saelens import save_saelens
 from sae_lib.share.weights import inference_form
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_folder, atomic_write
+from sae_lib.util.paths import output_folder
 
 FORMATS = ("saelens", "dictionary_learning")
 
@@ -43,7 +44,7 @@ def export_run(
     formats = FORMATS if to == "both" else (to,)
     if not set(formats) <= set(FORMATS):
         raise ArtifactError(f"to: {to!r} is no known format; choose {', '.join(FORMATS)} or both")
-    out = Path(out).expanduser()
+    out = output_folder(out, "out")
     sae, facts = read_run(Path(run).expanduser(), profile)
     form = inference_form(sae)
     try:

@@ -17,7 +17,7 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.share.origin import Origin, hook_layer
-from sae_lib.share.weights import UNREADABLE, Tensors, assemble, check_keys, read_config, read_safetensors
+from sae_lib.share.weights import UNREADABLE, Tensors, assemble, check_keys, floats, read_config, read_safetensors
 from sae_lib.util.errors import ArtifactError
 
 LIBRARY = "Gemma Scope"
@@ -45,7 +45,9 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
 def _read_npz(file: Path) -> Tensors:
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]).float() for name in arrays}
+            # In this machine's byte order, which torch asks for.
+            stored = {name: arrays[name].astype(arrays[name].dtype.newbyteorder("=")) for name in arrays}
+        return floats({name: torch.from_numpy(array) for name, array in stored.items()}, file)
     except UNREADABLE as error:
         raise ArtifactError(f"sae: {file} is damaged or holds more than numbers; fetch it again") from error
 

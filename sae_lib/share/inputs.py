@@ -22,7 +22,7 @@ from sae_lib.profiles.profile import EvaluationConfig, explain, load_profile
 from sae_lib.share.load import load_with_origin
 from sae_lib.share.origin import Origin, origin_faults
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.paths import output_root
+from sae_lib.util.paths import output_folder, output_root
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Pair:
             self.notes.extend(f"text: {note}" for note in notes)
             return tokens
 
-        folder = Path(cache) if cache is not None else output_root() / "evaluate"
+        folder = output_root() / "evaluate" if cache is None else output_folder(cache, "cache")
         packaged = load_profile("pocket").corpus
         return Inputs(lambda: self.lm, held_out, settings, folder, packaged, output_root() / "corpus")
 

@@ -23,8 +23,8 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import WEIGHTS_FILE, load_autoencoder
 from sae_lib.share import dictionary_learning, gemma_scope, saelens, sparsify
 from sae_lib.share.origin import Origin
+from sae_lib.share.weights import read_config
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import read_json
 
 __all__ = ["LoadedSAE", "Origin", "load_sae", "load_with_origin"]
 
@@ -80,7 +80,7 @@ def load_with_origin(folder: Path | str, device: str = "cpu") -> LoadedSAE:
 
 
 def _own(folder: Path) -> tuple[Autoencoder, Origin]:
-    run = read_json(folder / "run.json")
-    layer = run.get("layer")
-    hook = None if layer is None else f"layer {layer}"
-    return load_autoencoder(folder), Origin("run.json", run.get("model"), hook, layer)
+    run = read_config(folder / "run.json", "sae_lib")
+    model, layer = run.get("model"), run.get("layer")
+    model, layer = model if isinstance(model, str) else None, layer if isinstance(layer, int) else None
+    return load_autoencoder(folder), Origin("run.json", model, None if layer is None else f"layer {layer}", layer)

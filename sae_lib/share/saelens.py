@@ -27,7 +27,7 @@ from sae_lib.share.weights import (
     setting,
 )
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import read_json, write_json
+from sae_lib.util.files import write_json
 
 LIBRARY = "SAELens"
 CONFIG = "cfg.json"
@@ -101,6 +101,8 @@ def _config(file: Path) -> dict[str, Any]:
     config["centred"] = _centred(flat)
     for key, kind in (("architecture", str), ("apply_b_dec_to_input", bool)):
         setting(config, key, kind, file)
+    if not isinstance(config.get("hook_name"), str | None):
+        raise ArtifactError(f"sae: {file} has hook_name {config['hook_name']!r}; it must be the name of one place")
     activation = config.get("activation_fn") or "relu"
     if activation == "topk" and config["architecture"] in ("standard", "topk"):
         # Before 6, k is an argument of the activation function: of architecture standard, from 4.4 of topk.
@@ -157,8 +159,8 @@ def _input_scale(config: dict[str, Any], folder: Path) -> float:
             f"sae: {folder / CONFIG} has normalize_activations {normalisation!r}, which cannot be written as the "
             "weights of an SAE of raw activations; 'none' and 'expected_average_only_in' can"
         )
-    factor = read_json(folder / SCALER).get("scaling_factor") if (folder / SCALER).is_file() else None
-    if not isinstance(factor, int | float) or not factor > 0:
+    factor = read_config(folder / SCALER, LIBRARY).get("scaling_factor") if (folder / SCALER).is_file() else None
+    if not isinstance(factor, int | float) or isinstance(factor, bool) or not factor > 0:
         raise ArtifactError(
             f"sae: {folder / CONFIG} has normalize_activations 'expected_average_only_in', and the factor is not "
             f"stored ({SCALER}); fold it with SAELens's fold_activation_norm_scaling_factor and save again"

@@ -77,9 +77,24 @@ def read_safetensors(file: Path, library: str) -> Tensors:
         raise ArtifactError(f"sae: {file} is missing; {library} saves it beside its configuration")
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"sae: {file} is damaged and cannot be read ({error}); fetch it again") from error
+    return floats(tensors, file)
+
+
+def floats(tensors: Tensors, file: Path) -> Tensors:
+    """Weights as float32.
+
+    Raises:
+        ArtifactError: some are no floating-point numbers. Complex ones would lose a part; whole ones are quantised, and
+            what they were divided by is elsewhere.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            kind = str(tensor.dtype).removeprefix("torch.") if tensor.layout == torch.strided else "sparse"
+            raise ArtifactError(f"sae: {name} of {file} is {kind}; save it as dense floating-point numbers (float32)")
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def check_keys(tensors: Mapping[str, Any], wanted: Collection[str], file: Path, what: str) -> None:
@@ -93,8 +108,8 @@ def check_keys(tensors: Mapping[str, Any], wanted: Collection[str], file: Path, 
 def check_shapes(tensors: Tensors, file: Path) -> None:
     """Raises ArtifactError when tensors of this package's names do not fit W_enc `[d_in, d_sae]`, or hold NaN."""
     shape = list(tensors["W_enc"].shape)
-    if len(shape) != 2:
-        raise ArtifactError(f"sae: {file} has an encoder of shape {shape}; it must have two dimensions")
+    if len(shape) != 2 or 0 in shape:
+        raise ArtifactError(f"sae: {file} has an encoder of shape {shape}; it must have two dimensions, none of them 0")
     sizes = dict(zip(("d_in", "d_sae"), shape, strict=True))
     for name, tensor in tensors.items():
         expected = [sizes[axis] for axis in SHAPES[name]]

@@ -31,7 +31,7 @@ from sae_lib.study.pocket_lm_card import measure, write_card
 from sae_lib.util.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import json_key, make_folder
-from sae_lib.util.paths import output_root
+from sae_lib.util.paths import output_folder, output_root
 
 PACKAGED = POCKET_FOLDER
 
@@ -219,7 +219,8 @@ def make_pocket_lm(output: Path | None = None, work: Path | None = None) -> None
         output: where the finished model goes; by default into the package.
         work: checkpoints and cached text; by default `build/pocket-lm`.
     """
-    output, folder = output or PACKAGED, work or output_root() / "pocket-lm"
+    folder = output_root() / "pocket-lm" if work is None else output_folder(work, "work")
+    output = PACKAGED if output is None else output_folder(output, "output")
     make_folder(folder)
     make_folder(output)  # before the work for it
     recipe = Recipe()

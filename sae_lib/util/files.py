@@ -101,8 +101,8 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
         mode: "w" (UTF-8 text) or "wb".
 
     Raises:
-        ArtifactError: the disk is full, or nothing can be written there. `path` is then what it was before, and
-            no part is left behind.
+        ArtifactError: the disk is full, nothing can be written there, or `path` is a device or a pipe, which a file
+            would replace. `path` is then what it was before, and no part is left behind.
 
     >>> with atomic_write("results/table.csv") as file:      # doctest: +SKIP
     ...     file.write("letter,f1")
@@ -111,6 +111,8 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
         raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
     path = Path(path)
     make_folder(path.parent)
+    if path.is_char_device() or path.is_block_device() or path.is_fifo() or path.is_socket():
+        raise ArtifactError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
     with explain_full_disk(path.parent):
         with explain_refusal(path.parent):

@@ -1,8 +1,7 @@
 """How much memory is free, and whether something fits into it, asked before anything is loaded."""
 
+import resource
 from pathlib import Path
-
-import psutil
 
 from sae_lib.util.errors import ArtifactError
 
@@ -11,6 +10,8 @@ CONTAINER_LIMITS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
+# What a process that has imported everything has mapped, most of which it never uses; with PyTorch's build for CPUs.
+ADDRESSES = 2 * 2**30
 
 
 def readable_bytes(count: float) -> str:
@@ -32,6 +33,8 @@ def free_memory(device: str) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    import psutil
+
     free = int(psutil.virtual_memory().available)
     for limit, usage in CONTAINER_LIMITS:
         try:
@@ -39,6 +42,20 @@ def free_memory(device: str) -> int:
         except (OSError, ValueError):  # no such container, or its limit is the word "max"
             continue
     return max(free, 0)
+
+
+def require_address_space() -> None:
+    """Refuse a limit (`ulimit -v`) below which libraries end without a word, or for ever ask again, while they load.
+
+    Raises:
+        ArtifactError: less than `ADDRESSES` may be used.
+    """
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if allowed != resource.RLIM_INFINITY and allowed < ADDRESSES:
+        raise ArtifactError(
+            f"memory: this shell allows a process {readable_bytes(allowed)} of addresses (ulimit -v), and "
+            f"{readable_bytes(ADDRESSES)} are needed to begin; raise it, or take it off with ulimit -v unlimited"
+        )
 
 
 def require_memory(what: str, needed: int, device: str, fix: str) -> None:

@@ -30,15 +30,26 @@ def output_root() -> Path:
     named = os.environ.get(OUTPUT_VARIABLE)
     if not named:
         return ROOT / "build"
+    return output_folder(named, OUTPUT_VARIABLE)
+
+
+def output_folder(named: Path | str, field: str) -> Path:
+    """The folder that a user names for what is written; it need not be there yet.
+
+    Raises:
+        ArtifactError: in one line that names the field, where no folder can have that name: a file or a device has it,
+            or lies above it.
+    """
     try:
-        root = Path(named).expanduser().resolve()
-        root.exists()  # asks the system, which refuses a name that is too long
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ArtifactError(
-            f"{OUTPUT_VARIABLE}: '{named[:80]}' cannot be a folder ({reason}); set it to a folder of yours"
-        ) from None
-    return root
+        folder = Path(named).expanduser().resolve()
+        # Asks the system, which refuses a name that is too long.
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        reason = None if there.is_dir() else f"{there} is no folder"
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason:
+        raise ArtifactError(f"{field}: '{str(named)[:80]}' cannot be a folder ({reason}); name a folder of yours")
+    return folder
 
 
 def corpus_cache() -> Path:

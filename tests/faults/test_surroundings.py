@@ -48,7 +48,16 @@ def test_an_output_folder_below_a_file(
     (tmp_path / "file").touch()
     monkeypatch.setenv("SAE_LIB_OUTPUT", str(tmp_path / "file" / "output"))
     assert main(["run", "--profile", "pocket"]) == 1
-    assert re.search(r"cannot write into \S+ \(Not a directory\); set SAE_LIB_OUTPUT to a folder", one_line(capsys))
+    assert re.search(r"SAE_LIB_OUTPUT: '\S+' cannot be a folder \(\S+ is no folder\); name a", one_line(capsys))
+
+
+@pytest.mark.parametrize("command", ["plan", "clean", "verify"])
+def test_an_output_folder_that_is_a_device(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SAE_LIB_OUTPUT", os.devnull)
+    assert main([command, "--profile", "smoke"]) == 1
+    assert f"SAE_LIB_OUTPUT: '{os.devnull}' cannot be a folder ({os.devnull} is no folder)" in one_line(capsys)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not stop root")
@@ -198,3 +207,14 @@ def test_make_shuts_out_packages_of_other_projects(tmp_path: Path) -> None:
     )
     assert "Error 3" in done.stderr
     assert seen.read_text().splitlines() == ["PYTHONPATH=unset", "PYTHONHOME=unset", "PYTHONNOUSERSITE=1"]
+
+
+def test_a_limit_on_addresses_is_told_before_libraries_load(tmp_path: Path) -> None:
+    """Under `ulimit -v`, one of them asked for memory for ever, and another ended the process without a word."""
+    code = "import sys; from sae_lib.__main__ import main; sys.exit(main(['plan', '--profile', 'smoke']))"
+    limited = ["-c", f"import resource; resource.setrlimit(resource.RLIMIT_AS, (10**9, 10**9)); {code}"]
+    done = run_python(*limited, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert re.fullmatch(
+        r"error: memory: .* 953\.7 MiB of addresses \(ulimit -v\), .* ulimit -v unlimited\n", done.stderr
+    )

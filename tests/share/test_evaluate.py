@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -299,6 +300,15 @@ def test_command_line(pocket, tmp_path, capsys):
     assert said.startswith(f"error: cannot write into {output} (File exists); remove what has that name")
     assert main(["evaluate", *arguments, "--max-words", "0"]) == 1
     assert "--max-words 0: must be" in capsys.readouterr().err
+
+
+def test_a_result_replaces_no_pipe(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        assert main(["evaluate", "sae", "--model", "pocket", "--json", str(tmp_path / name)]) == 1
+        assert f"--json: {tmp_path / name} is a device or a pipe" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
 
 
 def test_json_has_no_nan():

@@ -303,8 +303,8 @@ def test_folders_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     (tmp_path / "full" / "mine.txt").write_text("keep")
     assert "full is not empty" in refused(capsys, run, "--out", tmp_path / "full")
     assert (tmp_path / "full" / "mine.txt").read_text() == "keep"
-    assert "mine.txt is not empty" in refused(capsys, run, "--out", tmp_path / "full" / "mine.txt")
-    assert "cannot be written" in refused(capsys, run, "--out", tmp_path / "full" / "mine.txt" / "below")
+    assert "mine.txt is no folder" in refused(capsys, run, "--out", tmp_path / "full" / "mine.txt")
+    assert "cannot be a folder" in refused(capsys, run, "--out", tmp_path / "full" / "mine.txt" / "below")
 
     def read_only(*_: object) -> None:
         raise OSError(30, "Read-only file system")

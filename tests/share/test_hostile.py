@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,12 +64,36 @@ def test_the_packaged_model_is_not_trained_for_a_place_that_cannot_be(
 ) -> None:
     (tmp_path / "file").touch()
     told = refused(["pocket-lm", "--output", str(tmp_path / "file"), "--work", str(tmp_path / "work")], capsys)
-    assert "cannot write into" in told
+    assert told.startswith("error: output: ") and "is no folder" in told
 
 
 def test_places_that_cannot_be(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "name too long" in refused([*arguments, "--json", str(tmp_path / ("j" * 300))], capsys)
-    assert "cannot write into" in refused([*arguments, "--cache", str(tmp_path / "text.jsonl")], capsys)
+    for place in (str(tmp_path / "text.jsonl"), os.devnull, f"{os.devnull}/below"):
+        assert f"cache: '{place}' cannot be a folder" in refused([*arguments, "--cache", place], capsys)
+        assert f"out: '{place}' cannot be a folder" in refused(["export", "run", "--out", place], capsys)
+        assert f"out: '{place}' cannot be" in refused(["browser", "--profile", "smoke", "--out", place], capsys)
+        assert f"work: '{place}' cannot be a folder" in refused(["pocket-lm", "--work", place], capsys)
+    assert f"--json: '{os.devnull}' cannot be a folder" in refused([*arguments, "--json", f"{os.devnull}/x"], capsys)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["evaluate", "", "--model", "pocket"],
+        ["evaluate", "sae", "--model", ""],
+        ["evaluate", "sae", "--model", "pocket", "--files", "text.jsonl", ""],
+        ["evaluate", "sae", "--model", "pocket", "--cache", ""],
+        ["evaluate", "sae", "--model", "pocket", "--json", ""],
+        ["export", "", "--out", "out"],
+        ["export", "run", "--out", ""],
+        ["plan", "--profile", ""],
+    ],
+)
+def test_what_an_unset_variable_leaves_behind(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    field = options[options.index("") - 1].lstrip("-")
+    field = {"evaluate": "folder", "export": "run", "text.jsonl": "files"}.get(field, field)
+    assert refused(options, capsys) == f"error: {field}: nothing is given (''); give a value, or leave it out"
 
 
 def test_a_configuration_that_transformers_refuses(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.topk import TopKConfig
@@ -199,6 +199,30 @@ def test_saelens_tensors_that_do_not_fit_together(tmp_path):
         folder = saelens_folder(tmp_path, w | changed, architecture="topk", k=K, rescale_acts_by_decoder_norm=True)
         with pytest.raises(ArtifactError, match=message):
             load_sae(folder)
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]", '{"scaling_factor": true}', '{"scaling_factor": "2"}', '{"scaling_factor": -1}']
+)
+def test_a_factor_of_saelens_that_is_none(tmp_path, content):
+    """A list ended in a traceback, and `true` counted as 1."""
+    saelens_folder(tmp_path, weights(), architecture="standard", normalize_activations="expected_average_only_in")
+    (tmp_path / "activation_scaler.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"activation_scaler.json"):
+        load_sae(tmp_path)
+
+
+def test_saelens_without_latents_or_with_many_places(tmp_path):
+    w = weights()
+    none = {"W_enc": w["W_enc"][:, :0], "b_enc": w["b_enc"][:0], "W_dec": w["W_dec"][:0], "b_dec": w["b_dec"]}
+    saelens_folder(tmp_path, {name: tensor.contiguous() for name, tensor in none.items()}, architecture="standard")
+    with pytest.raises(
+        ArtifactError, match=r"an encoder of shape \[6, 0\]; it must have two dimensions, none of them 0"
+    ):
+        load_sae(tmp_path)
+    saelens_folder(tmp_path, w, architecture="standard", hook_name=["blocks.1.hook_resid_post"])
+    with pytest.raises(ArtifactError, match=r"hook_name .* it must be the name of one place"):
+        load_sae(tmp_path)
 
 
 def test_saelens_bfloat16_weights_are_read_as_float32(tmp_path):
@@ -458,6 +482,46 @@ def test_gemma_scope_files_that_are_refused(tmp_path):
         load_sae(tmp_path)
 
 
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int8, torch.bool])
+@pytest.mark.parametrize("name", ["W_enc", "b_dec"])
+def test_weights_that_are_no_floating_point_numbers(tmp_path, kind, name):
+    """The imaginary part of complex ones was dropped; whole ones are quantised, and their scale is not there."""
+    w = weights() | {"threshold": draw(D_SAE, seed=9).abs()}
+    altered = w | {name: w[name].to(kind)}
+    np.savez(tmp_path / "params.npz", allow_pickle=False, **{key: value.numpy() for key, value in altered.items()})
+    (tmp_path / "2").mkdir()
+    save_file(altered, tmp_path / "2" / "params.safetensors")
+    (tmp_path / "2" / "config.json").write_text("{}")
+    altered.pop("threshold")
+    folders = [tmp_path, tmp_path / "2", saelens_folder(tmp_path / "3", altered, architecture="standard")]
+    folders.append(sparsify_folder(tmp_path / "4"))
+    theirs = {"W_enc": "encoder.weight", "b_dec": "b_dec"}[name]
+    stored = load_file(folders[-1] / "sae.safetensors")
+    save_file(stored | {theirs: stored[theirs].to(kind)}, folders[-1] / "sae.safetensors")
+    state = autoencoder_state()
+    theirs = {"W_enc": "encoder.weight", "b_dec": "bias"}[name]
+    folders.append(dictionary_folder(tmp_path / "5", state | {theirs: state[theirs].to(kind)}, "AutoEncoder"))
+    for folder in folders:
+        with pytest.raises(ArtifactError, match=rf"is {str(kind)[6:]}; save it as dense floating-point") as raised:
+            load_sae(folder)
+        assert "\n" not in str(raised.value)
+
+
+def test_sparse_weights_are_refused(tmp_path):
+    state = autoencoder_state()
+    dictionary_folder(tmp_path, state | {"bias": state["bias"].to_sparse()}, "AutoEncoder")
+    with pytest.raises(ArtifactError, match=r"bias of .* is sparse; save it as dense"):
+        load_sae(tmp_path)
+
+
+def test_gemma_scope_of_another_byte_order(tmp_path):
+    w = weights() | {"threshold": draw(D_SAE, seed=9).abs()}
+    np.savez(
+        tmp_path / "params.npz", allow_pickle=False, **{key: value.numpy().astype(">f4") for key, value in w.items()}
+    )
+    assert torch.equal(load_sae(tmp_path).W_enc, w["W_enc"])
+
+
 # --- recognising a folder
 
 
@@ -469,6 +533,9 @@ def test_own_run_folder(tmp_path):
     loaded, origin = load_with_origin(tmp_path)
     assert torch.equal(loaded(X), sae(X))
     assert (origin.model, origin.layer) == ("pocket", 2)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ArtifactError, match=r"run.json is no sae_lib configuration"):
+        load_sae(tmp_path)
 
 
 def test_folders_that_hold_no_sae(tmp_path):

@@ -263,3 +263,14 @@ def test_lock_outlives_the_folders_removal(tmp_path: Path) -> None:
     with FolderLock(tmp_path / "output"):
         shutil.rmtree(tmp_path / "output")
     assert names(tmp_path) == []
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    """A pipe here; /dev/null is another such thing, and root may replace it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link"):
+        with pytest.raises(ArtifactError, match=f"^cannot write {path}: it is a device or a pipe, .*; name a file$"):
+            write_json(path, {})
+    assert pipe.is_fifo() and names(tmp_path) == ["link", "pipe"]

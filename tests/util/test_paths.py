@@ -44,7 +44,7 @@ def test_a_name_that_no_folder_can_have_is_told(name: str, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
     monkeypatch.setenv(OUTPUT_VARIABLE, name)
-    with pytest.raises(ArtifactError, match=rf"^SAE_LIB_OUTPUT: '{name[:80]}' cannot be a folder \(.*; set it to"):
+    with pytest.raises(ArtifactError, match=rf"^SAE_LIB_OUTPUT: '{name[:80]}' cannot be a folder \(.*; name a"):
         output_root()
 
 
