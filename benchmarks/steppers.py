@@ -90,15 +90,22 @@ class Rows:
         )  # fmt: skip
 
 
+def _in_precision(precision: str, device: str) -> dict[str, Any]:
+    if precision == "float32":
+        return {}
+    return {"products": precision} if device == "cpu" else {"autocast": precision}
+
+
 class Ours:
-    """A method of `sae_lib.training.recipes`, in float32 or under bf16 autocast."""
+    """A method of `sae_lib.training.recipes`, in float32 or in bf16: under autocast on a GPU, by the factors of its
+    products on a CPU."""
 
     def __init__(self, rows: Rows, method: str, d_sae: int, k: int, warm_steps: int, precision: str) -> None:
         self.rows, self.k = rows, k
         self.config = our_config(method, d_sae, k, warm_steps, rows.scale)
         self.training = TrainingConfig(
             d_sae=d_sae, steps=warm_steps + STEPS_LEFT, seeds=(0,), ablation_seeds=(0,), log_every=2**30,
-            checkpoint_every=2**30, autocast="bfloat16" if precision == "bfloat16" else "none",
+            checkpoint_every=2**30, **_in_precision(precision, rows.device),
         )  # fmt: skip
         self.trainer = self._trainer(rows.batch)
         self.step = self.trainer.step
