@@ -10,6 +10,7 @@ from sae_lib.profiles.runs import (
     ABLATION_GROUPS,
     MAIN_GROUPS,
     Calibration,
+    along_the_run,
     expected_calibration,
     plan_runs,
     sweep_runs,
@@ -52,7 +53,7 @@ def test_counts():
         "atm_importance": 5 * ABLATION_SEEDS,
         "atm_grid": len(ablations.atm_c) * len(ablations.atm_r) * len(ablations.atm_grid_seeds),
     }
-    assert set(counts) == {*MAIN_GROUPS, *ABLATION_GROUPS}
+    assert {*counts, "collapse"} == {*MAIN_GROUPS, *ABLATION_GROUPS}, "no profile but one takes the collapse apart"
     parts = [*plan_runs(PROFILE, KNOWN, MAIN_GROUPS), *plan_runs(PROFILE, KNOWN, ABLATION_GROUPS)]
     assert parts == plan_runs(PROFILE, KNOWN)
 
@@ -190,3 +191,23 @@ def test_plan_before_calibration_counts_the_same():
     assert [(s.group, s.method, s.label, s.seed) for s in before] == [
         (s.group, s.method, s.label, s.seed) for s in after
     ]
+
+
+def test_the_collapse_is_taken_apart_where_a_profile_asks_for_it():
+    profile = load_profile("smollm2")
+    specs = plan_runs(profile, None, ["collapse"])
+    assert {spec.seed for spec in specs} == {*profile.training.ablation_seeds}
+    of_seed = {spec.label: spec for spec in specs if spec.seed == 42}
+    alone = {label: spec for label, spec in of_seed.items() if label.endswith(" alone")}
+    parts = {"temporal penalty": "temporal", "resampling": "resampling", "gradient scaling": "gradient_scaling"}
+    for name, part in parts.items():
+        config = alone[f"{name} alone"].config
+        assert [config.get(other) is not None for other in parts.values()] == [p == part for p in parts.values()]
+    assert [spec.label for spec in of_seed.values() if not spec.trained] == ["baseline, untrained"]
+    run_2 = next(s for s in plan_runs(profile, None, ["sequence"]) if s.label == "run 2" and s.seed == 42)
+    assert alone["temporal penalty alone"].config == run_2.config, "one SAE, trained once"
+    assert {(spec.method, spec.seed) for spec in along_the_run(profile)} == {
+        ("paper_standard", 42),
+        ("temporal_sae", 42),
+    }
+    assert not along_the_run(load_profile("pocket"))

@@ -97,8 +97,6 @@ def evaluation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
     for number in (1, 2, 3, 4):
         centre = (0.05 + 0.01 * number, 0.8, 120.0)
         rows += [sae_row(rng, "sequence", "temporal_sae", s, centre, paper_run=f"run_{number}") for s in seeds[:3]]
-    for label, centre in COLLAPSED.items():
-        rows += [sae_row(rng, "collapse", "temporal_sae", s, centre, label=label) for s in seeds[:3]]
     usual = {"temporal_coefficient": 1e-4, "resampling_threshold": 0.005}
     for coefficient, threshold in ((1e-4, 0.005), (1e-2, 0.005), (1.0, 0.005), (1e-4, 1e-5)):
         varied = "resampling_threshold" if threshold < 0.005 else "temporal_coefficient"
@@ -115,6 +113,8 @@ def evaluation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
     for c, r in itertools.product((-0.5, 0.0, 0.5, 1.0), (0.5, 1.0, 2.0, 5.0)):
         centre = (0.10 - 0.02 * c - 0.005 * r, 0.9 - 0.01 * r, 15 - c)
         rows.append(sae_row(rng, "atm_grid", "atm", seeds[0], centre, c=c, r=r))
+    for label, centre in COLLAPSED.items():
+        rows += [sae_row(rng, "collapse", "temporal_sae", s, centre, label=label) for s in seeds[:3]]
     return pd.DataFrame(rows)
 
 

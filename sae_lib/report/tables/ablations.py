@@ -11,7 +11,7 @@ import pandas as pd
 from sae_lib.mechanisms.resampling import ResamplingConfig
 from sae_lib.mechanisms.temporal_penalty import TemporalConfig
 from sae_lib.profiles.runs import VARIED, WARM_UP
-from sae_lib.report.names import MECHANISMS
+from sae_lib.report.names import MECHANISMS, NOT_MEASURABLE
 from sae_lib.report.results import DROPPED, drop_effect, rows_of, why_empty
 from sae_lib.report.statistics import main_effects
 from sae_lib.report.tables.rows import (
@@ -19,6 +19,7 @@ from sae_lib.report.tables.rows import (
     FIRST_ROW_NOTE,
     UNRANKED_NOTE,
     Table,
+    left_out,
     marked,
     seeds_note,
     table_of,
@@ -102,7 +103,9 @@ def collapse_table(evaluation: pd.DataFrame) -> Table:
     table = table_of("SAE", {name: part for name, part in named.items() if len(part)}, COLLAPSE_COLUMNS, caption)
     shown = table.shown.assign(seeds=table.shown["seeds"].where(~table.shown["SAE"].isin(PUBLISHED), "–"))
     kept = table.data[~table.data["row"].isin(PUBLISHED) | table.data["n"].gt(0)]
-    return Table(shown, kept, f"{caption} {seeds_note(part for name, part in named.items() if name not in PUBLISHED)}")
+    lacking = [column for column in COLLAPSE_COLUMNS if why_empty(rows, column) == NOT_MEASURABLE]
+    seeds = seeds_note(part for name, part in named.items() if name not in PUBLISHED)
+    return Table(shown, kept, f"{caption}{left_out(lacking)} {seeds}")
 
 
 def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame | None = None) -> Table:
