@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,10 @@ from sae_lib.util.files import write_parquet
 WITH_EACH_SEED = ("sequence", "collapse")  # after that seed's main table: they explain the paper's main result
 ABLATION_ORDER = ("factorial", "atm_grid", "atm_importance", "sensitivity")
 ROUNDS = 2  # SAEs a worker trains before they are scored together: no core waits for long, and little is at stake
+
+
+class _NotYet(Exception):
+    """The rest of the study needs what a later sitting will find."""
 
 
 class Step(NamedTuple):
@@ -97,35 +102,41 @@ def sit(experiment: Experiment, hours: float) -> bool:
     experiment.harvest(lm)
     del lm
     known: list[RunSpec] = []
-    finished = False
-    for what, specs, followed in steps(experiment.profile, experiment.calibrate):
-        restore(experiment, specs, folder)
-        keys, store_key = score_keys(experiment), experiment.store_key
-        runs = {spec: experiment.run_folder(spec, store_key) for spec in specs}
-        todo = [spec for spec in specs if not is_known(runs[spec], spec, keys)]
-        if followed:
-            todo = not_followed(experiment, specs)
-        while todo and time.monotonic() < until:
-            size = ROUNDS * experiment.workers
-            chunk, todo = todo[:size], todo[size:]
-            tqdm.write(f"{time.strftime('%H:%M')} {what}: {len(specs) - len(todo) - len(chunk)} of {len(specs)} done")
-            experiment.train(chunk)
+    missing: list[RunSpec] = []
+
+    def calibrate() -> Calibration:
+        if any(spec.group == "sweep" for spec in missing):
+            raise _NotYet
+        return experiment.calibrate()
+
+    with suppress(_NotYet):
+        for what, specs, followed in steps(experiment.profile, calibrate):
+            restore(experiment, specs, folder)
+            keys, store_key = score_keys(experiment), experiment.store_key
+            runs = {spec: experiment.run_folder(spec, store_key) for spec in specs}
+            todo = [spec for spec in specs if not is_known(runs[spec], spec, keys)]
             if followed:
-                trajectory(experiment, chunk)
-            experiment.calibration_l0([spec for spec in chunk if spec.group == "sweep"])
-            evaluate(experiment, chunk, scores_of(chunk[0]))
-            keep(experiment, chunk, folder)
-        known += [spec for spec in specs if is_known(runs[spec], spec, keys)]
-        if todo:
-            break
-    else:
-        finished = True
+                todo = not_followed(experiment, specs)
+            while todo and time.monotonic() < until:
+                size = ROUNDS * experiment.workers
+                chunk, todo = todo[:size], todo[size:]
+                done = len(specs) - len(todo) - len(chunk)
+                tqdm.write(f"{time.strftime('%H:%M')} {what}: {done} of {len(specs)} done")
+                experiment.train(chunk)
+                if followed:
+                    trajectory(experiment, chunk)
+                experiment.calibration_l0([spec for spec in chunk if spec.group == "sweep"])
+                evaluate(experiment, chunk, scores_of(chunk[0]))
+                keep(experiment, chunk, folder)
+            known += [spec for spec in specs if is_known(runs[spec], spec, keys)]
+            missing += todo
     publish(experiment, list(dict.fromkeys(known)))
-    return finished
+    return not missing
 
 
 def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
-    """Write results, tables, figures and the ledger of those SAEs; a table or figure that lacks rows is left out."""
+    """Write results, tables, figures and the ledger of those SAEs. A table or figure that lacks rows is left out, and
+    goes where an older one is there."""
     folder, files = experiment.paths.figures, []
     for part, groups in (("main", MAIN_GROUPS), ("ablations", ABLATION_GROUPS)):
         of_part = [spec for spec in specs if spec.group in groups]
@@ -145,14 +156,20 @@ def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
         try:
             files += write_table(make_table(name, results, experiment.profile), name, folder)
         except (ArtifactError, ValueError, KeyError, IndexError) as error:
-            tqdm.write(f"{name}: not written, {error}")
+            _left_out(folder, name, f"not written, {error}")
     for name in FIGURES:
         try:
             files += write_figure(name, results, experiment.profile, folder)
         except (ArtifactError, ValueError, KeyError, IndexError) as error:
-            tqdm.write(f"{name}: not drawn, {error}")
+            _left_out(folder, name, f"not drawn, {error}")
     evaluated = evaluate_claims(experiment.profile, results)
     return [*files, *write_claims(evaluated, experiment.profile, folder)]
+
+
+def _left_out(folder: Path, name: str, why: str) -> None:
+    tqdm.write(f"{name}: {why}")
+    for ending in ("csv", "md", "tex", "pdf", "png"):
+        (folder / f"{name}.{ending}").unlink(missing_ok=True)
 
 
 def _tables(found: Evaluation, history: pd.DataFrame) -> dict[str, pd.DataFrame]:
