@@ -98,6 +98,22 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
     assert {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()} == before
 
 
+def test_all_rows_that_are_known_are_shown_and_nothing_of_older_ones(experiment):
+    folder = experiment.paths.figures
+    spec = next(s for s in plan_runs(experiment.profile, None, ["main"]) if s.method == "topk")
+    run = experiment.run_folder(spec, experiment.store_key)
+    row = rows_folder(experiment) / f"{run.name}.json.gz"
+    content = row.read_bytes()
+    shutil.rmtree(run)
+    row.unlink()
+    (folder / "table_atm.md").write_text("of another day")
+    assert not sit(experiment, 0.0), "the first step lacks an SAE"
+    shown = pd.read_parquet(folder / "results" / "evaluation_main.parquet")
+    assert {*shown["method"]} == {"untrained", "permuted", "standard", "atm", "dropout", "paper_standard", "topk"}
+    assert {*shown.loc[shown["method"] == "topk", "group"]} == {"sweep"} and not (folder / "table_atm.md").exists()
+    row.write_bytes(content)
+
+
 def test_who_needs_weights_trains_them_again(experiment):
     spec = next(s for s in plan_runs(experiment.profile, None, ["main"]) if s.method == "topk")
     run = experiment.run_folder(spec, experiment.store_key)
