@@ -71,7 +71,7 @@ class AblationConfig(Strict):
     """Values of theta beside the paper's."""
     collapse: bool = False
     """Whether TemporalSAE's collapse is taken apart: its mechanisms alone, as written, other failing SAEs beside them,
-    and absorption along its run."""
+    and absorption along its run; and along those of three other methods."""
     toy: ToyConfig = ToyConfig()
 
     _seeds = field_validator("atm_grid_seeds")(distinct_seeds)

@@ -45,7 +45,8 @@ RUN_1 = {"optimizer": {"clip_norm": 1.0}, "temporal": {"coefficient": 1e-3}}
 # Group `collapse`: the learning rate that no SAE survives, as a multiple of the baseline's; and one without training.
 FASTER = 100
 UNTRAINED_BASELINE = "baseline, untrained"
-FOLLOWED = ("paper_standard", "temporal_sae")
+# Absorption is followed along the runs of these methods, by group.
+FOLLOWED = {"as_written": ("paper_standard", "temporal_sae"), "main": ("topk", "matryoshka_4", "jumprelu")}
 # What group `sensitivity` varies, one at a time (column `varied`).
 WARM_UP = "warm_up"
 VARIED = ("temporal_coefficient", "resampling_threshold", WARM_UP)
@@ -256,9 +257,10 @@ def _collapse(profile: Profile, known: Calibration) -> list[RunSpec]:
 
 
 def along_the_run(profile: Profile) -> list[RunSpec]:
-    """The SAEs whose absorption is followed along their training: the paper's two, with its coefficients, one seed."""
-    followed = [spec for spec in plan_runs(profile, None, ["as_written"]) if spec.method in FOLLOWED]
-    return [spec for spec in followed if profile.ablations.collapse and spec.seed == profile.training.seeds[0]]
+    """The SAEs whose absorption is followed along their training, one seed each: the paper's two, with its
+    coefficients; and methods that are told their L0, to see whether training is long enough."""
+    specs = plan_runs(profile, None, [*FOLLOWED]) if profile.ablations.collapse else []
+    return [spec for spec in specs if spec.method in FOLLOWED[spec.group] and spec.seed == profile.training.seeds[0]]
 
 
 def _sensitivity(profile: Profile, known: Calibration) -> list[RunSpec]:

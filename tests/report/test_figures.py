@@ -17,7 +17,13 @@ from sae_lib.report.figures.absorption import absorption_picture, letters_figure
 from sae_lib.report.figures.explaining import mechanism_figure
 from sae_lib.report.figures.style import look, save_figure, set_style
 from sae_lib.report.figures.sweep import pareto_figure
-from sae_lib.report.figures.training import ablation_effects, collapse_figure, key_metrics, training_curves
+from sae_lib.report.figures.training import (
+    ablation_effects,
+    collapse_figure,
+    key_metrics,
+    tokens_figure,
+    training_curves,
+)
 from sae_lib.report.figures.write import write_figure
 from sae_lib.report.names import MAIN_METHODS, METHODS
 from sae_lib.report.results import Results
@@ -28,6 +34,7 @@ Drawn = tuple[Figure, pd.DataFrame]
 FIGURES: dict[str, Callable[[Results], Drawn]] = {
     "training_curves": lambda r: training_curves(r.history),
     "collapse": lambda r: collapse_figure(r.history, r.trajectory),
+    "tokens": lambda r: tokens_figure(r.history, r.trajectory),
     "key_metrics": lambda r: key_metrics(r.evaluation),
     "ablation_effects": lambda r: ablation_effects(r.evaluation),
     "letters": lambda r: letters_figure(r.letters),

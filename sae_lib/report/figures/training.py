@@ -56,26 +56,48 @@ def collapse_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Fi
     """The paper's two SAEs with its coefficients, one seed, over training steps: (a) L0, (b) the share of variance that
     is not explained, (c) latents started again until then, (d) *full* absorption, where it was measured.
 
-    Raises ArtifactError when absorption was followed along no run.
+    Raises ArtifactError when absorption was followed along none of them.
     """
-    rows = trajectory[trajectory["group"] == "as_written"]
-    if rows.empty:
-        raise ArtifactError("trajectory: absorption was followed along no run at this profile")
-    logged = history[history["run"].isin(rows["run"])]
-    logged = logged.assign(
-        unexplained=1 - logged["explained_variance"],
-        restarted=logged.sort_values("step").groupby("run")["resampled"].cumsum() if "resampled" in logged else np.nan,
-    )
     panels = {
         "l0": ("L0", "active latents\nper token"),
         "unexplained": ("reconstruction", "1 − explained variance\n(lower is better)"),
         "restarted": ("restarts", "latents started again,\nin all"),
         "absorption_full": ("absorption", METRICS["absorption_full"].axis),
     }
-    fig, axes = plt.subplots(1, 4, figsize=(FULL_WIDTH, 2.2), sharex=True)
+    return _followed(history, trajectory, "as_written", panels)
+
+
+def tokens_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Is training long enough? Methods of the main table, one seed, over training steps: (a) the share of variance that
+    is not explained, (b) *full* absorption, (c) its fraction, (d) how well a letter's best latent finds its words.
+
+    Raises ArtifactError when absorption was followed along none of them.
+    """
+    panels = {
+        "unexplained": ("reconstruction", "1 − explained variance\n(lower is better)"),
+        "absorption_full": ("absorption, full", METRICS["absorption_full"].axis),
+        "absorption_fraction": ("absorption, fraction", METRICS["absorption_fraction"].axis),
+        "main_latent_f1": ("main latents", METRICS["main_latent_f1"].axis),
+    }
+    return _followed(history, trajectory, "main", panels)
+
+
+def _followed(
+    history: pd.DataFrame, trajectory: pd.DataFrame, group: str, panels: Mapping[str, tuple[str, str]]
+) -> tuple[Figure, pd.DataFrame]:
+    """One panel (title and label) for each column, of what was logged in training or measured along it."""
+    rows = trajectory[trajectory["group"] == group]
+    if rows.empty:
+        raise ArtifactError(f"trajectory: no SAE of group {group} was followed along its run at this profile")
+    logged = history[history["run"].isin(rows["run"])]
+    logged = logged.assign(
+        unexplained=1 - logged["explained_variance"],
+        restarted=logged.sort_values("step").groupby("run")["resampled"].cumsum() if "resampled" in logged else np.nan,
+    )
+    fig, axes = plt.subplots(1, len(panels), figsize=(FULL_WIDTH, 2.2), sharex=True)
     data = []
     for ax, letter, (column, (title, label)) in zip(axes, "abcd", panels.items(), strict=True):
-        source = rows if column == "absorption_full" else logged
+        source = rows if column in rows else logged
         if source[column].isna().all():
             say(ax, NOT_MEASURABLE)
         for method, part in by_method(source[source[column].notna()]).items():
@@ -87,7 +109,8 @@ def collapse_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Fi
             log_ticks(ax.yaxis)
         ax.set(xlabel="optimiser step", ylabel=label)
         panel(ax, letter, title)
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=3.2)
+    handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend([*handles.values()], [*handles], loc="outside lower center", ncols=3, handlelength=3.2)
     sns.despine(fig)
     return fig, pd.concat(data, ignore_index=True)
 

@@ -16,13 +16,20 @@ from sae_lib.report.figures.stability import stability_figure
 from sae_lib.report.figures.style import save_figure, set_style
 from sae_lib.report.figures.sweep import pareto_figure
 from sae_lib.report.figures.toy import toy_importance_figure, toy_matched_figure, toy_rho_figure, toy_sweep_figure
-from sae_lib.report.figures.training import ablation_effects, collapse_figure, key_metrics, training_curves
+from sae_lib.report.figures.training import (
+    ablation_effects,
+    collapse_figure,
+    key_metrics,
+    tokens_figure,
+    training_curves,
+)
 from sae_lib.report.results import Results
 
 # File in the figures folder, without its ending -> the function that draws it, and what it reads (`Results.inputs`).
 FIGURES: dict[str, tuple[Callable[..., tuple[Figure, pd.DataFrame]], tuple[str, ...]]] = {
     "training_curves": (training_curves, ("history",)),
     "collapse": (collapse_figure, ("history", "trajectory")),
+    "tokens": (tokens_figure, ("history", "trajectory")),
     "key_metrics": (key_metrics, ("evaluation",)),
     "absorption_picture": (absorption_picture, ("toy", "toy_summary")),
     "toy_matched": (toy_matched_figure, ("toy_summary",)),
