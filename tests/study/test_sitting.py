@@ -113,6 +113,7 @@ def test_all_rows_that_are_known_are_shown_and_nothing_of_older_ones(experiment)
     assert {*shown["method"]} == {"untrained", "permuted", "standard", "atm", "dropout", "paper_standard", "topk"}
     assert {*shown.loc[shown["method"] == "topk", "group"]} == {"sweep"} and not (folder / "table_atm.md").exists()
     row.write_bytes(content)
+    assert restore(experiment, [spec], rows_folder(experiment)) == 1
 
 
 def test_who_needs_weights_trains_them_again(experiment):
