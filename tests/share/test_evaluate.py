@@ -297,7 +297,7 @@ def test_command_line(pocket, tmp_path, capsys):
     assert capsys.readouterr().err == f"error: --json: {tmp_path} is a folder; name a file\n", "told before the work"
     assert main(["evaluate", *arguments, "--layer", "3", "--json", str(output / "below.json")]) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error: cannot write into {output} (File exists); remove what has that name")
+    assert said.startswith(f"error: --json: '{output}' cannot be a folder") and said.count("\n") == 1
     assert main(["evaluate", *arguments, "--max-words", "0"]) == 1
     assert "--max-words 0: must be" in capsys.readouterr().err
 
