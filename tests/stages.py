@@ -17,6 +17,7 @@ from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
 from sae_lib.metrics.toy.training import TOY
 from sae_lib.study.experiment import CALIBRATION_L0
 from sae_lib.study.scoring import ACROSS_SEEDS, PLANTED
+from sae_lib.study.trajectory import ALONG
 from sae_lib.training.run import TRAINING
 from sae_lib.util.files import read_json, write_json
 from sae_lib.util.keys import Stage
@@ -35,6 +36,7 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     CALIBRATION_L0: ("sae_lib.autoencoders.build",),
     ACROSS_SEEDS: ("sae_lib.metrics.stability.seeds",),
     PLANTED: ("sae_lib.metrics.absorption.planted",),
+    ALONG: ("sae_lib.training.trainer", "sae_lib.metrics.absorption.score"),
     TOY: ("sae_lib.metrics.toy.experiments",),
 }
 

@@ -42,7 +42,13 @@ ABLATION_SCORES = ("reconstruction", "absorption")
 # what. Ten times both is our reading.
 RUN_1 = {"optimizer": {"clip_norm": 1.0}, "temporal": {"coefficient": 1e-3}}
 
-# Group `collapse`: the learning rate that no SAE survives, as a multiple of the baseline's; and one without training.
+# Group `collapse`: each mechanism of TemporalSAE without the others, and its label; the learning rate that no SAE
+# survives, as a multiple of the baseline's; and one without training.
+ALONE = {
+    "temporal": "temporal penalty alone",
+    "gradient_scaling": "gradient scaling alone",
+    "resampling": "resampling alone",
+}
 FASTER = 100
 UNTRAINED_BASELINE = "baseline, untrained"
 # Absorption is followed along the runs of these methods, by group.
@@ -227,18 +233,16 @@ def _collapse(profile: Profile, known: Calibration) -> list[RunSpec]:
     SAEs that are useless for reasons of their own."""
     if not profile.ablations.collapse:
         return []
-    written, parts = profile.as_written.get("temporal_sae", {}), ("temporal", "resampling", "gradient_scaling")
+    written = profile.as_written.get("temporal_sae", {})
 
     def alone(part: str, **values: Any) -> SAEConfig:
-        off: dict[str, Any] = {other: None for other in parts if other != part}
+        off: dict[str, Any] = {other: None for other in ALONE if other != part}
         return profile.sae_config("temporal_sae", merged(written, off | ({part: values} if values else {})))
 
     base = profile.sae_config("paper_standard", profile.as_written.get("paper_standard"))
     fast = {"optimizer": {"learning_rate": FASTER * base.optimizer.learning_rate}}
     variants: dict[str, tuple[str, SAEConfig]] = {
-        "temporal penalty alone": ("temporal_sae", alone("temporal")),
-        "gradient scaling alone": ("temporal_sae", alone("gradient_scaling")),
-        "resampling alone": ("temporal_sae", alone("resampling")),
+        **{label: ("temporal_sae", alone(part)) for part, label in ALONE.items()},
         "resampling alone, threshold 0.0005": ("temporal_sae", alone("resampling", threshold=0.0005)),
         "resampling alone, small encoder rows": ("temporal_sae", alone("resampling", encoder_norm="alive_fraction")),
         f"baseline, {FASTER} x learning rate": (

@@ -94,8 +94,7 @@ def evaluate(
             result = stored(folder, name, key) or {}
             row |= {column: np.nan if value is None else value for column, value in result["summary"].items()}
             for table, content in result["tables"].items():
-                frame = pd.DataFrame(content["data"], columns=content["columns"])
-                tables.setdefault(table, []).append(tag(frame, spec, folder.name))
+                tables.setdefault(table, []).append(tag(table_from_json(content), spec, folder.name))
         rows.append(row)
     return Evaluation(pd.DataFrame(rows), {name: concat(frames) for name, frames in tables.items()})
 
@@ -186,10 +185,8 @@ def planted(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFrame:
             sae = load_autoencoder(folder, experiment.device)
             found = planted_absorption(sae, inputs.reference("absorption"), inputs.settings("absorption"))
             with experiment.writing():
-                data = [[_no_nan(value) for value in row] for row in _rows(found)]
-                write_json(_file(folder, "planted"), {"key": key, "columns": [*found.columns], "data": data})
-        known = stored(folder, "planted", key) or {}
-        frames.append(tag(pd.DataFrame(known["data"], columns=known["columns"]), spec, folder.name))
+                write_json(_file(folder, "planted"), {"key": key, **table_as_json(found)})
+        frames.append(tag(table_from_json(stored(folder, "planted", key) or {}), spec, folder.name))
     return concat(frames)
 
 
@@ -206,16 +203,20 @@ def stored(folder: Path, name: str, key: str) -> dict[str, Any] | None:
 
 def _as_json(measured: Measured) -> dict[str, Any]:
     """What is kept of a score. JSON has no NaN: a value that is not there is null."""
-    tables = {
-        name: {"columns": [*table.columns], "data": [[_no_nan(value) for value in row] for row in _rows(table)]}
-        for name, table in measured.tables.items()
-    }
+    tables = {name: table_as_json(table) for name, table in measured.tables.items()}
     summary: Mapping[str, Any] = {name: _no_nan(value) for name, value in measured.summary.items()}
     return {"summary": summary, "tables": tables, "kept": measured.kept}
 
 
-def _rows(table: pd.DataFrame) -> list[list[Any]]:
-    return [[*row.values()] for row in table.to_dict(orient="records")]
+def table_as_json(table: pd.DataFrame) -> dict[str, Any]:
+    """Columns and rows of a table; NaN is null."""
+    rows = [[_no_nan(value) for value in row.values()] for row in table.to_dict(orient="records")]
+    return {"columns": [*table.columns], "data": rows}
+
+
+def table_from_json(content: Mapping[str, Any]) -> pd.DataFrame:
+    """The table that `table_as_json` wrote."""
+    return pd.DataFrame(content["data"], columns=content["columns"])
 
 
 def _no_nan(value: Any) -> Any:

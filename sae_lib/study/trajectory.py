@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
 from sae_lib.metrics.absorption.score import evaluate_absorption
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.study.experiment import Experiment, concat, tag
-from sae_lib.study.scoring import score_inputs, score_keys, stored
+from sae_lib.study.scoring import score_inputs, score_keys, stored, table_as_json, table_from_json
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.files import write_json
 from sae_lib.util.keys import Stage, result_key
@@ -24,7 +23,7 @@ from sae_lib.util.parallel import for_each, kept
 ALONG = Stage("absorption along a run", 1)
 TRAJECTORY = "trajectory"
 POINTS = 20  # evenly over a run, its end among them
-COLUMNS = ("step", "absorption_fraction", "absorption_full", "main_latent_f1")
+METRICS = ("absorption_fraction", "absorption_full", "main_latent_f1")
 
 
 def trajectory_key(experiment: Experiment) -> str:
@@ -52,7 +51,7 @@ def trajectory(experiment: Experiment, specs: Sequence[RunSpec], *, compute: boo
     for spec in specs:
         folder = experiment.run_folder(spec, store_key)
         if (found := stored(folder, TRAJECTORY, key)) is not None:
-            frames.append(tag(pd.DataFrame(found["data"], columns=list(COLUMNS)), spec, folder.name))
+            frames.append(tag(table_from_json(found), spec, folder.name))
     return concat(frames)
 
 
@@ -62,11 +61,12 @@ def _follow(key: str, experiment: Experiment, job: list[RunSpec]) -> None:
     every = max(1, training.steps // POINTS)
     for spec in job:
         trainer = Trainer(spec.config, store, profile.data, training, spec.seed, experiment.device)
-        data: list[list[Any]] = []
+        rows: list[dict[str, float]] = []
         while trainer.index < training.steps:
             trainer.step()
             if trainer.index % every == 0 or trainer.index == training.steps:
                 sae = trainer.snapshot()
                 found = evaluate_absorption(sae, inputs.reference("absorption"), inputs.settings("absorption")).summary
-                data.append([trainer.index - 1, *(found[column] for column in COLUMNS[1:])])
-        write_json(experiment.run_folder(spec, store.key) / f"{TRAJECTORY}.json", {"key": key, "data": data})
+                rows.append({"step": trainer.index - 1} | {metric: found[metric] for metric in METRICS})
+        content = {"key": key, **table_as_json(pd.DataFrame(rows))}
+        write_json(experiment.run_folder(spec, store.key) / f"{TRAJECTORY}.json", content)

@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 
 from sae_lib.profiles.profile import load_profile
+from sae_lib.report.claims.file import load_claims
 from sae_lib.report.names import MAIN_METHODS, METHODS
 from sae_lib.report.results import Results
 from sae_lib.report.tables import ablations as ablation_tables
@@ -88,6 +89,14 @@ def test_the_collapse_stands_below_what_was_published(evaluation: pd.DataFrame) 
     assert shown["seeds"].tolist()[2:] == ["5", "5", "3", "3", "3"]
     assert "Seeds: 42, 43, 44, 45, 46 in rows with 5; 42, 43, 44 in rows with 3." in table.caption
     assert "0 in rows" not in table.caption
+
+
+def test_what_the_collapse_calls_published_is_what_the_claims_file_has() -> None:
+    methods = {"published: baseline": "paper_standard", "published: TemporalSAE": "temporal_sae"}
+    numbers = [number for claim in load_claims() for number in claim.published if number.letter is None]
+    printed = {(n.group, n.method, n.metric): float(n.value) for n in numbers}
+    for name, values in ablation_tables.PUBLISHED.items():
+        assert values == {metric: printed["as_written", methods[name], metric] for metric in values}
 
 
 def test_sequence_table_is_in_the_papers_order(evaluation: pd.DataFrame) -> None:

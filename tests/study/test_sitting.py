@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import re
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,11 +15,12 @@ import yaml
 
 from sae_lib.__main__ import main
 from sae_lib.profiles.profile import load_profile
-from sae_lib.profiles.runs import FOLLOWED, Calibration, plan_runs
+from sae_lib.profiles.runs import FOLLOWED, Calibration, along_the_run, plan_runs
 from sae_lib.study import scoring, sitting
 from sae_lib.study.experiment import Experiment
 from sae_lib.study.rows import keep, restore, rows_folder
 from sae_lib.study.sitting import sit, steps
+from sae_lib.study.trajectory import METRICS, trajectory
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.errors import ArtifactError
 from tests.study.test_stages import write_profile
@@ -151,3 +154,13 @@ def test_an_unfinished_run_is_not_kept(experiment, tmp_path):
     restore(experiment, [spec], rows_folder(experiment))
     (run / "absorption.json").unlink()
     assert keep(experiment, [spec], tmp_path) == 0 and not list(tmp_path.iterdir())
+
+
+def test_a_trajectory_without_letters_is_kept(experiment, monkeypatch):
+    nothing = SimpleNamespace(summary=dict.fromkeys(METRICS, math.nan))
+    monkeypatch.setattr("sae_lib.study.trajectory.evaluate_absorption", lambda *_: nothing)
+    monkeypatch.setattr("sae_lib.study.trajectory.POINTS", 2)  # another key: nothing is known of it
+    found = trajectory(experiment, along_the_run(experiment.profile)[:1])
+    steps_taken = experiment.profile.training.steps
+    assert found["step"].tolist() == [steps_taken // 2 - 1, steps_taken - 1]
+    assert found["absorption_full"].isna().all()

@@ -57,13 +57,13 @@ def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = 
         raise ArtifactError(f"paper: no evaluated SAEs in {figures / 'results'}; run notebooks 01 to 05 first")
     prose, entries = PROSE.read_text(encoding="utf8"), load_claims()
     evaluated = evaluate_claims(profile, results, entries)
-    real, real_figures = (load_profile(REAL), _committed(REAL)), COMMITTED[REAL]
-    if profile.name == REAL:
-        real, real_figures = (profile, results), figures
+    own = (profile, results)
+    real = own if profile.name == REAL else (load_profile(REAL), _committed(REAL))
+    real_figures = figures if profile.name == REAL else COMMITTED[REAL]
     places = {name: _place(name, figures, real_figures) for name in named(prose, "fig")}
     drawn = {name: path for name, path in places.items() if all(path.with_suffix(f".{e}").is_file() for e in ENDS)}
     data: dict[str, Any] = {
-        "tables": _tables(named(prose, "tab"), (profile, results), real),
+        "tables": _tables(named(prose, "tab"), own, real),
         "claims": [_line(claim) for claim in evaluated.to_dict("records")],
         "facts": made_from(profile, figures / "results"),
         "figures": [*drawn],

@@ -23,6 +23,7 @@ from sae_lib.mechanisms.adaptive_temporal_masking import MaskingConfig
 from sae_lib.mechanisms.resampling import ResamplingConfig
 from sae_lib.mechanisms.temporal_penalty import TemporalConfig
 from sae_lib.profiles.profile import Profile
+from sae_lib.profiles.runs import ALONE
 from sae_lib.report.claims.file import Claim
 from sae_lib.report.claims.ledger import PAPERS_MODEL, findings
 from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METHODS, METRICS, TOY_METHODS
@@ -38,11 +39,6 @@ from sae_lib.util.files import file_sha256, read_json
 from sae_lib.util.paths import LOCK_FILE
 
 NOTHING = "not computed"
-# Group `collapse`: one mechanism alone, with the paper's coefficients.
-COLLAPSE_ALONE = {
-    "temporal": "temporal penalty alone", "resampling": "resampling alone",
-    "gradient_scaling": "gradient scaling alone",
-}  # fmt: skip
 # Beside the results: what notebook 05 knows of the run (`provenance`).
 PROVENANCE_FILE = "provenance.json"
 VERSIONS = ("torch", "transformers", "numpy", "scikit-learn", "pandas", "matplotlib", "typst")
@@ -131,9 +127,7 @@ def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
         "profile": profile,
         "seeds": ", ".join(map(str, seeds)) or NOTHING,
         "as_written": _group(results, "as_written", METHODS),
-        "collapse": _by(
-            COLLAPSE_ALONE, lambda name, metric: seeds_of(collapse[collapse["label"] == COLLAPSE_ALONE[name]], metric)
-        ),
+        "collapse": _by(ALONE, lambda name, metric: seeds_of(collapse[collapse["label"] == ALONE[name]], metric)),
     }
 
 
