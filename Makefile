@@ -41,7 +41,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval test-oracles same-results study bench \
-    bench-evaluation bench-gemma docs browser lab pocket-lm lock-check clean
+    bench-evaluation bench-gemma docs lab pocket-lm lock-check clean
 
 help:  ## list the commands
 	@echo "make <command> [PROFILE=$(PROFILE)] [PYTHON=$(PYTHON)] [GPUS=$(GPUS)] [NODES=$(NODES) HEAD=<host>]"; echo
@@ -146,9 +146,6 @@ docs: $(READY)  ## the reference of sae_lib as offline pages, into build/docs
 	SAE_LIB_HEADLESS=1 PYTHONWARNINGS=ignore "$(ENV_PYTHON)" -c \
 	    "from sae_lib import *; from pdoc.__main__ import cli; cli()" --output-directory build/docs sae_lib
 	@echo "build/docs/index.html"
-
-browser: $(READY)  ## one SAE of PROFILE as an offline page: METHOD=topk SEED=42
-	@$(RUN) sae_lib browser --profile "$(PROFILE)" --method "$(or $(METHOD),topk)" $(if $(SEED),--seed $(SEED))
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(RUN) jupyterlab --notebook-dir=notebooks

@@ -41,7 +41,6 @@ _MODULES = {
     "share.load": ("load_sae",),
     "share.evaluate": ("evaluate_sae",),
     "share.export": ("export_run",),
-    "share.browser": ("examine", "show_latent", "show_absorption", "write_browser"),
     "util.errors": ("ArtifactError",),
 }
 _PLACES = {name: f"sae_lib.{module}" for module, names in _MODULES.items() for name in names}

@@ -80,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = command("evaluate", _evaluate, "measure an SAE of this package or of others on a language model")
     evaluate.add_argument("folder", help="folder of the SAE")
-    _add_model(evaluate, required=True, text="held-out text")
+    _add_model(evaluate)
     evaluate.add_argument(
         "--metrics",
         nargs="+",
@@ -99,17 +99,6 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--revision", default="main", help="branch of that repository")
     export.add_argument("--private", action="store_true", help="make it a private repository")
     export.add_argument("--dry-run", action="store_true", help="with --push: print what would be sent, send nothing")
-
-    browser = command("browser", _browser, "write an SAE, latent by latent, as one HTML page that opens offline")
-    browser.add_argument("folder", nargs="?", help="folder of an SAE, of this package or of others")
-    browser.add_argument("--profile", help="instead of a folder: an SAE of this profile's main table")
-    browser.add_argument("--method", default="topk", help="of the profile (default: topk)")
-    browser.add_argument("--seed", type=int, help="of the profile (default: its first)")
-    browser.add_argument(
-        "--out", type=_path, metavar="FOLDER", help="for the page (default: browser, under the output)"
-    )
-    browser.add_argument("--contexts", type=int, default=1024, help="contexts that examples come from (default: 1024)")
-    _add_model(browser.add_argument_group("with a folder"), required=False, text="text")
 
     pocket = command("pocket-lm", _pocket_lm, "train the packaged language model again; goes on where it stopped")
     pocket.add_argument("--output", type=_path, help="where the finished model goes (default: into the package)")
@@ -138,13 +127,13 @@ def _add_profile(command: argparse.ArgumentParser) -> None:
     command.add_argument("--profile", default="pocket", help="a name, or the path of a YAML file (default: pocket)")
 
 
-def _add_model(command: argparse._ActionsContainer, *, required: bool, text: str) -> None:
-    """Which model and layer, on what text; `text` says what the text is for."""
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """Which model and layer, on what text."""
     add = command.add_argument
-    add("--model", required=required, help="'pocket', a local folder or a hub id")
+    add("--model", required=True, help="'pocket', a local folder or a hub id")
     add("--layer", type=int, help="block after which the SAE reads, from 0 (default: what its own files name)")
     add("--revision", help="branch, tag or commit of a hub model")
-    add("--files", nargs="+", default=[], metavar="FILE", help=f"{text}: .jsonl, .parquet or .txt")
+    add("--files", nargs="+", default=[], metavar="FILE", help="held-out text: .jsonl, .parquet or .txt")
     add("--text-field", default="text", help="column of the text in those files")
     add("--context-length", type=int, default=128, help="tokens in a context")
     add("--max-words", type=int, help="words of the absorption metric (default: the whole vocabulary)")
@@ -287,32 +276,6 @@ def _export(options: Options) -> int:
     if options.push:
         send = upload_plan if options.dry_run else push
         print(send(options.out.expanduser(), options.push, options.revision, options.private))
-    return 0
-
-
-def _browser(options: Options) -> int:
-    if (options.folder is None) == (options.profile is None) or (options.folder and not options.model):
-        parser().error("browser: give --profile, or a folder with --model")
-    if options.contexts < 1 or (options.max_words is not None and options.max_words < 1):
-        raise ArtifactError("contexts, max-words: must be 1 or more")
-    from sae_lib.share.browser import write_browser
-    from sae_lib.share.browser.sources import examine_folder, examine_run
-    from sae_lib.study.experiment import Experiment
-    from sae_lib.util.paths import output_folder, output_root, shown
-
-    out = options.out and output_folder(options.out, "out")
-    if options.profile is not None:
-        experiment = Experiment.open(options.profile)
-        seed = experiment.profile.training.seeds[0] if options.seed is None else options.seed
-        folder = out or experiment.paths.root / "browser"
-        found, name = examine_run(experiment, options.method, seed, options.contexts), f"{options.method}_{seed}"
-    else:
-        folder = out or output_root() / "browser"
-        found = examine_folder(
-            options.folder, options.model, options.layer, max_words=options.max_words, **_model_options(options)
-        )
-        name = Path(options.folder).resolve().name
-    print(f"open {shown(write_browser(found, folder / f'{name}.html').resolve())} in a browser")
     return 0
 
 

@@ -26,7 +26,7 @@ from sae_lib.util.strict import Seed, Strict
 
 PROFILES = Path(__file__).parent
 # What else lies in the output folder, beside the folders of profiles.
-SHARED_FOLDERS = ("benchmark", "browser", "corpus", "docs", "evaluate", "models", "nbval", "oracles", "pocket-lm")
+SHARED_FOLDERS = ("benchmark", "corpus", "docs", "evaluate", "models", "nbval", "oracles", "pocket-lm")
 
 
 class SweepConfig(Strict):

@@ -1,1 +1,1 @@
-"""SAEs between libraries: formats read and written, evaluation of what others trained, the feature browser."""
+"""SAEs between libraries: formats read and written, evaluation of what others trained."""

@@ -72,7 +72,6 @@ def test_places_that_cannot_be(tmp_path: Path, arguments: list[str], capsys: pyt
     for place in (str(tmp_path / "text.jsonl"), os.devnull, f"{os.devnull}/below"):
         assert f"cache: '{place}' cannot be a folder" in refused([*arguments, "--cache", place], capsys)
         assert f"out: '{place}' cannot be a folder" in refused(["export", "run", "--out", place], capsys)
-        assert f"out: '{place}' cannot be" in refused(["browser", "--profile", "smoke", "--out", place], capsys)
         assert f"work: '{place}' cannot be a folder" in refused(["pocket-lm", "--work", place], capsys)
     assert f"--json: '{os.devnull}' cannot be a folder" in refused([*arguments, "--json", f"{os.devnull}/x"], capsys)
 
