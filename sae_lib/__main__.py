@@ -90,15 +90,10 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--contexts", type=int, default=64, help="contexts of held-out text")
     evaluate.add_argument("--json", type=_path, metavar="FILE", help="write summary, letters, tasks and notes here")
 
-    export = command("export", _export, "write a trained SAE, with a model card, as other libraries load it")
+    export = command("export", _export, "write a trained SAE, with a README, as other libraries load it")
     export.add_argument("run", help="folder of one run: build/<profile>/runs/<run>")
     export.add_argument("--to", default="both", metavar="FORMAT", help="saelens, dictionary_learning or both (default)")
     export.add_argument("--out", required=True, type=_path, metavar="FOLDER", help="new folder for the files")
-    export.add_argument("--profile", help="name or path of the profile it was trained with, if the run was moved")
-    export.add_argument("--push", metavar="USER/NAME", help="repository on the Hugging Face hub to upload to")
-    export.add_argument("--revision", default="main", help="branch of that repository")
-    export.add_argument("--private", action="store_true", help="make it a private repository")
-    export.add_argument("--dry-run", action="store_true", help="with --push: print what would be sent, send nothing")
 
     pocket = command("pocket-lm", _pocket_lm, "train the packaged language model again; goes on where it stopped")
     pocket.add_argument("--output", type=_path, help="where the finished model goes (default: into the package)")
@@ -263,19 +258,9 @@ def _evaluate(options: Options) -> int:
 
 def _export(options: Options) -> int:
     from sae_lib.share.export import export_run
-    from sae_lib.share.upload import check_repo, check_token, push, upload_plan
 
-    if options.dry_run and not options.push:
-        raise ArtifactError("dry-run: it says what --push would upload; name a repository with --push USER/NAME")
-    if options.push:
-        check_repo(options.push)
-    if options.push and not options.dry_run:
-        check_token()
-    export_run(options.run, options.to, options.out, profile=options.profile, repo=options.push)
+    export_run(options.run, options.to, options.out)
     print(f"wrote {options.out}")
-    if options.push:
-        send = upload_plan if options.dry_run else push
-        print(send(options.out.expanduser(), options.push, options.revision, options.private))
     return 0
 
 

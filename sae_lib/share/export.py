@@ -1,31 +1,47 @@
-"""SAEs of this project for other libraries: SAELens's format, dictionary_learning's, with a model card.
+"""SAEs of this project for other libraries: SAELens's format and dictionary_learning's, with a README.
 
-    python -m sae_lib export build/pocket/runs/RUN --to both --out FOLDER [--push USER/NAME [--dry-run]]
+    python -m sae_lib export build/pocket/runs/RUN --to both --out FOLDER
 
-FOLDER then holds README.md, the model card, and a folder for each format, which is also the SAE's id in a repository
-on the hub. `sae_lib.share.load.load_sae` reads both back.
+FOLDER then holds README.md and a folder for each format, which is also the SAE's id in a repository on the hub.
+`sae_lib.share.load.load_sae` reads both back.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sae_lib.share.card import card
+import yaml
+
+from sae_lib.mechanisms import METHODS
+from sae_lib.report.names import METRICS, method_name
 from sae_lib.share.dictionary_learning import save_dictionary_learning
 from sae_lib.share.facts import Facts, read_run
 from sae_lib.share.saelens import save_saelens
 from sae_lib.share.weights import inference_form
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import atomic_folder, atomic_write
+from sae_lib.util.files import atomic_folder
 from sae_lib.util.paths import output_folder
 
 FORMATS = ("saelens", "dictionary_learning")
+LOADING = (
+    """\
+```python
+from sae_lens import SAE
+
+sae = SAE.load_from_disk("saelens")
+```""",
+    """\
+```python
+from dictionary_learning.utils import load_dictionary
+
+sae, config = load_dictionary("dictionary_learning", device="cpu")
+```""",
+)
 
 
-def export_run(
-    run: Path | str, to: str, out: Path | str, *, profile: str | None = None, repo: str | None = None
-) -> Facts:
-    """Write a trained SAE in the format of another library, with its model card. Whole or not at all.
+def export_run(run: Path | str, to: str, out: Path | str) -> Facts:
+    """Write a trained SAE in the format of another library, with a README. Whole or not at all.
 
     >>> export_run("build/pocket/runs/0357a2d1574dba2de712", "both", "my_sae").method      # doctest: +SKIP
     'matryoshka_2'
@@ -34,8 +50,6 @@ def export_run(
         run: folder of one run, `build/<profile>/runs/<run>`.
         to: "saelens", "dictionary_learning" or "both".
         out: folder to make; it may exist if it is empty.
-        profile: name or path of the profile it was trained with, if it is not the one that the run lies in.
-        repo: hub repository that the card names.
 
     Raises:
         ArtifactError: no such run, a run that has not finished, an unknown format, a folder that is not empty or
@@ -45,18 +59,52 @@ def export_run(
     if not set(formats) <= set(FORMATS):
         raise ArtifactError(f"to: {to!r} is no known format; choose {', '.join(FORMATS)} or both")
     out = output_folder(out, "out")
-    sae, facts = read_run(Path(run).expanduser(), profile)
-    form = inference_form(sae)
+    sae, facts = read_run(Path(run).expanduser())
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and any(out.iterdir()):
             raise ArtifactError(f"out: {out} is not empty; name a new folder, or empty that one")
         with atomic_folder(out) as folder:
             if "saelens" in formats:
-                save_saelens(form, folder / "saelens", facts)
+                save_saelens(inference_form(sae), folder / "saelens", facts)
             if "dictionary_learning" in formats:
                 save_dictionary_learning(sae, folder / "dictionary_learning", facts)
-            with atomic_write(folder / "README.md") as file:
-                file.write(card(facts, form.architecture, formats, repo))
+            (folder / "README.md").write_text(readme(facts, formats), encoding="utf-8")
     except OSError as error:
         raise ArtifactError(f"out: {out} cannot be written ({error.strerror or error}); name another folder") from error
     return facts
+
+
+def readme(facts: Facts, formats: Sequence[str]) -> str:
+    """What the run says of the SAE, with the front matter that the hub reads; what it does not say is not there."""
+    place, method = facts.place, METHODS.get(facts.method)
+    front = {
+        "license": "mit", "library_name": formats[0], "base_model": place.model if place.on_hub else None,
+        "datasets": facts.dataset, "tags": ["sparse-autoencoder", facts.method, *formats],
+    }  # fmt: skip
+    training = {
+        "model": place.model, "reads": place.transformer_lens_hook, "module of transformers": place.block,
+        "text": facts.dataset, "tokens": f"{facts.tokens:,}", "steps": f"{facts.steps:,}", "seed": facts.seed,
+        "context length": facts.context_length, "run": facts.run, **facts.config.model_dump(mode="json"),
+    }  # fmt: skip
+    scores = (
+        (f"{metric.label} ({metric.direction})", f"{facts.scores[name]:.{metric.decimals}f}")
+        for name, metric in METRICS.items()
+        if name in facts.scores
+    )
+    parts = [
+        f"---\n{yaml.safe_dump({key: value for key, value in front.items() if value})}---",
+        f"# {method_name(facts.method)} sparse autoencoder",
+        "It takes the raw residual stream, where every context opens with BOS."
+        + ("" if facts.steps else " It is **untrained**: the weights are as they were initialised."),
+        *(code for name, code in zip(FORMATS, LOADING, strict=True) if name in formats),
+        "## Training",
+        _table(("setting", "value"), ((key, str(value)) for key, value in training.items() if value is not None)),
+        "## Scores of this seed",
+        _table(("score (which is better)", "value"), scores),
+        *(method.papers if method else ()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))

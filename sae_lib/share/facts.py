@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from sae_lib.autoencoders.build import WEIGHTS_FILE, load_autoencoder
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.data.store_manifest import MANIFEST, content_key
 from sae_lib.metrics.scores import SCORES
-from sae_lib.profiles.profile import Profile, load_profile
+from sae_lib.profiles.profile import load_profile
 from sae_lib.share.origin import Place, place
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
@@ -28,35 +29,21 @@ class Facts:
     method: str
     """Key in `METHODS`."""
     config: SAEConfig
-    d_in: int
     place: Place
-    revision: str | None
-    """Of a model on the hub."""
     seed: int
     steps: int
     tokens: int
     context_length: int | None
     dataset: str | None
     """Hub id of the training text."""
-    text: str | None
-    """The training text in words."""
     scores: dict[str, float]
 
-    @property
-    def trained(self) -> bool:
-        return self.steps > 0
 
-
-def read_run(folder: Path, profile: str | None = None) -> tuple[Autoencoder, Facts]:
+def read_run(folder: Path) -> tuple[Autoencoder, Facts]:
     """The SAE of a finished run folder and what is known about it.
 
-    Args:
-        folder: of one run, `build/<profile>/runs/<run>`.
-        profile: name or path of the profile it was trained with, for the training text; the folder's own by default.
-
     Raises:
-        ArtifactError: no such folder, no run in it, a run that has not finished, damaged files, an unknown profile or
-            one of another model, layer or width.
+        ArtifactError: no such folder, no run in it, a run that has not finished, damaged files.
     """
     if not folder.is_dir():
         raise ArtifactError(f"run: there is no folder {folder}; give a folder of build/<profile>/runs")
@@ -70,20 +57,16 @@ def read_run(folder: Path, profile: str | None = None) -> tuple[Autoencoder, Fac
     sae = load_autoencoder(folder)
     store = _store(folder, run)
     model, layer = (run.get(key, store.get(key)) for key in ("model", "layer"))
-    found = _profile(folder, profile, model, layer, sae.d_sae)
     return sae, Facts(
         run=folder.resolve().name,
         method=run["method"],
         config=sae.cfg,
-        d_in=sae.d_in,
         place=place(model, layer),
-        revision=found.model.revision if found else None,
         seed=run["seed"],
         steps=run["steps"],
         tokens=run["tokens"],
-        context_length=found.data.context_length if found else store.get("positions"),
-        dataset=found.corpus.name if found and found.corpus.source == "hub" else None,
-        text=_text(found) if found else None,
+        context_length=store.get("positions"),
+        dataset=_dataset(folder, (model, layer, sae.d_sae)),
         scores=_scores(folder),
     )
 
@@ -97,34 +80,13 @@ def _store(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     return manifest if run.get("store_key", key) == key else {}
 
 
-def _profile(folder: Path, asked: str | None, model: str | None, layer: int | None, d_sae: int) -> Profile | None:
-    """The profile, if it is one of this model, layer and width."""
-    try:
-        found = load_profile(asked or folder.resolve().parent.parent.name)
-    except ArtifactError:
-        if asked:
-            raise
-        return None
-    theirs = (found.model.name, found.model.layer, found.training.d_sae)
-    if theirs == (model, layer, d_sae):
-        return found
-    if asked:
-        raise ArtifactError(
-            f"profile: {found.name} reads layer {theirs[1]} of {theirs[0]} with {theirs[2]} latents, this SAE layer "
-            f"{layer} of {model} with {d_sae}; name the profile it was trained with"
-        )
+def _dataset(folder: Path, read: tuple[str | None, int | None, int]) -> str | None:
+    """The text of the profile that the run lies in, if it has this model, layer and width."""
+    with suppress(ArtifactError):
+        found = load_profile(folder.resolve().parent.parent.name)
+        if (found.model.name, found.model.layer, found.training.d_sae) == read and found.corpus.source == "hub":
+            return found.corpus.name
     return None
-
-
-def _text(profile: Profile) -> str:
-    corpus = profile.corpus
-    what = {
-        "hub": f"{corpus.name} ({corpus.split} split, revision {corpus.revision or 'main'})",
-        "documentation": f"documentation strings of {', '.join(corpus.packages)}",
-        "files": f"local files ({', '.join(Path(file).name for file in corpus.files)})",
-    }[corpus.source]
-    lessons = f"; {corpus.lessons_fraction:.0%} of the contexts are spelling lessons" if corpus.lessons_fraction else ""
-    return what + lessons
 
 
 def _scores(folder: Path) -> dict[str, float]:

@@ -135,20 +135,6 @@ class Place(NamedTuple):
             return "AutoModelForCausalLM", self.block
         return "HookedTransformer", self.transformer_lens_hook
 
-    @property
-    def described_model(self) -> str:
-        """In words."""
-        if self.model is None:
-            return "an unnamed model"
-        kind = "" if self.on_hub else ", the packaged model of sae_lib" if self.model == "pocket" else ", a local model"
-        return f"`{self.model}`{kind}"
-
-    @property
-    def described(self) -> str:
-        """In words."""
-        layer = "an unnamed block" if self.layer is None else f"block {self.layer} (counted from 0)"
-        return f"the residual stream after {layer} of {self.described_model}"
-
 
 def place(model: str | None, layer: int | None) -> Place:
     """The place of a model as run.json names it: "pocket", a folder, or a hub id. Nothing is downloaded."""

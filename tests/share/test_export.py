@@ -1,21 +1,20 @@
-"""Exported folders, read back by this package, their model card, and uploads to a hub that is not there."""
+"""Exported folders, read back by this package, and their README."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-import yaml
 
 from sae_lib.__main__ import main
 from sae_lib.mechanisms import methods
-from sae_lib.share.card import LICENSE
+from sae_lib.profiles.profile import load_profile
+from sae_lib.share import facts
 from sae_lib.share.dictionary_learning import save_dictionary_learning
 from sae_lib.share.export import export_run
 from sae_lib.share.facts import read_run
@@ -178,100 +177,74 @@ def pocket_run(root: Path, name: str = "topk", **changes: Any) -> Path:
 
 def test_facts_come_from_the_run_and_what_lies_beside_it(tmp_path):
     folder = pocket_run(tmp_path)
-    _, facts = read_run(folder)
-    assert (facts.place.model, facts.place.layer, facts.context_length) == ("pocket", 2, 128)
-    assert facts.scores["l0"] == 4.25 and "ce_score" not in facts.scores
-    assert facts.text is None, "the profile pocket has another width, so this is not its run"
+    _, found = read_run(folder)
+    assert (found.place.model, found.place.layer, found.context_length) == ("pocket", 2, 128)
+    assert found.scores["l0"] == 4.25 and "ce_score" not in found.scores
     run = json.loads((folder / "run.json").read_text())
     write_json(folder / "run.json", run | {"store_key": "another"})
     assert read_run(folder)[1].context_length is None, "the store beside it is not the one it was trained on"
 
 
-def test_the_training_text_is_that_of_a_profile_that_fits(tmp_path):
-    content = yaml.safe_load((ROOT / "sae_lib/profiles/gemma-2-2b.yaml").read_text())
-    content["training"]["d_sae"] = D_SAE
-    for recipe in content["methods"].values():
-        recipe.update({key: 4 for key in recipe})
-    content |= {"name": "mine", "as_written": {}}
-    content["sweep"] |= {"levels": [2, 8], "target_l0": 4, "compare_at": [4]}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
-    folder = write_run(tmp_path / "runs" / "one", perturbed("topk"), model="google/gemma-2-2b", layer=12)
-    facts = export_run(folder, "saelens", tmp_path / "out", profile=str(tmp_path / "mine.yaml"))
-    assert facts.dataset == "monology/pile-uncopyrighted" and facts.context_length == 128
+def test_the_training_text_is_that_of_a_profile_that_fits(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "gemma-2-2b" / "runs" / "one", perturbed("topk"), model="google/gemma-2-2b", layer=12)
+    assert read_run(folder)[1].dataset is None, "the profile has another width, so this is not its run"
+    profile = load_profile("gemma-2-2b")
+    training = profile.training.model_copy(update={"d_sae": D_SAE})
+    monkeypatch.setattr(facts, "load_profile", lambda name: profile.model_copy(update={"training": training}))
+    export_run(folder, "saelens", tmp_path / "out")
     metadata = json.loads((tmp_path / "out/saelens/cfg.json").read_text())["metadata"]
-    assert metadata["dataset_path"] == "monology/pile-uncopyrighted" and metadata["context_size"] == 128
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "| model | google/gemma-2-2b, revision c5ebcd40d208330abc697524c919956e692655cf |" in card
+    assert metadata["dataset_path"] == "monology/pile-uncopyrighted"
     front = front_matter(tmp_path / "out")
     assert (front["base_model"], front["datasets"]) == ("google/gemma-2-2b", "monology/pile-uncopyrighted")
 
 
-# --- the model card
+# --- the README
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
     return huggingface_hub.ModelCard.load(folder / "README.md").data.to_dict()
 
 
-def test_model_card(tmp_path):
+def test_readme(tmp_path):
     run = pocket_run(tmp_path)
-    export_run(run, "both", tmp_path / "out", repo="someone/sae")
-    card = (tmp_path / "out" / "README.md").read_text()
+    export_run(run, "both", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
     front = front_matter(tmp_path / "out")
-    assert front["license"] == LICENSE and front["library_name"] == "saelens" and "base_model" not in front
+    assert (front["license"], front["library_name"]) == ("mit", "saelens") and "base_model" not in front
     assert {"sparse-autoencoder", "topk", "saelens", "dictionary_learning"} <= set(front["tags"])
     for line in (
         "# TopK sparse autoencoder",
-        "u     = (x - b_dec) W_enc + b_enc",
-        "| L0 | 4.2 | – |",
-        "| explained variance | 0.877 | higher |",
-        "| absorption, fraction | 0.250 | lower |",
-        "on 8,086 tokens of held-out text",
-        "| steps | 10 of 64 tokens |",
-        "| `k` | 4 |",
-        'sae = SAE.from_pretrained("someone/sae", "saelens")',
-        "- 12.5% of the latents never fired on the held-out text.",
-        "the output of the module `model.layers.2` of the transformers model; in TransformerLens `blocks.2.",
-        "- 12.3% of the activations' variance is not in the reconstruction.",
+        "| L0 (none) | 4.2 |",
+        "| explained variance (higher) | 0.877 |",
+        "| absorption, fraction (lower) | 0.250 |",
+        "| steps | 10 |",
+        "| k | 4 |",
+        "| context length | 128 |",
+        "| module of transformers | model.layers.2 |",
+        "| reads | blocks.2.hook_resid_post |",
         "arXiv 2406.04093",
     ):
-        assert line in card, line
-    assert "bandwidth" not in card and "CE score" not in card and str(tmp_path) not in card
+        assert line in text, line
+    assert "CE score" not in text and "untrained" not in text and str(tmp_path) not in text
     again = tmp_path / "again"
-    export_run(run, "both", again, repo="someone/sae")
+    export_run(run, "both", again)
     for file in ("README.md", "saelens/sae_weights.safetensors", "saelens/cfg.json", "dictionary_learning/ae.pt"):
         assert (again / file).read_bytes() == (tmp_path / "out" / file).read_bytes(), "same run, same bytes"
 
 
-def test_model_card_of_a_run_without_scores(tmp_path):
+def test_readme_of_a_run_without_scores(tmp_path):
     run = write_run(tmp_path / "runs" / "one", perturbed("topk"), steps=0, tokens=0, model=None, layer=None)
     export_run(run, "dictionary_learning", tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "It is **untrained**" in card and "No scores are kept with this run." in card and "an unnamed model" in card
-    assert 'load_dictionary("dictionary_learning"' in card and "SAELens" not in card
-    assert "Its files do not say which activations it reads." in card
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "It is **untrained**" in text and "explained variance" not in text and "| model |" not in text
+    assert 'load_dictionary("dictionary_learning"' in text and "sae_lens" not in text
     assert front_matter(tmp_path / "out")["library_name"] == "dictionary_learning"
 
 
-def test_card_of_a_threshold_says_what_was_written(tmp_path):
-    export_run(write_run(tmp_path / "runs" / "one", perturbed("batchtopk")), "both", tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert card.count("the next smaller float32") == 2 and "f     = u where u > threshold" in card
-
-
-@pytest.mark.parametrize("repo", [None, "someone/sae"])
-def test_code_of_the_card_runs(tmp_path, monkeypatch, repo):
-    export_run(write_run(tmp_path / "runs" / "one", perturbed("gated")), "both", tmp_path / "out", repo=repo)
-    code = (tmp_path / "out" / "README.md").read_text().split("```python\n")[-1].split("```")[0]
-    monkeypatch.chdir(tmp_path / "out")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", {"someone/sae": str(tmp_path / "out")}.__getitem__)
-    scope: dict[str, Any] = {}
-    exec(code, scope)
-    assert scope["sae"].d_sae == D_SAE
-
-
-def test_licence_is_the_one_of_the_repository():
-    assert (ROOT / "LICENSE").read_text().splitlines()[0].lower() == f"{LICENSE} license"
+def test_the_licence_is_the_one_of_the_repository(tmp_path):
+    export_run(write_run(tmp_path / "run", perturbed("topk")), "saelens", tmp_path / "out")
+    licence = front_matter(tmp_path / "out")["license"]
+    assert (ROOT / "LICENSE").read_text().splitlines()[0].lower() == f"{licence} license"
 
 
 # --- faults
@@ -290,8 +263,6 @@ def test_runs_that_cannot_be_exported(tmp_path, capsys):
     assert "'onnx' is no known format; choose saelens, dictionary_learning or both" in refused(
         capsys, run, "--to", "onnx", "--out", out
     )
-    assert "profile: no profile 'pockett'" in refused(capsys, run, "--profile", "pockett", "--out", out)
-    assert "name the profile it was trained with" in refused(capsys, run, "--profile", "pocket", "--out", out)
     (run / "sae.safetensors").write_bytes(b"no tensors")
     assert "sae.safetensors is damaged" in refused(capsys, run, "--out", out)
     assert not out.exists()
@@ -323,107 +294,3 @@ def test_a_failure_half_way_leaves_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sae_lib.share.export.save_dictionary_learning", fails)
     assert "cannot be written" in refused(capsys, run, "--out", tmp_path / "made" / "out")
     assert list((tmp_path / "made").iterdir()) == []
-
-
-# --- the hub
-
-
-class FakeApi:
-    """What `HfApi` is asked to do, in order."""
-
-    calls: list[tuple[str, dict[str, Any]]]
-
-    def __init__(self) -> None:
-        type(self).calls = []
-
-    def create_repo(self, repo_id: str, **options: Any) -> None:
-        self.calls.append(("create_repo", {"repo_id": repo_id} | options))
-
-    def create_branch(self, repo_id: str, **options: Any) -> None:
-        self.calls.append(("create_branch", {"repo_id": repo_id} | options))
-
-    def upload_folder(self, **options: Any) -> Any:
-        files = sorted(p.relative_to(options["folder_path"]).as_posix() for p in options["folder_path"].rglob("*.*"))
-        self.calls.append(("upload_folder", options | {"files": files}))
-        return SimpleNamespace(commit_url="https://huggingface.co/someone/sae/commit/1")
-
-
-FILES = [
-    "README.md",
-    "dictionary_learning/ae.pt",
-    "dictionary_learning/config.json",
-    "saelens/cfg.json",
-    "saelens/sae_weights.safetensors",
-]
-
-
-def test_push(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
-    run = write_run(tmp_path / "run", perturbed("atm"))
-    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--push", "someone/sae", "--private"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "https://huggingface.co/someone/sae/commit/1"
-    (first, created), (second, uploaded) = FakeApi.calls
-    assert (first, second) == ("create_repo", "upload_folder")
-    assert created == {"repo_id": "someone/sae", "private": True, "repo_type": "model", "exist_ok": True}
-    assert (uploaded["repo_id"], uploaded["revision"], uploaded["files"]) == ("someone/sae", "main", FILES)
-    assert 'SAE.from_pretrained("someone/sae", "saelens")' in (tmp_path / "out" / "README.md").read_text()
-    assert main(["export", str(run), "--out", str(tmp_path / "v2"), "--push", "someone/sae", "--revision", "v2"]) == 0
-    assert [name for name, _ in FakeApi.calls] == ["create_repo", "create_branch", "upload_folder"]
-    assert FakeApi.calls[1][1]["branch"] == FakeApi.calls[2][1]["revision"] == "v2"
-
-
-def test_dry_run_says_what_would_be_uploaded_and_sends_nothing(tmp_path, capsys, monkeypatch):
-    def never() -> None:
-        raise AssertionError("a dry run has no business with the hub")
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", never)
-    monkeypatch.setattr(huggingface_hub, "get_token", never)
-    run = write_run(tmp_path / "run", perturbed("atm"))
-    out = tmp_path / "out"
-    assert main(["export", str(run), "--out", str(out), "--push", "someone/sae", "--dry-run"]) == 0
-    lines = capsys.readouterr().out.splitlines()[1:]
-    assert lines[0] == "would create, if it is missing: https://huggingface.co/someone/sae (model, public)"
-    assert lines[1] == "would upload to revision main:"
-    listed = {name: int(size.replace(",", "")) for size, name in (line.split() for line in lines[2:-1])}
-    assert listed == {name: (out / name).stat().st_size for name in FILES}
-    assert lines[-1] == f"{sum(listed.values()):,} bytes in 5 files; nothing was sent"
-
-
-def test_pushes_that_are_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
-    run, out = write_run(tmp_path / "run", perturbed("topk")), tmp_path / "out"
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    message = refused(capsys, run, "--out", out, "--push", "someone/sae")
-    assert "no Hugging Face token" in message and "hf auth login" in message and "HF_TOKEN" in message
-    assert "is no repository id" in refused(capsys, run, "--out", out, "--push", "a/b/c", "--dry-run")
-    assert "names no owner; give USER/NAME" in refused(capsys, run, "--out", out, "--push", "sae", "--dry-run")
-    assert "name a repository with --push" in refused(capsys, run, "--out", out, "--dry-run")
-    assert not out.exists()
-
-
-def test_hub_that_cannot_be_reached(tmp_path, capsys, monkeypatch):
-    """Tests run with HF_HUB_OFFLINE: the real client refuses before it opens a connection."""
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
-    run = write_run(tmp_path / "run", perturbed("topk"))
-    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--push", "someone/sae"]) == 1
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: push: the hub cannot be reached") and captured.err.count("\n") == 1
-    assert (tmp_path / "out" / "README.md").is_file(), "what was written can be uploaded later"
-
-
-@pytest.mark.parametrize(
-    ("status", "message"), [(403, "refuses to write to someone/sae with this token"), (500, "refuses someone/sae")]
-)
-def test_hub_that_refuses(tmp_path, capsys, monkeypatch, status, message):
-    from huggingface_hub.errors import HfHubHTTPError
-
-    class Refusing(FakeApi):
-        def create_repo(self, repo_id: str, **options: Any) -> None:
-            raise HfHubHTTPError("no\nmore", response=SimpleNamespace(status_code=status, headers={}, request=None))  # type: ignore[arg-type]
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Refusing)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_x")
-    run = write_run(tmp_path / "run", perturbed("topk"))
-    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--push", "someone/sae"]) == 1
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1

@@ -231,7 +231,7 @@ def test_exported_repository_in_saelens_from_pretrained(tmp_path, monkeypatch):
     from sae_lens import SAE
 
     sae = perturbed("topk")
-    export_run(write_run(tmp_path / "runs" / "one", sae), "saelens", tmp_path / "out", repo="someone/sae")
+    export_run(write_run(tmp_path / "runs" / "one", sae), "saelens", tmp_path / "out")
 
     def fetched(repo_id: str, filename: str, **options: Any) -> str:
         assert repo_id == "someone/sae"
