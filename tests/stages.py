@@ -16,8 +16,8 @@ from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
 from sae_lib.metrics.toy.training import TOY
 from sae_lib.study.experiment import CALIBRATION_L0
-from sae_lib.study.scoring import ACROSS_SEEDS, PLANTED
-from sae_lib.study.trajectory import ALONG
+from sae_lib.study.extras import ALONG, PLANTED
+from sae_lib.study.scoring import ACROSS_SEEDS
 from sae_lib.training.run import TRAINING
 from sae_lib.util.files import read_json, write_json
 from sae_lib.util.keys import Stage

@@ -80,6 +80,7 @@ class AdaptiveTemporalMasking(Mechanism):
         for name in ("magnitude", "frequency", "contribution", "probability"):
             self.register_buffer(name, torch.zeros(d_sae))
         self.register_buffer("keep_rate", torch.ones(()))
+        self.removed = torch.zeros(())
         self._leaves_one_out = "contribution" in settings.components and settings.contribution == "leave_one_out"
 
     def importance(self) -> Float[Tensor, " d_sae"]:
@@ -120,7 +121,10 @@ class AdaptiveTemporalMasking(Mechanism):
     def before_update(self, sae: Autoencoder, step: Step) -> None:
         assert step.latents is not None and step.f is not None
         f = step.latents if self.cfg.fed_by == "pre_mask" else step.f
-        moving_average(self.magnitude, f.mean(), self.cfg.decay)
+        mean = f.mean()
+        # Of a batch's whole activation, what a mask at these probabilities takes away.
+        self.removed = (self.probability * mean).sum() / mean.sum().clamp_min(1e-12)
+        moving_average(self.magnitude, mean, self.cfg.decay)
         moving_average(self.frequency, f.rate(), self.cfg.decay)
         gain = f.mean_square() * sae.W_dec.square().sum(dim=1)
         if self._leaves_one_out:
@@ -141,7 +145,7 @@ class AdaptiveTemporalMasking(Mechanism):
         sae.scale_latents(gain)
 
     def log(self) -> dict[str, float]:
-        return {"mask_rate": 1.0 - float(self.keep_rate)}
+        return {"mask_rate": 1.0 - float(self.keep_rate), "removed": float(self.removed)}
 
 
 class DropoutConfig(MechanismConfig):

@@ -62,9 +62,10 @@ class SweepConfig(Strict):
 class AblationConfig(Strict):
     """The grids of the ablation notebook."""
 
-    atm_c: tuple[float, ...] = (-0.5, 0.0, 0.5, 1.0)
-    atm_r: tuple[Annotated[float, Field(ge=0.0)], ...] = (0.5, 1.0, 2.0, 5.0)
-    atm_grid_seeds: tuple[Seed, ...] = Field((42,), min_length=1)
+    atm_c: tuple[float, ...] = Field((-0.5, 0.0, 1.0), min_length=1)
+    atm_r: tuple[Annotated[float, Field(ge=0.0)], ...] = Field((0.5, 1.0, 2.0), min_length=1)
+    atm_grid_seeds: tuple[Seed, ...] = Field((7, 8, 9), min_length=1)
+    """Seeds of the grid that ATM's c and r are chosen on; the choice is judged on `training.seeds`."""
     temporal_coefficients: tuple[Annotated[float, Field(ge=0.0)], ...] = (1e-2, 1.0)
     """Values of lambda_2 beside the paper's."""
     resampling_thresholds: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (1e-5, 5e-4)

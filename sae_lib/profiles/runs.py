@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
@@ -32,10 +32,12 @@ Group = Literal[
     "sensitivity",
     "atm_importance",
     "atm_grid",
+    "fair_sweep",
+    "atm_fair",
 ]
 MAIN_GROUPS: tuple[Group, ...] = ("main", "untrained", "control", "as_written", "sweep")
 ABLATION_GROUPS: tuple[Group, ...] = (
-    "factorial", "sequence", "collapse", "sensitivity", "atm_importance", "atm_grid",
+    "factorial", "sequence", "collapse", "sensitivity", "atm_importance", "atm_grid", "fair_sweep", "atm_fair",
 )  # fmt: skip
 ABLATION_SCORES = ("reconstruction", "absorption")
 # Run 1 of the paper is before "reducing gradient norm to 0.1 and temporal coefficient to 0.0001"; it does not say from
@@ -53,6 +55,10 @@ FASTER = 100
 UNTRAINED_BASELINE = "baseline, untrained"
 # Absorption is followed along the runs of these methods, by group.
 FOLLOWED = {"as_written": ("paper_standard", "temporal_sae"), "main": ("topk", "matryoshka_4", "jumprelu")}
+# ATM, and the control that it is compared with at the c and r that suit it.
+FAIR = ("atm", "dropout")
+# Methods in whose SAEs absorption is planted, with the seeds of an ablation.
+PLANTED = ("topk", "matryoshka_4")
 # What group `sensitivity` varies, one at a time (column `varied`).
 WARM_UP = "warm_up"
 VARIED = ("temporal_coefficient", "resampling_threshold", WARM_UP)
@@ -62,6 +68,17 @@ WITHOUT_WARM_UP = {
 }  # fmt: skip
 
 
+class FairATM(Strict):
+    """What the grid decided: ATM at the c and r that suit it, and dropout that takes away as much activation."""
+
+    c: float
+    r: float
+    coefficients: dict[str, float] = Field(default_factory=dict)
+    """'atm' and 'dropout' -> l1_coefficient at which L0 on the calibration documents meets the target."""
+    dropout_probability: float = 0.3
+    """Mean share of a batch's activation that ATM's mask takes away: what dropout at this rate takes away too."""
+
+
 class Calibration(Strict):
     """What the sweep decided."""
 
@@ -69,6 +86,8 @@ class Calibration(Strict):
     """Method -> l1_coefficient at which L0 on the calibration documents meets the target."""
     dropout_probability: float
     """Mean mask rate of ATM at its coefficient: the control masks as much, blindly."""
+    fair: FairATM | None = None
+    """Decided later, by group `atm_grid`."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +155,8 @@ def plan_runs(profile: Profile, calibration: Calibration | None = None, groups: 
         "sensitivity": _sensitivity,
         "atm_importance": _atm_importance,
         "atm_grid": _atm_grid,
+        "fair_sweep": _fair_sweep,
+        "atm_fair": _atm_fair,
     }
     return [spec for group in wanted for spec in makers[group](profile, known)]
 
@@ -267,6 +288,16 @@ def along_the_run(profile: Profile) -> list[RunSpec]:
     return [spec for spec in specs if spec.method in FOLLOWED[spec.group] and spec.seed == profile.training.seeds[0]]
 
 
+def planted_in(profile: Profile) -> list[RunSpec]:
+    """The SAEs in which absorption is planted, to see how much of it the score finds; no L1 method is among them, so
+    that it does not wait for the sweep."""
+    return [
+        spec
+        for spec in plan_runs(profile, None, ["main"])
+        if spec.method in PLANTED and spec.seed in profile.training.ablation_seeds
+    ]
+
+
 def _sensitivity(profile: Profile, known: Calibration) -> list[RunSpec]:
     default = calibrated(profile, known, "temporal_sae")
     variants: dict[tuple[str, str], dict[str, Any]] = {
@@ -310,3 +341,40 @@ def _atm_grid(profile: Profile, known: Calibration) -> list[RunSpec]:
     grid = itertools.product(profile.ablations.atm_c, profile.ablations.atm_r)
     seeds = profile.ablations.atm_grid_seeds
     return [s for c, r in grid for s in _atm(profile, known, "atm_grid", f"c={c:g} r={r:g}", {"c": c, "r": r}, seeds)]
+
+
+def fair_sweep(profile: Profile, known: Calibration, method: str) -> list[RunSpec]:
+    """ATM with the chosen c and r, or the dropout that belongs to it, over the L1 coefficients of the sweep."""
+    values, seeds = profile.sweep.coefficients[method], profile.sweep.seeds
+    return [replace(_fair(profile, known, method, value, seed), group="fair_sweep", label=f"l1={value:g}")
+            for value in values for seed in seeds]  # fmt: skip
+
+
+def fairly_compared(profile: Profile) -> bool:
+    """Whether the profile has a sweep of both methods of `FAIR`."""
+    return all(method in profile.sweep.coefficients for method in FAIR)
+
+
+def _fair_sweep(profile: Profile, known: Calibration) -> list[RunSpec]:
+    return [s for method in FAIR for s in fair_sweep(profile, known, method)] if fairly_compared(profile) else []
+
+
+def _atm_fair(profile: Profile, known: Calibration) -> list[RunSpec]:
+    """Both methods at the L1 coefficient that their sweep gives."""
+    chosen = (known.fair and known.fair.coefficients) or known.coefficients
+    return [
+        _fair(profile, known, method, chosen[method], seed)
+        for method in FAIR
+        if fairly_compared(profile)
+        for seed in profile.training.seeds
+    ]
+
+
+def _fair(profile: Profile, known: Calibration, method: str, coefficient: float, seed: int) -> RunSpec:
+    fair = known.fair or FairATM(c=profile.ablations.atm_c[0], r=profile.ablations.atm_r[0])
+    settings: dict[str, Any] = {
+        "atm": {"masking": {"c": fair.c, "r": fair.r}},
+        "dropout": {"dropout": {"probability": fair.dropout_probability}},
+    }[method]
+    config = profile.sae_config(method, settings | {"l1_coefficient": coefficient})
+    return RunSpec("atm_fair", method, "", seed, config)

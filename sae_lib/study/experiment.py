@@ -32,7 +32,7 @@ from sae_lib.data.tokens import load_tokens
 from sae_lib.metrics.toy.experiments import absorption_picture, ground_truth
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
-from sae_lib.profiles.runs import Calibration, RunSpec, sweep_runs
+from sae_lib.profiles.runs import FAIR, Calibration, FairATM, RunSpec, fair_sweep, fairly_compared, sweep_runs
 from sae_lib.report.figures.live import live_curves
 from sae_lib.training.log import RunLog, forget_progress
 from sae_lib.training.run import CHECKPOINT_FILE, is_finished, read_history, run_key, train_sae
@@ -46,6 +46,7 @@ from sae_lib.util.paths import PROFILE_VARIABLE, Paths, corpus_cache
 
 CALIBRATION_L0 = Stage("calibration l0", 1)
 LATENTS_AT_ONCE = 2**26  # of the calibration documents, dense
+EV_KEPT = 0.05  # of the variance: the margin of the claim that reconstruction is maintained (M-02)
 
 
 @dataclass(frozen=True)
@@ -238,17 +239,42 @@ class Experiment:
         first = [s for method in methods if method != "dropout" for s in sweep_runs(self.profile, method)]
         self.train(first, "sweep")
         for method in methods:
-            specs = sweep_runs(self.profile, method, probability)
-            history = self.train(specs, f"sweep {method}")
-            tried = pd.DataFrame(
-                {"value": [spec.config.get("l1_coefficient") for spec in specs], "l0": self.calibration_l0(specs)}
-            )
-            l0 = tried.groupby("value")["l0"].mean()
-            target = self.profile.sweep.target_l0
-            coefficients[method] = crossing([*l0.index], [*l0], target)
+            coefficients[method], history = self._matched(sweep_runs(self.profile, method, probability))
             if method == "atm":
-                probability = round(_mask_rate(history, [*l0.index], coefficients[method]), 4)
+                probability = round(_while_masking(history, "mask_rate", coefficients[method]), 4)
         return Calibration(coefficients=coefficients, dropout_probability=probability)
+
+    def calibrate_atm(self, known: Calibration, grid: pd.DataFrame) -> Calibration:
+        """`known` with ATM at the c and r that suit it best, by the scores of group `atm_grid`, whose seeds are judged
+        nowhere; and with the uniform dropout that takes away as much activation. Both at the target L0.
+
+        Where the profile has no sweep of both, `known` as it is. Raises ArtifactError when ATM masked nothing at the
+        chosen c and r.
+        """
+        if not fairly_compared(self.profile):
+            return known
+        known = known.model_copy(update={"fair": choose_atm(grid)})
+        for method in FAIR:
+            known = self.match_fair(known, method)
+        return known
+
+    def match_fair(self, known: Calibration, method: str) -> Calibration:
+        """`known` with the coefficient of one method of `FAIR`, and after ATM's with the rate of the dropout."""
+        assert known.fair is not None
+        found, history = self._matched(fair_sweep(self.profile, known, method))
+        decided: dict[str, Any] = {"coefficients": known.fair.coefficients | {method: found}}
+        if method == "atm":
+            decided["dropout_probability"] = round(_while_masking(history, "removed", found), 4)
+        return known.model_copy(update={"fair": known.fair.model_copy(update=decided)})
+
+    def _matched(self, specs: Sequence[RunSpec]) -> tuple[float, pd.DataFrame]:
+        """The L1 coefficient at which L0 meets the target, between those of `specs`; and their training curves."""
+        history, store_key = self.train(specs, f"sweep {specs[0].method}"), self.store_key
+        values = {self.run_folder(spec, store_key).name: spec.config.get("l1_coefficient") for spec in specs}
+        tried = pd.DataFrame({"value": values.values(), "l0": self.calibration_l0(specs)})
+        l0 = tried.groupby("value")["l0"].mean()
+        history = history.assign(l1_coefficient=history["run"].map(values))
+        return crossing([*l0.index], [*l0], self.profile.sweep.target_l0), history
 
     def calibration_l0(self, specs: Sequence[RunSpec]) -> list[float]:
         """L0 of trained SAEs on the calibration documents, which no metric uses; kept in their run folders."""
@@ -298,10 +324,22 @@ class Experiment:
                 yield
 
 
-def _mask_rate(history: pd.DataFrame, values: Sequence[float], coefficient: float) -> float:
-    """ATM's mean mask rate, after its warm-up, in the calibration run nearest to the chosen coefficient."""
-    nearest = min(values, key=lambda value: abs(np.log(value / coefficient)))
-    rates = history.loc[(history["level"] == nearest) & (history["mask_rate"] > 0), "mask_rate"]
+def choose_atm(grid: pd.DataFrame) -> FairATM:
+    """c and r of the cell that absorbs least (fraction, mean over seeds) among those whose explained variance is within
+    `EV_KEPT` of the best cell's: a method that is to lower absorption *and* to keep reconstruction."""
+    cells = grid[grid["group"] == "atm_grid"].groupby(["c", "r"])[["explained_variance", "absorption_fraction"]].mean()
+    kept = cells[cells["explained_variance"] >= cells["explained_variance"].max() - EV_KEPT]
+    # Without letters no cell has a score: the first one.
+    c, r = kept["absorption_fraction"].fillna(0.0).idxmin()
+    return FairATM(c=float(c), r=float(r))
+
+
+def _while_masking(history: pd.DataFrame, column: str, coefficient: float) -> float:
+    """Mean of a column of ATM's log after its warm-up, in the calibration run nearest to the chosen coefficient."""
+    if column not in history:
+        raise ArtifactError(f"ATM's sweep has no '{column}' in its log: an older version made it; run `make clean`")
+    nearest = min(history["l1_coefficient"].unique(), key=lambda value: abs(np.log(value / coefficient)))
+    rates = history.loc[(history["l1_coefficient"] == nearest) & (history["mask_rate"] > 0), column]
     if not len(rates):
         raise ArtifactError(
             "methods.atm.masking: ATM never masked a latent in the whole sweep run, so uniform dropout has no rate to "

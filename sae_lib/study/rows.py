@@ -21,13 +21,14 @@ from sae_lib.metrics.registry import with_needs
 from sae_lib.metrics.scores import SCORES
 from sae_lib.profiles.runs import ABLATION_GROUPS, ABLATION_SCORES, RunSpec
 from sae_lib.study.experiment import Experiment
+from sae_lib.study.extras import EXTRAS
 from sae_lib.study.scoring import score_keys, stored
 from sae_lib.training.run import WITHOUT_WEIGHTS, read_history
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import atomic_write, read_json, write_json, write_parquet
 
-# Of some runs only: L0 on the calibration documents (a sweep's), and absorption along the run.
-EXTRAS = ("calibration", "trajectory")
+# Of some runs only: L0 on the calibration documents (a sweep's), and what `extras` measures.
+OF_SOME = ("calibration", *(extra.name for extra in EXTRAS))
 
 
 def scores_of(spec: RunSpec) -> tuple[str, ...]:
@@ -53,7 +54,7 @@ def keep(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> int:
         if not is_known(run, spec, keys):
             continue
         scores = {name: found for name, key in keys.items() if (found := stored(run, name, key)) is not None}
-        scores |= {name: read_json(run / f"{name}.json") for name in EXTRAS if (run / f"{name}.json").is_file()}
+        scores |= {name: read_json(run / f"{name}.json") for name in OF_SOME if (run / f"{name}.json").is_file()}
         content: dict[str, Any] = {"run": read_json(run / "run.json") | {WITHOUT_WEIGHTS: True}, "scores": scores}
         if spec.trained:
             content["history"] = json.loads(read_history(run).to_json(orient="split", double_precision=15))
@@ -88,7 +89,7 @@ def _restore(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> 
         try:
             content = json.loads(gzip.decompress(file.read_bytes()))
             scores = {name: score for name, score in content["scores"].items() if score["key"] == keys.get(name)}
-            scores |= {name: content["scores"][name] for name in EXTRAS if name in content["scores"]}
+            scores |= {name: content["scores"][name] for name in OF_SOME if name in content["scores"]}
             history = content["history"] if spec.trained else None
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise ArtifactError(f"rows: {file} cannot be read ({first_line(error)}); restore it with git") from None

@@ -24,7 +24,6 @@ from torch import Tensor
 from sae_lib.autoencoders.build import load_autoencoder
 from sae_lib.data.model_loading import model_identity
 from sae_lib.data.tokens import load_tokens
-from sae_lib.metrics.absorption.planted import planted_absorption
 from sae_lib.metrics.registry import Inputs, Measured, with_needs
 from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.seeds import COLUMNS, seed_stability
@@ -36,7 +35,6 @@ from sae_lib.util.keys import Stage, result_key
 from sae_lib.util.parallel import for_each, kept
 
 ACROSS_SEEDS = Stage("across seeds", 1)
-PLANTED = Stage("planted absorption", 1)
 TOGETHER = 4  # SAEs whose sparse probes are trained at once
 
 
@@ -169,25 +167,6 @@ def across_seeds(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFra
         with experiment.writing():
             write_json(file, {"key": key, "rows": concat(frames).to_dict(orient="records")})
     return pd.DataFrame(read_json(file)["rows"], columns=[*COLUMNS, "group", "method"])
-
-
-def planted(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFrame:
-    """How much planted absorption the score finds in trained SAEs: one row per SAE and share, kept in its run folder.
-
-    Each SAE takes as long as five absorption scores (`metrics.absorption.planted`).
-    """
-    inputs, store_key, frames = score_inputs(experiment), experiment.store_key, []
-    key = result_key(PLANTED, score_keys(experiment)["absorption"])
-    for spec in specs:
-        folder = experiment.run_folder(spec, store_key)
-        if stored(folder, "planted", key) is None:
-            experiment.need_weights([spec])
-            sae = load_autoencoder(folder, experiment.device)
-            found = planted_absorption(sae, inputs.reference("absorption"), inputs.settings("absorption"))
-            with experiment.writing():
-                write_json(_file(folder, "planted"), {"key": key, **table_as_json(found)})
-        frames.append(tag(table_from_json(stored(folder, "planted", key) or {}), spec, folder.name))
-    return concat(frames)
 
 
 def _file(folder: Path, name: str) -> Path:

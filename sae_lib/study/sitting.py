@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,27 +23,34 @@ from tqdm import tqdm
 from sae_lib.profiles.profile import Profile
 from sae_lib.profiles.runs import (
     ABLATION_GROUPS,
+    ABLATION_SCORES,
+    FAIR,
     MAIN_GROUPS,
     Calibration,
     RunSpec,
     along_the_run,
+    fair_sweep,
+    fairly_compared,
     plan_runs,
+    planted_in,
     sweep_runs,
 )
 from sae_lib.report.claims.ledger import evaluate_claims, write_claims
 from sae_lib.report.figures.write import FIGURES, write_figure
 from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES, make_table, write_table
-from sae_lib.study.experiment import Experiment
+from sae_lib.study.experiment import Experiment, choose_atm
+from sae_lib.study.extras import EXTRAS, PLANTED_CURVE, TRAJECTORY, Extra
 from sae_lib.study.rows import is_known, keep, restore, rows_folder, scores_of
 from sae_lib.study.scoring import Evaluation, evaluate, score_inputs, score_keys
 from sae_lib.study.show import probe_letters
-from sae_lib.study.trajectory import TRAJECTORY, not_followed, trajectory
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_parquet
 
 WITH_EACH_SEED = ("sequence", "collapse")  # after that seed's main table: they explain the paper's main result
-ABLATION_ORDER = ("factorial", "atm_grid", "atm_importance", "sensitivity")
+ABLATION_ORDER = ("factorial", "atm_importance", "sensitivity")
+FIRST_SEEDS = 3  # of the methods that are told their L0, before the L1 methods are swept
+SWEPT = ("sweep", "fair_sweep")  # whose L0 on the calibration documents decides
 ROUNDS = 2  # SAEs a worker trains before they are scored together: no core waits for long, and little is at stake
 
 
@@ -55,37 +63,57 @@ class Step(NamedTuple):
 
     what: str
     specs: list[RunSpec]
-    followed: bool = False
-    """Whether what is wanted is absorption along their training."""
+    extra: Extra | None = None
+    """What is wanted beside their scores."""
 
 
-def steps(profile: Profile, calibrate: Callable[[], Calibration]) -> Iterator[Step]:
-    """The whole study in order. `calibrate` is called when the L1 methods' part of the sweep is done."""
+@dataclass(frozen=True)
+class Decisions:
+    """What a part of the study decides about the next one. Each is asked for when its SAEs are done."""
+
+    calibrate: Callable[[], Calibration]
+    """By the L1 methods' part of the sweep."""
+    choose_atm: Callable[[Calibration], Calibration]
+    """By the grid of c and r."""
+    match_fair: Callable[[Calibration, str], Calibration]
+    """By the sweep of a method of `FAIR`."""
+
+
+def steps(profile: Profile, decide: Decisions) -> Iterator[Step]:
+    """The whole study in order."""
     swept, seeds = profile.sweep.coefficients, profile.training.seeds
     table = tuple(group for group in MAIN_GROUPS if group not in ("sweep", "as_written"))
 
     def of(groups: Sequence[str], seed: int | None, known: Calibration | None = None) -> list[RunSpec]:
         return [spec for spec in plan_runs(profile, known, groups) if seed in (None, spec.seed)]
 
-    for seed in seeds:
+    for seed in seeds[:FIRST_SEEDS]:
         told = [spec for spec in of(table, seed) if spec.method not in swept]
         told.sort(key=lambda spec: not spec.trained)  # pairs that train
         yield Step(f"told their L0, and controls, seed {seed}", told)
+    yield Step("planted absorption", planted_in(profile), PLANTED_CURVE)
     # Dropout masks as much as ATM turns out to.
     first = [spec for method in swept if method != "dropout" for spec in sweep_runs(profile, method)]
     yield Step("coefficients as written, and a sweep of the L1 methods", [*of(("as_written",), seeds[0]), *first])
-    known = calibrate()
+    known = decide.calibrate()
     if "dropout" in swept:
         yield Step("sweep of dropout", sweep_runs(profile, "dropout", known.dropout_probability))
     for seed in seeds:
         yield Step(f"main table, seed {seed}", of((*table, "as_written"), seed, known))
         if seed == seeds[0]:
-            yield Step("absorption along the run", along_the_run(profile), followed=True)
+            yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
         for group in WITH_EACH_SEED:
             yield Step(f"{group}, seed {seed}", of((group,), seed, known))
     for group in ABLATION_ORDER:
         yield Step(group, of((group,), None, known))
     yield Step("sweep", of(("sweep",), None, known))
+    yield Step("grid of ATM's c and r", of(("atm_grid",), None, known))
+    if fairly_compared(profile):
+        known = decide.choose_atm(known)
+        for method in FAIR:
+            yield Step(f"sweep of {method} for a fair ATM", fair_sweep(profile, known, method))
+            known = decide.match_fair(known, method)
+        yield Step("a fair ATM", of(("atm_fair",), None, known))
 
 
 def sit(experiment: Experiment, hours: float) -> bool:
@@ -104,28 +132,40 @@ def sit(experiment: Experiment, hours: float) -> bool:
     known: list[RunSpec] = []
     missing: list[RunSpec] = []
 
-    def calibrate() -> Calibration:
-        if any(spec.group == "sweep" for spec in missing):
+    def finished(group: str) -> None:
+        if any(spec.group == group for spec in missing):
             raise _NotYet
+
+    def calibrate() -> Calibration:
+        finished("sweep")
         return experiment.calibrate()
 
+    def choose(known: Calibration) -> Calibration:
+        finished("atm_grid")
+        grid = evaluate(experiment, plan_runs(experiment.profile, known, ["atm_grid"]), ABLATION_SCORES).rows
+        return known.model_copy(update={"fair": choose_atm(grid)})
+
+    def match(known: Calibration, method: str) -> Calibration:
+        finished("fair_sweep")
+        return experiment.match_fair(known, method)
+
     with suppress(_NotYet):
-        for what, specs, followed in steps(experiment.profile, calibrate):
+        for what, specs, extra in steps(experiment.profile, Decisions(calibrate, choose, match)):
             restore(experiment, specs, folder)
             keys, store_key = score_keys(experiment), experiment.store_key
             runs = {spec: experiment.run_folder(spec, store_key) for spec in specs}
             todo = [spec for spec in specs if not is_known(runs[spec], spec, keys)]
-            if followed:
-                todo = not_followed(experiment, specs)
+            if extra:
+                todo = extra.missing(experiment, specs)
             while todo and time.monotonic() < until:
                 size = ROUNDS * experiment.workers
                 chunk, todo = todo[:size], todo[size:]
                 done = len(specs) - len(todo) - len(chunk)
                 tqdm.write(f"{time.strftime('%H:%M')} {what}: {done} of {len(specs)} done")
                 experiment.train(chunk)
-                if followed:
-                    trajectory(experiment, chunk)
-                experiment.calibration_l0([spec for spec in chunk if spec.group == "sweep"])
+                if extra:
+                    extra.of(experiment, chunk)
+                experiment.calibration_l0([spec for spec in chunk if spec.group in SWEPT])
                 evaluate(experiment, chunk, scores_of(chunk[0]))
                 keep(experiment, chunk, folder)
             known += [spec for spec in specs if is_known(runs[spec], spec, keys)]
@@ -145,10 +185,10 @@ def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
             for name, table in tables.items():
                 files.append(folder / "results" / f"{name}_{part}.parquet")
                 write_parquet(files[-1], table, index=False)
-    followed = [spec for spec in along_the_run(experiment.profile) if spec in specs]
-    if len(found := trajectory(experiment, followed, compute=False)):
-        files.append(folder / "results" / f"{TRAJECTORY}.parquet")
-        write_parquet(files[-1], found, index=False)
+    for extra in EXTRAS:
+        if len(found := extra.known(experiment, specs)):
+            files.append(folder / "results" / f"{extra.name}.parquet")
+            write_parquet(files[-1], found, index=False)
     files.append(folder / "results" / "probe.parquet")
     write_parquet(files[-1], probe_letters(score_inputs(experiment).reference("absorption")), index=False)
     results = Results.load(folder / "results")

@@ -8,6 +8,7 @@ import pytest
 from sae_lib.profiles.profile import load_profile
 from sae_lib.profiles.runs import (
     ABLATION_GROUPS,
+    FAIR,
     FOLLOWED,
     MAIN_GROUPS,
     Calibration,
@@ -53,6 +54,8 @@ def test_counts():
         * ABLATION_SEEDS,
         "atm_importance": 5 * ABLATION_SEEDS,
         "atm_grid": len(ablations.atm_c) * len(ablations.atm_r) * len(ablations.atm_grid_seeds),
+        "fair_sweep": sum(len(sweep.coefficients[method]) for method in FAIR) * len(sweep.seeds),
+        "atm_fair": 2 * SEEDS,
     }
     assert {*counts, "collapse"} == {*MAIN_GROUPS, *ABLATION_GROUPS}, "no profile but one takes the collapse apart"
     parts = [*plan_runs(PROFILE, KNOWN, MAIN_GROUPS), *plan_runs(PROFILE, KNOWN, ABLATION_GROUPS)]
@@ -109,8 +112,9 @@ def test_shared_runs_are_trained_once():
     ):  # fmt: skip
         found = {s.seed: key(s) for s in runs(group) if s.label == label}
         assert found == {seed: main["temporal_sae", seed] for seed in PROFILE.training.ablation_seeds}
-    for group, label in (("atm_importance", "magnitude+frequency+contribution"), ("atm_grid", "c=1 r=1")):
-        assert {key(s) for s in runs(group) if s.label == label} <= {main["atm", s] for s in PROFILE.training.seeds}
+    whole = [s for s in runs("atm_importance") if s.label == "magnitude+frequency+contribution"]
+    assert {key(s) for s in whole} == {main["atm", s] for s in PROFILE.training.ablation_seeds}
+    assert not {s.seed for s in runs("atm_grid")} & {*PROFILE.training.seeds}, "chosen on other seeds than judged on"
     assert len(set(main.values())) == len(main)
     written = {s.seed: key(s) for s in runs("as_written") if s.method == "temporal_sae"}
     fourth = {s.seed: key(s) for s in runs("sequence") if s.label == "run 4"}

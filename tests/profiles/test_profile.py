@@ -76,7 +76,7 @@ def test_each_shipped_profile_loads(name):
 def test_a_profile_by_path_and_its_defaults(tmp_path):
     profile = load(tmp_path)
     assert profile.name == "tiny" and profile.training.seeds == (1, 2)
-    assert profile.ablations.atm_c == (-0.5, 0.0, 0.5, 1.0) and profile.ablations.atm_r == (0.5, 1.0, 2.0, 5.0)
+    assert profile.ablations.atm_c == (-0.5, 0.0, 1.0) and profile.ablations.atm_r == (0.5, 1.0, 2.0)
     assert profile.sae_config("topk").get("k") == 4 and profile.sae_config("topk", {"k": 5}).get("k") == 5
 
 

@@ -115,6 +115,8 @@ def evaluation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
         rows.append(sae_row(rng, "atm_grid", "atm", seeds[0], centre, c=c, r=r))
     for label, centre in COLLAPSED.items():
         rows += [sae_row(rng, "collapse", "temporal_sae", s, centre, label=label) for s in seeds[:3]]
+    for method, centre in (("atm", (0.07, 0.88, 16.0)), ("dropout", (0.09, 0.87, 16.0))):
+        rows += [sae_row(rng, "atm_fair", method, s, centre, c=0.0, r=2.0) for s in seeds]
     return pd.DataFrame(rows)
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -18,14 +19,15 @@ from sae_lib.profiles.profile import load_profile
 from sae_lib.profiles.runs import FOLLOWED, Calibration, along_the_run, plan_runs
 from sae_lib.study import scoring, sitting
 from sae_lib.study.experiment import Experiment
+from sae_lib.study.extras import METRICS, TRAJECTORY
 from sae_lib.study.rows import keep, restore, rows_folder
-from sae_lib.study.sitting import sit, steps
-from sae_lib.study.trajectory import METRICS, trajectory
+from sae_lib.study.sitting import Decisions, sit, steps
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.errors import ArtifactError
 from tests.study.test_stages import write_profile
 
 KNOWN = Calibration(coefficients={}, dropout_probability=0.3)
+DECIDED = Decisions(lambda: KNOWN, lambda known: known, lambda known, _: known)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,8 @@ def profile(folder):
     content["sweep"]["coefficients"] = {name: [0.01, 1.0] for name in ("atm", "dropout", "standard")}
     content["sweep"] |= {"levels": [4, 16], "seeds": [7]}
     content |= {"as_written": {"paper_standard": {}}, "controls": ["permuted"]}
-    content["ablations"] = content.get("ablations", {}) | {"collapse": True}
+    atm = {"atm_c": [0.0, 1.0], "atm_r": [1.0], "atm_grid_seeds": [7]}
+    content["ablations"] = content.get("ablations", {}) | {"collapse": True} | atm
     path.write_text(yaml.safe_dump(content))
     return path
 
@@ -64,13 +67,14 @@ def test_a_time_that_is_none_is_refused(profile, experiment, hours, capsys):
 
 
 def test_the_order_begins_with_what_needs_no_sweep(profile):
-    plan, seeds = list(steps(load_profile(profile), lambda: KNOWN)), load_profile(profile).training.seeds
+    plan, seeds = list(steps(load_profile(profile), DECIDED)), load_profile(profile).training.seeds
     assert [spec.method for spec in plan[0].specs] == ["topk", "untrained", "permuted"]
     assert [step.what for step in plan[: len(seeds)]] == [f"told their L0, and controls, seed {s}" for s in seeds]
-    assert [step.what for step in plan[len(seeds) :][:3]] == [
+    assert [step.what for step in plan[len(seeds) :][:4]] == [
+        "planted absorption",
         "coefficients as written, and a sweep of the L1 methods", "sweep of dropout", f"main table, seed {seeds[0]}",
     ]  # fmt: skip
-    assert [s.method for s in plan[len(seeds)].specs] == ["paper_standard", *["atm"] * 2, *["standard"] * 2]
+    assert [s.method for s in plan[len(seeds) + 1].specs] == ["paper_standard", *["atm"] * 2, *["standard"] * 2]
     named = {(s.group, s.method, s.label, s.seed) for step in plan for s in step.specs}
     assert named == {(s.group, s.method, s.label, s.seed) for s in plan_runs(load_profile(profile), KNOWN)}
 
@@ -89,7 +93,7 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
         assert part["step"].is_monotonic_increasing and part["step"].iloc[-1] == experiment.profile.training.steps - 1
         end = first[(first["method"] == method) & first["group"].isin(FOLLOWED)].iloc[0]
         assert part["absorption_full"].iloc[-1] == pytest.approx(end["absorption_full"], nan_ok=True), "the same SAE"
-    assert (folder / "collapse.png").is_file() and (folder / "tokens.png").is_file()
+    assert all((folder / f"{name}.png").is_file() for name in ("collapse", "tokens", "planted"))
     before = {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()}
 
     shutil.rmtree(experiment.paths.runs)
@@ -158,9 +162,9 @@ def test_an_unfinished_run_is_not_kept(experiment, tmp_path):
 
 def test_a_trajectory_without_letters_is_kept(experiment, monkeypatch):
     nothing = SimpleNamespace(summary=dict.fromkeys(METRICS, math.nan))
-    monkeypatch.setattr("sae_lib.study.trajectory.evaluate_absorption", lambda *_: nothing)
-    monkeypatch.setattr("sae_lib.study.trajectory.POINTS", 2)  # another key: nothing is known of it
-    found = trajectory(experiment, along_the_run(experiment.profile)[:1])
+    monkeypatch.setattr("sae_lib.study.extras.evaluate_absorption", lambda *_: nothing)
+    monkeypatch.setattr("sae_lib.study.extras.POINTS", 2)
+    found = replace(TRAJECTORY, settings=(2,)).of(experiment, along_the_run(experiment.profile)[:1])  # another key
     steps_taken = experiment.profile.training.steps
     assert found["step"].tolist() == [steps_taken // 2 - 1, steps_taken - 1]
     assert found["absorption_full"].isna().all()

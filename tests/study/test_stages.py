@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.data.activations import ActivationStore
 from sae_lib.profiles.profile import PROFILES
 from sae_lib.profiles.runs import RunSpec, plan_runs, sweep_runs
-from sae_lib.study.experiment import Experiment, _mask_rate
-from sae_lib.study.scoring import evaluate, planted
+from sae_lib.study.experiment import Experiment, _while_masking, choose_atm
+from sae_lib.study.extras import PLANTED_CURVE
+from sae_lib.study.scoring import evaluate
 from sae_lib.util import parallel as workers
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
@@ -132,13 +134,13 @@ def test_controls_at_the_same_sparsity(opened):
     assert rows.loc["permuted", "main_latent_f1"] == rows.loc["topk", "main_latent_f1"]
     shown = ("absorption_fraction_null", "absorption_full_random", "main_latent_f1_null", "ce_score_mean", "kl_sae")
     assert rows[[*shown]].notna().all(axis=None)
-    curve = planted(experiment, [permuted.permuted_from])
+    curve = PLANTED_CURVE.of(experiment, [permuted.permuted_from])
     assert [*curve["planted"]] == [0, 0.25, 0.5, 0.75, 1] and set(curve["method"]) == {"topk"}
     for name in ("absorption_fraction", "absorption_full"):
         assert curve.loc[0, name] == rows.loc["topk", name]
     file = experiment.run_folder(permuted.permuted_from, experiment.store_key) / "planted.json"
     made = file.stat().st_mtime_ns
-    assert planted(experiment, [permuted.permuted_from]).equals(curve) and file.stat().st_mtime_ns == made
+    assert PLANTED_CURVE.of(experiment, [permuted.permuted_from]).equals(curve) and file.stat().st_mtime_ns == made
 
 
 RANK = """
@@ -214,10 +216,29 @@ def test_calibration_reads_its_own_documents_once_and_meets_the_range(opened, mo
 
 
 def test_where_atm_never_masked_there_is_no_rate_to_take_over():
-    history = pd.DataFrame({"level": [0.1, 0.1, 0.5], "mask_rate": [0.0, 0.0, 0.2]})
-    assert _mask_rate(history, [0.1, 0.5], 0.4) == 0.2
+    logged = {"l1_coefficient": [0.1, 0.1, 0.5], "mask_rate": [0.0, 0.0, 0.2], "removed": [0.3, 0.3, 0.1]}
+    history = pd.DataFrame(logged)
+    assert _while_masking(history, "mask_rate", 0.4) == 0.2 and _while_masking(history, "removed", 0.4) == 0.1
     with pytest.raises(ArtifactError, match=r"^methods\.atm\.masking: ATM never masked a latent"):
-        _mask_rate(history, [0.1, 0.5], 0.11)
+        _while_masking(history, "mask_rate", 0.11)
+    with pytest.raises(ArtifactError, match=r"no 'removed' in its log: an older version made it; run `make clean`"):
+        _while_masking(history.drop(columns="removed"), "removed", 0.4)
+
+
+def test_the_chosen_atm_absorbs_least_where_reconstruction_is_kept():
+    def cell(c, absorption, explained, group="atm_grid"):
+        return {"group": group, "c": c, "r": 1.0, "absorption_fraction": absorption, "explained_variance": explained}
+
+    cells = [
+        cell(0.0, 0.3, 0.90),
+        cell(0.0, 0.1, 0.88),
+        cell(0.5, 0.1, 0.86),
+        cell(0.5, 0.2, 0.86),
+        cell(1.0, 0.0, 0.7),
+    ]
+    grid = pd.DataFrame([*cells, cell(2.0, 0.0, 0.99, "atm_importance")])
+    assert choose_atm(grid).c == 0.5, "the mean over seeds decides, a cell that loses 0.05 does not count"
+    assert choose_atm(grid.assign(absorption_fraction=math.nan)).c == 0.0, "without letters the first one"
 
 
 def test_a_run_names_its_method_and_group(opened):

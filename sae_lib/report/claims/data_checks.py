@@ -196,7 +196,7 @@ def contrast(results: Results, options: Options) -> Outcome:
         ours = decide(contrasts(seeds, untestable, options, (other,)))
         note = f"; our question, against {method_name(other)}: {ours.verdict}, {ours.reason}{note}"
     outcome = decide(contrasts(seeds, untestable, options, against), note)
-    bound_to_l0 = group == "main" and any(want["metric"] in _DECIDED_BY_L0 for want in options["wants"])
+    bound_to_l0 = group in ("main", "atm_fair") and any(want["metric"] in _DECIDED_BY_L0 for want in options["wants"])
     return only_at_matched_l0(outcome, not bound_to_l0 or l0_is_matched(values["l0"] for values in state.values()))
 
 

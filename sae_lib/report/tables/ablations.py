@@ -10,10 +10,10 @@ import pandas as pd
 
 from sae_lib.mechanisms.resampling import ResamplingConfig
 from sae_lib.mechanisms.temporal_penalty import TemporalConfig
-from sae_lib.profiles.runs import VARIED, WARM_UP
-from sae_lib.report.names import MECHANISMS, NOT_MEASURABLE
-from sae_lib.report.results import DROPPED, drop_effect, rows_of, why_empty
-from sae_lib.report.statistics import main_effects
+from sae_lib.profiles.runs import FAIR, VARIED, WARM_UP
+from sae_lib.report.names import MECHANISMS, NOT_MEASURABLE, method_name
+from sae_lib.report.results import DROPPED, drop_effect, rows_of, seeds_of, why_empty
+from sae_lib.report.statistics import difference, main_effects
 from sae_lib.report.tables.rows import (
     ARROW_NOTE,
     FIRST_ROW_NOTE,
@@ -157,6 +157,37 @@ def atm_table(evaluation: pd.DataFrame) -> Table:
         if name in named and whole in named and name != whole
     }
     return with_effects(table, effects)
+
+
+FAIR_COLUMNS = (*SHORT_COLUMNS[:-1], "main_latent_f1")
+TUNED, ITS_DROPOUT = "ATM, c and r chosen", "dropout of as much activation"
+
+
+def atm_fair_table(evaluation: pd.DataFrame) -> Table:
+    """ATM at the c and r that suit it, beside the dropout that takes away as much activation, plain L1, and ATM at
+    c = r = 1; then the differences, seed by seed."""
+    final = rows_of(evaluation, "atm_fair")
+    rows = {method: final[final["method"] == method] for method in FAIR}
+    main = evaluation[evaluation["group"] == "main"]
+    beside = {method: main[main["method"] == method] for method in ("standard", "atm")}
+    named = {
+        TUNED: rows["atm"], ITS_DROPOUT: rows["dropout"], method_name("standard"): beside["standard"],
+        "ATM, c = r = 1": beside["atm"],
+    }  # fmt: skip
+    chosen = rows["atm"].iloc[0]
+    caption = (
+        f"ATM with c = {chosen['c']:g} and r = {chosen['r']:g}, chosen on other seeds (the same words) as the cell of "
+        f"the grid that absorbs least among those that keep explained variance; all at the target L0; mean ± sd over "
+        f"seeds. Below, differences [95 % t interval]. {ARROW_NOTE}. {FIRST_ROW_NOTE}."
+    )
+    table = table_of("SAE", {name: part for name, part in named.items() if len(part)}, FAIR_COLUMNS, caption)
+    shown = [c for c in FAIR_COLUMNS if c in final and c not in COUNTS and not why_empty(final, c)]
+    effects = {
+        f"{TUNED} − {name}": {c: difference(seeds_of(rows["atm"], c), seeds_of(named[name], c)) for c in shown}
+        for name in (ITS_DROPOUT, method_name("standard"))
+        if len(named[name])
+    }
+    return with_effects(marked(table, against_first=True), effects)
 
 
 def _with_effects(rows: pd.DataFrame) -> list[str]:

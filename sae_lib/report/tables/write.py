@@ -12,8 +12,10 @@ from typing import Any
 import pandas as pd
 
 from sae_lib.profiles.profile import Profile
+from sae_lib.profiles.runs import Group, plan_runs
 from sae_lib.report.results import Results
 from sae_lib.report.tables.ablations import (
+    atm_fair_table,
     atm_table,
     collapse_table,
     factorial_table,
@@ -49,6 +51,7 @@ TABLES: dict[str, tuple[Callable[..., Table], tuple[str, ...]]] = {
     "table_sequence": (sequence_table, ("evaluation",)),
     "table_collapse": (collapse_table, ("evaluation",)),
     "table_atm": (atm_table, ("evaluation",)),
+    "table_atm_fair": (atm_fair_table, ("evaluation",)),
     "table_sensitivity": (sensitivity_table, ("evaluation", "history")),
     "table_stability": (stability_table, ("evaluation", "seed_stability")),
     "table_contexts": (context_table, ("evaluation",)),
@@ -61,9 +64,13 @@ TABLES: dict[str, tuple[Callable[..., Table], tuple[str, ...]]] = {
 }
 
 
+# Tables of a group that not every profile has.
+OF_GROUP: dict[str, Group] = {"table_collapse": "collapse", "table_atm_fair": "atm_fair"}
+
+
 def tables_of(profile: Profile) -> list[str]:
     """The names of `TABLES` that `profile` trains the SAEs for."""
-    return [name for name in TABLES if profile.ablations.collapse or name != "table_collapse"]
+    return [name for name in TABLES if name not in OF_GROUP or plan_runs(profile, None, [OF_GROUP[name]])]
 
 
 def make_table(name: str, results: Results, profile: Profile) -> Table:
