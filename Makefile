@@ -1,4 +1,4 @@
-# `make help` lists the commands. PROFILE chooses the scale, GPUS and NODES what `make paper` is spread over, PYTHON the
+# `make help` lists the commands. PROFILE chooses the scale, GPUS what `make paper` is spread over, PYTHON the
 # interpreter that .venv is made with.
 
 SHELL := bash
@@ -8,10 +8,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 PROFILE ?= pocket
 PYTHON ?= python3.11
-# GPUs of each machine, machines, and the machine where they meet; see README.
 GPUS ?= 1
-NODES ?= 1
-HEAD ?=
 
 # Under `make -j` too one command comes after the other: they share .venv, build/ and the cores, and the order of `test` and
 # `bench` is meant.
@@ -44,7 +41,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
     bench-evaluation bench-gemma docs lab pocket-lm lock-check clean
 
 help:  ## list the commands
-	@echo "make <command> [PROFILE=$(PROFILE)] [PYTHON=$(PYTHON)] [GPUS=$(GPUS)] [NODES=$(NODES) HEAD=<host>]"; echo
+	@echo "make <command> [PROFILE=$(PROFILE)] [PYTHON=$(PYTHON)] [GPUS=$(GPUS)]"; echo
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | while IFS= read -r line; do \
 	    printf '  %-11s %s\n' "$${line%%:*}" "$${line##*## }"; done
 
@@ -73,7 +70,7 @@ linked:
 	@touch $@
 
 paper: $(READY)  ## run the five notebooks at PROFILE: figures, tables, claims
-	@$(RUN) sae_lib run --profile "$(PROFILE)" --gpus "$(GPUS)" --nodes "$(NODES)" --head "$(HEAD)"
+	@$(RUN) sae_lib run --profile "$(PROFILE)" --gpus "$(GPUS)"
 
 study: $(READY)  ## go on with PROFILE's long study for HOURS=1; rows of finished SAEs are kept in figures/PROFILE
 	@$(RUN) sae_lib study --profile "$(PROFILE)" --hours "$(or $(HOURS),1)"
@@ -82,7 +79,7 @@ smoke: $(READY)  ## the whole pipeline on very little, in a few minutes
 	@$(RUN) sae_lib run --profile smoke
 
 plan: $(READY)  ## what `make paper` would do at PROFILE: time, disk and memory, before anything starts
-	@$(RUN) sae_lib plan --profile "$(PROFILE)" --gpus "$(GPUS)" --nodes "$(NODES)" --head "$(HEAD)"
+	@$(RUN) sae_lib plan --profile "$(PROFILE)"
 
 verify: $(READY)  ## print the claims table of PROFILE and compare its verdicts with the committed ones
 	@$(RUN) sae_lib verify --profile "$(PROFILE)" $(if $(LONG),--long)

@@ -13,13 +13,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.memory import require_address_space
-
-if TYPE_CHECKING:
-    from sae_lib.study.distributed import Machines
 
 INTERRUPTED = 130
 KEPT = {"run", "study", "pocket-lm", "evaluate"}  # what they have finished when they are interrupted
@@ -65,10 +62,7 @@ def parser() -> argparse.ArgumentParser:
     clean = command("clean", _clean, "remove what a profile made under the output folder")
     for each in (run, plan, verify, accept, clean):
         _add_profile(each)
-    for each in (run, plan):
-        each.add_argument("--gpus", default="1", help="GPUS= of make: the GPUs of each machine")
-        each.add_argument("--nodes", default="1", help="NODES= of make: machines, each of which runs this command")
-        each.add_argument("--head", default="", help="HEAD= of make: the machine where they meet")
+    run.add_argument("--gpus", type=int, default=1, help="GPUS= of make: processes that do the work beforehand")
     verify.add_argument("--long", action="store_true", help="each claim with all its evidence")
     run.add_argument("--only", metavar="NN", help="run one notebook, such as 03")
 
@@ -108,9 +102,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _refuse_empty(options: Options) -> None:
-    """What an unset variable of a shell leaves behind; HEAD may be nothing. '' as a path would be the folder here."""
+    """What an unset variable of a shell leaves behind. '' as a path would be the folder here."""
     for name, value in vars(options).items():
-        if (value == "" and name != "head") or (isinstance(value, list) and "" in value):
+        if value == "" or (isinstance(value, list) and "" in value):
             raise ArtifactError(f"{name.replace('_', '-')}: nothing is given (''); give a value, or leave it out")
 
 
@@ -150,23 +144,17 @@ def _model_options(options: Options) -> dict[str, Any]:
 # The notebooks of a profile.
 
 
-def _machines(options: Options) -> Machines:
-    from sae_lib.study.distributed import Machines
-
-    return Machines.asked(options.gpus, options.nodes, options.head)
-
-
 def _run(options: Options) -> int:
     from sae_lib.profiles.profile import load_profile
     from sae_lib.study.pipeline import run_command
     from sae_lib.util.paths import NOTEBOOKS
 
-    profile, machines = load_profile(options.profile), _machines(options)
-    if options.only and not machines.alone:
-        raise ArtifactError(f"--only {options.only} runs one notebook in one process; leave out GPUS and NODES")
+    profile = load_profile(options.profile)
+    if options.only and options.gpus != 1:
+        raise ArtifactError(f"--only {options.only} runs one notebook in one process; leave out --gpus")
     named = Path(options.profile)
     source = str(named.resolve()) if named.is_file() else options.profile
-    return run_command(profile, {"profile": source}, NOTEBOOKS, options.only, machines)
+    return run_command(profile, {"profile": source}, NOTEBOOKS, options.only, options.gpus)
 
 
 def _plan(options: Options) -> int:
@@ -174,7 +162,7 @@ def _plan(options: Options) -> int:
     from sae_lib.study.pipeline import plan_command
     from sae_lib.util.paths import NOTEBOOKS
 
-    return plan_command(load_profile(options.profile), NOTEBOOKS, _machines(options))
+    return plan_command(load_profile(options.profile), NOTEBOOKS)
 
 
 def _verify(options: Options) -> int:
@@ -293,7 +281,7 @@ def _environment(options: Options) -> int:
 
 
 def _rank(options: Options) -> int:
-    from sae_lib.study.distributed.rank import be_a_rank
+    from sae_lib.study.distributed import be_a_rank
 
     return be_a_rank(options.profile)
 

@@ -1,22 +1,60 @@
-"""What a language model allows to measure, said before anything is trained."""
+"""How large a language model is and what it allows to measure, said before anything is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sae_lib.report.names import NOT_MEASURABLE
-from sae_lib.util.errors import ModelLacks
+from sae_lib.util.errors import ArtifactError, ModelLacks, first_line
 from sae_lib.util.files import read_json, write_json
 from sae_lib.util.paths import Paths
 
 if TYPE_CHECKING:
+    from sae_lib.data.config import ModelConfig
     from sae_lib.metrics.registry import Inputs
     from sae_lib.profiles.profile import Profile
     from sae_lib.study.experiment import Experiment
 
 FILE = "measures.json"  # among the results: what notebook 01 found
+
+
+class ModelSize(NamedTuple):
+    """Of a language model, by its configuration; `positions` where they are learned."""
+
+    d_in: int
+    layers: int
+    vocab: int
+    weights: int
+    positions: int | None = None
+
+
+def model_size(model: ModelConfig) -> ModelSize:
+    """The size of a profile's model, without its weights; only the configuration of an unknown hub model is fetched.
+
+    Raises ArtifactError: there is no such model, or transformers has no causal language model of that kind.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sae_lib.data import hub
+    from sae_lib.data.language_model import learned_positions
+    from sae_lib.data.model_loading import model_folder, readable_name
+
+    pin = hub.model(model.name)
+    try:
+        if pin:
+            config = AutoConfig.for_model(**pin.config)
+        else:
+            config = AutoConfig.from_pretrained(model_folder(readable_name(model), model.revision, weights=False))
+        with torch.device("meta"):
+            whole = AutoModelForCausalLM.from_config(config)
+        weights, text = sum(p.numel() for p in whole.parameters()), config.get_text_config()
+        return ModelSize(text.hidden_size, text.num_hidden_layers, text.vocab_size, weights, learned_positions(whole))
+    except (ValueError, AttributeError, KeyError, TypeError, OSError) as error:
+        told = f"config.json of {model.name} is not understood ({first_line(error)})"
+        raise ArtifactError(f"model.name: {told}") from None
 
 
 def measures(inputs: Inputs) -> dict[str, str]:
@@ -61,7 +99,6 @@ def _words(profile: Profile) -> str:
     from sae_lib.data.model_loading import load_tokenizer, model_folder, readable_name
     from sae_lib.data.tokens import special_ids
     from sae_lib.metrics.absorption.reference import words_of_model
-    from sae_lib.study.plan import model_size
 
     name, config = profile.model.name, profile.evaluation.absorption
     later = "how many letters the probe finds, notebook 01 says before anything is trained"

@@ -14,7 +14,6 @@ from typing import Any
 
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file
-from sae_lib.study.distributed import ALONE, Machines, do_beforehand
 from sae_lib.study.notebooks import duration, run_notebook
 from sae_lib.study.up_to_date import Stage, find_stages, record_done, statuses, why_not_done
 from sae_lib.util.errors import ArtifactError
@@ -112,32 +111,26 @@ def _choose(stages: Sequence[Stage], only: str | None) -> list[Stage]:
 
 
 def run_command(
-    profile: Profile, parameters: Mapping[str, Any], notebooks: Path, only: str | None, machines: Machines = ALONE
+    profile: Profile, parameters: Mapping[str, Any], notebooks: Path, only: str | None, gpus: int = 1
 ) -> int:
-    """`run`: check what it needs, run what has to run, say where to look.
-
-    On several processes the work is done beforehand; then the head machine runs the notebooks, the others are done.
-    """
-    paths = Paths(profile.name)
+    """`run`: check what it needs, run what has to run, say where to look. With `gpus` the work is done before."""
+    paths, beforehand = Paths(profile.name), None
     stages = _choose(find_stages(notebooks), only)
     to_do = [status for status in statuses(stages, profile, paths) if status.to_do]
     if to_do:
         from sae_lib.study.plan import blockers, make_plan, time_note
 
         plan = make_plan(profile)
-        if stopping := blockers(profile, plan, paths, machines):
+        if stopping := blockers(profile, plan, paths):
             raise ArtifactError(stopping[0])
-        time = time_note(profile, paths, plan, machines.gpus * machines.nodes)
+        time = time_note(profile, paths, plan)
         print(f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run; {time}; `make plan` says more")
         _tell_measures(profile, paths)
-    beforehand = None
-    if to_do and not machines.alone:
-        beforehand = partial(do_beforehand, profile, parameters["profile"], machines)
-    if not machines.here_is_head():
-        if beforehand is not None:
-            beforehand()
-        print(f"this machine is done; {machines.head} runs the notebooks")
-        return 0
+    if to_do and gpus != 1:
+        from sae_lib.study.distributed import check, do_beforehand
+
+        check(profile, gpus)
+        beforehand = partial(do_beforehand, parameters["profile"], gpus)
     run(profile, parameters, notebooks=notebooks, only=only, beforehand=beforehand)
     print(where_to_look(paths))
     return 0
@@ -156,33 +149,30 @@ def where_to_look(paths: Paths) -> str:
     return "\n".join(["", *(f"{what:<20} {shown(place)}" for what, place in places.items())])
 
 
-def plan_command(profile: Profile, notebooks: Path, machines: Machines = ALONE) -> int:
+def plan_command(profile: Profile, notebooks: Path) -> int:
     """`plan`: print what a run would do and what it takes; exit code 1 when something stands in the way."""
-    from sae_lib.study.bound import bound_note
     from sae_lib.study.measures import foreseen
-    from sae_lib.study.plan import GB, blockers, make_plan, memory_note, model_size, time_note
+    from sae_lib.study.plan import GB, KINDS, blockers, make_plan, time_note
 
     paths = Paths(profile.name)
     plan = make_plan(profile)
-    bound = {"bound": bound_note(profile, model_size(profile.model).d_in)} if profile.cost.needs_gpu else {}
     print(f"profile {profile.name}: {profile.description}\n")
     for status in statuses(find_stages(notebooks), profile, paths):
         took = f", {duration(status.seconds)} last time" if status.seconds is not None else ""
         what = f"to do ({status.reason})" if status.to_do else status.reason
         print(f"  {status.stage.name:<14} {what}{took}")
     lines = {
-        "time": time_note(profile, paths, plan, machines.gpus * machines.nodes),
-        **bound,
+        "time": time_note(profile, paths, plan),
         "SAEs": f"{plan.saes.total()}: " + ", ".join(f"{n} {group}" for group, n in sorted(plan.saes.items())),
         "disk": f"{sum(plan.disk.values()) / GB:.2f} GB under {shown(paths.root)} "
         f"({used_bytes(paths.root) / GB:.2f} GB there now)",
-        "memory": memory_note(plan),
+        "memory": ", ".join(f"{size / GB:.1f} GB of {KINDS[device]}" for device, size in plan.memory.items()),
         "measures": "; ".join(f"{measure}: {what}" for measure, what in foreseen(profile, paths).items()),
     }
     print()
     for name, text in lines.items():
         print(f"  {name:<14} {text}")
-    stopping = blockers(profile, plan, paths, machines)
+    stopping = blockers(profile, plan, paths)
     for line in stopping:
         print(f"\nwould not start: {line}")
     return 1 if stopping else 0

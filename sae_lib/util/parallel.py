@@ -27,34 +27,19 @@ def for_each(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], workers: in
     get a copy of `owner`.
 
     With one worker everything happens in this process, and on all its cores. In a distributed run the jobs are those
-    of rank 0, whatever the others would have found to do, and each goes to the first rank that is free. Returns on
-    every rank when all jobs are done.
+    of rank 0, whatever the others would have found to do, and dealt out to the ranks. Returns on every rank when all
+    jobs are done.
     """
-    jobs = ranks.from_first(lambda: jobs)
+    jobs = ranks.from_first(lambda: jobs)[ranks.rank() :: ranks.world()]
     total = sum(len(job) for job in jobs)
     with tqdm(total=total, desc=description, unit="SAE", mininterval=1, disable=not jobs or ranks.rank() > 0) as bar:
-        if ranks.world() > 1:
-            _shared_out(work, owner, jobs, bar)
-        elif min(workers, len(jobs)) <= 1:
+        if ranks.world() > 1 or min(workers, len(jobs)) <= 1:
             for job in jobs:
                 work(owner, job)
                 bar.update(len(job))
         else:
             _by_processes(work, owner, jobs, workers, bar)
-
-
-def _shared_out(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], bar: tqdm[Any]) -> None:
-    """Each job on the rank that is free first; the bar counts what all ranks have done."""
-    taken, done = ranks.Counter(), ranks.Counter()
-    while (number := taken.add(1) - 1) < len(jobs):
-        try:
-            work(owner, jobs[number])
-        except BaseException:
-            taken.add(len(jobs))  # nothing is left for ranks that torchrun does not end at once, on other machines
-            raise
-        bar.update(done.add(len(jobs[number])) - bar.n)
     ranks.barrier()
-    bar.update(done.add(0) - bar.n)
 
 
 def _by_processes(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], workers: int, bar: tqdm[Any]) -> None:

@@ -22,7 +22,6 @@ from sae_lib.profiles.runs import RunSpec
 from sae_lib.report.provenance import output_path, write_stage_manifest
 from sae_lib.study import pipeline, plan
 from sae_lib.study import up_to_date as notebook_state
-from sae_lib.study.distributed import Machines
 from sae_lib.study.notebooks import NotebookError, NotebookOutput, duration, run_notebook
 from sae_lib.study.up_to_date import find_stages, record_done, statuses, why_not_done
 from sae_lib.util import environment
@@ -512,26 +511,21 @@ def test_the_work_of_several_gpus_comes_before_the_notebooks(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake_runs(monkeypatch, profile, main=[1, 2, 3])
-    calls: list[tuple[str, Machines, int]] = []
+    calls: list[tuple[str, int, int]] = []
 
-    def beforehand(profile: Profile, source: str, machines: Machines) -> None:
-        if machines.here_is_head():
-            with pytest.raises(ArtifactError, match="is in use by process"), FolderLock(paths.root):
-                pass
-        calls.append((source, machines, len(kernel.ran)))
+    def beforehand(source: str, gpus: int) -> None:
+        with pytest.raises(ArtifactError, match="is in use by process"), FolderLock(paths.root):
+            pass
+        calls.append((source, gpus, len(kernel.ran)))
 
-    monkeypatch.setattr(pipeline, "do_beforehand", beforehand)
-    monkeypatch.setattr(plan, "_too_few", lambda profile, machines: None)  # this machine may have fewer cores
-    elsewhere = Machines(4, 2, "192.0.2.1")  # an address that no machine has (RFC 5737)
-    assert main(["run", "--gpus", "4", "--nodes", "2", "--head", elsewhere.head]) == 0
-    assert calls == [("pocket", elsewhere, 0)] and not kernel.ran
-    assert capsys.readouterr().out.endswith("this machine is done; 192.0.2.1 runs the notebooks\n")
+    monkeypatch.setattr("sae_lib.study.distributed.do_beforehand", beforehand)
+    monkeypatch.setattr("sae_lib.study.distributed.check", lambda profile, gpus: None)  # this machine may have one core
     assert main(["run", "--gpus", "2"]) == 0
-    assert calls[1:] == [("pocket", Machines(2), 0)] and len(kernel.ran) == 3
+    assert calls == [("pocket", 2, 0)] and len(kernel.ran) == 3
     assert main(["run", "--gpus", "2"]) == 0
-    assert len(calls) == 2, "all is up to date: nothing to do beforehand"
+    assert len(calls) == 1, "all is up to date: nothing to do beforehand"
     assert main(["run", "--gpus", "2", "--only", "01"]) == 1
-    assert "leave out GPUS and NODES" in capsys.readouterr().err
+    assert "leave out --gpus" in capsys.readouterr().err
 
 
 def test_what_stops_the_ranks_stops_the_run_with_one_line(
@@ -543,7 +537,9 @@ def test_what_stops_the_ranks_stops_the_run_with_one_line(
 ) -> None:
     fake_runs(monkeypatch, profile, main=[1])
     assert main(["run", "--gpus", "9999"]) == 1 and not kernel.ran
-    assert re.fullmatch(r"error: GPUS=9999: .* of one core, and it has \d+\n", capfd.readouterr().err)
+    assert re.fullmatch(
+        r"error: GPUS=9999: .* of one core, and it has \d+; give .*\n", capfd.readouterr().err
+    )
 
 
 def test_verify_and_accept_read_this_profiles_results(

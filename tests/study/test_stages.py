@@ -146,15 +146,15 @@ def test_controls_at_the_same_sparsity(opened):
 RANK = """
 import sys
 from sae_lib.__main__ import main
-from sae_lib.study.distributed import rank
+from sae_lib.study import distributed
 from sae_lib.profiles.runs import MAIN_GROUPS, plan_runs
 
 def few(profile, calibration, groups):
     specs = plan_runs(profile, None, ["main", "untrained"]) if groups == MAIN_GROUPS else []
     return [spec for spec in specs if spec.method in ("topk", "atm", "untrained")]
 
-rank.plan_runs = few
-rank.Experiment.calibrate = lambda experiment: None
+distributed.plan_runs = few
+distributed.Experiment.calibrate = lambda experiment: None
 sys.exit(main(["rank", *sys.argv[1:]]))
 """
 
@@ -164,7 +164,7 @@ def test_notebooks_find_done_what_two_ranks_did(opened, folder, monkeypatch):
     alone.train(main_runs(alone))
     profile = write_profile(folder, "ranks", 1)
     (folder / "rank.py").write_text(RANK)
-    command = [sys.executable, "-c", LAUNCHER, sys.executable, str(folder / "rank.py"), "--profile", str(profile)]
+    command = [sys.executable, "-c", LAUNCHER, str(folder / "rank.py"), "--profile", str(profile)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr
