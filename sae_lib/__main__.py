@@ -91,7 +91,6 @@ def parser() -> argparse.ArgumentParser:
 
     pocket = command("pocket-lm", _pocket_lm, "train the packaged language model again; goes on where it stopped")
     pocket.add_argument("--output", type=_path, help="where the finished model goes (default: into the package)")
-    pocket.add_argument("--work", type=_path, help="checkpoints and cached text (default: build/pocket-lm)")
 
     command("readme", _readme, "fill the tables of README.md from the files that `make paper` made")
     environment = command("environment", _environment, "compare the installed packages with requirements.lock")
@@ -258,7 +257,7 @@ def _export(options: Options) -> int:
 def _pocket_lm(options: Options) -> int:
     from sae_lib.study.pocket_lm import make_pocket_lm
 
-    make_pocket_lm(options.output, options.work)
+    make_pocket_lm(options.output)
     return 0
 
 

@@ -32,21 +32,15 @@ def run(
     only: str | None = None,
     beforehand: Callable[[], None] | None = None,
 ) -> list[str]:
-    """Run every notebook whose results are not those it would make now.
+    """Run every notebook of a folder whose results are not those it would make now; returns the names of those.
 
     Args:
-        profile: the scale; results go to `Paths(profile.name)`.
         parameters: values for each notebook's parameters cell.
-        notebooks: folder of `01_*.ipynb`, `02_*.ipynb`, ...
         only: number or name of one notebook; the others are neither run nor checked.
-        beforehand: called first, with the folder held.
+        beforehand: called first, with the folder of the profile's results held.
 
-    Returns:
-        Names of the notebooks that ran.
-
-    Raises:
-        ArtifactError: another run holds the folder, a notebook stopped, or it wrote no manifest. What was
-            finished before is kept.
+    Raises ArtifactError: another run holds that folder, a notebook stopped, or it wrote no manifest. What was finished
+    before is kept.
     """
     paths = Paths(profile.name)
     stages = find_stages(notebooks)
@@ -68,7 +62,7 @@ def run(
                 print(f"{label} up to date", flush=True)
                 continue
             print(f"{label} running, {reason}", flush=True)
-            took = _run_stage(stage, profile, paths, parameters, label)
+            took = _run_stage(stage, profile, paths, parameters)
             print(f"{label} done in {duration(took)}", flush=True)
             if stage is stages[0]:
                 _tell_measures(profile, paths)
@@ -76,7 +70,7 @@ def run(
     return ran
 
 
-def _run_stage(stage: Stage, profile: Profile, paths: Paths, parameters: Mapping[str, Any], label: str) -> float:
+def _run_stage(stage: Stage, profile: Profile, paths: Paths, parameters: Mapping[str, Any]) -> float:
     """Run one notebook and record it; returns the seconds it took.
 
     Its last manifest goes first, so that one that is there afterwards is of this run.
@@ -86,7 +80,7 @@ def _run_stage(stage: Stage, profile: Profile, paths: Paths, parameters: Mapping
         make_folder(folder)
     manifest_file(paths, stage.name).unlink(missing_ok=True)
     started = time.monotonic()
-    run_notebook(stage.notebook, paths.notebooks, paths.failed, paths.logs / f"{stage.name}.log", parameters, label)
+    run_notebook(stage.notebook, paths.notebooks, paths.failed, paths.logs / f"{stage.name}.log", parameters)
     took = time.monotonic() - started
     record_done(stage, parts, paths, took)
     return took
@@ -137,16 +131,13 @@ def run_command(
 
 
 def where_to_look(paths: Paths) -> str:
-    """The last lines of a run: what was made, where, and the claims table when there is one."""
+    """The last lines of a run: what was made, and where."""
     places = {
         "executed notebooks": paths.notebooks,
-        "figures and tables": paths.figures,
+        "figures, tables, claims": paths.figures,
         "results behind them": paths.results,
     }
-    claims = [file for file in sorted(paths.figures.glob("claims*")) if file.suffix in (".md", ".csv")]
-    if claims:
-        places["claims table"] = claims[-1]
-    return "\n".join(["", *(f"{what:<20} {shown(place)}" for what, place in places.items())])
+    return "\n".join(["", *(f"{what:<24} {shown(place)}" for what, place in places.items())])
 
 
 def plan_command(profile: Profile, notebooks: Path) -> int:

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
 from sae_lib.data.model_loading import POCKET_FOLDER
 from sae_lib.data.store_manifest import MANIFEST, lost_file
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file, output_path
 from sae_lib.util.environment import locked_pins
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import file_sha256, is_unaltered, json_key, read_json, write_json
+from sae_lib.util.files import file_sha256, file_state, is_unaltered, json_key, read_json, write_json
 from sae_lib.util.keys import NUMERICAL
 from sae_lib.util.paths import NOTEBOOKS, Paths, shown
 from sae_lib.util.source import code_digest, imported_modules
@@ -97,23 +95,6 @@ def find_stages(folder: Path) -> list[Stage]:
     return [Stage(notebook, tuple(names[:place])) for place, notebook in enumerate(notebooks)]
 
 
-class Output(BaseModel):
-    """A file that a notebook made, as it was then."""
-
-    sha256: str
-    size: int
-    changed: int
-    """Time of its last change, in nanoseconds."""
-
-
-class Record(BaseModel):
-    """What a finished notebook was made from and what it made."""
-
-    parts: dict[str, str]
-    outputs: dict[str, Output]
-    seconds: float
-
-
 @dataclass(frozen=True)
 class Status:
     """Whether a stage has to run, and why in words."""
@@ -133,8 +114,8 @@ def statuses(stages: Sequence[Stage], profile: Profile, paths: Paths) -> list[St
         waits_for = next((status.stage.name for status in found if status.to_do), None)
         if reason is None and waits_for is not None:
             reason = f"if {waits_for} gives other results"
-        record = _record(stage, paths)
-        found.append(Status(stage, reason is not None, reason or "up to date", record.seconds if record else None))
+        seconds = (_record(stage, paths) or {}).get("seconds")
+        found.append(Status(stage, reason is not None, reason or "up to date", seconds))
     return found
 
 
@@ -145,15 +126,15 @@ def why_not_done(stage: Stage, profile: Profile, paths: Paths) -> str | None:
         return "not run yet"
     now = stage.parts(profile, paths)
     for part, reason in REASONS.items():
-        if record.parts.get(part) != now[part]:
+        if record["parts"].get(part) != now[part]:
             return reason
     if not (paths.notebooks / stage.notebook.name).is_file():
         return "its executed copy is gone"
-    for name, known in record.outputs.items():
+    for name, known in record["outputs"].items():
         file = output_path(paths, name)
-        if not file.is_file() or not is_unaltered(file, known.model_dump()):
+        if not file.is_file() or not is_unaltered(file, known):
             return f"{name} is gone or was altered"
-    if f"{paths.store.name}/{MANIFEST}" in record.outputs and (lost := lost_file(paths.store)):
+    if f"{paths.store.name}/{MANIFEST}" in record["outputs"] and (lost := lost_file(paths.store)):
         return f"{paths.store.name}/{lost} is gone or was altered"
     return None
 
@@ -170,27 +151,19 @@ def record_done(stage: Stage, parts: dict[str, str], paths: Paths, seconds: floa
     manifest = manifest_file(paths, stage.name)
     if not manifest.is_file():
         raise ArtifactError(f"{stage.name} ended without writing {shown(manifest)}; its last cells must write it")
-    hashes = {
-        **read_json(manifest)["outputs"],
-        manifest.relative_to(paths.root).as_posix(): file_sha256(manifest),
-    }
-    outputs = {}
-    for name, sha256 in hashes.items():
-        state = output_path(paths, name).stat()
-        outputs[name] = Output(sha256=sha256, size=state.st_size, changed=state.st_mtime_ns)
-    record = Record(parts=parts, outputs=outputs, seconds=round(seconds, 1))
-    write_json(_record_file(stage, paths), record.model_dump())
+    names = [*read_json(manifest)["outputs"], manifest.relative_to(paths.root).as_posix()]
+    outputs = {name: file_state(output_path(paths, name)) for name in names}
+    write_json(_record_file(stage, paths), {"parts": parts, "outputs": outputs, "seconds": round(seconds, 1)})
 
 
 def _record_file(stage: Stage, paths: Paths) -> Path:
     return paths.keys / f"{stage.name}.json"
 
 
-def _record(stage: Stage, paths: Paths) -> Record | None:
-    try:
-        return Record.model_validate_json(_record_file(stage, paths).read_bytes())
-    except (OSError, ValidationError):
-        return None
+def _record(stage: Stage, paths: Paths) -> dict[str, Any] | None:
+    """What a finished notebook was made from ("parts"), what it made ("outputs"), and the seconds that it took."""
+    file = _record_file(stage, paths)
+    return dict(read_json(file)) if file.is_file() else None
 
 
 def _sha256_or_none(file: Path) -> str | None:

@@ -137,9 +137,7 @@ def run(profile: Path, stage: Callable[[str], object]) -> list[str]:
 
 
 def _in_this_process(stage: Callable[[str], object]) -> Callable[..., Path]:
-    def run_notebook(
-        source: Path, folder: Path, failed: Path, log: Path, parameters: Mapping[str, Any], label: str = ""
-    ) -> Path:
+    def run_notebook(source: Path, folder: Path, failed: Path, log: Path, parameters: Mapping[str, Any]) -> Path:
         notebook = nbformat.read(source, as_version=4)
         names = {"stage": stage, "METHODS": METHODS} | dict(parameters)
         for cell in notebook.cells[1:]:

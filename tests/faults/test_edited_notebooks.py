@@ -14,7 +14,6 @@ import pytest
 from sae_lib.__main__ import main
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.study import pipeline, plan
-from sae_lib.study.notebooks import run_notebook
 from sae_lib.study.up_to_date import find_stages, why_not_done
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import Paths
@@ -135,12 +134,6 @@ def test_a_deleted_last_cell_is_told_and_the_results_before_it_are_kept(
     (reader.folder / "02_train.ipynb").write_bytes(before)
     monkeypatch.setattr(pipeline, "run_notebook", reader.kernel)
     assert reader.run() == ["02_train"]
-
-
-def test_deleted_parameters_are_told_before_a_kernel_starts(tmp_path: Path, reader: Reader) -> None:
-    reader.edit("01_data", lambda notebook: notebook.cells.pop(0))
-    with pytest.raises(ArtifactError, match=r"no parameter 'profile'; it has: none \(no cell is tagged 'parameters'\)"):
-        run_notebook(reader.folder / "01_data.ipynb", tmp_path / "a", tmp_path / "b", tmp_path / "c", {"profile": "x"})
 
 
 @pytest.mark.parametrize(

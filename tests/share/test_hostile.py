@@ -63,7 +63,7 @@ def test_the_packaged_model_is_not_trained_for_a_place_that_cannot_be(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
-    told = refused(["pocket-lm", "--output", str(tmp_path / "file"), "--work", str(tmp_path / "work")], capsys)
+    told = refused(["pocket-lm", "--output", str(tmp_path / "file")], capsys)
     assert told.startswith("error: output: ") and "is no folder" in told
 
 
@@ -72,7 +72,6 @@ def test_places_that_cannot_be(tmp_path: Path, arguments: list[str], capsys: pyt
     for place in (str(tmp_path / "text.jsonl"), os.devnull, f"{os.devnull}/below"):
         assert f"cache: '{place}' cannot be a folder" in refused([*arguments, "--cache", place], capsys)
         assert f"out: '{place}' cannot be a folder" in refused(["export", "run", "--out", place], capsys)
-        assert f"work: '{place}' cannot be a folder" in refused(["pocket-lm", "--work", place], capsys)
     assert f"--json: '{os.devnull}' cannot be a folder" in refused([*arguments, "--json", f"{os.devnull}/x"], capsys)
 
 

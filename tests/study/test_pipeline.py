@@ -22,7 +22,7 @@ from sae_lib.profiles.runs import RunSpec
 from sae_lib.report.provenance import output_path, write_stage_manifest
 from sae_lib.study import pipeline, plan
 from sae_lib.study import up_to_date as notebook_state
-from sae_lib.study.notebooks import NotebookError, NotebookOutput, duration, run_notebook
+from sae_lib.study.notebooks import duration, run_notebook
 from sae_lib.study.up_to_date import find_stages, record_done, statuses, why_not_done
 from sae_lib.util import environment
 from sae_lib.util.errors import ArtifactError
@@ -114,12 +114,10 @@ def test_real_notebooks_run_fail_and_go_on(
     (notebooks / "03_report.ipynb").unlink()
     failing = "import math\nlosses = [\n    1.0,\n]\nfor batch in losses:\n    loss = 1 / 0  # here"
     bad = write_notebook(notebooks, "02_train", "print('so far')", failing, writes("02"))
-    with pytest.raises(NotebookError) as stopped:
+    with pytest.raises(ArtifactError) as stopped:
         pipeline.run(profile, {"profile": "pocket"}, notebooks=notebooks)
     failed = paths.failed / bad.name
-    assert str(stopped.value) == (
-        f"02_train stopped in cell [4] (loss = 1 / 0  # here): ZeroDivisionError: division by zero; open {failed}"
-    )
+    assert str(stopped.value) == (f"02_train stopped in cell [4]: ZeroDivisionError: division by zero; open {failed}")
     assert "ZeroDivisionError" in failed.read_text() and "so far" in failed.read_text()
     assert sorted(path.name for path in paths.notebooks.iterdir()) == ["01_data.ipynb"]
     assert not (paths.keys / "02_train.json").exists()
@@ -137,25 +135,18 @@ def test_real_notebooks_run_fail_and_go_on(
     assert capsys.readouterr().out == "[1/2] 01_data: up to date\n[2/2] 02_train: up to date\n"
 
 
-def test_bad_syntax_shows_the_first_line(tmp_path: Path) -> None:
+def test_bad_syntax_is_one_line(tmp_path: Path) -> None:
     source = write_notebook(tmp_path, "01_data", "x = 1\ny = = 2")
-    with pytest.raises(NotebookError, match=r"^01_data stopped in cell \[2\] \(x = 1\): SyntaxError: "):
+    with pytest.raises(ArtifactError, match=r"^01_data stopped in cell \[2\]: SyntaxError: [^\n]+$"):
         run_notebook(source, tmp_path / "done", tmp_path / "failed", tmp_path / "log", {})
 
 
 def test_dead_kernel_is_one_line(tmp_path: Path) -> None:
     source = write_notebook(tmp_path, "01_data", "import os", "os._exit(9)")
-    with pytest.raises(NotebookError, match=r"^01_data stopped in cell \[3\]: the kernel died .*; open \S+$"):
+    with pytest.raises(ArtifactError, match=r"^01_data stopped because its kernel died .*; open \S+$"):
         run_notebook(source, tmp_path / "done", tmp_path / "failed", tmp_path / "log", {})
     assert list((tmp_path / "done").iterdir()) == []
     assert (tmp_path / "failed" / "01_data.ipynb").is_file()
-
-
-def test_unknown_parameter_is_refused_before_a_kernel_starts(tmp_path: Path) -> None:
-    source = write_notebook(tmp_path, "01_data", "1 / 0")
-    with pytest.raises(ArtifactError, match=r"01_data\.ipynb has no parameter 'profil'; it has: profile"):
-        run_notebook(source, tmp_path / "done", tmp_path / "failed", tmp_path / "log", {"profil": "smoke"})
-    assert not (tmp_path / "done").exists()
 
 
 def test_interruption_leaves_no_half_written_copy_and_no_process(tmp_path: Path, paths: Paths) -> None:
@@ -319,14 +310,6 @@ def test_a_lost_shard_is_made_again(profile: Profile, notebooks: Path, paths: Pa
     assert why_not_done(stages[0], profile, paths) == "store/activations-0.npy is gone or was altered"
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"parts": {}, "outputs": {"a": {}}, "seconds": 1}', "\xff"])
-def test_an_unusable_record_is_none(profile: Profile, notebooks: Path, paths: Paths, kernel: Kernel, text: str) -> None:
-    run_stages(profile, notebooks, kernel)
-    (paths.keys / "02_train.json").write_text(text, encoding="latin1")
-    assert why_not_done(find_stages(notebooks)[1], profile, paths) == "not run yet"
-    assert run_stages(profile, notebooks, kernel) == ["02_train"]
-
-
 @pytest.mark.parametrize("name", ["keys", "results", "logs", "notebooks"])
 def test_a_file_in_the_place_of_a_folder_is_named_before_the_work(
     profile: Profile, notebooks: Path, paths: Paths, name: str
@@ -431,23 +414,6 @@ def test_manifest_names_outputs_relative_to_their_folders(paths: Paths) -> None:
         write_stage_manifest(paths, "05", [ROOT / "pyproject.toml"])
 
 
-def test_output_goes_to_the_log_with_progress_thinned_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    now = [0.0]
-    with open(tmp_path / "log", "w", encoding="utf-8") as log:
-        output = NotebookOutput(log, "[1/5] 01_data:", clock=lambda: now[0])
-        output.write("harvest")
-        output.write("ing\n")
-        for step in range(600):
-            now[0] += 0.125
-            output.write(f"\r\x1b[32mtrain: {step}\x1b[0m")
-        output.write("\rtrain: done\n")
-        output.close()
-    lines = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
-    assert lines == ["harvesting", "train: done"]
-    # Nobody is watching: one line a minute.
-    assert capsys.readouterr().out == "[1/5] 01_data: 1 min 0 s so far: train: 479\n"
-
-
 def test_durations_read_well() -> None:
     assert [duration(value) for value in (0.4, 59.6, 60, 3599.4, 3600, 90_000)] == [
         "0 s",
@@ -537,9 +503,7 @@ def test_what_stops_the_ranks_stops_the_run_with_one_line(
 ) -> None:
     fake_runs(monkeypatch, profile, main=[1])
     assert main(["run", "--gpus", "9999"]) == 1 and not kernel.ran
-    assert re.fullmatch(
-        r"error: GPUS=9999: .* of one core, and it has \d+; give .*\n", capfd.readouterr().err
-    )
+    assert re.fullmatch(r"error: GPUS=9999: .* of one core, and it has \d+; give .*\n", capfd.readouterr().err)
 
 
 def test_verify_and_accept_read_this_profiles_results(

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from sae_lib.data.model_loading import POCKET_FOLDER
 from sae_lib.data.spelling import SpellingLines
 from sae_lib.data.tokens import pack
 from sae_lib.profiles.profile import load_profile
 from sae_lib.study import pocket_lm as pocket_lm_training
-from sae_lib.study.pocket_lm import Recipe, batch_at, build_model, learning_rate, train, train_tokenizer
-from sae_lib.study.pocket_lm_card import USABLE_F1, ngram_losses, spelling, write_card
+from sae_lib.study.pocket_lm import (
+    USABLE_F1,
+    Recipe,
+    batch_at,
+    build_model,
+    learning_rate,
+    measure,
+    train,
+    train_tokenizer,
+)
 
 TINY = Recipe(
     vocabulary=400, d_model=16, layers=2, heads=2, key_value_heads=1, d_mlp=16, context_length=32, steps=6,
@@ -27,7 +34,7 @@ TEXTS = [f"The letter of word {i} has a first place in the sentence, and the arr
 
 @pytest.fixture(scope="module")
 def parts():
-    tokenizer = train_tokenizer(iter(TEXTS), TINY)
+    tokenizer = train_tokenizer(TEXTS, TINY)
     return tokenizer, pack(TEXTS, tokenizer, TINY.context_length), SpellingLines(tokenizer)
 
 
@@ -79,31 +86,12 @@ def test_the_learning_rate_rises_falls_and_does_so_again_at_half_the_height():
     assert max(rates[1600:]) == pytest.approx(1.5e-3) and rates[2099] == pytest.approx(1.5e-4, rel=0.01)
 
 
-def test_ngram_losses_by_hand():
-    train_tokens = np.array([[0, 1, 1, 1]], dtype=np.int32)
-    held_out = np.array([[0, 1]], dtype=np.int32)
-    losses = ngram_losses(train_tokens, held_out, vocabulary=2)
-    unigram = (3 + 1) / (0 + 1 + 3 + 1)  # token 1, one count added to each of two tokens
-    bigram = 1 / 6 * (1 / 1) + 5 / 6 * unigram  # token 0 was seen once, followed by 1: weight 1 / (1 + 5)
-    assert losses["unigram_loss"] == pytest.approx(-np.log(unigram))
-    assert losses["bigram_loss"] == pytest.approx(-np.log(bigram))
-
-
-def test_the_packaged_model_meets_its_card_and_the_card_what_is_asked_of_it():
+def test_the_packaged_model_meets_its_card_and_the_card_what_is_asked_of_it(tmp_path):
     card = json.loads((POCKET_FOLDER / "card.json").read_text())
     measured, layer = card["measured"], str(load_profile("pocket").model.layer)
-    assert measured["held_out_loss"] < measured["bigram_loss"] < measured["unigram_loss"]
     assert measured["probe_usable_letters"][layer] >= 20 and USABLE_F1 == 0.8
     assert (POCKET_FOLDER / "model.safetensors").stat().st_size < 16 * 2**20
-    model = AutoModelForCausalLM.from_pretrained(POCKET_FOLDER, dtype=torch.float32).eval()
-    lines = SpellingLines(AutoTokenizer.from_pretrained(POCKET_FOLDER))
-    accuracy, words, layers = spelling(model, lines, windows=32)
-    assert accuracy == pytest.approx(measured["spelling_accuracy"], abs=0.04)
-    assert len(layers) == 3 and len(words) == len(layers[0])
-
-
-def test_the_card_is_written_from_its_numbers(tmp_path):
-    card = json.loads((POCKET_FOLDER / "card.json").read_text())
-    write_card(tmp_path, card["recipe"], card["measured"], card["seconds"], card["text_hash"], card["tokens"])
-    assert f"{card['measured']['held_out_loss']:.3f}" in (tmp_path / "README.md").read_text()
-    assert json.loads((tmp_path / "card.json").read_text()) == card
+    tokenizer = AutoTokenizer.from_pretrained(POCKET_FOLDER)
+    again = measure(POCKET_FOLDER, 2, pack(TEXTS, tokenizer, 128), tmp_path)
+    assert again["parameters"] == measured["parameters"] and 0 < again["held_out_loss"] < 9
+    assert again["probe_macro_f1"][0] == pytest.approx(measured["probe_macro_f1"]["0"], abs=0.02)
