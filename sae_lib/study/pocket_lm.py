@@ -102,13 +102,16 @@ def build_model(recipe: Recipe, tokenizer: Any) -> Any:
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.key_value_heads,
-        **dict.fromkeys(("head_dim", "query_pre_attn_scalar"), recipe.d_model // recipe.heads),
+        head_dim=recipe.d_model // recipe.heads,
+        query_pre_attn_scalar=recipe.d_model // recipe.heads,
         max_position_embeddings=2 * recipe.context_length,
         sliding_window=recipe.context_length,
         # Soft-capping keeps bf16 training of billions of parameters stable; here it would only cost speed.
         attn_logit_softcapping=None,
         final_logit_softcapping=None,
-        **{f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")},
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     return Gemma2ForCausalLM(config)
 
@@ -153,15 +156,12 @@ def train(
     others = [p for p in parameters.values() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-    checkpoint = folder / "checkpoint.safetensors"
-    key = json_key([asdict(recipe), text_hash])
+    checkpoint, key = folder / "checkpoint.safetensors", json_key([asdict(recipe), text_hash])
     first, spent = 0, 0.0
     if checkpoint.is_file():
         tensors, state = load_checkpoint(checkpoint)
         if state["key"] == key:
-            with torch.no_grad():
-                for name, parameter in parameters.items():
-                    parameter.copy_(tensors[f"model.{name}"])
+            model.load_state_dict({name: tensors[f"model.{name}"] for name in parameters}, strict=False)
             load_optimizer_tensors(optimizer, tensors)
             first, spent = state["step"], state["seconds"]
     started, total = time.monotonic() - spent, recipe.steps + recipe.finishing_steps
@@ -182,8 +182,7 @@ def train(
                 raise ArtifactError(f"the loss is {loss.item()} at step {step + 1}; lower learning_rate in Recipe")
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == total:
             tensors = {f"model.{name}": p for name, p in parameters.items()} | optimizer_tensors(optimizer)
-            state = {"key": key, "step": step + 1, "seconds": time.monotonic() - started}
-            save_checkpoint(checkpoint, tensors, state)
+            save_checkpoint(checkpoint, tensors, {"key": key, "step": step + 1, "seconds": time.monotonic() - started})
     model.eval()
     return time.monotonic() - started
 
@@ -216,6 +215,6 @@ def make_pocket_lm(output: Path | None = None) -> None:
     seconds = train(model, recipe, contexts, SpellingLines(tokenizer), work, text_hash)
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    card = {"recipe": asdict(recipe), "packages": versions(corpus.packages), "seconds": seconds}
-    card |= {"text_hash": text_hash, "tokens": contexts.size}
-    write_json(output / "card.json", card | {"measured": measure(output, recipe.layers, held_out, work)})
+    text = {"packages": versions(corpus.packages), "text_hash": text_hash, "tokens": contexts.size}
+    measured = {"measured": measure(output, recipe.layers, held_out, work), "seconds": seconds}
+    write_json(output / "card.json", {"recipe": asdict(recipe)} | text | measured)
