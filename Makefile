@@ -70,7 +70,9 @@ linked:
 	@touch $@
 
 paper: $(READY)  ## run the five notebooks at PROFILE: figures, tables, claims
-	@$(RUN) sae_lib run --profile "$(PROFILE)" --gpus "$(GPUS)"
+	@[ "$(GPUS)" = 1 ] || TORCH_CPP_LOG_LEVEL=ERROR $(RUN) torch.distributed.run --standalone --nproc-per-node "$(GPUS)" \
+	    --virtual-local-rank -m sae_lib rank --profile "$(PROFILE)"
+	@$(RUN) sae_lib run --profile "$(PROFILE)"
 
 study: $(READY)  ## go on with PROFILE's long study for HOURS=1; rows of finished SAEs are kept in figures/PROFILE
 	@$(RUN) sae_lib study --profile "$(PROFILE)" --hours "$(or $(HOURS),1)"

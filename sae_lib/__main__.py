@@ -62,7 +62,6 @@ def parser() -> argparse.ArgumentParser:
     clean = command("clean", _clean, "remove what a profile made under the output folder")
     for each in (run, plan, verify, accept, clean):
         _add_profile(each)
-    run.add_argument("--gpus", type=int, default=1, help="GPUS= of make: processes that do the work beforehand")
     verify.add_argument("--long", action="store_true", help="each claim with all its evidence")
     run.add_argument("--only", metavar="NN", help="run one notebook, such as 03")
 
@@ -149,11 +148,9 @@ def _run(options: Options) -> int:
     from sae_lib.util.paths import NOTEBOOKS
 
     profile = load_profile(options.profile)
-    if options.only and options.gpus != 1:
-        raise ArtifactError(f"--only {options.only} runs one notebook in one process; leave out --gpus")
     named = Path(options.profile)
     source = str(named.resolve()) if named.is_file() else options.profile
-    return run_command(profile, {"profile": source}, NOTEBOOKS, options.only, options.gpus)
+    return run_command(profile, {"profile": source}, NOTEBOOKS, options.only)
 
 
 def _plan(options: Options) -> int:
@@ -282,7 +279,8 @@ def _environment(options: Options) -> int:
 def _rank(options: Options) -> int:
     from sae_lib.study.distributed import be_a_rank
 
-    return be_a_rank(options.profile)
+    be_a_rank(options.profile)
+    return 0
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

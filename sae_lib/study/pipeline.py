@@ -6,14 +6,14 @@ second.
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file
+from sae_lib.study.measures import known_measures
 from sae_lib.study.notebooks import duration, run_notebook
 from sae_lib.study.up_to_date import Stage, find_stages, record_done, statuses, why_not_done
 from sae_lib.util.errors import ArtifactError
@@ -30,17 +30,15 @@ def run(
     *,
     notebooks: Path,
     only: str | None = None,
-    beforehand: Callable[[], None] | None = None,
 ) -> list[str]:
     """Run every notebook of a folder whose results are not those it would make now; returns the names of those.
 
     Args:
         parameters: values for each notebook's parameters cell.
         only: number or name of one notebook; the others are neither run nor checked.
-        beforehand: called first, with the folder of the profile's results held.
 
-    Raises ArtifactError: another run holds that folder, a notebook stopped, or it wrote no manifest. What was finished
-    before is kept.
+    Raises ArtifactError: another run holds the profile's folder, a notebook stopped, or it wrote no manifest. What was
+    finished before is kept.
     """
     paths = Paths(profile.name)
     stages = find_stages(notebooks)
@@ -51,8 +49,6 @@ def run(
             remove_unfinished(folder)
         with suppress(FileNotFoundError):  # another run's file, which took its name meanwhile
             remove_unfinished(corpus_cache(), LONGEST_WRITE_S)
-        if beforehand is not None:
-            beforehand()
         for place, stage in enumerate(stages, start=1):
             if stage not in chosen:
                 continue
@@ -88,9 +84,7 @@ def _run_stage(stage: Stage, profile: Profile, paths: Paths, parameters: Mapping
 
 def _tell_measures(profile: Profile, paths: Paths) -> None:
     """Say what the model does not allow, and how many letters it knows, as far as that is known."""
-    from sae_lib.study.measures import foreseen
-
-    for measure, what in foreseen(profile, paths).items():
+    for measure, what in known_measures(profile, paths).items():
         if what != "measured":
             print(f"      {measure}: {what}", flush=True)
 
@@ -104,11 +98,9 @@ def _choose(stages: Sequence[Stage], only: str | None) -> list[Stage]:
     return chosen
 
 
-def run_command(
-    profile: Profile, parameters: Mapping[str, Any], notebooks: Path, only: str | None, gpus: int = 1
-) -> int:
-    """`run`: check what it needs, run what has to run, say where to look. With `gpus` the work is done before."""
-    paths, beforehand = Paths(profile.name), None
+def run_command(profile: Profile, parameters: Mapping[str, Any], notebooks: Path, only: str | None) -> int:
+    """`run`: check what it needs, run what has to run, say where to look."""
+    paths = Paths(profile.name)
     stages = _choose(find_stages(notebooks), only)
     to_do = [status for status in statuses(stages, profile, paths) if status.to_do]
     if to_do:
@@ -120,12 +112,7 @@ def run_command(
         time = time_note(profile, paths, plan)
         print(f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run; {time}; `make plan` says more")
         _tell_measures(profile, paths)
-    if to_do and gpus != 1:
-        from sae_lib.study.distributed import check, do_beforehand
-
-        check(profile, gpus)
-        beforehand = partial(do_beforehand, parameters["profile"], gpus)
-    run(profile, parameters, notebooks=notebooks, only=only, beforehand=beforehand)
+    run(profile, parameters, notebooks=notebooks, only=only)
     print(where_to_look(paths))
     return 0
 
@@ -142,7 +129,6 @@ def where_to_look(paths: Paths) -> str:
 
 def plan_command(profile: Profile, notebooks: Path) -> int:
     """`plan`: print what a run would do and what it takes; exit code 1 when something stands in the way."""
-    from sae_lib.study.measures import foreseen
     from sae_lib.study.plan import GB, KINDS, blockers, make_plan, time_note
 
     paths = Paths(profile.name)
@@ -158,7 +144,8 @@ def plan_command(profile: Profile, notebooks: Path) -> int:
         "disk": f"{sum(plan.disk.values()) / GB:.2f} GB under {shown(paths.root)} "
         f"({used_bytes(paths.root) / GB:.2f} GB there now)",
         "memory": ", ".join(f"{size / GB:.1f} GB of {KINDS[device]}" for device, size in plan.memory.items()),
-        "measures": "; ".join(f"{measure}: {what}" for measure, what in foreseen(profile, paths).items()),
+        "measures": "; ".join(f"{measure}: {what}" for measure, what in known_measures(profile, paths).items())
+        or "notebook 01 says, before anything is trained",
     }
     print()
     for name, text in lines.items():

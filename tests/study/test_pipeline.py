@@ -468,44 +468,6 @@ def test_command_line(
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1 and "pocket" in captured.err
 
 
-def test_the_work_of_several_gpus_comes_before_the_notebooks(
-    notebooks: Path,
-    profile: Profile,
-    paths: Paths,
-    kernel: Kernel,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    fake_runs(monkeypatch, profile, main=[1, 2, 3])
-    calls: list[tuple[str, int, int]] = []
-
-    def beforehand(source: str, gpus: int) -> None:
-        with pytest.raises(ArtifactError, match="is in use by process"), FolderLock(paths.root):
-            pass
-        calls.append((source, gpus, len(kernel.ran)))
-
-    monkeypatch.setattr("sae_lib.study.distributed.do_beforehand", beforehand)
-    monkeypatch.setattr("sae_lib.study.distributed.check", lambda profile, gpus: None)  # this machine may have one core
-    assert main(["run", "--gpus", "2"]) == 0
-    assert calls == [("pocket", 2, 0)] and len(kernel.ran) == 3
-    assert main(["run", "--gpus", "2"]) == 0
-    assert len(calls) == 1, "all is up to date: nothing to do beforehand"
-    assert main(["run", "--gpus", "2", "--only", "01"]) == 1
-    assert "leave out --gpus" in capsys.readouterr().err
-
-
-def test_what_stops_the_ranks_stops_the_run_with_one_line(
-    notebooks: Path,
-    profile: Profile,
-    kernel: Kernel,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    fake_runs(monkeypatch, profile, main=[1])
-    assert main(["run", "--gpus", "9999"]) == 1 and not kernel.ran
-    assert re.fullmatch(r"error: GPUS=9999: .* of one core, and it has \d+; give .*\n", capfd.readouterr().err)
-
-
 def test_verify_and_accept_read_this_profiles_results(
     profile: Profile, paths: Paths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ from sae_lib.util import parallel as workers
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
 from sae_lib.util.paths import ROOT
-from tests.util.test_ranks import LAUNCHER
+from tests.util.test_ranks import TORCHRUN
 
 SMALL = {
     "corpus": {"source": "documentation", "packages": ["networkx"], "lessons_fraction": 0.2},
@@ -164,7 +164,7 @@ def test_notebooks_find_done_what_two_ranks_did(opened, folder, monkeypatch):
     alone.train(main_runs(alone))
     profile = write_profile(folder, "ranks", 1)
     (folder / "rank.py").write_text(RANK)
-    command = [sys.executable, "-c", LAUNCHER, str(folder / "rank.py"), "--profile", str(profile)]
+    command = [*TORCHRUN, str(folder / "rank.py"), "--profile", str(profile)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.returncode == 0, done.stderr
