@@ -42,7 +42,8 @@ from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import steps_batch
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.absorption.score import evaluate_absorption_many
-from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
+from sae_lib.metrics.core_reference import build_core_reference
+from sae_lib.metrics.reconstruction import evaluate_reconstruction
 from sae_lib.report.figures.style import COLUMN_WIDTH, set_style
 from sae_lib.training.recipes import method_recipe
 from sae_lib.training.run import train_sae

@@ -13,17 +13,16 @@ import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.core_reference import CoreReference, build_core_reference, losses
 from sae_lib.metrics.registry import Column, Earlier, Inputs, Measured, Score, register
-from sae_lib.metrics.statistics import ReconstructionSums
 from sae_lib.metrics.stored_reference import require_width
 from sae_lib.util.strict import Strict
 
-__all__ = ["CoreReference", "build_core_reference", "evaluate_reconstruction"]
-
+ROWS = 4096  # encoded at a time without a language model
 DENSITY_BINS = np.linspace(-6.0, 0.0, 31)  # log10 of the firing rate
 
 
@@ -34,62 +33,110 @@ class ReconstructionConfig(Strict):
     """Contexts in one forward pass."""
 
 
+class ReconstructionSums:
+    """An SAE on rows of activations: running sums in float64, from which the metrics are read off at the end.
+
+    With x a row, f its latents, x_hat its reconstruction, N rows:
+
+    - l0 = mean number of f_i != 0; l1 = mean of sum_i f_i
+    - mse = mean over rows and over d_in of (x - x_hat)^2
+    - cosine = mean of cos(x, x_hat), 0 where x_hat = 0
+    - density_i = share of rows with f_i != 0; dead_fraction = share of latents with density 0
+
+    Everything is computed in float32 or better, whatever the type of the rows.
+    """
+
+    def __init__(self, sae: Autoencoder) -> None:
+        self.sae, self.rows = sae, 0
+        self.squared_error, self.l1, self.cosine = torch.zeros(3, dtype=torch.float64, device=sae.device)
+        self.on = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
+
+    def reconstruct(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_in"]:
+        """Reconstruct rows on the SAE's device, and add them up."""
+        f = self.sae.encode(x.to(self.sae.dtype))
+        x_hat = self.sae.decode(f)
+        self.rows += len(x)
+        self.squared_error += (x.float() - x_hat.float()).pow(2).sum(dtype=torch.float64)
+        self.l1 += f.float().sum(dtype=torch.float64)
+        self.cosine += F.cosine_similarity(x.float(), x_hat.float(), dim=1).sum(dtype=torch.float64)
+        self.on += (f != 0).sum(dim=0)
+        return x_hat
+
+    def splice(
+        self, residual: Float[Tensor, "context position d_in"], mask: Bool[Tensor, "context position"]
+    ) -> Float[Tensor, "context position d_in"]:
+        """The residual stream with its reconstruction where the mask is true."""
+        spliced = residual.clone()
+        spliced[mask] = self.reconstruct(residual[mask].to(self.sae.device)).to(residual.device, residual.dtype)
+        return spliced
+
+    def density(self) -> Float[Tensor, " d_sae"]:
+        """Share of rows on which each latent is on, on the CPU."""
+        return (self.on.double() / self.rows).float().cpu()
+
+    def metrics(self, variance: float) -> dict[str, float]:
+        """l0, l1, mse, cosine, explained_variance and dead_fraction.
+
+        explained_variance = 1 - sum ||x - x_hat||^2 / sum ||x - mean(x)||^2, centred: predicting the mean gives 0.
+        SAEBench 0.6.0 divides by S - (S / d)^2 instead, with S = mean ||x||^2, which is no variance. `variance` is the
+        mean of ||x - mean(x)||^2 over the rows.
+        """
+        error = self.squared_error.item() / self.rows
+        return {
+            "l0": int(self.on.sum()) / self.rows,
+            "l1": self.l1.item() / self.rows,
+            "mse": error / self.sae.d_in,
+            "cosine": self.cosine.item() / self.rows,
+            "explained_variance": 1 - error / variance if variance else math.nan,
+            "dead_fraction": (self.on == 0).double().mean().item(),
+        }
+
+
+@torch.no_grad()
+def reconstruction_statistics(
+    sae: Autoencoder, activations: Float[Tensor, "row d_in"]
+) -> tuple[dict[str, float], Float[Tensor, " d_sae"]]:
+    """`ReconstructionSums.metrics` of rows of activations, without a language model, and the density of each latent."""
+    sums = ReconstructionSums(sae)
+    for rows in activations.split(ROWS):
+        sums.reconstruct(rows.to(sae.device))
+    exact = activations.double()
+    return sums.metrics((exact - exact.mean(dim=0)).pow(2).sum(dim=1).mean().item()), sums.density()
+
+
 @torch.no_grad()
 def evaluate_reconstruction(
     sae: Autoencoder, lm: LanguageModel, reference: CoreReference, batch: int = 16
 ) -> tuple[dict[str, float], Float[Tensor, " d_sae"]]:
-    """Reconstruction, sparsity and behaviour of an SAE on the reference's contexts.
+    """Reconstruction, sparsity and behaviour of an SAE on the reference's contexts, and the density of each latent.
 
-    The reconstruction replaces the residual stream at the positions that are not special, and there only.
+    The reconstruction replaces the residual stream at the positions that are not special, and there only. The numbers
+    are those of `ReconstructionSums`; ce_clean, ce_zero, ce_mean, ce_sae, kl_zero, kl_sae (nats per token);
 
-    Returns:
-        A dictionary with l0, l1, mse, cosine, explained_variance, dead_fraction (`ReconstructionSums`),
-        ce_clean, ce_zero, ce_mean, ce_sae, kl_zero, kl_sae (nats per token),
-        ce_score = (ce_zero - ce_sae) / (ce_zero - ce_clean) and kl_score = (kl_zero - kl_sae) / kl_zero (1:
-        nothing lost, 0: as bad as zeros; NaN where zeros change nothing), ce_score_mean (ce_score with ce_mean
-        for ce_zero: 0 is as bad as the residual stream's mean, a harder start than zeros), tokens; and the
-        density of each latent.
+        ce_score = (ce_zero - ce_sae) / (ce_zero - ce_clean),    kl_score = (kl_zero - kl_sae) / kl_zero
 
-    Raises:
-        ArtifactError: the SAE has another width than the residual stream.
+    (1: nothing lost, 0: as bad as zeros; NaN where zeros change nothing); ce_score_mean, with ce_mean for ce_zero: 0 is
+    as bad as the residual stream's mean, a harder start than zeros; tokens.
+
+    Raises ArtifactError: the SAE has another width than the residual stream.
     """
     require_width(sae, lm.d_in, "the language model's residual stream has")
-    splice = _Reconstruct(sae)
-    sums = losses(lm, reference, splice, batch)
-    ce_sae, kl_sae = sums.ce, sums.kl
-    metrics = {
-        **splice.sums.metrics(reference.variance),
-        "ce_clean": reference.ce_clean,
-        "ce_zero": reference.ce_zero,
-        "ce_mean": reference.ce_mean,
+    seen = ReconstructionSums(sae)
+    sums = losses(lm, reference, seen.splice, batch)
+    ce_sae, kl_sae, clean, zero, mean = sums.ce, sums.kl, reference.ce_clean, reference.ce_zero, reference.ce_mean
+    metrics = seen.metrics(reference.variance) | {
+        "ce_clean": clean,
+        "ce_zero": zero,
+        "ce_mean": mean,
         "ce_sae": ce_sae,
-        "ce_score": _ratio(reference.ce_zero - ce_sae, reference.ce_zero - reference.ce_clean),
-        "ce_score_mean": _ratio(reference.ce_mean - ce_sae, reference.ce_mean - reference.ce_clean),
+        "ce_score": _ratio(zero - ce_sae, zero - clean),
+        "ce_score_mean": _ratio(mean - ce_sae, mean - clean),
         "kl_zero": reference.kl_zero,
         "kl_sae": kl_sae,
         "kl_score": _ratio(reference.kl_zero - kl_sae, reference.kl_zero),
-        "tokens": float(splice.sums.rows),
+        "tokens": float(seen.rows),
     }
-    return metrics, splice.sums.density()
-
-
-class _Reconstruct:
-    """Puts an SAE's reconstruction in place where the mask is true, and adds up what it sees on the way."""
-
-    def __init__(self, sae: Autoencoder) -> None:
-        self.sae = sae
-        self.sums = ReconstructionSums(sae.d_sae, sae.device)
-
-    def __call__(
-        self, residual: Float[Tensor, "context position d_in"], mask: Bool[Tensor, "context position"]
-    ) -> Float[Tensor, "context position d_in"]:
-        rows = residual[mask].to(self.sae.device)
-        f = self.sae.encode(rows.to(self.sae.dtype))
-        x_hat = self.sae.decode(f)
-        self.sums.add(rows, f, x_hat)
-        spliced = residual.clone()
-        spliced[mask] = x_hat.to(residual.device, residual.dtype)
-        return spliced
+    return metrics, seen.density()
 
 
 def _ratio(numerator: float, denominator: float) -> float:
@@ -112,13 +159,12 @@ def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Ear
     batch, measured = inputs.settings("reconstruction").batch_contexts, []
     for sae in saes:
         summary, density = evaluate_reconstruction(sae, inputs.lm, inputs.reference("reconstruction"), batch)
-        variance = summary["explained_variance"]
         # A reconstruction worse than a constant is a mistake in the set-up far more often than a bad SAE.
-        note = (
-            f"explained variance {variance:.2f}, worse than predicting the mean; check that model, layer and "
-            "normalisation are those that the SAE was trained with"
+        told = (
+            f"explained variance {summary['explained_variance']:.2f}, worse than predicting the mean; check that "
+            "model, layer and normalisation are those that the SAE was trained with"
         )
-        notes = (note,) if variance < 0 else ()
+        notes = (told,) if summary["explained_variance"] < 0 else ()
         measured.append(Measured(summary, {"density": density_table(density)}, density=density, notes=notes))
     return measured
 

@@ -34,7 +34,7 @@ from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.profiles.runs import FAIR, Calibration, FairATM, RunSpec, fair_sweep, fairly_compared, sweep_runs
 from sae_lib.report.figures.live import live_curves
-from sae_lib.training.log import RunLog, forget_progress
+from sae_lib.training.log import forget_progress, run_log
 from sae_lib.training.run import CHECKPOINT_FILE, is_finished, read_history, run_key, train_sae
 from sae_lib.util import ranks
 from sae_lib.util.checkpoint import save_checkpoint
@@ -354,7 +354,7 @@ def _train_one(experiment: Experiment, job: list[RunSpec]) -> None:
         folder = experiment.run_folder(spec, store.key)
         if spec.trained:
             events = experiment.paths.root / "tensorboard" / spec.group / spec.method / (spec.label or "-")
-            with RunLog(folder, events / f"seed-{spec.seed}") as log:
+            with run_log(folder, events / f"seed-{spec.seed}") as log:
                 train_sae(
                     spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
                     device=experiment.device, log=log, names={"method": spec.method, "group": spec.group},

@@ -24,7 +24,7 @@ from sae_lib.data.words import LETTERS, alphabetic_words, build_prompts, choose_
 from sae_lib.mechanisms import MECHANISMS, METHODS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference
-from sae_lib.metrics.reconstruction import CoreReference
+from sae_lib.metrics.core_reference import CoreReference
 from sae_lib.profiles.profile import Profile
 from sae_lib.profiles.runs import Calibration, RunSpec, sweep_runs
 from sae_lib.report.names import method_name

@@ -7,8 +7,10 @@ a result: the curves of a finished run are in its `history.parquet`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from sae_lib.util.files import explain_full_disk
@@ -20,8 +22,9 @@ PROGRESS_FILE = "progress.jsonl"
 Row = dict[str, float]
 
 
-class RunLog:
-    """The log of one run: a context manager around `train_sae`, which calls it with each row of its history.
+@contextmanager
+def run_log(folder: Path, events: Path) -> Iterator[Callable[[Row], None]]:
+    """The log of one run, around `train_sae`, which calls it with each row of its history.
 
     A row holds "step" and other named numbers. It becomes a line of `folder / "progress.jsonl"` at once, and a point on
     each curve of the events in `events`; without a row nothing is written. When the block ends well,
@@ -29,43 +32,31 @@ class RunLog:
 
     Raises ArtifactError when the disk is full.
     """
+    opened = ExitStack()
 
-    def __init__(self, folder: Path, events: Path) -> None:
-        self._folder, self._events_folder = folder, events
-        self._progress: IO[str] | None = None
-        self._events: SummaryWriter | None = None
+    @cache
+    def files() -> tuple[IO[str], SummaryWriter]:
+        from tensorboardX import SummaryWriter  # which imports torch; a plan does without
 
-    def __enter__(self) -> RunLog:
-        return self
+        for old in events.glob("*tfevents*"):
+            old.unlink()
+        progress = opened.enter_context((folder / PROGRESS_FILE).open("w", encoding="utf-8"))
+        # A TensorBoard that has read a file which is gone now forgets the steps it knew.
+        writer = SummaryWriter(str(events), purge_step=0)
+        opened.callback(writer.close)
+        return progress, writer
 
-    def __call__(self, row: Row) -> None:
-        with explain_full_disk(self._folder):
-            if self._progress is None or self._events is None:
-                from tensorboardX import SummaryWriter  # which imports torch; a plan does without
+    def log(row: Row) -> None:
+        progress, writer = files()
+        progress.write(json.dumps(row) + "\n")
+        progress.flush()
+        for name, value in row.items():
+            if name != "step":
+                writer.add_scalar(name, value, int(row["step"]))
 
-                for old in self._events_folder.glob("*tfevents*"):
-                    old.unlink()
-                self._progress = (self._folder / PROGRESS_FILE).open("w", encoding="utf-8")
-                # A TensorBoard that has read a file which is gone now forgets the steps it knew.
-                self._events = SummaryWriter(str(self._events_folder), purge_step=0)
-            self._progress.write(json.dumps(row) + "\n")
-            self._progress.flush()
-            for name, value in row.items():
-                if name != "step":
-                    self._events.add_scalar(name, value, int(row["step"]))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with explain_full_disk(self._folder):
-            try:
-                if self._events is not None:
-                    self._events.close()
-            finally:
-                if self._progress is not None:
-                    self._progress.close()
-        if kind is None:
-            forget_progress(self._folder)
+    with explain_full_disk(folder), opened:
+        yield log
+    forget_progress(folder)
 
 
 def forget_progress(folder: Path) -> None:

@@ -6,7 +6,6 @@ Batches made ready in a thread while the one before is trained on.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -119,7 +118,7 @@ class Trainer:
         self.optimizer = _optimizer(self.sae, config.optimizer)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.since_fired = torch.zeros(config.d_sae, dtype=torch.long, device=self.device)
-        self.bad = torch.tensor([-1, -1], device=self.device)  # first step with a loss that is no number, and its row
+        self.bad = torch.tensor(-1, device=self.device)  # the first step with a loss that is no number
         self.any_dead = False
         self.index = 0
         self.seconds = 0.0
@@ -133,7 +132,8 @@ class Trainer:
     def _step(self) -> None:
         step = self._forward()
         loss, parts = losses(self.sae, self.mechanisms, step)
-        self._watch(loss, step)
+        # Noted without waiting for a GPU.
+        self.bad = torch.where((self.bad < 0) & ~loss.detach().isfinite(), self.index, self.bad)
         if self.device.type == "cpu" or self.index % self.training.log_every == 0:
             self.check_finite()
         self.optimizer.zero_grad(set_to_none=True)
@@ -187,27 +187,13 @@ class Trainer:
             return  # the factor would be 1
         nn.utils.clip_grads_with_norm_(parameters, most, norm)
 
-    @torch.no_grad()
-    def _watch(self, loss: Tensor, step: Step) -> None:
-        """Note the first step whose loss is NaN or infinite, and its worst row, without waiting for a GPU."""
-        if self.device.type == "cpu" and math.isfinite(loss.item()):
-            return
-        assert step.x_hat is not None and step.f is not None
-        error = (step.x - step.x_hat).square().sum(dim=1) + step.f.dense().sum(dim=1)
-        worst = torch.where(error.isfinite(), error, torch.inf).argmax()
-        bad = ~loss.isfinite() & (self.bad[0] < 0)
-        self.bad = torch.where(bad, torch.stack([torch.full_like(worst, self.index), worst]), self.bad)
-
     def check_finite(self) -> None:
         """Raise ArtifactError when any step's loss has been NaN or infinite."""
-        index, row = self.bad.tolist()
-        if index < 0:
-            return
-        window = int(self.stream.windows(index)[row // self.data.window])
-        raise ArtifactError(
-            f"the loss is NaN or infinite at step {index} (row {window * self.data.window + row % self.data.window} of "
-            "the store); the last checkpoint is kept; lower optimizer.learning_rate or look at that row, then run again"
-        )
+        if (index := int(self.bad)) >= 0:
+            raise ArtifactError(
+                f"the loss is NaN or infinite at step {index}; the last checkpoint is kept; lower "
+                "optimizer.learning_rate or look at the activations of that step's windows, then run again"
+            )
 
     @torch.no_grad()
     def _count_firing(self, step: Step) -> None:

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics import core_reference
-from sae_lib.metrics.core_reference import LossSums, distribution
-from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
-from sae_lib.metrics.statistics import ReconstructionSums, reconstruction_statistics
+from sae_lib.metrics.core_reference import LossSums, build_core_reference, distribution
+from sae_lib.metrics.reconstruction import ReconstructionSums, evaluate_reconstruction, reconstruction_statistics
 from sae_lib.util.errors import ArtifactError
 from tests.metrics.tiny_saes import make_sae
 
@@ -58,9 +57,12 @@ def test_metrics_by_hand():
     #   x = (3, 4), (1, 0); f = (2, 0), (0, 0); x_hat = (3, 0), (0, 0)
     # squared errors 16 and 1; cosines 9 / (5 * 3) = .6 and 0; the mean of x is (2, 2),
     # and ||x - mean||^2 is 1 + 4 = 5 for both rows.
-    sums = ReconstructionSums(2, torch.device("cpu"))
-    sums.add(torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0]]))
-    sums.add(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2), torch.zeros(1, 2))
+    sae = standard(torch.tensor([[2 / 3, 0.0], [0.0, 0.0]]), torch.tensor([[1.5, 0.0], [0.0, 0.0]]))
+    with torch.no_grad():
+        sums = ReconstructionSums(sae)
+        sums.reconstruct(torch.tensor([[3.0, 4.0]]))
+        sae.W_enc.zero_()
+        sums.reconstruct(torch.tensor([[1.0, 0.0]]))
     metrics = sums.metrics(variance=5.0)
     assert metrics == pytest.approx(
         {

@@ -30,7 +30,8 @@ from sae_lib.metrics.absorption.main_latents import steps_batch
 from sae_lib.metrics.absorption.probes import f1_score
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.absorption.score import evaluate_absorption
-from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
+from sae_lib.metrics.core_reference import build_core_reference
+from sae_lib.metrics.reconstruction import evaluate_reconstruction
 from sae_lib.share.load import load_sae
 from sae_lib.util.paths import ROOT, output_root
 from tests.oracles.make_foreign_sae import FOLDER

@@ -16,7 +16,8 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
+from sae_lib.metrics.core_reference import build_core_reference
+from sae_lib.metrics.reconstruction import evaluate_reconstruction
 
 CONTEXTS, POSITIONS = 6, 24
 SAES: list[dict[str, Any]] = [{"architecture": "topk", "k": 12}, {"architecture": "standard"}]

@@ -23,8 +23,9 @@ from sae_lib.metrics import core_reference
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import build_absorption_reference
 from sae_lib.metrics.absorption.score import evaluate_absorption
+from sae_lib.metrics.core_reference import build_core_reference
 from sae_lib.metrics.probing.config import LabelledFiles, ProbingConfig
-from sae_lib.metrics.reconstruction import build_core_reference, evaluate_reconstruction
+from sae_lib.metrics.reconstruction import evaluate_reconstruction
 from sae_lib.metrics.stability.config import StabilityConfig
 from sae_lib.profiles.profile import EvaluationConfig, load_profile
 from sae_lib.share import evaluate, inputs

@@ -16,7 +16,7 @@ from sae_lib.data.harvest import harvest
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import build_absorption_reference
-from sae_lib.metrics.reconstruction import build_core_reference
+from sae_lib.metrics.core_reference import build_core_reference
 from sae_lib.profiles.profile import load_profile
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.study.experiment import Experiment

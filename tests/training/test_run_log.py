@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from sae_lib.data.activations import ActivationStore
-from sae_lib.training.log import PROGRESS_FILE, RunLog, logged_rows
+from sae_lib.training.log import PROGRESS_FILE, logged_rows, run_log
 from sae_lib.training.run import train_sae
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.source import closure
@@ -36,7 +36,7 @@ def train(store: ActivationStore, folder: Path, events: Path, stop: int | None =
         if step == stop:
             raise Killed
 
-    with RunLog(folder, events) as log:
+    with run_log(folder, events) as log:
         train_sae(tiny_config("atm"), store, DATA, tiny_training(), 0, folder, report=report, log=log)
 
 
@@ -85,7 +85,7 @@ def test_rows_are_on_disk_as_soon_as_they_are_known(store, tmp_path):
     def report(step: int) -> None:
         seen[step] = [row["step"] for row in logged_rows(tmp_path)]
 
-    with RunLog(tmp_path, tmp_path / "events") as log:
+    with run_log(tmp_path, tmp_path / "events") as log:
         train_sae(tiny_config("standard"), store, DATA, tiny_training(), 0, tmp_path, report=report, log=log)
     assert [seen[step] for step in (1, 5, 6, 40)] == [[0], [0], [0, 5], STEPS]
 
@@ -127,7 +127,7 @@ def test_before_a_run_begins_there_are_no_rows(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_told_in_one_line(tmp_path):
     (tmp_path / PROGRESS_FILE).symlink_to("/dev/full")
-    with pytest.raises(ArtifactError, match="disk full"), RunLog(tmp_path, tmp_path / "events") as log:
+    with pytest.raises(ArtifactError, match="disk full"), run_log(tmp_path, tmp_path / "events") as log:
         log({"step": 0, "loss": 1.0})
 
 
@@ -137,7 +137,7 @@ def test_a_disk_that_is_full_once_the_events_are_closed_is_told_in_one_line(tmp_
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(ArtifactError, match="disk full"), RunLog(tmp_path, tmp_path / "events") as log:
+    with pytest.raises(ArtifactError, match="disk full"), run_log(tmp_path, tmp_path / "events") as log:
         log({"step": 0, "loss": 1.0})
         monkeypatch.setattr(tensorboardX.SummaryWriter, "close", full)
 

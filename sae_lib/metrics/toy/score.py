@@ -12,8 +12,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.metrics.reconstruction import reconstruction_statistics
 from sae_lib.metrics.registry import Column
-from sae_lib.metrics.statistics import reconstruction_statistics
 from sae_lib.metrics.toy.data import Toy
 
 TEST_ROWS = 2**14
