@@ -158,8 +158,7 @@ def build_core_reference(
         batch: contexts in one forward pass.
         folder: where the reference is kept (`kept_reference`); None keeps nothing.
 
-    Raises:
-        ArtifactError: every position is special, or none is followed by another.
+    Raises ArtifactError: every position is special, or none is followed by another.
     """
     tokens = tokens.cpu().long()
     kept = lm.not_special(tokens)

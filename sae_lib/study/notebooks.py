@@ -33,9 +33,8 @@ def run_notebook(source: Path, folder: Path, failed: Path, log: Path, parameters
 
     Returns the finished copy.
 
-    Raises:
-        ArtifactError: the notebook stopped: in which cell, with what error, and the file to open.
-        KeyboardInterrupt: passed on, after the copy was moved to `failed`.
+    Raises ArtifactError: the notebook stopped: in which cell, with what error, and the file to open; KeyboardInterrupt:
+    passed on, after the copy was moved to `failed`.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError

@@ -1,7 +1,6 @@
 """Behind `make paper`: run the notebooks that are not up to date, in order.
 
-Nothing heavy is imported before a notebook has to run, so that a run with nothing to do ends in about a
-second.
+Nothing heavy is imported before a notebook has to run, so that a run with nothing to do ends in about a second.
 """
 
 import shutil

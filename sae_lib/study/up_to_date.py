@@ -55,8 +55,7 @@ class Stage:
     def parts(self, profile: Profile, paths: Paths) -> dict[str, str]:
         """A content key for each thing the notebook's results depend on.
 
-        Raises:
-            ArtifactError: the notebook is not valid JSON or one of its cells is not valid Python.
+        Raises ArtifactError: the notebook is not valid JSON or one of its cells is not valid Python.
         """
         try:
             cells = [
@@ -79,8 +78,7 @@ class Stage:
 def find_stages(folder: Path) -> list[Stage]:
     """The notebooks of a folder in the order of their numbers.
 
-    Raises:
-        ArtifactError: there are none, two with one number, or not all of the repository's own.
+    Raises ArtifactError: there are none, two with one number, or not all of the repository's own.
     """
     notebooks = sorted(folder.glob(PATTERN))
     if not notebooks:
@@ -145,8 +143,7 @@ def record_done(stage: Stage, parts: dict[str, str], paths: Paths, seconds: floa
     Args:
         parts: taken before the stage ran, so that an edit while it ran is seen.
 
-    Raises:
-        ArtifactError: the notebook ended without its manifest.
+    Raises ArtifactError: the notebook ended without its manifest.
     """
     manifest = manifest_file(paths, stage.name)
     if not manifest.is_file():

@@ -34,8 +34,7 @@ def explain_word(
 
     An SAE without any absorption gives a word that scores 0. Symbols as in `score.score_words`.
 
-    Raises:
-        ArtifactError: no letter counts, so no word is evaluated.
+    Raises ArtifactError: no letter counts, so no word is evaluated.
     """
     counted = reference.counted(config.min_probe_f1)
     if not counted or not len(reference.scored):

@@ -20,8 +20,7 @@ _SPARSE_BELOW = 0.08
 def unit_latents(sae: Autoencoder, rows: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_sae"]:
     """Latents as they are when every decoder row has unit norm and its former norm is in the activation.
 
-    Raises:
-        ArtifactError: some latent is NaN or infinite.
+    Raises ArtifactError: some latent is NaN or infinite.
     """
     latents = sae.encode(rows.to(sae.device, sae.dtype)).float() * sae.W_dec.float().norm(dim=1)
     require_finite(latents)

@@ -112,9 +112,8 @@ def steps_batch(rows: int, largest: int, min_steps: int) -> int:
 def accepted_f1(f1_by_k: Iterable[float], jump: float) -> list[float]:
     """F1 with one latent, and with one more for as long as that raises F1 by *more* than `jump`.
 
-    The length is the number of latents that stand for the letter. Reads no further than the first k that
-    fails, and not even that where an F1 of 1 would fail: an iterator that fits a probe for each k fits no more than the
-    rule needs.
+    The length is the number of latents that stand for the letter. Reads no further than the first k that fails, and not
+    even that where an F1 of 1 would fail: an iterator that fits a probe for each k fits no more than the rule needs.
 
     >>> accepted_f1([0.50, 0.60, 0.62, 0.90], jump=0.03)
     [0.5, 0.6]

@@ -66,9 +66,9 @@ def null_absorption(
     Args:
         main_latents: of each SAE, the latents that the real score found for each letter that counts.
 
-    Returns:
-        For each SAE absorption_fraction_null, absorption_full_null, absorption_fraction_random, absorption_full_random,
-        and main_latent_f1_null, how well the best latent of a shuffled letter finds it. NaN where no letter counts.
+    Returns for each SAE absorption_fraction_null, absorption_full_null, absorption_fraction_random,
+    absorption_full_random, and main_latent_f1_null, how well the best latent of a shuffled letter finds it. NaN where
+    no letter counts.
     """
     shuffled = evaluate_absorption_many(saes, reference, config, chosen_on=with_shuffled_letters(reference))
     random = with_random_directions(reference)

@@ -51,8 +51,7 @@ class PlantedAutoencoder(Autoencoder):
         inhibited: which latents of `sae` it silences.
         decoder: the new latents' rows.
 
-        Raises:
-            ArtifactError: two rows are equal, so that no SAE tells their words apart.
+        Raises ArtifactError: two rows are equal, so that no SAE tells their words apart.
         """
         nn.Module.__init__(self)
         self._sae = sae
@@ -153,13 +152,11 @@ def planted_absorption(
 ) -> pd.DataFrame:
     """How much planted absorption the score finds: its calibration on this SAE. Each share costs as much as a score.
 
-    Returns:
-        One row per share: `planted`, the share; absorption_fraction, absorption_full and main_latent_f1 as the score
-        finds them; absorption_fraction_known and absorption_full_known with the main latents that were silenced, which
-        leaves out the search for them. The share 0 has the SAE's own score.
+    Returns one row per share: `planted`, the share; absorption_fraction, absorption_full and main_latent_f1 as the
+    score finds them; absorption_fraction_known and absorption_full_known with the main latents that were silenced,
+    which leaves out the search for them. The share 0 has the SAE's own score.
 
-    Raises:
-        ArtifactError: as `evaluate_absorption`; two words have the same residual stream.
+    Raises ArtifactError: as `evaluate_absorption`; two words have the same residual stream.
     """
     counted = reference.counted(config.min_probe_f1)
     mains = main_latents(sae, reference, counted, config) if counted else []

@@ -16,8 +16,7 @@ Rows = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch width"] | csr_arra
 
 
 class LinearProbes(NamedTuple):
-    """One-vs-rest probes that share their input: logits = x W^T + b. A word is positive where its logit is
-    above 0."""
+    """One-vs-rest probes that share their input: logits = x W^T + b. A word is positive where its logit is above 0."""
 
     weight: Float[Tensor, "letter width"]
     bias: Float[Tensor, " letter"]

@@ -1,5 +1,4 @@
-"""What absorption needs from the language model: computed once for a model, layer and configuration, kept on
-disk.
+"""What absorption needs from the language model: computed once for a model, layer and configuration, kept on disk.
 
 Every SAE is scored on the same words, prompts, residual streams and ground-truth probe. Only the residual
 stream at the word is kept, so the file holds a few thousand vectors and not a corpus.
@@ -88,9 +87,8 @@ class AbsorptionReference:
 def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, folder: Path | str) -> AbsorptionReference:
     """Compute the reference of a language model, or read it from `folder` where it has been computed before.
 
-    Raises:
-        ModelLacks: the tokenizer has too few alphabetic tokens, or does not keep the prompt's pieces apart, or the
-        model has fewer positions than a prompt.
+    Raises ModelLacks: the tokenizer has too few alphabetic tokens, or does not keep the prompt's pieces apart, or the
+    model has fewer positions than a prompt.
     """
     made_from = {"lm": lm.identity, "config": config.reference_fields()}
     return kept_reference(
@@ -108,8 +106,7 @@ def words_of_model(
         positions: how many a model with learned positions has.
         name: of the model.
 
-    Raises:
-        ModelLacks: as `build_absorption_reference`.
+    Raises ModelLacks: as `build_absorption_reference`.
     """
     pieces = prompt_pieces(tokenizer)
     alphabetic = alphabetic_words(tokenizer, special_ids)

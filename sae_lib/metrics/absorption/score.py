@@ -146,11 +146,10 @@ class AbsorptionResult:
 
     `summary`: absorption_fraction, absorption_full, absorption_unthresholded, num_split_features, main_latent_f1 and
     main_latents_f1 are means over the letters that count (NaN if none does), `letters` is how many those are, `words`
-    their evaluated words, `probe_f1` the ground-truth probe's mean F1 over all letters that have test words.
-    `letters`: one row for each letter that counts. `k1_f1` is how well the letter's best latent finds its test words,
-    `main_f1` how well its main latents do together: absorption of a letter whose latents find little says little.
-    `notes`: lines that say why the numbers should be read with care; which letters are missing and which words are left
-    out.
+    their evaluated words, `probe_f1` the ground-truth probe's mean F1 over all letters that have test words. `letters`:
+    one row for each letter that counts. `k1_f1` is how well the letter's best latent finds its test words, `main_f1`
+    how well its main latents do together: absorption of a letter whose latents find little says little. `notes`: lines
+    that say why the numbers should be read with care; which letters are missing and which words are left out.
     """
 
     summary: dict[str, float]
@@ -167,8 +166,7 @@ def evaluate_absorption(sae: Autoencoder, reference: AbsorptionReference, config
     probe over the latents and the rule of `accepted_f1`; its words are the test words that the
     ground-truth probe finds, read in fresh prompts; its score is their mean.
 
-    Raises:
-        ArtifactError: the SAE does not fit the reference, or gives NaN or infinite latents.
+    Raises ArtifactError: the SAE does not fit the reference, or gives NaN or infinite latents.
     """
     return evaluate_absorption_many([sae], reference, config)[0]
 

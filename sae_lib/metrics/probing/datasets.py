@@ -33,9 +33,8 @@ from sae_lib.util.errors import ArtifactError, first_line
 def file_texts(name: str, files: LabelledFiles, config: ProbingConfig) -> tuple[Classes, Classes]:
     """Training and test texts by class from local files; each class of the training file is one.
 
-    Raises:
-        ArtifactError: a file that is missing or cannot be read, a column that is not there, a class with too few
-        texts.
+    Raises ArtifactError: a file that is missing or cannot be read, a column that is not there, a class with too few
+    texts.
     """
     train = _read_file(name, files.train, files)
     labels = sorted(train["label"].unique())
@@ -89,8 +88,7 @@ def balanced_texts(
 
     Source: SAEBench 0.6.0, `get_balanced_dataset`.
 
-    Raises:
-        ArtifactError: too few of one value.
+    Raises ArtifactError: too few of one value.
     """
     of_class = table[table[label].astype(str) == name]
     texts: list[str] = []
@@ -107,8 +105,7 @@ def sampled_texts(table: pd.DataFrame, label: str, name: str, size: int, seed: i
 
     Source: SAEBench 0.6.0, `gather_dataset_from_df` and `get_balanced_amazon_sentiment_dataset`.
 
-    Raises:
-        ArtifactError: there are fewer.
+    Raises ArtifactError: there are fewer.
     """
     of_class = table[table[label].astype(str) == name]
     require(len(of_class), size, f"{where}, class {name}")
@@ -194,8 +191,7 @@ def shuffled_split(where: str, classes: Classes, config: ProbingConfig) -> tuple
 
     Source: SAEBench 0.6.0, `get_europarl_dataset` and `get_github_code_dataset`.
 
-    Raises:
-        ArtifactError: a class has too few texts.
+    Raises ArtifactError: a class has too few texts.
     """
     train_size, test_size = config.train_per_task // 2, config.test_per_task // 2
     rng = random.Random(config.seed)
@@ -231,8 +227,7 @@ def hub_texts(name: str, config: ProbingConfig, load: Load | None = None) -> tup
     Args:
         load: `datasets.load_dataset` unless something else is to be read in its place.
 
-    Raises:
-        ArtifactError: the dataset cannot be read, or a class has too few texts.
+    Raises ArtifactError: the dataset cannot be read, or a class has too few texts.
     """
     import datasets  # half a second to import, so only where text is read
 

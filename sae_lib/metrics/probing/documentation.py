@@ -76,9 +76,7 @@ def documentation_texts(
     Args:
         documents: rows with text, package and kind that no SAE was trained on.
 
-    Raises:
-        ArtifactError: a pattern that fewer than `min_per_class` texts have or have not; no document is long
-        enough.
+    Raises ArtifactError: a pattern that fewer than `min_per_class` texts have or have not; no document is long enough.
     """
     pieces = _Pieces(documents, tokenizer, config)
     found: list[LabelledTexts] = []

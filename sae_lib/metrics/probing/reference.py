@@ -1,5 +1,4 @@
-"""What sparse probing needs from the language model: computed once for a model, layer and configuration, kept on
-disk.
+"""What sparse probing needs from the language model: computed once for a model, layer and configuration, kept on disk.
 
 The residual stream is kept at every token that is not special, in the language model's own dtype, for each
 distinct text once. At pocket scale that is 40 MB; SAEBench's 35 tasks at Gemma-2-2b's width are 11.5 M tokens and
@@ -86,9 +85,8 @@ def build_probing_reference(
         corpus: for source `documentation`: the packaged corpus, whose held-out documents are probed.
         cache: for source `documentation`: where the packaged corpus is kept between calls.
 
-    Raises:
-        ArtifactError: an unknown dataset, text that cannot be read, a class with too few texts (names the
-        task), another corpus than the packaged one for source `documentation`.
+    Raises ArtifactError: an unknown dataset, text that cannot be read, a class with too few texts (names the task),
+    another corpus than the packaged one for source `documentation`.
     """
     known_datasets(config)
     made_from = {

@@ -23,10 +23,9 @@ CHANCE = 0.5  # every task has as many positives as negatives
 class ProbingResult:
     """Sparse probing of one SAE; all numbers are test accuracies between 0 and 1.
 
-    `summary`: probing_k<k> for each k of the configuration, probing_all (all dimensions of the residual stream),
-    each the mean over a dataset's tasks and then over datasets, and probing_chance.
-    `tasks`: one row for each task: dataset, task, k<k> ..., all, and how many texts it was trained and tested on
-    (train, test).
+    `summary`: probing_k<k> for each k of the configuration, probing_all (all dimensions of the residual stream), each
+    the mean over a dataset's tasks and then over datasets, and probing_chance. `tasks`: one row for each task: dataset,
+    task, k<k> ..., all, and how many texts it was trained and tested on (train, test).
     """
 
     summary: dict[str, float]
@@ -37,13 +36,11 @@ class ProbingResult:
 def evaluate_probing(sae: Autoencoder, reference: ProbingReference, config: ProbingConfig) -> ProbingResult:
     """k-sparse probing of an SAE (higher is better), encoded on the device that holds it.
 
-    Latents, scaled as for decoder rows of unit norm, are averaged over the tokens of a text that are not special.
-    For each task the k latents with the largest |mean over positives - mean over negatives| of the training
-    texts are read by a logistic regression. The means of one part are held in memory: 4 bytes for each of its texts
-    and latents.
+    Latents, scaled as for decoder rows of unit norm, are averaged over the tokens of a text that are not special. For
+    each task the k latents with the largest |mean over positives - mean over negatives| of the training texts are read
+    by a logistic regression. The means of one part are held in memory: 4 bytes for each of its texts and latents.
 
-    Raises:
-        ArtifactError: the SAE has another width than the residual stream, or gives NaN or infinite latents.
+    Raises ArtifactError: the SAE has another width than the residual stream, or gives NaN or infinite latents.
 
     Source: SAEBench 0.6.0, `sparse_probing`.
     """

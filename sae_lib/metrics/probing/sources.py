@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 def known_datasets(config: ProbingConfig) -> tuple[str, ...]:
     """Names of the datasets that the configuration asks for.
 
-    Raises:
-        ArtifactError: a name that its source does not have.
+    Raises ArtifactError: a name that its source does not have.
     """
     known = {"documentation": DATASETS, "hub": tuple(HUB_DATASETS), "files": tuple(config.files)}[config.source]
     for name in config.datasets:
@@ -51,8 +50,7 @@ def load_parts(
 ) -> Iterator[list[LabelledTexts]]:
     """The texts of each part, as they are read: the packaged corpus is one part, every other dataset another.
 
-    Raises:
-        ArtifactError: an unknown dataset, text that cannot be read, a class with too few texts.
+    Raises ArtifactError: an unknown dataset, text that cannot be read, a class with too few texts.
     """
     names = known_datasets(config)
     if config.source == "documentation":

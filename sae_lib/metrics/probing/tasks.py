@@ -59,8 +59,7 @@ def draw_tasks(datasets: Sequence[LabelledTexts], seed: int) -> tuple[list[Token
     draws are SAEBench's own (`prepare_probe_data`), so `torch.manual_seed(seed)` in front of its
     `train_probe_on_activations` selects the same texts.
 
-    Raises:
-        ArtifactError: the other classes hold too few texts; names the task.
+    Raises ArtifactError: the other classes hold too few texts; names the task.
     """
     number: dict[Tokens, int] = {}
 
@@ -120,8 +119,7 @@ def _evenly(needed: int, sizes: list[int]) -> int:
 def require(have: int, need: int, where: str) -> None:
     """Stop where a class has too few texts.
 
-    Raises:
-        ArtifactError: names `where`, how many texts there are and how many are needed.
+    Raises ArtifactError: names `where`, how many texts there are and how many are needed.
     """
     if have < need:
         raise ArtifactError(

@@ -64,8 +64,7 @@ def context_stability(
         main_latents: letter ("a" to "z") -> indices of its main latents, the first one first; letters that
             are missing are left out, with their words.
 
-    Raises:
-        ArtifactError: the SAE does not fit the reference.
+    Raises ArtifactError: the SAE does not fit the reference.
     """
     d_in = reference.prompt_activations.shape[2]
     require_width(sae, d_in)

@@ -125,8 +125,7 @@ def build_stability_reference(
         prompts: how many examples a prompt has, and how many prompts a forward pass.
         tokens: held-out contexts with BOS in front, on the CPU.
 
-    Raises:
-        ArtifactError: prompts without examples, which would all be the same.
+    Raises ArtifactError: prompts without examples, which would all be the same.
     """
     if prompts.icl_examples == 0:
         raise ArtifactError(

@@ -40,8 +40,7 @@ def token_stability(
 ) -> dict[str, float]:
     """How much latents change from one token to the next, and how far they are correlated.
 
-    Over all pairs of neighbouring tokens (t - 1, t) of one context, with activations f of decoder rows of
-    unit norm:
+    Over all pairs of neighbouring tokens (t - 1, t) of one context, with activations f of decoder rows of unit norm:
 
         token_change = mean |f_t,i - f_t-1,i| over pairs and latents i that are on at t - 1 or t
                        / mean of f_t-1,i and f_t,i where they are on
@@ -60,13 +59,10 @@ def token_stability(
         has_predecessor: whether the row before is the token before, in the same context; never so of the first.
         seed: orders the shuffled rows.
 
-    Returns:
-        token_change, token_change_shuffled, token_autocorrelation, token_autocorrelation_shuffled (NaN where
-        there is no pair or no latent), token_latents, how many latents the correlations are over, and
-        token_pairs.
+    Returns token_change, token_change_shuffled, token_autocorrelation, token_autocorrelation_shuffled (NaN where there
+    is no pair or no latent), token_latents, how many latents the correlations are over, and token_pairs.
 
-    Raises:
-        ArtifactError: the SAE has another width than the rows, or gives NaN or infinite latents.
+    Raises ArtifactError: the SAE has another width than the rows, or gives NaN or infinite latents.
     """
     require_width(sae, rows.shape[1], "the rows have")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
