@@ -14,7 +14,7 @@ from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file
 from sae_lib.study.measures import known_measures
 from sae_lib.study.notebooks import duration, run_notebook
-from sae_lib.study.up_to_date import Stage, find_stages, record_done, statuses, why_not_done
+from sae_lib.study.up_to_date import find_notebooks, last_seconds, made_from, record_done, why_not_done
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock, make_folder, remove_unfinished, used_bytes
 from sae_lib.util.paths import Paths, corpus_cache, shown
@@ -23,13 +23,7 @@ from sae_lib.util.paths import Paths, corpus_cache, shown
 LONGEST_WRITE_S = 3600.0
 
 
-def run(
-    profile: Profile,
-    parameters: Mapping[str, Any],
-    *,
-    notebooks: Path,
-    only: str | None = None,
-) -> list[str]:
+def run(profile: Profile, parameters: Mapping[str, Any], *, notebooks: Path, only: str | None = None) -> list[str]:
     """Run every notebook of a folder whose results are not those it would make now; returns the names of those.
 
     Args:
@@ -39,45 +33,41 @@ def run(
     Raises ArtifactError: another run holds the profile's folder, a notebook stopped, or it wrote no manifest. What was
     finished before is kept.
     """
-    paths = Paths(profile.name)
-    stages = find_stages(notebooks)
-    chosen = _choose(stages, only)
-    ran = []
+    paths, found, ran = Paths(profile.name), find_notebooks(notebooks), []
+    chosen = _choose(found, only)
     with FolderLock(paths.root):
         for folder in (paths.root, paths.figures):
             remove_unfinished(folder)
         with suppress(FileNotFoundError):  # another run's file, which took its name meanwhile
             remove_unfinished(corpus_cache(), LONGEST_WRITE_S)
-        for place, stage in enumerate(stages, start=1):
-            if stage not in chosen:
-                continue
-            label = f"[{place}/{len(stages)}] {stage.name}:"
-            reason = why_not_done(stage, profile, paths)
+        for notebook in chosen:
+            label = f"[{found.index(notebook) + 1}/{len(found)}] {notebook.stem}:"
+            reason = why_not_done(notebook, profile, paths)
             if reason is None:
                 print(f"{label} up to date", flush=True)
                 continue
             print(f"{label} running, {reason}", flush=True)
-            took = _run_stage(stage, profile, paths, parameters)
+            took = _run_one(notebook, profile, paths, parameters)
             print(f"{label} done in {duration(took)}", flush=True)
-            if stage is stages[0]:
+            if notebook is found[0]:
                 _tell_measures(profile, paths)
-            ran.append(stage.name)
+            ran.append(notebook.stem)
     return ran
 
 
-def _run_stage(stage: Stage, profile: Profile, paths: Paths, parameters: Mapping[str, Any]) -> float:
+def _run_one(notebook: Path, profile: Profile, paths: Paths, parameters: Mapping[str, Any]) -> float:
     """Run one notebook and record it; returns the seconds it took.
 
     Its last manifest goes first, so that one that is there afterwards is of this run.
     """
-    parts = stage.parts(profile, paths)
+    parts = made_from(notebook, profile, paths)
     for folder in (paths.results, paths.keys):
         make_folder(folder)
-    manifest_file(paths, stage.name).unlink(missing_ok=True)
+    manifest_file(paths, notebook.stem).unlink(missing_ok=True)
     started = time.monotonic()
-    run_notebook(stage.notebook, paths.notebooks, paths.failed, paths.logs / f"{stage.name}.log", parameters)
+    run_notebook(notebook, paths.notebooks, paths.failed, paths.logs / f"{notebook.stem}.log", parameters)
     took = time.monotonic() - started
-    record_done(stage, parts, paths, took)
+    record_done(notebook, parts, paths, took)
     return took
 
 
@@ -88,28 +78,25 @@ def _tell_measures(profile: Profile, paths: Paths) -> None:
             print(f"      {measure}: {what}", flush=True)
 
 
-def _choose(stages: Sequence[Stage], only: str | None) -> list[Stage]:
-    if only is None:
-        return list(stages)
-    chosen = [stage for stage in stages if only in (stage.name, stage.name.partition("_")[0])]
+def _choose(found: Sequence[Path], only: str | None) -> list[Path]:
+    chosen = [notebook for notebook in found if only in (None, notebook.stem, notebook.name[:2])]
     if not chosen:
-        raise ArtifactError(f"--only {only}: no such notebook; there are {', '.join(s.name for s in stages)}")
+        raise ArtifactError(f"--only {only}: no such notebook; there are {', '.join(each.stem for each in found)}")
     return chosen
 
 
 def run_command(profile: Profile, parameters: Mapping[str, Any], notebooks: Path, only: str | None) -> int:
     """`run`: check what it needs, run what has to run, say where to look."""
     paths = Paths(profile.name)
-    stages = _choose(find_stages(notebooks), only)
-    to_do = [status for status in statuses(stages, profile, paths) if status.to_do]
-    if to_do:
+    chosen = _choose(find_notebooks(notebooks), only)
+    if to_do := [notebook for notebook in chosen if why_not_done(notebook, profile, paths)]:
         from sae_lib.study.plan import blockers, make_plan, time_note
 
         plan = make_plan(profile)
         if stopping := blockers(profile, plan, paths):
             raise ArtifactError(stopping[0])
         time = time_note(profile, paths, plan)
-        print(f"profile {profile.name}: {len(to_do)} of {len(stages)} notebooks to run; {time}; `make plan` says more")
+        print(f"profile {profile.name}: {len(to_do)} of {len(chosen)} notebooks to run; {time}; `make plan` says more")
         _tell_measures(profile, paths)
     run(profile, parameters, notebooks=notebooks, only=only)
     print(where_to_look(paths))
@@ -133,10 +120,13 @@ def plan_command(profile: Profile, notebooks: Path) -> int:
     paths = Paths(profile.name)
     plan = make_plan(profile)
     print(f"profile {profile.name}: {profile.description}\n")
-    for status in statuses(find_stages(notebooks), profile, paths):
-        took = f", {duration(status.seconds)} last time" if status.seconds is not None else ""
-        what = f"to do ({status.reason})" if status.to_do else status.reason
-        print(f"  {status.stage.name:<14} {what}{took}")
+    first = None
+    for notebook in find_notebooks(notebooks):
+        seconds, reason = last_seconds(notebook, paths), why_not_done(notebook, profile, paths)
+        took = "" if seconds is None else f", {duration(seconds)} last time"
+        reason = reason or (first and f"if {first} gives other results")
+        first = first or (reason and notebook.stem)
+        print(f"  {notebook.stem:<14} {f'to do ({reason})' if reason else 'up to date'}{took}")
     lines = {
         "time": time_note(profile, paths, plan),
         "SAEs": f"{plan.saes.total()}: " + ", ".join(f"{n} {group}" for group, n in sorted(plan.saes.items())),

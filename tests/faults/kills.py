@@ -31,7 +31,7 @@ from sae_lib.data.language_model import LanguageModel
 from sae_lib.profiles.profile import load_profile
 from sae_lib.report.tables import write as table_files  # noqa: F401
 from sae_lib.study import scoring  # noqa: F401
-from sae_lib.study.up_to_date import find_stages
+from sae_lib.study.up_to_date import find_notebooks, made_from
 from sae_lib.util.paths import Paths
 from tests.faults import small_artifact
 from tests.faults.comparison import compare
@@ -249,8 +249,8 @@ def warm_up(profile: Path) -> None:
     loaded = load_profile(profile)
     models = {whole: LanguageModel.load(loaded.model, whole=whole) for whole in (False, True)}
     LanguageModel.load = lambda config, *, whole: models[whole]  # type: ignore[method-assign]
-    for stage in find_stages(profile.parent):
-        stage.parts(loaded, Paths(NAME))
+    for notebook in find_notebooks(profile.parent):
+        made_from(notebook, loaded, Paths(NAME))
     with torch.no_grad():
         models[True].residual_stream(torch.zeros(1, 2, dtype=torch.long))
 

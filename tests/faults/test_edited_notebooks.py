@@ -14,7 +14,7 @@ import pytest
 from sae_lib.__main__ import main
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.study import pipeline, plan
-from sae_lib.study.up_to_date import find_stages, why_not_done
+from sae_lib.study.up_to_date import find_notebooks, why_not_done
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import Paths
 from tests.study.test_pipeline import NAMES, Kernel, write_notebook, writes
@@ -129,7 +129,7 @@ def test_a_deleted_last_cell_is_told_and_the_results_before_it_are_kept(
     monkeypatch.setattr(pipeline, "run_notebook", lambda *_: Path())
     with pytest.raises(ArtifactError, match=r"^02_train ended without writing \S*02\.json; its last cells must write"):
         reader.run()
-    assert made.is_file() and why_not_done(find_stages(reader.folder)[0], reader.profile, reader.paths) is None
+    assert made.is_file() and why_not_done(find_notebooks(reader.folder)[0], reader.profile, reader.paths) is None
 
     (reader.folder / "02_train.ipynb").write_bytes(before)
     monkeypatch.setattr(pipeline, "run_notebook", reader.kernel)
@@ -157,7 +157,7 @@ def test_a_copy_of_a_notebook_is_not_a_second_one(reader: Reader) -> None:
     (reader.folder / "02_train-Copy1.ipynb").unlink()
     (reader.folder / ".ipynb_checkpoints").mkdir()
     os.replace(original, reader.folder / ".ipynb_checkpoints" / "02_train-checkpoint.ipynb")
-    assert [stage.name for stage in find_stages(reader.folder)] == ["01_data", "03_report"]
+    assert [each.stem for each in find_notebooks(reader.folder)] == ["01_data", "03_report"]
 
 
 def test_a_notebook_of_the_readers_own_runs_after_the_others(

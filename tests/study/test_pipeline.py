@@ -23,7 +23,7 @@ from sae_lib.report.provenance import output_path, write_stage_manifest
 from sae_lib.study import pipeline, plan
 from sae_lib.study import up_to_date as notebook_state
 from sae_lib.study.notebooks import duration, run_notebook
-from sae_lib.study.up_to_date import find_stages, record_done, statuses, why_not_done
+from sae_lib.study.up_to_date import find_notebooks, made_from, record_done, why_not_done
 from sae_lib.util import environment
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock, file_sha256, read_json, write_json
@@ -245,7 +245,7 @@ def test_profile_lock_and_code_are_part_of_the_key(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_stages(profile, notebooks, kernel)
-    first = find_stages(notebooks)[0]
+    first = find_notebooks(notebooks)[0]
     described = profile.model_copy(update={"description": "the same, told otherwise"})
     assert why_not_done(first, described, paths) is None
     larger = profile.model_copy(update={"data": profile.data.model_copy(update={"train_tokens": 2_000_000})})
@@ -270,7 +270,7 @@ def test_lost_or_altered_results_are_made_again(
 ) -> None:
     run_stages(profile, notebooks, kernel)
     (paths.results / "value_02.txt").write_text("x")
-    assert why_not_done(find_stages(notebooks)[1], profile, paths) == "results/value_02.txt is gone or was altered"
+    assert why_not_done(find_notebooks(notebooks)[1], profile, paths) == "results/value_02.txt is gone or was altered"
     assert run_stages(profile, notebooks, kernel) == ["02_train"]
     (paths.results / "value_03.txt").unlink()
     assert run_stages(profile, notebooks, kernel) == ["03_report"]
@@ -296,7 +296,7 @@ def test_a_lost_shard_is_made_again(profile: Profile, notebooks: Path, paths: Pa
             write_stage_manifest(paths, "01", [paths.store / "manifest.json"])
         return copy
 
-    stages = find_stages(notebooks)
+    stages = find_notebooks(notebooks)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pipeline, "run_notebook", harvest)
         for spoil in (lambda: shards[1].unlink(), lambda: shards[1].write_bytes(b"1")):
@@ -334,24 +334,26 @@ def test_only_what_nobody_writes_is_removed_from_the_shared_corpus(
 
 
 def test_all_notebooks_of_the_repository_have_to_be_there(notebooks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(find_stages(notebooks)) == 3
+    assert len(find_notebooks(notebooks)) == 3
     monkeypatch.setattr(notebook_state, "NOTEBOOKS", notebooks)
     with pytest.raises(ArtifactError, match=r"^notebook 04, 05 is missing in \S+; restore it with git$"):
-        find_stages(notebooks)
-    assert len(find_stages(NOTEBOOKS)) == 5
+        find_notebooks(notebooks)
+    assert len(find_notebooks(NOTEBOOKS)) == 5
 
 
-def test_status_says_what_waits_for_what(profile: Profile, notebooks: Path, paths: Paths, kernel: Kernel) -> None:
-    found = find_stages(notebooks)
-    assert [status.reason for status in statuses(found, profile, paths)] == ["not run yet"] * 3
+def test_the_plan_says_what_waits_for_what(
+    profile: Profile, notebooks: Path, kernel: Kernel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def planned() -> list[str]:
+        pipeline.plan_command(profile, notebooks)
+        return [line.split(maxsplit=1)[1].partition(",")[0] for line in capsys.readouterr().out.splitlines()[2:5]]
+
+    assert planned() == ["to do (not run yet)"] * 3
     run_stages(profile, notebooks, kernel)
-    assert [status.to_do for status in statuses(found, profile, paths)] == [False] * 3
+    capsys.readouterr()
+    assert planned() == ["up to date"] * 3
     write_notebook(notebooks, "02_train", writes("02"), "# a remark")
-    assert [status.reason for status in statuses(found, profile, paths)] == [
-        "up to date",
-        "the notebook changed",
-        "if 02_train gives other results",
-    ]
+    assert planned() == ["up to date", "to do (the notebook changed)", "to do (if 02_train gives other results)"]
 
 
 def test_one_notebook_can_be_chosen(profile: Profile, notebooks: Path, kernel: Kernel) -> None:
@@ -369,33 +371,33 @@ def test_notebook_without_manifest_is_not_recorded(
     monkeypatch.setattr(pipeline, "run_notebook", lambda *arguments: None)
     with pytest.raises(ArtifactError, match=r"01_data ended without writing \S*results/01\.json"):
         pipeline.run(profile, {}, notebooks=notebooks)
-    assert why_not_done(find_stages(notebooks)[0], profile, paths) == "the notebook changed"
+    assert why_not_done(find_notebooks(notebooks)[0], profile, paths) == "the notebook changed"
 
 
 def test_edit_while_a_notebook_runs_is_seen(profile: Profile, notebooks: Path, paths: Paths, kernel: Kernel) -> None:
-    stage = find_stages(notebooks)[0]
-    parts = stage.parts(profile, paths)
+    first = find_notebooks(notebooks)[0]
+    parts = made_from(first, profile, paths)
     write_notebook(notebooks, "01_data", writes("01"), "# written while it ran")
-    kernel(stage.notebook, paths.notebooks)
-    record_done(stage, parts, paths, 1.0)
-    assert why_not_done(stage, profile, paths) == "the notebook changed"
+    kernel(first, paths.notebooks)
+    record_done(first, parts, paths, 1.0)
+    assert why_not_done(first, profile, paths) == "the notebook changed"
 
 
 def test_broken_and_missing_notebooks_are_told(profile: Profile, notebooks: Path, paths: Paths, tmp_path: Path) -> None:
     write_notebook(notebooks, "01_data", "def f(:")
     with pytest.raises(ArtifactError, match=r"01_data\.ipynb cannot be read .*restore it with git"):
-        find_stages(notebooks)[0].parts(profile, paths)
+        made_from(find_notebooks(notebooks)[0], profile, paths)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ArtifactError, match="no notebooks"):
-        find_stages(tmp_path / "empty")
+    with pytest.raises(ArtifactError, match="notebook 01, 02, 03, 04, 05 is missing"):
+        find_notebooks(tmp_path / "empty")
 
 
 def test_magics_and_imports_inside_functions_are_understood(profile: Profile, notebooks: Path, paths: Paths) -> None:
-    stage = find_stages(notebooks)[0]
+    first = find_notebooks(notebooks)[0]
     write_notebook(notebooks, "01_data", "%matplotlib inline\n!ls", "x = 1")
-    without = stage.parts(profile, paths)["code"]
+    without = made_from(first, profile, paths)["code"]
     write_notebook(notebooks, "01_data", "%matplotlib inline", "def f():\n    from sae_lib.util import files")
-    assert stage.parts(profile, paths)["code"] != without
+    assert made_from(first, profile, paths)["code"] != without
 
 
 def test_manifest_names_outputs_relative_to_their_folders(paths: Paths) -> None:

@@ -1,4 +1,4 @@
-"""Every number of the absorption metric, by name. The defaults are those of SAEBench 0.6.0 unless they say otherwise."""
+"""Every number of the absorption metric, by name. Defaults are those of SAEBench 0.6.0 unless they say otherwise."""
 
 from typing import Any
 
