@@ -47,7 +47,7 @@ def test_numbers_give_the_score(reference: AbsorptionReference, sae: Autoencoder
 
 def test_no_letter_is_absorbed_more_than_its_worst_word(reference: AbsorptionReference, sae: Autoencoder) -> None:
     example = explain_word(sae, reference, CONFIG)
-    letters = evaluate_absorption(sae, reference, CONFIG).letters
+    letters = evaluate_absorption(sae, reference, CONFIG).tables["letters"]
     assert letters["absorption_fraction"].max() > 0
     assert example.numbers["fraction"] >= letters["absorption_fraction"].max()
 

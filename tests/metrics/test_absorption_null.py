@@ -44,9 +44,9 @@ def one_latent_per_letter(common: float) -> tuple[Autoencoder, AbsorptionReferen
 
 def nulls(sae: Autoencoder, reference: AbsorptionReference) -> dict[str, float]:
     real = evaluate_absorption(sae, reference, CONFIG)
-    assert real.main_latents == {letter: [index] for index, letter in enumerate(LETTERS)}
+    assert real.kept["main_latents"] == {letter: [index] for index, letter in enumerate(LETTERS)}
     assert real.summary["absorption_fraction"] == 0 and real.summary["main_latent_f1"] == 1
-    return null_absorption([sae], reference, CONFIG, [real.main_latents])[0]
+    return null_absorption([sae], reference, CONFIG, [real.kept["main_latents"]])[0]
 
 
 def test_shuffled_letters_by_hand():

@@ -149,15 +149,15 @@ def test_end_to_end(lm, built):
     reference, _ = built
     sae = make_sae(architecture="topk", d_sae=96, k=8, d_in=32, seed=3)
     result = evaluate_absorption(sae, reference, CONFIG)
-    assert result.summary["letters"] == len(result.letters) >= 20
+    assert result.summary["letters"] == len(result.tables["letters"]) >= 20
     assert "; ".join(result.notes) == ""
-    assert result.summary["words"] == result.letters["true_positives"].sum()
+    assert result.summary["words"] == result.tables["letters"]["true_positives"].sum()
     for name in ("absorption_fraction", "absorption_full", "absorption_unthresholded", "k1_f1"):
-        assert result.letters[name].between(0, 1).all()
-    mean = result.letters["absorption_fraction"].mean()
+        assert result.tables["letters"][name].between(0, 1).all()
+    mean = result.tables["letters"]["absorption_fraction"].mean()
     assert result.summary["absorption_fraction"] == pytest.approx(mean)
-    assert (result.letters["true_positives"] <= result.letters["test_words"]).all()
-    assert result.letters["num_split_features"].between(1, 10).all()
+    assert (result.tables["letters"]["true_positives"] <= result.tables["letters"]["test_words"]).all()
+    assert result.tables["letters"]["num_split_features"].between(1, 10).all()
 
 
 def test_entries_without_an_embedding_are_no_words(lm, tokenizer, tmp_path):

@@ -221,7 +221,7 @@ def test_an_sae_that_absorbs():
     # Ten of the hundred words with a are a child's. There M = 0, P = 1, and the child's latent has activation
     # sqrt(2) and cosine 1 / sqrt(2): T = 1. Latent 0 finds 90 of 100 words without a mistake: F1 = 180 / 190.
     # Adding a child finds 92: F1 = 184 / 192, .011 more, no split.
-    a, b = result.letters.to_dict("records")
+    a, b = result.tables["letters"].to_dict("records")
     assert a["letter"] == "a" and b["letter"] == "b"
     for name in ("absorption_fraction", "absorption_full", "absorption_unthresholded"):
         assert a[name] == pytest.approx(0.1)
@@ -249,7 +249,7 @@ def test_absorption_is_measured_in_the_fresh_prompts_on_the_words_the_probe_find
     fresh[children.nonzero().flatten()[:4], 2:] = 0
     scored = (~missed).nonzero().flatten()
     reference = replace(reference, scored=scored, scored_activations=fresh[scored])
-    a = evaluate_absorption(absorbing_sae(True), reference, CONFIG).letters.iloc[0]
+    a = evaluate_absorption(absorbing_sae(True), reference, CONFIG).tables["letters"].iloc[0]
     assert (a["test_words"], a["true_positives"]) == (100, 50)
     assert a["absorption_fraction"] == a["absorption_full"] == pytest.approx(6 / 50)
 
@@ -276,7 +276,7 @@ def test_two_latents_that_share_a_letter_are_a_split_and_not_absorption():
     reference = AbsorptionReference(words, words, x, x, probe, f1, torch.arange(80), x, left_out=0)
     root = math.sqrt(2)
     sae = sae_from([[1, 0, -1], [0, 1, 0], [0, 0, root]], [[1, 0, 0], [0, 1, 0], [1 / root, 0, 1 / root]])
-    a = evaluate_absorption(sae, reference, CONFIG).letters.iloc[0]
+    a = evaluate_absorption(sae, reference, CONFIG).tables["letters"].iloc[0]
     # F1 of one latent: 2 * 20 / (20 + 40) = 2/3; of both: 1. Both are main latents, M = P everywhere.
     assert a["k1_f1"] == pytest.approx(2 / 3) and a["main_f1"] == 1
     assert a["num_split_features"] == 2
@@ -326,10 +326,10 @@ def test_the_same_again_and_without_keeping_latents_in_memory():
     first = evaluate_absorption(random_sae(), reference, CONFIG)
     again = evaluate_absorption(random_sae(), reference, CONFIG)
     streamed = evaluate_absorption(random_sae(), reference, AbsorptionConfig(latent_bytes=1))
-    assert first.letters.equals(again.letters)
+    assert first.tables["letters"].equals(again.tables["letters"])
     assert streamed.summary == pytest.approx(first.summary, abs=1e-6)
     assert first.summary["letters"] == 26 and "; ".join(first.notes) == ""
-    assert first.letters["num_split_features"].max() > 1
+    assert first.tables["letters"]["num_split_features"].max() > 1
 
 
 def several_saes() -> list[Autoencoder]:
@@ -360,7 +360,7 @@ def test_several_saes_at_once_have_the_results_of_one_by_one(at_once, monkeypatc
     for sae, result in zip(saes, together, strict=True):
         alone = evaluate_absorption(sae, reference, settings)
         assert result.summary == pytest.approx(alone.summary, abs=1e-6)
-        assert (result.letters["num_split_features"] == alone.letters["num_split_features"]).all()
+        assert (result.tables["letters"]["num_split_features"] == alone.tables["letters"]["num_split_features"]).all()
     assert len({result.summary["absorption_unthresholded"] for result in together}) == 3
     assert evaluate_absorption_many([], reference, CONFIG) == []
 
@@ -394,7 +394,7 @@ def test_a_dead_sae_absorbs_nothing():
 def test_no_letter_gives_a_note_and_no_number():
     reference = random_reference(0)
     result = evaluate_absorption(random_sae(), reference, AbsorptionConfig(min_probe_f1=1.0))
-    assert len(result.letters) == 0 and list(result.letters)[:2] == ["letter", "probe_f1"]
+    assert len(result.tables["letters"]) == 0 and list(result.tables["letters"])[:2] == ["letter", "probe_f1"]
     assert math.isnan(result.summary["absorption_fraction"])
     assert result.summary["letters"] == result.summary["words"] == 0
     assert "0 letters" in "; ".join(result.notes)
@@ -406,10 +406,10 @@ def test_the_note_names_the_missing_letters_and_why():
     (note,) = result.notes
     assert "; ".join(result.notes) == note
     assert "2 letters (F1 > 0.6); SAEBench gives no result below 20" in note
-    assert "c (no training and no test words), d (no training and no test words)" in note
+    assert "missing: c (F1 0.00), d (F1 0.00)" in note
     assert " a (" not in note and " b (" not in note
     low = replace(reference, probe_f1=[1.0, 0.55] + [0.0] * 24)
-    assert "b (F1 0.55 on 60 test words)" in evaluate_absorption(absorbing_sae(True), low, CONFIG).notes[0]
+    assert "missing: b (F1 0.55), c (F1 0.00)" in evaluate_absorption(absorbing_sae(True), low, CONFIG).notes[0]
     enough = evaluate_absorption(absorbing_sae(True), reference, AbsorptionConfig(min_letters=2))
     assert "; ".join(enough.notes) == "" and enough.notes == ()
 

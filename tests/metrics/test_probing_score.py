@@ -41,13 +41,13 @@ def test_a_latent_that_is_the_label_scores_one_and_noise_does_not():
         sae.W_dec.copy_(torch.eye(2))
     tasks = [task("seen", "a", positive, 60), task("seen", "b", ~positive, 60), task("unseen", "c", unseen, 60)]
     result = evaluate_probing(sae, reference_of(residual, [2] * 120, tasks), CONFIG)
-    assert list(result.tasks.columns) == ["dataset", "task", "k1", "k2", "all", "train", "test"]
-    assert result.tasks["dataset"].tolist() == ["seen", "seen", "unseen"]
-    assert result.tasks["k1"].tolist()[:2] == [1.0, 1.0]
-    assert 0.3 < result.tasks["k1"][2] < 0.7
-    assert result.tasks["train"].tolist() == result.tasks["test"].tolist() == [60, 60, 60]
+    assert list(result.tables["tasks"].columns) == ["dataset", "task", "k1", "k2", "all", "train", "test"]
+    assert result.tables["tasks"]["dataset"].tolist() == ["seen", "seen", "unseen"]
+    assert result.tables["tasks"]["k1"].tolist()[:2] == [1.0, 1.0]
+    assert 0.3 < result.tables["tasks"]["k1"][2] < 0.7
+    assert result.tables["tasks"]["train"].tolist() == result.tables["tasks"]["test"].tolist() == [60, 60, 60]
     # Within datasets first, then across: not the mean over the three tasks.
-    assert result.summary["probing_k1"] == pytest.approx((1 + result.tasks["k1"][2]) / 2)
+    assert result.summary["probing_k1"] == pytest.approx((1 + result.tables["tasks"]["k1"][2]) / 2)
     assert result.summary["probing_all"] == pytest.approx(((0.75 + 0.8) / 2 + 0.85) / 2)
     assert result.summary["probing_chance"] == 0.5
     assert set(result.summary) == {"probing_k1", "probing_k2", "probing_all", "probing_chance"}
@@ -72,7 +72,7 @@ def test_the_whole_metric_text_by_text(architecture):
         latents = torch.stack([sae.encode(token) for token in text]) * sae.W_dec.norm(dim=1)
         by_text.append(latents.mean(dim=0))
     means = torch.stack(by_text).detach()
-    for row, (_, _, train, labels, test, truth) in zip(result.tasks.to_dict("records"), tasks, strict=True):
+    for row, (_, _, train, labels, test, truth) in zip(result.tables["tasks"].to_dict("records"), tasks, strict=True):
         gap = {i: abs(means[train][labels, i].mean() - means[train][~labels, i].mean()).item() for i in range(40)}
         best = sorted(gap, key=gap.__getitem__, reverse=True)
         for k in (1, 2, 5):
@@ -92,7 +92,7 @@ def test_the_scale_of_decoder_rows_moves_into_the_latents():
         sae.W_enc.div_(scale)
         sae.b_enc.div_(scale)
         sae.W_dec.mul_(scale[:, None])
-    pd.testing.assert_frame_equal(evaluate_probing(sae, reference, CONFIG).tasks, first.tasks)
+    pd.testing.assert_frame_equal(evaluate_probing(sae, reference, CONFIG).tables["tasks"], first.tables["tasks"])
 
 
 def test_an_sae_of_another_width_or_with_nan():
@@ -111,4 +111,4 @@ def test_fewer_latents_than_k():
     positive = torch.arange(20) % 2 == 0
     reference = reference_of(torch.randn(20, 8), [1] * 20, [task("d", "t", positive, 10)])
     result = evaluate_probing(make_sae(architecture="standard", d_sae=3, d_in=8), reference, ProbingConfig(ks=(3, 5)))
-    assert result.tasks["k3"].tolist() == result.tasks["k5"].tolist()
+    assert result.tables["tasks"]["k3"].tolist() == result.tables["tasks"]["k5"].tolist()

@@ -97,7 +97,7 @@ def test_an_sae_has_the_scores_that_saebench_writes_to_its_result_file(
         found = json.loads((tmp_path / f"results/sae{i}_custom_sae_eval_results.json").read_text())
         ours = evaluate_absorption(sae, reference, CONFIG)
         theirs = pd.DataFrame(found["eval_result_details"]).set_index("first_letter")
-        letters = ours.letters.set_index("letter")
+        letters = ours.tables["letters"].set_index("letter")
         assert letters.index.tolist() == theirs.index.tolist()
         assert not {chr(ord("a") + letter) for letter in BLURRED} <= set(letters.index)
         assert letters["num_split_features"].tolist() == theirs["num_split_features"].tolist()

@@ -46,7 +46,7 @@ def test_a_dataset_has_the_accuracies_of_saebench(
     part = ProbingPart(
         pocket.residual_stream(tokens)[:, 1:].flatten(0, 1), torch.full((len(distinct),), LENGTH), tasks, [0.5] * 3
     )
-    ours = evaluate_probing(sae, ProbingReference(pocket.d_in, [part]), CONFIG).tasks.set_index("task")
+    ours = evaluate_probing(sae, ProbingReference(pocket.d_in, [part]), CONFIG).tables["tasks"].set_index("task")
 
     means = [
         get_sae_meaned_activations(_activations(pocket, hooked, texts), PeerSAE(sae, "pocket", pocket.layer), 16)

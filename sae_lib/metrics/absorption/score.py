@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import pandas as pd
@@ -140,31 +139,20 @@ LETTER_COLUMNS = [
 ]
 
 
-@dataclass(frozen=True)
-class AbsorptionResult:
-    """Absorption of one SAE.
-
-    `summary`: absorption_fraction, absorption_full, absorption_unthresholded, num_split_features, main_latent_f1 and
-    main_latents_f1 are means over the letters that count (NaN if none does), `letters` is how many those are, `words`
-    their evaluated words, `probe_f1` the ground-truth probe's mean F1 over all letters that have test words. `letters`:
-    one row for each letter that counts. `k1_f1` is how well the letter's best latent finds its test words, `main_f1`
-    how well its main latents do together: absorption of a letter whose latents find little says little. `notes`: lines
-    that say why the numbers should be read with care; which letters are missing and which words are left out.
-    """
-
-    summary: dict[str, float]
-    letters: pd.DataFrame
-    notes: tuple[str, ...]
-    main_latents: dict[str, list[int]]
-    """For each letter that counts, the latents that stand for it, the most important one first."""
-
-
-def evaluate_absorption(sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig) -> AbsorptionResult:
+def evaluate_absorption(sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig) -> Measured:
     """First-letter absorption of an SAE (lower is better), on the device that holds it.
 
-    A letter counts when the ground-truth probe finds it (F1 > 0.6). Its main latents are chosen by a sparse
-    probe over the latents and the rule of `accepted_f1`; its words are the test words that the
-    ground-truth probe finds, read in fresh prompts; its score is their mean.
+    A letter counts when the ground-truth probe finds it (F1 > 0.6). Its main latents are chosen by a sparse probe over
+    the latents and the rule of `accepted_f1`; its words are the test words that the ground-truth probe finds, read in
+    fresh prompts; its score is their mean.
+
+    Summary: absorption_fraction, absorption_full, absorption_unthresholded, num_split_features, main_latent_f1 and
+    main_latents_f1 are means over the letters that count (NaN if none does), `letters` is how many those are, `words`
+    their evaluated words, `probe_f1` the ground-truth probe's mean F1 over all letters that have test words. Table
+    `letters`: one row for each letter that counts. `k1_f1` is how well the letter's best latent finds its test words,
+    `main_f1` how well its main latents do together: absorption of a letter whose latents find little says little. Kept:
+    `main_latents`, for each letter that counts the latents that stand for it, the most important one first. Notes say
+    why the numbers should be read with care: which letters are missing and which words are left out.
 
     Raises ArtifactError: the SAE does not fit the reference, or gives NaN or infinite latents.
     """
@@ -177,7 +165,7 @@ def evaluate_absorption_many(
     reference: AbsorptionReference,
     config: AbsorptionConfig,
     chosen_on: AbsorptionReference | None = None,
-) -> list[AbsorptionResult]:
+) -> list[Measured]:
     """`evaluate_absorption` of several SAEs on one device, in their order: the numbers that each has alone.
 
     The sparse probes of as many SAEs are trained together as have their training words' latents fit into
@@ -197,7 +185,8 @@ def evaluate_absorption_many(
         for sae, main in zip(group, mains, strict=True):
             letters = score_letters(sae, reference, counted, main, config)
             chosen = {LETTERS[letter]: latents.tolist() for letter, (latents, _) in zip(counted, main, strict=True)}
-            results.append(AbsorptionResult(_summary(letters, reference), letters, notes, chosen))
+            summary, kept = _summary(letters, reference), {"main_latents": chosen}
+            results.append(Measured(summary, {"letters": letters}, kept, notes=notes))
     return results
 
 
@@ -277,38 +266,23 @@ def _summary(letters: pd.DataFrame, reference: AbsorptionReference) -> dict[str,
 
 
 def _notes(reference: AbsorptionReference, counted: int, config: AbsorptionConfig) -> tuple[str, ...]:
-    notes = []
     if reference.lacking:
         return (f"not measured ({reference.lacking})",)
+    notes = []
     if counted < config.min_letters:
+        f1 = zip(LETTERS, reference.probe_f1, strict=True)
+        missing = [f"{letter} (F1 {score:.2f})" for letter, score in f1 if not score > config.min_probe_f1]
         notes.append(
             f"the language model's probe finds {counted} letters (F1 > {config.min_probe_f1:g}); "
-            f"SAEBench gives no result below {config.min_letters}; missing: {_missing(reference, config)}"
+            f"SAEBench gives no result below {config.min_letters}; missing: {', '.join(missing)}"
         )
     if reference.left_out:
-        examples = ", ".join(repr(word) for word in reference.left_out_examples)
+        words = ", ".join(repr(word) for word in reference.left_out_examples)
         notes.append(
             f"left out: {reference.left_out} words of the vocabulary that are not one token in the prompt's text"
-            + (f" ({examples})" if examples else "")
+            + (f" ({words})" if words else "")
         )
     return tuple(notes)
-
-
-def _missing(reference: AbsorptionReference, config: AbsorptionConfig) -> str:
-    """The letters that do not count, each with its reason."""
-    train, test = (
-        labels.bincount(minlength=len(LETTERS)).tolist() for labels in (reference.train_labels, reference.test_labels)
-    )
-    reasons = []
-    for letter, f1 in enumerate(reference.probe_f1):
-        if f1 > config.min_probe_f1:
-            continue
-        if not train[letter] or not test[letter]:
-            absent = [name for name, words in (("training", train), ("test", test)) if not words[letter]]
-            reasons.append(f"{LETTERS[letter]} (no {' and no '.join(absent)} words)")
-        else:
-            reasons.append(f"{LETTERS[letter]} (F1 {f1:.2f} on {test[letter]} test words)")
-    return ", ".join(reasons)
 
 
 def _reference(inputs: Inputs) -> AbsorptionReference:
@@ -326,11 +300,7 @@ def lacking(inputs: Inputs) -> str:
 
 
 def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Earlier]) -> list[Measured]:
-    found = evaluate_absorption_many(saes, inputs.reference("absorption"), inputs.settings("absorption"))
-    return [
-        Measured(each.summary, {"letters": each.letters}, {"main_latents": each.main_latents}, notes=each.notes)
-        for each in found
-    ]
+    return evaluate_absorption_many(saes, inputs.reference("absorption"), inputs.settings("absorption"))
 
 
 register(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -19,26 +18,18 @@ from sae_lib.metrics.stored_reference import require_finite, require_width
 CHANCE = 0.5  # every task has as many positives as negatives
 
 
-@dataclass(frozen=True)
-class ProbingResult:
-    """Sparse probing of one SAE; all numbers are test accuracies between 0 and 1.
-
-    `summary`: probing_k<k> for each k of the configuration, probing_all (all dimensions of the residual stream), each
-    the mean over a dataset's tasks and then over datasets, and probing_chance. `tasks`: one row for each task: dataset,
-    task, k<k> ..., all, and how many texts it was trained and tested on (train, test).
-    """
-
-    summary: dict[str, float]
-    tasks: pd.DataFrame
-
-
 @torch.no_grad()
-def evaluate_probing(sae: Autoencoder, reference: ProbingReference, config: ProbingConfig) -> ProbingResult:
+def evaluate_probing(sae: Autoencoder, reference: ProbingReference, config: ProbingConfig) -> Measured:
     """k-sparse probing of an SAE (higher is better), encoded on the device that holds it.
 
     Latents, scaled as for decoder rows of unit norm, are averaged over the tokens of a text that are not special. For
     each task the k latents with the largest |mean over positives - mean over negatives| of the training texts are read
     by a logistic regression. The means of one part are held in memory: 4 bytes for each of its texts and latents.
+
+    All numbers are test accuracies between 0 and 1. Summary: probing_k<k> for each k of the configuration, probing_all
+    (all dimensions of the residual stream), each the mean over a dataset's tasks and then over datasets, and
+    probing_chance. Table `tasks`: one row for each task: dataset, task, k<k> ..., all, and how many texts it was
+    trained and tested on (train, test).
 
     Raises ArtifactError: the SAE has another width than the residual stream, or gives NaN or infinite latents.
 
@@ -73,7 +64,7 @@ def evaluate_probing(sae: Autoencoder, reference: ProbingReference, config: Prob
     columns = [*(f"k{k}" for k in config.ks), "all"]
     means_of = tasks.groupby("dataset")[columns].mean().mean()
     summary = {f"probing_{column}": float(means_of[column]) for column in columns}
-    return ProbingResult({**summary, "probing_chance": CHANCE}, tasks)
+    return Measured({**summary, "probing_chance": CHANCE}, {"tasks": tasks})
 
 
 def _reference(inputs: Inputs) -> ProbingReference:
@@ -82,8 +73,7 @@ def _reference(inputs: Inputs) -> ProbingReference:
 
 
 def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Earlier]) -> list[Measured]:
-    found = [evaluate_probing(sae, inputs.reference("probing"), inputs.settings("probing")) for sae in saes]
-    return [Measured(each.summary, {"tasks": each.tasks}) for each in found]
+    return [evaluate_probing(sae, inputs.reference("probing"), inputs.settings("probing")) for sae in saes]
 
 
 register(
