@@ -1,31 +1,31 @@
 """What sparse probing needs from the language model: computed once for a model, layer and configuration, kept on disk.
 
-The residual stream is kept at every token that is not special, in the language model's own dtype, for each
-distinct text once. At pocket scale that is 40 MB; SAEBench's 35 tasks at Gemma-2-2b's width are 11.5 M tokens and
-53 GB in bfloat16, so the files are written a batch at a time, mapped into memory, and read a chunk at a time.
+The residual stream is kept at every token that is not special, in the language model's own dtype, for each distinct
+text once. At pocket scale that is 40 MB; SAEBench's 35 tasks at Gemma-2-2b's width are 11.5 M tokens and 53 GB in
+bfloat16, so each of the eight datasets has a file, which is mapped into memory and read a chunk at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.probes import logistic_accuracy
-from sae_lib.metrics.probing.sources import known_datasets, load_parts, text_key
-from sae_lib.metrics.probing.tasks import LabelledTexts, ProbingTask, Tokens, draw_tasks
+from sae_lib.metrics.probing.sources import known_datasets, load_part, text_key
+from sae_lib.metrics.probing.tasks import ProbingTask, Tokens, draw_tasks
+from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import atomic_folder, file_state, is_unaltered, read_json, write_json
-from sae_lib.util.keys import Stage, result_key
+from sae_lib.util.keys import Stage
 
 if TYPE_CHECKING:
     from sae_lib.data.config import CorpusConfig
@@ -72,6 +72,25 @@ class ProbingReference:
     parts: list[ProbingPart]
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A `ProbingPart` as it is kept: the texts and labels of its tasks' training and test, end to end."""
+
+    residual: Float[Tensor, "token d_in"]
+    lengths: Int[Tensor, " text"]
+    texts: Int[Tensor, " drawn"]
+    labels: Bool[Tensor, " drawn"]
+    tasks: list[list[Any]]
+    """Dataset, name, how many texts to train on, how many to test on."""
+    residual_accuracy: list[float]
+
+    def part(self) -> ProbingPart:
+        sizes = [size for *_, train, test in self.tasks for size in (train, test)]
+        drawn = zip(self.texts.split(sizes), self.labels.split(sizes), strict=True)
+        tasks = [ProbingTask(dataset, name, *next(drawn), *next(drawn)) for dataset, name, *_ in self.tasks]
+        return ProbingPart(self.residual, self.lengths, tasks, self.residual_accuracy)
+
+
 def build_probing_reference(
     lm: LanguageModel,
     config: ProbingConfig,
@@ -81,72 +100,43 @@ def build_probing_reference(
 ) -> ProbingReference:
     """Compute the reference of a language model, or read it from `folder` where it has been computed before.
 
-    Args:
-        corpus: for source `documentation`: the packaged corpus, whose held-out documents are probed.
-        cache: for source `documentation`: where the packaged corpus is kept between calls.
+    For source `documentation`, `corpus` is the packaged corpus, whose held-out documents are probed, and `cache` where
+    it is kept between calls.
 
     Raises ArtifactError: an unknown dataset, text that cannot be read, a class with too few texts (names the task),
     another corpus than the packaged one for source `documentation`.
     """
-    known_datasets(config)
-    made_from = {
-        "lm": lm.identity,
-        "config": config.reference_fields(),
-        "text": text_key(config, corpus),
-    }
-    target = Path(folder) / f"probing-{result_key(PROBING_REFERENCE, made_from)[:16]}"
-    stored = _load(target)
-    if stored is not None:
-        return stored
-    with atomic_folder(target) as building:
-        parts = [
-            _write_part(lm, config, building, number, datasets)
-            for number, datasets in enumerate(load_parts(config, lm.tokenizer, corpus, cache))
-        ]
-        write_json(building / "reference.json", {"made_from": made_from, "d_in": lm.d_in, "parts": parts})
-    built = _load(target)
-    assert built is not None
-    return built
+    names, parts = known_datasets(config), []
+    made_from = {"lm": lm.identity, "config": config.model_dump(mode="json"), "text": text_key(config, corpus)}
+    for some in [names] if config.source == "documentation" else [(name,) for name in names]:
+        compute = partial(_compute, lm, config, some, corpus, cache)
+        stored = kept_reference(folder, PROBING_REFERENCE, made_from | {"datasets": some}, _Stored, compute)
+        parts.append(stored.part())
+    return ProbingReference(lm.d_in, parts)
 
 
-def _write_part(
-    lm: LanguageModel, config: ProbingConfig, folder: Path, number: int, datasets: list[LabelledTexts]
-) -> dict[str, Any]:
-    """Write `part-<number>.residual` and `part-<number>.safetensors`; returns the part's record."""
-    texts, tasks = draw_tasks(datasets, config.seed)
+def _compute(
+    lm: LanguageModel, config: ProbingConfig, names: tuple[str, ...], corpus: CorpusConfig | None, cache: Path | None
+) -> _Stored:
+    texts, tasks = draw_tasks(load_part(names, config, lm.tokenizer, corpus, cache), config.seed)
     lengths = torch.tensor([sum(token not in lm.special_ids for token in text) for text in texts])
     if not lengths.any():
-        raise ArtifactError(f"probing: {datasets[0].dataset}: its texts hold no tokens; check its text column")
-    file = folder / f"part-{number}.residual"
-    with open(file, "wb") as stream:
-        for rows in _residual_rows(lm, texts, config.lm_batch):
-            stream.write(rows.contiguous().view(torch.uint8).numpy().data)
-    part = ProbingPart(_mapped(file, int(lengths.sum()), lm.d_in, lm.dtype), lengths, tasks, [])
-    means = part.means(lambda rows: rows, torch.device("cpu"))
+        raise ArtifactError(f"probing: {names[0]}: its texts hold no tokens; check its text column")
+    residual = torch.cat([*_residual_rows(lm, texts, config.lm_batch)])
+    means = ProbingPart(residual, lengths, tasks, []).means(lambda rows: rows, torch.device("cpu"))
     accuracies = [
         logistic_accuracy(
-            means[task.train].numpy(),
-            task.train_labels.numpy(),
-            means[task.test].numpy(),
-            task.test_labels.numpy(),
+            means[task.train].numpy(), task.train_labels.numpy(), means[task.test].numpy(), task.test_labels.numpy(),
             config.max_iter,
         )
-        for task in tqdm(tasks, desc=f"{datasets[0].dataset}: all residual dimensions", unit="task", disable=None)
-    ]
-    tensors = {"lengths": lengths}
-    for i, task in enumerate(tasks):
-        tensors |= {f"{i}.{field}": getattr(task, field) for field in _TASK_TENSORS}
-    safetensors.torch.save_file(tensors, folder / f"part-{number}.safetensors")
-    return {
-        "dtype": str(lm.dtype).removeprefix("torch."),
-        "tokens": int(lengths.sum()),
-        "tasks": [[task.dataset, task.name] for task in tasks],
-        "residual_accuracy": accuracies,
-        "files": {path.name: file_state(path) for path in sorted(folder.glob(f"part-{number}.*"))},
-    }
-
-
-_TASK_TENSORS = ("train", "train_labels", "test", "test_labels")
+        for task in tqdm(tasks, desc=f"{names[0]}: all residual dimensions", unit="task", disable=None)
+    ]  # fmt: skip
+    return _Stored(
+        residual, lengths,
+        torch.cat([each for task in tasks for each in (task.train, task.test)]),
+        torch.cat([each for task in tasks for each in (task.train_labels, task.test_labels)]),
+        [[task.dataset, task.name, len(task.train), len(task.test)] for task in tasks], accuracies,
+    )  # fmt: skip
 
 
 def _residual_rows(lm: LanguageModel, texts: list[Tokens], batch: int) -> Iterator[Float[Tensor, "token d_in"]]:
@@ -160,33 +150,6 @@ def _residual_rows(lm: LanguageModel, texts: list[Tokens], batch: int) -> Iterat
         )
         kept = lm.not_special(tokens)
         yield lm.finite_stream(tokens)[kept.to(lm.device)].cpu()
-
-
-def _mapped(file: Path, rows: int, width: int, dtype: torch.dtype) -> Float[Tensor, "row width"]:
-    """A tensor that lies in a file."""
-    return torch.from_file(str(file), shared=False, size=rows * width, dtype=dtype).view(rows, width)
-
-
-def _load(folder: Path) -> ProbingReference | None:
-    """The stored reference, or None where there is none that is whole."""
-    try:
-        record = read_json(folder / "reference.json")
-        files = [item for part in record["parts"] for item in part["files"].items()]
-        if not all(is_unaltered(folder / name, state) for name, state in files):
-            return None
-    except (FileNotFoundError, ArtifactError):
-        return None
-    parts = []
-    for number, part in enumerate(record["parts"]):
-        tensors = safetensors.torch.load_file(folder / f"part-{number}.safetensors")
-        tasks = [
-            ProbingTask(dataset, name, *(tensors[f"{i}.{field}"] for field in _TASK_TENSORS))
-            for i, (dataset, name) in enumerate(part["tasks"])
-        ]
-        dtype: torch.dtype = getattr(torch, part["dtype"])
-        residual = _mapped(folder / f"part-{number}.residual", part["tokens"], record["d_in"], dtype)
-        parts.append(ProbingPart(residual, tensors["lengths"], tasks, part["residual_accuracy"]))
-    return ProbingReference(record["d_in"], parts)
 
 
 def _chunks(lengths: Iterable[int], most: int) -> Iterator[tuple[int, int]]:

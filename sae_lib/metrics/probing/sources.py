@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,14 +45,13 @@ def text_key(config: ProbingConfig, corpus: CorpusConfig | None) -> Any:
     return {str(path): file_sha256(path) for path in paths if path.is_file()}
 
 
-def load_parts(
-    config: ProbingConfig, tokenizer: Any, corpus: CorpusConfig | None, cache: Path | None
-) -> Iterator[list[LabelledTexts]]:
-    """The texts of each part, as they are read: the packaged corpus is one part, every other dataset another.
+def load_part(
+    names: Sequence[str], config: ProbingConfig, tokenizer: Any, corpus: CorpusConfig | None, cache: Path | None
+) -> list[LabelledTexts]:
+    """The texts of the datasets `names`, to be probed together: all of the packaged corpus, or one other dataset.
 
-    Raises ArtifactError: an unknown dataset, text that cannot be read, a class with too few texts.
+    Raises ArtifactError: text that cannot be read, a class with too few texts.
     """
-    names = known_datasets(config)
     if config.source == "documentation":
         assert corpus is not None
         documents = (
@@ -60,12 +59,10 @@ def load_parts(
             for row, text in corpora.Texts(corpora.load_documents(corpus, cache), corpus.text_field)
             if text and corpora.split_of(text, corpus) == "held_out"
         )
-        yield documentation_texts(documents, tokenizer, config, names)
-        return
-    for name in names:
-        splits = hub_texts(name, config) if config.source == "hub" else file_texts(name, config.files[name], config)
-        train, test = (
-            {label: tokenise(texts, tokenizer, config.context) for label, texts in classes.items()}
-            for classes in splits
-        )
-        yield [LabelledTexts(name, train, test, tasks_of(tuple(train)))]
+        return documentation_texts(documents, tokenizer, config, tuple(names))
+    (name,) = names
+    splits = hub_texts(name, config) if config.source == "hub" else file_texts(name, config.files[name], config)
+    train, test = (
+        {label: tokenise(texts, tokenizer, config.context) for label, texts in classes.items()} for classes in splits
+    )
+    return [LabelledTexts(name, train, test, tasks_of(tuple(train)))]
