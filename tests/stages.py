@@ -21,7 +21,7 @@ from sae_lib.study.scoring import ACROSS_SEEDS
 from sae_lib.training.run import TRAINING
 from sae_lib.util.files import read_json, write_json
 from sae_lib.util.keys import Stage
-from sae_lib.util.source import code_digest
+from tests.source import code_digest
 
 FILE = Path(__file__).parent / "stage_code.json"
 MODULES: dict[Stage, tuple[str, ...]] = {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_lib.util import source
 from sae_lib.util.paths import ROOT
+from tests import source
 from tests.stages import MODULES, now, recorded, stale
 
 WAYS_OUT = (

@@ -1,12 +1,11 @@
 """What each notebook's results depend on, and whether they are still those.
 
 A notebook is up to date when everything it was made from has the content it had then: its own cells, the
-modules it imports, the profile, the model and text files that the profile names, the versions of packages, and the
+code, the profile, the model and text files that the profile names, the versions of packages, and the
 results of the notebooks before it. Times of files mean nothing after a `git clone`, so contents are compared.
 """
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,16 @@ from sae_lib.util.environment import locked_pins
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import file_sha256, file_state, is_unaltered, json_key, read_json, write_json
 from sae_lib.util.keys import NUMERICAL
-from sae_lib.util.paths import NOTEBOOKS, Paths, shown
-from sae_lib.util.source import code_digest, imported_modules
+from sae_lib.util.paths import NOTEBOOKS, ROOT, Paths, shown
 
 NUMBERS = ("01", "02", "03", "04", "05")  # of the repository's own notebooks
+CODE, SOURCES = ROOT / "sae_lib", (".py", ".yaml", ".typ", ".css", ".bib")
 PATTERN = "[0-9][0-9]_*.ipynb"
 # Packages that draw and set what notebooks make of the numbers.
 DRAWING = ("jinja2", "matplotlib", "seaborn", "typst")
 REASONS = {
     "notebook": "the notebook changed",
-    "code": "code that it imports changed",
+    "code": "the code changed",
     "profile": "the profile changed",
     "inputs": "the model's or the corpus's files changed",
     "lock": "packages in requirements.lock changed",
@@ -55,22 +54,20 @@ def made_from(notebook: Path, profile: Profile, paths: Paths) -> dict[str, str]:
     """A content key for each thing that a notebook's results depend on: its own cells, code, ..., and the results of
     every notebook before it.
 
-    Raises ArtifactError: the notebook is not valid JSON or one of its cells is not valid Python.
+    Raises ArtifactError: the notebook is not valid JSON.
     """
     try:
         cells = [
             (cell["cell_type"], "".join(cell["source"]), cell["metadata"].get("tags", []))
             for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         ]
-        # IPython's own lines are no Python.
-        texts = [re.sub(r"^(\s*)[%!].*$", r"\1pass", text, flags=re.M) for kind, text, _ in cells if kind == "code"]
-        code = [imported_modules(text) for text in texts]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{shown(notebook)} cannot be read ({error}); restore it with git") from None
+    code = [file for file in sorted(CODE.rglob("*")) if file.suffix in SOURCES]
     before = [manifest_file(paths, each.stem) for each in sorted(notebook.parent.glob(PATTERN)) if each < notebook]
     return {
         "notebook": json_key(cells),
-        "code": code_digest(*frozenset[str]().union(*code)),
+        "code": json_key([[file.name, file_sha256(file)] for file in code]),
         "profile": json_key(
             profile.model_dump(mode="json", exclude={"description", "cost"})
         ),  # nothing depends on them

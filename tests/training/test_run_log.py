@@ -14,7 +14,7 @@ from sae_lib.data.activations import ActivationStore
 from sae_lib.training.log import PROGRESS_FILE, logged_rows, run_log
 from sae_lib.training.run import train_sae
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.source import closure
+from tests.source import closure
 from tests.tiny_training import DATA, tiny_config, tiny_store, tiny_training
 
 STEPS = [*range(0, 40, 5), 39]

@@ -1,8 +1,7 @@
 """The code behind a module, read from the sources without running them.
 
-Two things ask for it: whether a notebook has to run again (`study.up_to_date`), and whether the code of a stage has
-changed without its version (`tests/test_stage_code.py`). Comments, docstrings and what is imported for type checkers
-alone are no part of it.
+It tells whether the code of a stage has changed without its version (`tests/test_stage_code.py`). Comments, docstrings
+and what is imported for type checkers alone are no part of it.
 """
 
 import ast
@@ -14,8 +13,10 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, NamedTuple
 
-PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
-PACKAGE = PACKAGE_FOLDER.name
+from sae_lib.util.paths import ROOT
+
+PACKAGE = "sae_lib"
+PACKAGE_FOLDER = ROOT / PACKAGE
 DATA_FILE = re.compile(r"[\w-]+(/[\w-]+)*\.(yaml|json|safetensors|parquet|typ|css|js|html)")
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sae_lib.util import source
 from sae_lib.util.paths import ROOT
-from sae_lib.util.source import closure, code_digest, imported_modules
+from tests import source
+from tests.source import closure, code_digest, imported_modules
 
 SOURCES = {
     "__init__.py": "",
