@@ -187,11 +187,13 @@ def train(
     return time.monotonic() - started
 
 
-def measure(model: Path, layers: int, held_out: NDArray[np.int32], work: Path) -> dict[str, Any]:
+def measure(
+    model: Path, layers: int, held_out: NDArray[np.int32], work: Path, words: int | None = None
+) -> dict[str, Any]:
     """What saved weights can do: the loss on held-out text, and how well the absorption metric's probe finds letters
     after each block but the last, on words that it was not trained on."""
     lms = [LanguageModel.load(ModelConfig(name=str(model), layer=layer), whole=True) for layer in range(layers - 1)]
-    letters = {lm.layer: build_absorption_reference(lm, AbsorptionConfig(), work).probe_f1 for lm in lms}
+    letters = {lm.layer: build_absorption_reference(lm, AbsorptionConfig(max_words=words), work).probe_f1 for lm in lms}
     return {
         "parameters": sum(p.numel() for p in lms[0].model.parameters()),
         "held_out_loss": build_core_reference(lms[0], torch.from_numpy(held_out)).ce_clean,

@@ -68,9 +68,7 @@ def made_from(notebook: Path, profile: Profile, paths: Paths) -> dict[str, str]:
     return {
         "notebook": json_key(cells),
         "code": json_key([[file.name, file_sha256(file)] for file in code]),
-        "profile": json_key(
-            profile.model_dump(mode="json", exclude={"description", "cost"})
-        ),  # nothing depends on them
+        "profile": json_key(profile.model_dump(mode="json", exclude={"description", "cost"})),
         "inputs": json_key(_input_files(profile)),
         "lock": json_key({name: pin for name, pin in locked_pins().items() if name in (*NUMERICAL, *DRAWING)}),
         "upstream": json_key([file_sha256(file) if file.is_file() else None for file in before]),

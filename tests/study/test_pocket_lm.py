@@ -89,9 +89,10 @@ def test_the_learning_rate_rises_falls_and_does_so_again_at_half_the_height():
 def test_the_packaged_model_meets_its_card_and_the_card_what_is_asked_of_it(tmp_path):
     card = json.loads((POCKET_FOLDER / "card.json").read_text())
     measured, layer = card["measured"], str(load_profile("pocket").model.layer)
+    assert measured["held_out_loss"] < measured["bigram_loss"] < measured["unigram_loss"]
     assert measured["probe_usable_letters"][layer] >= 20 and USABLE_F1 == 0.8
     assert (POCKET_FOLDER / "model.safetensors").stat().st_size < 16 * 2**20
     tokenizer = AutoTokenizer.from_pretrained(POCKET_FOLDER)
-    again = measure(POCKET_FOLDER, 2, pack(TEXTS, tokenizer, 128), tmp_path)
-    assert again["parameters"] == measured["parameters"] and 0 < again["held_out_loss"] < 9
-    assert again["probe_macro_f1"][0] == pytest.approx(measured["probe_macro_f1"]["0"], abs=0.02)
+    again = measure(POCKET_FOLDER, 2, pack(TEXTS, tokenizer, 128), tmp_path, words=260)
+    assert set(again) <= set(measured) and again["parameters"] == measured["parameters"]
+    assert 0 < again["held_out_loss"] < measured["unigram_loss"] and 0 < again["probe_macro_f1"][0] < 1

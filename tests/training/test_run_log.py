@@ -137,9 +137,9 @@ def test_a_disk_that_is_full_once_the_events_are_closed_is_told_in_one_line(tmp_
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr(tensorboardX.SummaryWriter, "close", full)
     with pytest.raises(ArtifactError, match="disk full"), run_log(tmp_path, tmp_path / "events") as log:
         log({"step": 0, "loss": 1.0})
-        monkeypatch.setattr(tensorboardX.SummaryWriter, "close", full)
 
 
 def test_no_weights_depend_on_how_training_is_watched():
