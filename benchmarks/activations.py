@@ -17,7 +17,7 @@ from sae_lib.data.config import CorpusConfig, ModelConfig
 from sae_lib.data.corpus import documents_of, load_documents
 from sae_lib.data.harvest import harvest, tokens_sha256
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.spelling import with_lessons
+from sae_lib.data.spelling import Lessons
 from sae_lib.data.tokens import pack
 
 MODEL = ModelConfig(name="pocket", layer=2, dtype="float32", device="cpu")
@@ -38,10 +38,8 @@ def load_text(lm: LanguageModel, folder: Path, train: int, held_out: int) -> Tex
     """So many contexts of each split; the extracted text is kept in `folder`."""
     rows = load_documents(CORPUS, folder)
     packed = pack(documents_of("train", rows, CORPUS), lm.tokenizer, CONTEXT_LENGTH, train)
-    return Text(
-        with_lessons(packed, lm.tokenizer, CORPUS.lessons_fraction),
-        pack(documents_of("held_out", rows, CORPUS), lm.tokenizer, CONTEXT_LENGTH, held_out),
-    )
+    Lessons(lm.tokenizer, len(packed), round(len(packed) * CORPUS.lessons_fraction)).replace(packed, 0)
+    return Text(packed, pack(documents_of("held_out", rows, CORPUS), lm.tokenizer, CONTEXT_LENGTH, held_out))
 
 
 def load_store(lm: LanguageModel, text: Text, folder: Path) -> ActivationStore:

@@ -30,7 +30,7 @@ class ModelConfig(Strict):
     @field_validator("revision")
     @classmethod
     def _pinned(cls, revision: str | None, info: Any) -> str | None:
-        return hub.model_revision(info.data.get("name", ""), revision)
+        return hub.read_revision(hub.model(info.data.get("name", "")), revision)
 
     def check_layer(self, depth: int) -> None:
         """Raises ArtifactError when the model, of `depth` blocks, has no such block."""
@@ -64,7 +64,7 @@ class CorpusConfig(Strict):
     @field_validator("revision")
     @classmethod
     def _pinned(cls, revision: str | None, info: Any) -> str | None:
-        return hub.dataset_revision(info.data.get("name"), revision)
+        return hub.read_revision(hub.dataset(info.data.get("name") or ""), revision)
 
     @model_validator(mode="after")
     def _has_source(self) -> CorpusConfig:

@@ -78,16 +78,9 @@ def dataset(name: str) -> Pin | None:
     return _pins()["datasets"].get(name)
 
 
-def model_revision(name: str, revision: str | None) -> str | None:
-    """The revision of a model that is read: the one given, or else the pinned one."""
-    pin = model(name)
-    return revision or (pin.revision if pin else None)
-
-
-def dataset_revision(name: str | None, revision: str | None) -> str | None:
-    """The revision of a dataset that is read: the one given, or else the pinned one."""
-    pin = dataset(name) if name else None
-    return revision or (pin.revision if pin else None)
+def read_revision(found: Pin | None, revision: str | None) -> str | None:
+    """The revision that is read: the one given, or else that of the pin."""
+    return revision or (found.revision if found else None)
 
 
 def explain(error: BaseException, name: str, revision: str | None, source: Source) -> str | None:
@@ -101,47 +94,35 @@ def explain(error: BaseException, name: str, revision: str | None, source: Sourc
         revision: its revision; None is the newest.
         source: the fields that name both.
     """
-    from httpx2 import HTTPError
-    from huggingface_hub import constants, errors, get_token
+    from huggingface_hub import constants, get_token
 
     chain = tuple(_chain(error))
-
-    def is_any(kinds: type[BaseException] | tuple[type[BaseException], ...], dataset_says: str) -> bool:
-        # datasets drops the cause of its DatasetNotFoundError; its text is all that is left.
-        return any(
-            isinstance(each, kinds) or (type(each).__name__ == "DatasetNotFoundError" and dataset_says in str(each))
-            for each in chain
-        )
-
+    kinds = {kind.__name__ for each in chain for kind in type(each).__mro__}
+    # datasets drops the causes of some of its errors; their text is all that is left.
+    lost = " ".join(str(each) for each in chain if type(each).__name__ == "DatasetNotFoundError")
     page, asked = f"{source.page}/{name}", f"{name} at revision {revision or 'main'}"
     pin = model(name) if source is MODEL else dataset(name)
     status = next((code for each in chain if (code := _status(each))), None)
-    if is_any(errors.GatedRepoError, "gated dataset") or (pin and pin.gated and status in REFUSED):
+    if "GatedRepoError" in kinds or "gated dataset" in lost or (pin and pin.gated and status in REFUSED):
         token = "use a token of the account that accepted them, with access to gated repositories (HF_TOKEN)"
         log_in = "run `hf auth login` or set HF_TOKEN"
         return f"{source.name}: {name} is gated: accept its terms at {page}, then {token if get_token() else log_in}"
-    if is_any(errors.RevisionNotFoundError, "Revision "):
+    if "RevisionNotFoundError" in kinds or "Revision " in lost:
         pinned = " (pinned in sae_lib/data/hub.yaml)" if pin and revision == pin.revision else ""
-        return (
-            f"{source.revision}: {name} has no revision {revision}{pinned} on the hub; {page}/commits/main lists them"
-        )
-    if is_any((errors.RepositoryNotFoundError, errors.HFValidationError), "doesn't exist on the Hub"):
+        has = f"{name} has no revision {revision}{pinned} on the hub; {page}/commits/main lists them"
+        return f"{source.revision}: {has}"
+    if {"RepositoryNotFoundError", "HFValidationError"} & kinds or "doesn't exist on the Hub" in lost:
         kind = "neither a local folder nor a model" if source is MODEL else "no dataset"
-        return (
-            f"{source.name}: {name} is {kind} on the hub that you may read; "
-            "check the spelling, or set HF_TOKEN if it is private"
-        )
+        what = f"{name} is {kind} on the hub that you may read"
+        return f"{source.name}: {what}; check the spelling, or set HF_TOKEN if it is private"
     if status is not None:
         says = " ".join(str(error).split())
         return f"{source.name}: the hub answers {status} for {name} ({says}); see {page}, or {source.instead}"
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return (
-            f"{source.name}: {asked} cannot be written to the hub's cache {constants.HF_HUB_CACHE} "
-            f"({error.strerror}); set HF_HOME to a folder with room that you may write"
-        )
-    # datasets makes a FileNotFoundError of the last of them, and only its text tells.
-    unreachable = (HTTPError, errors.EntryNotFoundError, ConnectionError, TimeoutError)
-    if not any(isinstance(each, unreachable) or "LocalEntryNotFoundError" in str(each) for each in chain):
+        what = f"{asked} cannot be written to the hub's cache {constants.HF_HUB_CACHE} ({error.strerror})"
+        return f"{source.name}: {what}; set HF_HOME to a folder with room that you may write"
+    unreachable = {"HTTPError", "EntryNotFoundError", "ConnectionError", "TimeoutError"}
+    if not unreachable & kinds and not any("LocalEntryNotFoundError" in str(each) for each in chain):
         return None
     connect = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect"
     what = f"{asked} is not wholly in the hub's cache and the hub cannot be reached"

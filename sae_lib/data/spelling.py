@@ -121,13 +121,3 @@ class Lessons:
         if low < high:
             lines, _ = self._lines.mixed_windows(self._rng, int(high - low), block.shape[1])
             block[self._places[low:high] - first] = lines
-
-
-def with_lessons(contexts: NDArray[np.int32], tokenizer: Any, fraction: float, seed: int = 0) -> NDArray[np.int32]:
-    """`contexts` with a share of them replaced by `Lessons`."""
-    count = round(len(contexts) * fraction)
-    if count == 0:
-        return contexts
-    mixture = contexts.copy()
-    Lessons(tokenizer, len(contexts), count, seed).replace(mixture, 0)
-    return mixture

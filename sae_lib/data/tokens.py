@@ -6,6 +6,8 @@ Documents of any length become contexts of one length, written to disk as they f
 from __future__ import annotations
 
 import hashlib
+import io
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -90,7 +92,13 @@ class ContextWriter:
     """
 
     def __init__(
-        self, file: IO[bytes], tokenizer: Any, length: int, contexts: int, rows: int, lessons: Lessons | None
+        self,
+        file: IO[bytes] | io.BytesIO,
+        tokenizer: Any,
+        length: int,
+        contexts: int,
+        rows: int = 0,
+        lessons: Lessons | None = None,
     ) -> None:
         self._file, self._length, self._contexts, self._rows, self._lessons = file, length, contexts, rows, lessons
         self._bos, _ = boundary_tokens(tokenizer)
@@ -108,6 +116,11 @@ class ContextWriter:
     def enough(self) -> bool:
         """Whether what there is will do."""
         return self.rows >= self._rows if self._rows else self.full
+
+    @property
+    def left(self) -> int:
+        """Tokens that fill no context yet."""
+        return len(self._rest)
 
     def add(self, ids: NDArray[np.int32]) -> None:
         """Go on with these tokens."""
@@ -238,28 +251,21 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int) -> 
                 future.cancel()
 
 
-def pack(texts: Iterable[str], tokenizer: Any, context_length: int, contexts: int | None = None) -> NDArray[np.int32]:
-    """Pack documents, in memory, into contexts `[context, position]`: BOS, then context_length - 1 tokens of the rest.
-
-    Documents are joined by EOS (BOS where the tokenizer has none); the tokens left over at the end are dropped. Of
-    `contexts`, at most that many are made, and no more text is read than they take.
+def pack(texts: Iterable[str], tokenizer: Any, context_length: int, contexts: int = sys.maxsize) -> NDArray[np.int32]:
+    """As `ContextWriter`, in memory: contexts `[context, position]`, at most so many, from no more text than they take.
 
     Raises ArtifactError when there is no text for even one context.
     """
-    bos, closing = boundary_tokens(tokenizer)
-    body = context_length - 1
-    pieces: list[NDArray[np.int32]] = []
-    n_tokens = 0
-    texts = iter(texts)
-    while (contexts is None or n_tokens < contexts * body) and (batch := list(islice(texts, ROWS_PER_BATCH))):
-        encoded = encode(batch, tokenizer, closing)
-        pieces += encoded
-        n_tokens += sum(len(ids) for ids in encoded)
-    filled = min(n_tokens // body, n_tokens if contexts is None else contexts)
-    if not filled:
-        raise ArtifactError(f"text: {n_tokens:,} tokens fill no context of {context_length}; give more text")
-    stream = np.concatenate(pieces)[: filled * body].reshape(-1, body)
-    return np.concatenate([np.full((len(stream), 1), bos, dtype=np.int32), stream], axis=1)
+    _, closing = boundary_tokens(tokenizer)
+    file, texts = io.BytesIO(), iter(texts)
+    writer = ContextWriter(file, tokenizer, context_length, contexts)
+    while not writer.full and (batch := list(islice(texts, ROWS_PER_BATCH))):
+        writer.add(np.concatenate(encode(batch, tokenizer, closing)))
+    if not writer.contexts:
+        raise ArtifactError(f"text: {writer.left:,} tokens fill no context of {context_length}; give more text")
+    writer.finish()
+    file.seek(0)
+    return cast(NDArray[np.int32], np.load(file))
 
 
 def load_tokens(folder: Path, split: Split) -> NDArray[np.int32]:

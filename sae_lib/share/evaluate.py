@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
@@ -24,8 +24,11 @@ from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.registry import Inputs, Measured, with_needs
 from sae_lib.metrics.scores import SCORES
 from sae_lib.profiles.profile import EvaluationConfig, load_profile
-from sae_lib.share.inputs import open_pair
+from sae_lib.share.inputs import documents, given, open_model, read
+from sae_lib.share.load import load_with_origin
+from sae_lib.share.origin import Origin
 from sae_lib.util.errors import ArtifactError, ModelLacks
+from sae_lib.util.paths import corpus_cache, output_folder, output_root
 
 SHORT = {"core": "reconstruction"}  # what a score is called here, where the registry has another name
 
@@ -133,16 +136,24 @@ def evaluate_sae(
     if unknown or not asked:
         known = ", ".join([*SHORT, *(name for name in SCORES if name not in SHORT.values())])
         raise ArtifactError(f"metrics: {', '.join(unknown) or 'none'} asked for; choose from {known}")
-    pair = open_pair(
-        sae, model, layer, revision=revision, device=device, dtype=dtype, any_origin=any_origin, centre=centre
+    sae, origin = (sae, Origin("the SAE")) if isinstance(sae, Autoencoder) else load_with_origin(sae)
+    lm, notes = open_model(
+        sae, origin, model, layer, revision=revision, device=device, dtype=dtype, any_origin=any_origin, centre=centre
     )
-    inputs = pair.inputs(settings or default_settings(), texts, files, text_field, contexts, context_length, cache)
-    found = _measure(pair.sae, inputs, asked)
+
+    def held_out() -> Int[Tensor, "context position"]:
+        source = given(texts) if texts is not None else documents(files, text_field)
+        tokens, found = read(lm, source, contexts, context_length)
+        notes.extend(f"text: {note}" for note in found)
+        return tokens
+
+    folder = output_root() / "evaluate" if cache is None else output_folder(cache, "cache")
+    packaged = load_profile("pocket").corpus
+    inputs = Inputs(lambda: lm, held_out, settings or default_settings(), folder, packaged, corpus_cache())
+    found = _measure(sae.to(lm.device).eval(), inputs, asked)
     summary = {
-        "model": pair.lm.name, "layer": pair.lm.layer, "architecture": pair.sae.cfg.architecture,
-        "d_in": pair.sae.d_in, "d_sae": pair.sae.d_sae,
+        "model": lm.name, "layer": lm.layer, "architecture": sae.cfg.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae,
     }  # fmt: skip
-    notes = list(pair.notes)
     tables: dict[str, pd.DataFrame] = {}
     for metric, measured in zip(metrics, found, strict=True):
         summary |= measured.summary

@@ -1,10 +1,8 @@
-"""What an evaluation reads: an SAE and its model, checked against each other, the text, and what every SAE shares of
-the two."""
+"""What an evaluation reads: the model of an SAE, checked against it, and the text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,50 +15,15 @@ from sae_lib.data.config import CorpusConfig, ModelConfig
 from sae_lib.data.corpus import Texts, documents_of, load_documents
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.tokens import pack
-from sae_lib.metrics.registry import Inputs
-from sae_lib.profiles.profile import EvaluationConfig, explain, load_profile
-from sae_lib.share.load import load_with_origin
+from sae_lib.profiles.profile import explain, load_profile
 from sae_lib.share.origin import Origin, origin_faults
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.paths import output_folder, output_root
+from sae_lib.util.paths import output_root
 
 
-@dataclass(frozen=True)
-class Pair:
-    """An SAE and the whole language model that it reads, on one device, and what to know about the two."""
-
-    sae: Autoencoder
-    lm: LanguageModel
-    notes: list[str]
-
-    def inputs(
-        self,
-        settings: EvaluationConfig,
-        texts: Iterable[str] | None,
-        files: Sequence[Path | str],
-        text_field: str,
-        contexts: int,
-        context_length: int,
-        cache: Path | str | None,
-    ) -> Inputs:
-        """What scores are computed from; arguments as of `evaluate_sae`.
-
-        Text is read when a score asks for it, and what there is to say about it comes to the notes.
-        """
-
-        def held_out() -> Int[Tensor, "context position"]:
-            source = given(texts) if texts is not None else documents(files, text_field)
-            tokens, notes = _read(self.lm, source, contexts, context_length)
-            self.notes.extend(f"text: {note}" for note in notes)
-            return tokens
-
-        folder = output_root() / "evaluate" if cache is None else output_folder(cache, "cache")
-        packaged = load_profile("pocket").corpus
-        return Inputs(lambda: self.lm, held_out, settings, folder, packaged, output_root() / "corpus")
-
-
-def open_pair(
-    sae: Autoencoder | Path | str,
+def open_model(
+    sae: Autoencoder,
+    origin: Origin,
     model: str | LanguageModel,
     layer: int | None,
     *,
@@ -69,14 +32,13 @@ def open_pair(
     dtype: str,
     any_origin: bool,
     centre: bool,
-) -> Pair:
-    """Load an SAE and the model that it is to be evaluated on; arguments as of `evaluate_sae`.
+) -> tuple[LanguageModel, list[str]]:
+    """The model that an SAE is to be evaluated on, and what to know about the two; arguments as of `evaluate_sae`.
 
     Raises:
-        ArtifactError: in one line, for a folder that `load_sae` refuses, a model or layer that is not there, an SAE of
-            another width or from another place.
+        ArtifactError: in one line, for a model or layer that is not there, an SAE of another width or from another
+            place.
     """
-    sae, origin = (sae, Origin("the SAE")) if isinstance(sae, Autoencoder) else load_with_origin(sae)
     layer = origin.layer if layer is None else layer
     if layer is None:
         raise ArtifactError("layer: the SAE's files name no layer; say after which block (from 0) it was trained")
@@ -95,7 +57,7 @@ def open_pair(
             f"sae: it {seen} trained on a model whose weights TransformerLens centred (center_writing_weights); "
             "centre=True (--centre) gives it such a residual stream"
         )
-    return Pair(sae.to(lm.device).eval(), lm, notes)
+    return lm, notes
 
 
 def _open_model(model: str | LanguageModel, layer: int, revision: str | None, device: str, dtype: str) -> LanguageModel:
@@ -144,7 +106,7 @@ def given(texts: Iterable[str] | str) -> Texts:
     return Texts(({"text": text} for text in ([texts] if isinstance(texts, str) else texts)), "text", "texts")
 
 
-def _read(
+def read(
     lm: LanguageModel, texts: Texts, contexts: int, length: int
 ) -> tuple[Int[Tensor, "context position"], list[str]]:
     """As many contexts as were asked for, or as the text fills, and what there is to say about them."""

@@ -21,7 +21,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
@@ -268,7 +267,8 @@ def _held() -> list[str]:
     return [folder for folder in os.environ.get(HELD, "").split(os.pathsep) if folder]
 
 
-class FolderLock:
+@contextmanager
+def FolderLock(folder: Path | str) -> Iterator[None]:
     """Holds a folder for one run; a second run is refused at once, told who holds it.
 
     The operating system drops the lock when its process ends, however it ends, so none is ever stale. The
@@ -277,39 +277,29 @@ class FolderLock:
     Raises:
         ArtifactError: on entering, when another run holds the folder or nothing can be written there.
     """
-
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        self._note = self.folder / ".lock.json"
-        self._lock = FileLock(self.folder / ".lock")
-
-    def __enter__(self) -> "FolderLock":
-        with explain_refusal(self.folder):
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._lock.acquire(timeout=0)
-            except Timeout:  # an OSError too
-                raise ArtifactError(
-                    f"{self.folder} is in use by {self._holder()}; wait for that run to end, stop it, "
-                    f"or set SAE_LIB_OUTPUT to another folder"
-                ) from None
-        write_json(self._note, {"pid": os.getpid(), "host": socket.gethostname()})
-        os.environ[HELD] = os.pathsep.join([*_held(), str(self.folder.resolve())])
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.environ[HELD] = os.pathsep.join(folder for folder in _held() if folder != str(self.folder.resolve()))
-        self._note.unlink(missing_ok=True)
-        self._lock.release()
-
-    def _holder(self) -> str:
+    folder, note = Path(folder), Path(folder) / ".lock.json"
+    lock = FileLock(folder / ".lock")
+    with explain_refusal(folder):
         try:
-            note = read_json(self._note)
-            return f"process {note['pid']} on {note['host']}"
-        except (OSError, ArtifactError, KeyError, TypeError):
-            return "another run"
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:  # an OSError too
+            holder = "another run"
+            with suppress(OSError, ArtifactError, KeyError, TypeError):
+                known = read_json(note)
+                holder = f"process {known['pid']} on {known['host']}"
+            raise ArtifactError(
+                f"{folder} is in use by {holder}; wait for that run to end, stop it, "
+                f"or set SAE_LIB_OUTPUT to another folder"
+            ) from None
+    try:
+        write_json(note, {"pid": os.getpid(), "host": socket.gethostname()})
+        os.environ[HELD] = os.pathsep.join([*_held(), str(folder.resolve())])
+        yield
+    finally:
+        os.environ[HELD] = os.pathsep.join(held for held in _held() if held != str(folder.resolve()))
+        note.unlink(missing_ok=True)
+        lock.release()
 
 
 def _beside(path: Path) -> Path:

@@ -57,7 +57,7 @@ def corpus_cache() -> Path:
     return output_root() / "corpus"
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Paths:
     """The folders of one profile. They are made by whoever writes into them, through `sae_lib.util.files`.
 
@@ -67,64 +67,26 @@ class Paths:
 
     profile: str
 
-    @property
-    def root(self) -> Path:
-        return output_root() / self.profile
-
-    @property
-    def tokens(self) -> Path:
-        """Packed contexts of token ids and their manifest."""
-        return self.root / "tokens"
-
-    @property
-    def store(self) -> Path:
-        """Shards of residual-stream activations."""
-        return self.root / "store"
-
-    @property
-    def runs(self) -> Path:
-        """One folder for each trained SAE."""
-        return self.root / "runs"
-
-    @property
-    def reference(self) -> Path:
-        """What metrics compute once for a language model: clean losses, probes, held-out activations."""
-        return self.root / "reference"
-
-    @property
-    def results(self) -> Path:
-        """Tidy tables and the manifest of each notebook."""
-        return self.root / "results"
+    def __post_init__(self) -> None:
+        root = output_root() / self.profile
+        self.root = root
+        self.tokens = root / "tokens"  # packed contexts of token ids and their manifest
+        self.store = root / "store"  # shards of residual-stream activations
+        self.runs = root / "runs"  # one folder for each trained SAE
+        self.reference = root / "reference"  # what metrics compute once: clean losses, probes, held-out activations
+        self.results = root / "results"  # tidy tables and the manifest of each notebook
+        self.notebooks = root / "notebooks"  # executed copies of the notebooks that finished
+        self.failed = root / "failed"  # and of those that stopped with an error
+        self.logs = root / "logs"
+        self.keys = root / "keys"  # what each finished notebook was made from
+        # Figures and tables; the committed folder for profiles that have one, if output is not redirected.
+        redirected = bool(os.environ.get(OUTPUT_VARIABLE))
+        self.figures = root / "figures" if redirected else COMMITTED.get(self.profile, root / "figures")
 
     @property
     def known_results(self) -> Path:
         """The tables of the last run here, or else those committed with the figures."""
         return self.results if any(self.results.glob("*.parquet")) else self.figures / "results"
-
-    @property
-    def notebooks(self) -> Path:
-        """Executed copies of the notebooks that finished."""
-        return self.root / "notebooks"
-
-    @property
-    def failed(self) -> Path:
-        """Executed copies of the notebooks that stopped with an error."""
-        return self.root / "failed"
-
-    @property
-    def logs(self) -> Path:
-        return self.root / "logs"
-
-    @property
-    def keys(self) -> Path:
-        """What each finished notebook was made from."""
-        return self.root / "keys"
-
-    @property
-    def figures(self) -> Path:
-        """Figures and tables; the committed folder for profiles that have one, if output is not redirected."""
-        redirected = bool(os.environ.get(OUTPUT_VARIABLE))
-        return self.root / "figures" if redirected else COMMITTED.get(self.profile, self.root / "figures")
 
 
 def verdicts_file(profile: str) -> Path:

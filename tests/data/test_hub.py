@@ -115,14 +115,13 @@ def test_a_shipped_profile_reads_the_pinned_commits(name: str) -> None:
 
 
 def test_a_revision_that_is_given_goes_before_the_pinned_one() -> None:
-    assert hub.model_revision("openai-community/gpt2", "v2") == "v2"
-    assert hub.model_revision("someone/else", None) is None
-    assert hub.dataset_revision("monology/pile-uncopyrighted", "v2") == "v2"
-    assert hub.dataset_revision(None, None) is None
+    assert hub.read_revision(hub.model("openai-community/gpt2"), "v2") == "v2"
+    assert hub.read_revision(hub.model("someone/else"), None) is None
+    assert hub.read_revision(hub.dataset("monology/pile-uncopyrighted"), "v2") == "v2"
 
 
 def test_probing_reads_the_pinned_commits() -> None:
-    assert {name: hub.dataset_revision(name, None) for name in HUB_REVISIONS} == HUB_REVISIONS
+    assert {name: hub.read_revision(hub.dataset(name), None) for name in HUB_REVISIONS} == HUB_REVISIONS
     missing = {name for name, revision in HUB_REVISIONS.items() if revision is None}
     assert missing == {"canrager/amazon_reviews_mcauley_1and5", "codeparrot/github-code"}
 
@@ -159,7 +158,7 @@ def test_a_revision_that_does_not_exist_is_named_with_its_place(answers: Any) ->
         "model.revision: openai-community/gpt2 has no revision v9 on the hub; "
         "https://huggingface.co/openai-community/gpt2/commits/main lists them"
     )
-    pinned = hub.model_revision("openai-community/gpt2", None)
+    pinned = hub.read_revision(hub.model("openai-community/gpt2"), None)
     assert f"no revision {pinned} (pinned in sae_lib/data/hub.yaml) on the hub" in model_refusal(
         "openai-community/gpt2", pinned
     )
@@ -283,7 +282,7 @@ def test_a_gated_dataset(answers: Any) -> None:
 def test_a_dataset_or_a_revision_that_is_not_there(answers: Any) -> None:
     answers(refuse(404, "RevisionNotFound"))
     assert dataset_refusal(revision="v9").startswith("corpus.revision: someone/text has no revision v9 on the hub; ")
-    pinned = hub.dataset_revision("monology/pile-uncopyrighted", None)
+    pinned = hub.read_revision(hub.dataset("monology/pile-uncopyrighted"), None)
     assert "(pinned in sae_lib/data/hub.yaml)" in dataset_refusal("monology/pile-uncopyrighted", pinned)
     answers(refuse(401, "RepoNotFound"))
     assert dataset_refusal().startswith("corpus.name: someone/text is no dataset on the hub that you may read; check")

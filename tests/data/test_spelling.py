@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from sae_lib.data import words as vocabulary
 from sae_lib.data.model_loading import POCKET_FOLDER
-from sae_lib.data.spelling import ALPHABETIC, ASK, IGNORED, LETTERS, SpellingLines, single_token, with_lessons
+from sae_lib.data.spelling import ALPHABETIC, ASK, IGNORED, LETTERS, Lessons, SpellingLines, single_token
 from sae_lib.util.errors import ArtifactError
 
 
@@ -69,13 +69,12 @@ def test_mixed_windows_have_all_three_forms(tokenizer, lines):
 
 
 def test_lessons_replace_their_share_evenly_and_leave_the_rest(tokenizer):
-    contexts = np.full((40, 32), 7, dtype=np.int32)
-    mixture = with_lessons(contexts, tokenizer, 0.25)
+    mixture, again = (np.full((40, 32), 7, dtype=np.int32) for _ in range(2))
+    Lessons(tokenizer, 40, 10).replace(mixture, 0)
     lessons = np.flatnonzero((mixture != 7).any(axis=1))
     assert len(lessons) == 10 and np.diff(lessons).max() <= 5
-    assert (contexts == 7).all(), "the given contexts stay as they are"
-    assert (with_lessons(contexts, tokenizer, 0.25) == mixture).all()
-    assert with_lessons(contexts, tokenizer, 0.0) is contexts
+    Lessons(tokenizer, 40, 10).replace(again, 0)
+    assert (again == mixture).all()
 
 
 def test_a_word_that_the_tokenizer_splits_is_named(tokenizer):

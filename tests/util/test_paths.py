@@ -16,7 +16,7 @@ def test_root_is_the_checkout() -> None:
 def test_output_variable_moves_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OUTPUT_VARIABLE, str(tmp_path / "elsewhere"))
     paths = Paths("pocket")
-    folders = [getattr(paths, name) for name in dir(Paths) if isinstance(getattr(Paths, name), property)]
+    folders = [*(path for path in vars(paths).values() if isinstance(path, Path)), paths.known_results]
     assert len(folders) == 12
     for folder in folders:
         assert folder.is_relative_to(tmp_path / "elsewhere" / "pocket")

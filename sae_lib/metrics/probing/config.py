@@ -10,7 +10,7 @@ from sae_lib.data import hub
 from sae_lib.util.strict import Strict
 
 HUB_REVISIONS: dict[str, str | None] = {
-    name: hub.dataset_revision(name, None)
+    name: hub.read_revision(hub.dataset(name), None)
     for name in (
         "LabHC/bias_in_bios",
         "canrager/amazon_reviews_mcauley_1and5",
