@@ -270,19 +270,15 @@ def build_tokens(config: CorpusConfig, data: DataConfig, tokenizer: Any, folder:
         if manifest["key"] == key and _unaltered(folder, manifest["splits"]):
             return manifest
     texts = Texts(load_documents(config, cache), config.text_field)
-    pieces = tokenised(((SPLITS.index(split_of(text, config)), text) for _, text in texts), tokenizer)
+    documents = tokenised(((SPLITS.index(split_of(text, config)), text) for _, text in texts if text), tokenizer)
     contexts = contexts_needed(data)
     taught = round(contexts["train"] * config.lessons_fraction)
     lessons: dict[Split, Lessons] = {"train": Lessons(tokenizer, contexts["train"], taught)} if taught else {}
-    hashes, without_text = write_contexts(
-        folder, pieces, tokenizer, data.context_length, contexts, data.train_tokens, lessons
-    )
+    hashes = write_contexts(folder, documents, tokenizer, data.context_length, contexts, data.train_tokens, lessons)
     manifest = {"key": key, "corpus_hash": json_key(hashes), "splits": hashes, "versions": versions}
     write_json(manifest_file, manifest)
-    if without_text:
-        warnings.warn(
-            f"corpus: {without_text:,} rows have no text in '{config.text_field}' and are left out", stacklevel=2
-        )
+    if texts.note:
+        warnings.warn(f"corpus: {texts.note}", stacklevel=2)
     return manifest
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, TypeVar, cast
+from typing import IO, Any, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,10 @@ from sae_lib.util.files import atomic_write, file_sha256, json_key
 Split = Literal["train", "held_out", "calibration"]
 SPLITS: tuple[Split, ...] = ("train", "held_out", "calibration")
 
-ROWS_PER_BATCH = 256  # tokenised together
+DOCUMENTS_PER_BATCH = 256  # tokenised together
 BATCHES_AHEAD = 4
 
+Document = tuple[int, NDArray[np.int32]]  # the number of its split, its tokens with the one that closes it
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -62,20 +63,6 @@ def tokenizer_key(tokenizer: Any) -> str:
     with tempfile.TemporaryDirectory() as folder:  # one written in Python has no other complete description
         tokenizer.save_pretrained(folder)
         return json_key({file.name: file_sha256(file) for file in Path(folder).iterdir()})
-
-
-class Piece(NamedTuple):
-    """Tokens of consecutive rows of a corpus, int8 `[row]`, int32 `[row]` and int32 `[token]`."""
-
-    splits: NDArray[np.int8]
-    """The number of the split that each row belongs to; -1 for a row without text."""
-    lengths: NDArray[np.int32]
-    """Tokens of each row, the one that closes a document included; 0 without text."""
-    ids: NDArray[np.int32]
-
-    def of(self, split: int) -> NDArray[np.int32]:
-        """The tokens of one split."""
-        return self.ids[np.repeat(self.splits == split, self.lengths)]
 
 
 class ContextWriter:
@@ -156,45 +143,44 @@ class ContextWriter:
 
 def write_contexts(
     folder: Path,
-    pieces: Iterable[Piece],
+    documents: Iterable[list[Document]],
     tokenizer: Any,
     length: int,
     contexts: Mapping[Split, int],
     train_rows: int,
     lessons: Mapping[Split, Lessons],
-) -> tuple[dict[str, Any], int]:
-    """Write `<split>.npy` for every split, from no more pieces than it takes; all of them whole, or none.
+) -> dict[str, Any]:
+    """Write `<split>.npy` for every split, from no more documents than it takes; all of them whole, or none.
 
     Args:
         folder: where they go.
-        pieces: tokens of the corpus; the number of a split is its place in `contexts`.
+        documents: batches of them; the number of a split is its place in `contexts`.
         contexts: how many each split is to have.
         train_rows: how many tokens of the training split are not to be special.
         lessons: what replaces some contexts of a split.
 
     Returns:
-        For each split the number of its contexts and the sha256 of their values; and how many rows had no text.
+        For each split the number of its contexts and the sha256 of their values.
 
     Raises:
         ArtifactError: too little text; the disk is full.
     """
-    without_text = 0
     with ExitStack() as stack:
         writers: dict[Split, ContextWriter] = {}
         for split, count in contexts.items():
             file = stack.enter_context(atomic_write(folder / f"{split}.npy", "wb"))
             rows = train_rows if split == "train" else 0
             writers[split] = ContextWriter(file, tokenizer, length, count, rows, lessons.get(split))
-        for piece in pieces:
-            without_text += int((piece.splits < 0).sum())
+        for batch in documents:
             for number, writer in enumerate(writers.values()):
-                writer.add(piece.of(number))
+                if ids := [ids for split, ids in batch if split == number]:
+                    writer.add(np.concatenate(ids))
             if all(writer.full for writer in writers.values()):
                 break
         for split, writer in writers.items():
             if not writer.enough:
                 raise _too_little_text(split, writer, length, contexts[split], train_rows)
-        return {split: writer.finish() for split, writer in writers.items()}, without_text
+        return {split: writer.finish() for split, writer in writers.items()}
 
 
 def _too_little_text(split: Split, found: ContextWriter, length: int, contexts: int, rows: int) -> ArtifactError:
@@ -209,30 +195,26 @@ def _too_little_text(split: Split, found: ContextWriter, length: int, contexts: 
     return ArtifactError(f"{field}: {what}; {lower}give more text{share}")
 
 
-def encode(texts: Sequence[str], tokenizer: Any, closing: int) -> list[NDArray[np.int32]]:
-    """Token ids of each text, with `closing` behind them."""
-    if not texts:
-        return []
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return [np.array([*ids, closing], dtype=np.int32) for ids in encoded]
-
-
-def tokenised(rows: Iterable[tuple[int, str]], tokenizer: Any) -> Iterator[Piece]:
-    """The rows, (number of the split, text), in pieces of `ROWS_PER_BATCH`; an empty text is a row without tokens.
+def tokenised(rows: Iterable[tuple[int, str]], tokenizer: Any) -> Iterator[list[Document]]:
+    """The rows, (number of the split, text), in batches of `DOCUMENTS_PER_BATCH`.
 
     A thread tokenises up to `BATCHES_AHEAD` batches ahead, with the tokenizer's own threads below it, while the
-    caller reads rows and uses the pieces. No more than that is ever in memory.
+    caller reads rows and uses the documents. No more than that is ever in memory.
     """
     _, closing = boundary_tokens(tokenizer)
     rows = iter(rows)
 
-    def piece(batch: list[tuple[int, str]]) -> Piece:
-        ids = iter(encode([text for _, text in batch if text], tokenizer, closing))
-        each = [next(ids) if text else np.empty(0, dtype=np.int32) for _, text in batch]
-        splits = np.array([split if text else -1 for split, text in batch], dtype=np.int8)
-        return Piece(splits, np.array([len(ids) for ids in each], dtype=np.int32), np.concatenate(each))
+    def documents(batch: list[tuple[int, str]]) -> list[Document]:
+        numbers, texts = zip(*batch, strict=True)
+        return [*zip(numbers, encode(texts, tokenizer, closing), strict=True)]
 
-    return ahead(piece, iter(lambda: list(islice(rows, ROWS_PER_BATCH)), []), BATCHES_AHEAD)
+    return ahead(documents, iter(lambda: list(islice(rows, DOCUMENTS_PER_BATCH)), []), BATCHES_AHEAD)
+
+
+def encode(texts: Sequence[str], tokenizer: Any, closing: int) -> list[NDArray[np.int32]]:
+    """Token ids of each text, with `closing` behind them."""
+    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return [np.array([*ids, closing], dtype=np.int32) for ids in encoded]
 
 
 def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int) -> Iterator[Result]:
@@ -259,7 +241,7 @@ def pack(texts: Iterable[str], tokenizer: Any, context_length: int, contexts: in
     _, closing = boundary_tokens(tokenizer)
     file, texts = io.BytesIO(), iter(texts)
     writer = ContextWriter(file, tokenizer, context_length, contexts)
-    while not writer.full and (batch := list(islice(texts, ROWS_PER_BATCH))):
+    while not writer.full and (batch := list(islice(texts, DOCUMENTS_PER_BATCH))):
         writer.add(np.concatenate(encode(batch, tokenizer, closing)))
     if not writer.contexts:
         raise ArtifactError(f"text: {writer.left:,} tokens fill no context of {context_length}; give more text")

@@ -57,7 +57,7 @@ def test_packing_by_hand():
 
 
 def test_packing_reads_no_more_than_it_needs(monkeypatch):
-    monkeypatch.setattr(tokenising, "ROWS_PER_BATCH", 2)
+    monkeypatch.setattr(tokenising, "DOCUMENTS_PER_BATCH", 2)
     read = []
 
     def texts():
@@ -300,7 +300,7 @@ def test_what_does_not_change_the_tokens_does_not_change_their_key(tmp_path):
 
 def test_tokens_on_disk_are_what_packing_in_memory_gives(tmp_path, monkeypatch):
     """`pack` is the plain way, one split at a time and all of it in memory."""
-    monkeypatch.setattr(tokenising, "ROWS_PER_BATCH", 7)
+    monkeypatch.setattr(tokenising, "DOCUMENTS_PER_BATCH", 7)
     profile = sizes(write(tmp_path, ".jsonl"))
     build_tokens(*parts(profile), TOKENIZER, tmp_path / "tokens", tmp_path / "cache")
     contexts_of = {split: len(load_tokens(tmp_path / "tokens", split)) for split in SPLITS}
@@ -320,7 +320,7 @@ def peak_memory(work: Callable[[], object]) -> int:
 
 
 def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenising, "ROWS_PER_BATCH", 16)
+    monkeypatch.setattr(tokenising, "DOCUMENTS_PER_BATCH", 16)
     text = " ".join(f"w{i % WORDS}" for i in range(50))
     monkeypatch.setattr(corpus, "load_documents", lambda *_: ({"text": f"{text} w{i % WORDS}"} for i in range(10**6)))
     file = write(tmp_path, ".jsonl")

@@ -1,42 +1,33 @@
 from __future__ import annotations
 
 import threading
-from itertools import chain
 
 import numpy as np
 import pytest
 
 from sae_lib.data import tokens as tokenising
-from sae_lib.data.tokens import Piece, ahead, tokenised
+from sae_lib.data.tokens import ahead, tokenised, write_contexts
 from tests.data.test_corpus import EOS, TOKENIZER
 
 
-def piece(*rows: tuple[int, list[int]]) -> Piece:
-    splits, ids = [split for split, _ in rows], [ids for _, ids in rows]
-    return Piece(
-        np.array(splits, np.int8), np.array([len(i) for i in ids], np.int32), np.array([*chain(*ids)], np.int32)
-    )
-
-
-def same(one: Piece, other: Piece) -> bool:
-    fields = [(getattr(one, name), getattr(other, name)) for name in Piece._fields]
-    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in fields)
-
-
-def test_a_piece_by_hand():
-    rows = [(0, "w0 w1"), (2, ""), (1, "w2"), (0, "w3 w4 w5")]
+def test_documents_by_hand(monkeypatch):
+    rows = [(0, "w0 w1"), (1, "w2"), (0, "w3 w4 w5")]
     [made] = tokenised(rows, TOKENIZER)
-    assert same(made, piece((0, [3, 4, EOS]), (-1, []), (1, [5, EOS]), (0, [6, 7, 8, EOS])))
-    assert made.of(0).tolist() == [3, 4, EOS, 6, 7, 8, EOS] and made.of(1).tolist() == [5, EOS]
-    assert made.of(2).tolist() == []
+    assert [(number, ids.tolist()) for number, ids in made] == [(0, [3, 4, EOS]), (1, [5, EOS]), (0, [6, 7, 8, EOS])]
+    assert {ids.dtype for _, ids in made} == {np.dtype(np.int32)}
+    monkeypatch.setattr(tokenising, "DOCUMENTS_PER_BATCH", 2)
+    assert [len(batch) for batch in tokenised(rows, TOKENIZER)] == [2, 1]
 
 
-def test_batches_leave_no_trace(monkeypatch):
-    rows = [(i % 3, f"w{i} w{i + 1}" if i % 4 else "") for i in range(50)]
-    [whole] = tokenised(rows, TOKENIZER)
-    monkeypatch.setattr(tokenising, "ROWS_PER_BATCH", 3)
-    pieces = list(tokenised(rows, TOKENIZER))
-    assert len(pieces) == 17 and same(Piece(*(np.concatenate(each) for each in zip(*pieces, strict=True))), whole)
+def test_batches_leave_no_trace(tmp_path, monkeypatch):
+    rows = [(i % 2, f"w{i} w{i + 1}") for i in range(50)]
+
+    def written(folder):
+        return write_contexts(folder, tokenised(rows, TOKENIZER), TOKENIZER, 8, {"train": 6, "held_out": 4}, 20, {})
+
+    whole = written(tmp_path / "whole")
+    monkeypatch.setattr(tokenising, "DOCUMENTS_PER_BATCH", 3)
+    assert written(tmp_path / "batches") == whole
 
 
 def test_work_is_done_ahead_in_order_and_within_bounds():
