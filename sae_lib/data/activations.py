@@ -7,7 +7,6 @@ consecutive rows, because the temporal mechanisms compare a token with the one b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,22 +51,14 @@ class ActivationStore:
         resident: all rows in the memory of one device, bf16; None while they are read from the disk.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        manifest: dict[str, Any],
-        contexts: NDArray[np.int32],
-        positions: NDArray[np.uint16],
-        shards: Sequence[NDArray[np.uint16]],
-    ) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
         self.n_rows: int = manifest["rows"]
         self.d_in: int = manifest["d_in"]
-        self.contexts = contexts
-        self.positions = positions
+        self.contexts, self.positions = (np.load(folder / name, mmap_mode="r") for name in INDEX_FILES)
         self.resident: Tensor | None = None
-        self._shards = shards
+        self._shards = [np.load(folder / shard["file"], mmap_mode="r") for shard in manifest["shards"]]
 
     @classmethod
     def open(
@@ -99,9 +90,7 @@ class ActivationStore:
                     f"store: {entry['file']} in {folder} is {fault}; {fix} again (notebook 01_data), "
                     "that file alone is made again"
                 )
-        contexts, positions = (np.load(folder / name, mmap_mode="r") for name in INDEX_FILES)
-        shards = [np.load(folder / shard["file"], mmap_mode="r") for shard in manifest["shards"]]
-        return cls(folder, manifest, contexts, positions, shards)
+        return cls(folder, manifest)
 
     @property
     def key(self) -> str:

@@ -5,14 +5,13 @@ lies in which shard follows from the tokens alone, and every shard is computed f
 batches that start at its first one. So a shard that is missing or damaged is made again by itself, byte for
 byte as it was, by whichever process. The model works on the next shard while a thread writes the one before.
 
-Rank 0 keeps `manifest.json`. Every other rank leaves a record beside each shard it has finished, and rank 0 takes
-them in, so no two processes ever write the same file.
+Rank 0 keeps `manifest.json`, and enters what all ranks have made: a shard that is there is whole, so no two processes
+ever write the same file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import BFloat16, Bool, Int
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_lib.data.activations import ActivationStore
@@ -30,10 +29,11 @@ from sae_lib.data.language_model import LanguageModel, not_finite
 from sae_lib.data.store_manifest import FORMAT, INDEX_FILES, MANIFEST, check_source, damage
 from sae_lib.data.tokens import ahead
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import FolderLock, atomic_write, read_json, write_json
+from sae_lib.util.files import FolderLock, atomic_write, file_sha256, read_json, write_json
 from sae_lib.util.memory import readable_bytes
 
 LONGEST_CONTEXT = 2**16  # positions are kept as uint16
+UNFINISHED = {"bytes": None, "sha256": None}
 CONTEXTS_PER_CHUNK = 8192  # so memory does not grow with the number of tokens
 Progress = Callable[[int, int], object]
 
@@ -77,34 +77,31 @@ def harvest(
     wanted = _manifest(lm, tokens, shard_rows, max_rows)
     with FolderLock(folder) if rank == 0 else nullcontext():
         if rank == 0:
-            for unfinished in folder.glob(".*.npy.*.tmp"):  # of a run that was killed while it wrote
-                unfinished.unlink()
             manifest = _begin(folder, wanted)
             _write_index(folder, manifest, tokens)
             _check_disk(folder, manifest)
             write_json(folder / MANIFEST, manifest)
         barrier()
-        if rank > 0:
-            manifest = read_json(folder / MANIFEST)
-        shards = manifest["shards"]
+        shards = read_json(folder / MANIFEST)["shards"]
         mine = range(rank, len(shards), world)
-        bad = [number for number in mine if damage(folder, shards[number], "full") is not None]
+        missing = [number for number in mine if shards[number]["sha256"] is None]
+        rows, to_do = (sum(shards[number]["rows"] for number in some) for some in (mine, missing))
         contexts, positions = (np.load(folder / name, mmap_mode="r") for name in INDEX_FILES)
 
         def write(number: int, values: NDArray[np.uint16]) -> None:
-            shard = shards[number]
-            written = write_npy(folder / shard["file"], np.uint16, values.shape, [values])
-            if rank == 0:
-                shard |= written
-                write_json(folder / MANIFEST, manifest)
-            else:
-                write_json(_record(folder, shard), written)
+            with atomic_write(folder / shards[number]["file"], "wb") as file:
+                np.save(file, values)
 
-        report = _Progress(progress, *(sum(shards[number]["rows"] for number in some) for some in (mine, bad)))
-        make_shards(RowSource(lm, tokens, contexts, positions, shard_rows, batch), bad, write, report.add)
+        def advance(made: int) -> None:
+            nonlocal to_do
+            to_do -= made
+            if progress is not None:
+                progress(rows - to_do, rows)
+
+        make_shards(RowSource(lm, tokens, contexts, positions, shard_rows, batch), missing, write, advance)
         barrier()
         if rank == 0:
-            _take_in_records(folder, manifest)
+            _take_in(folder, manifest)
         barrier()
     return ActivationStore.open(folder)
 
@@ -123,15 +120,6 @@ class RowSource(NamedTuple):
     """Contexts per forward pass."""
 
 
-class _Shard(NamedTuple):
-    """A shard that has been computed; from a GPU it may still be on its way to the host."""
-
-    number: int
-    values: BFloat16[Tensor, "row d_in"]
-    finite: Bool[Tensor, " row"]
-    arrived: torch.cuda.Event | None
-
-
 def make_shards(
     source: RowSource,
     numbers: Iterable[int],
@@ -140,8 +128,7 @@ def make_shards(
 ) -> None:
     """Compute the shards with these numbers and hand each to `take`, in a thread and in order.
 
-    At most two shards are in memory: the one being computed and the one being taken. On a GPU a shard is copied to
-    the host once, when it is whole, and only the thread waits for the copy.
+    At most two shards are in memory: the one being computed and the one being taken. Only the thread waits for a GPU.
 
     Args:
         take: called with the number of a shard and its values, bf16 bit patterns `[row, d_in]`.
@@ -152,24 +139,18 @@ def make_shards(
     """
     lm = source.lm
 
-    def computed() -> Iterator[_Shard]:
+    def computed() -> Iterator[tuple[int, Tensor, Tensor]]:
         for number in numbers:
             rows = slice(number * source.shard_rows, (number + 1) * source.shard_rows)
             values = torch.empty(len(source.contexts[rows]), lm.d_in, dtype=torch.bfloat16, device=lm.device)
-            finite = _compute(source, rows, values, advance)
-            fetched = _fetch(values), _fetch(finite)
-            arrived = torch.cuda.Event() if lm.device.type == "cuda" else None
-            if arrived is not None:
-                arrived.record()
-            yield _Shard(number, *fetched, arrived)
+            yield number, values, _compute(source, rows, values, advance)
 
-    def hand_over(shard: _Shard) -> None:
-        if shard.arrived is not None:
-            shard.arrived.synchronize()
-        if not shard.finite.all():
-            row = shard.number * source.shard_rows + int((~shard.finite).nonzero()[0])
+    def hand_over(shard: tuple[int, Tensor, Tensor]) -> None:
+        number, values, finite = shard
+        if not finite.all():
+            row = number * source.shard_rows + int((~finite).nonzero()[0])
             raise not_finite(lm, f"context {source.contexts[row]}, position {source.positions[row]}")
-        take(shard.number, shard.values.view(torch.int16).numpy().view(np.uint16))
+        take(number, values.cpu().view(torch.int16).numpy().view(np.uint16))
 
     for _ in ahead(hand_over, computed(), 1):
         pass
@@ -196,25 +177,6 @@ def _compute(
         finite[low:high] = values[low:high].isfinite().all(dim=1)
         advance(int(high - low))
     return finite
-
-
-def _fetch(values: Tensor) -> Tensor:
-    """A tensor for the host; from a GPU it arrives later, in the order of the GPU's work."""
-    if values.device.type == "cpu":
-        return values
-    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-
-
-class _Progress:
-    """Counts the rows of one process."""
-
-    def __init__(self, report: Progress | None, rows: int, to_do: int) -> None:
-        self._report, self._rows, self._done = report, rows, rows - to_do
-
-    def add(self, rows: int) -> None:
-        self._done += rows
-        if self._report is not None:
-            self._report(self._done, self._rows)
 
 
 def row_chunks(
@@ -258,27 +220,6 @@ def tokens_sha256(tokens: Int[np.ndarray, "context position"]) -> str:
     return digest.hexdigest()
 
 
-def write_npy(path: Path, dtype: DTypeLike, shape: tuple[int, ...], pieces: Iterable[NDArray[Any]]) -> dict[str, Any]:
-    """Write an array, given as pieces along its first axis, with the bytes of `np.save`; whole or not at all.
-
-    Returns the size and the sha256 of the file.
-
-    Raises ArtifactError when the disk is full.
-    """
-    header = io.BytesIO()
-    description = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, description)
-    digest, size = hashlib.sha256(header.getvalue()), header.tell()
-    with atomic_write(path, "wb") as file:
-        file.write(header.getvalue())
-        for piece in pieces:
-            values = np.ascontiguousarray(piece)
-            digest.update(values.data)
-            size += values.nbytes
-            file.write(values.data)
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
 def _manifest(lm: LanguageModel, tokens: NDArray[np.int32], shard_rows: int, max_rows: int | None) -> dict[str, Any]:
     """The manifest of a store of which nothing is finished."""
     if tokens.ndim != 2 or tokens.size == 0 or tokens.shape[1] > LONGEST_CONTEXT:
@@ -302,57 +243,61 @@ def _manifest(lm: LanguageModel, tokens: NDArray[np.int32], shard_rows: int, max
         "shard_rows": shard_rows,
         "index": {},
         "shards": [
-            {"file": f"activations-{i:05d}.npy", "rows": min(shard_rows, rows - start), "bytes": None, "sha256": None}
+            {"file": f"activations-{i:05d}.npy", "rows": min(shard_rows, rows - start)} | UNFINISHED
             for i, start in enumerate(range(0, rows, shard_rows))
         ],
     }
 
 
 def _begin(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The manifest in `folder`, with the shards that other ranks finished; or `wanted`, written there.
+    """The manifest of the store in `folder`, with the shards that are there and none that is damaged; or `wanted`.
 
     Raises:
         ArtifactError: the store there was made from something else.
     """
+    for unfinished in folder.glob(".*.npy.*.tmp"):  # of a run that was killed while it wrote
+        unfinished.unlink()
     if not (folder / MANIFEST).exists():
-        for record in folder.glob("activations-*.json"):  # of a store that somebody removed by half
-            record.unlink()
-        write_json(folder / MANIFEST, wanted)
+        for shard in folder.glob("activations-*"):  # of a store that somebody removed by half
+            shard.unlink()
         return wanted
     there: dict[str, Any] = read_json(folder / MANIFEST)
     check_source(folder, there, {k: v for k, v in wanted.items() if k not in ("model", "index", "shards")})
-    _take_in_records(folder, there)
+    for shard in there["shards"]:
+        if shard["sha256"] and damage(folder, shard, "full"):
+            (folder / shard["file"]).unlink(missing_ok=True)
+            shard |= UNFINISHED
+    _take_in(folder, there)
     return there
 
 
-def _record(folder: Path, shard: dict[str, Any]) -> Path:
-    """Where a rank that does not keep the manifest notes that a shard is finished."""
-    return (folder / shard["file"]).with_suffix(".json")
+def _take_in(folder: Path, manifest: dict[str, Any]) -> None:
+    """Enter the shards that are there, which are whole, into the manifest, on disk too."""
+    for shard in manifest["shards"]:
+        if shard["sha256"] is None and (folder / shard["file"]).is_file():
+            shard |= _entry(folder, shard["file"])
+    write_json(folder / MANIFEST, manifest)
 
 
-def _take_in_records(folder: Path, manifest: dict[str, Any]) -> None:
-    """Enter what the other ranks have finished into the manifest, on disk too."""
-    recorded = [shard for shard in manifest["shards"] if _record(folder, shard).is_file()]
-    for shard in recorded:
-        shard |= read_json(_record(folder, shard))
-    if recorded:
-        write_json(folder / MANIFEST, manifest)
-    for shard in recorded:
-        _record(folder, shard).unlink()
+def _entry(folder: Path, name: str) -> dict[str, Any]:
+    return {"file": name, "bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
 
 
 def _write_index(folder: Path, manifest: dict[str, Any], tokens: NDArray[np.int32]) -> None:
     """Context and position of every row, written where they are missing or not what they should be."""
     rows, special = manifest["rows"], frozenset(manifest["special_ids"])
-    for column, (name, dtype) in enumerate(zip(INDEX_FILES, (np.int32, np.uint16), strict=True)):
-        entry = manifest["index"].get(name, {"file": name, "bytes": None, "sha256": None})
-        if damage(folder, entry, "full") is not None:
-            pieces = (chunk[column] for chunk in row_chunks(tokens, special, rows))
-            manifest["index"][name] = {"file": name} | write_npy(folder / name, dtype, (rows,), pieces)
+    for column, (name, descr) in enumerate(zip(INDEX_FILES, ("<i4", "<u2"), strict=True)):
+        if damage(folder, manifest["index"].get(name, {"file": name} | UNFINISHED), "full"):
+            with atomic_write(folder / name, "wb") as file:
+                header = {"descr": descr, "fortran_order": False, "shape": (rows,)}
+                np.lib.format.write_array_header_1_0(file, header)
+                for chunk in row_chunks(tokens, special, rows):
+                    file.write(chunk[column].data)
+            manifest["index"][name] = _entry(folder, name)
 
 
 def _check_disk(folder: Path, manifest: dict[str, Any]) -> None:
-    missing = sum(shard["rows"] for shard in manifest["shards"] if damage(folder, shard, "size") is not None)
+    missing = sum(shard["rows"] for shard in manifest["shards"] if shard["sha256"] is None)
     needed, free = missing * manifest["d_in"] * 2, shutil.disk_usage(folder).free
     if needed > free:
         raise ArtifactError(

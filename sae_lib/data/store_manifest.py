@@ -48,11 +48,9 @@ def finished_manifest(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
         raise ArtifactError(f"store: there are no activations in {folder}; harvest them first (notebook 01_data)")
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
     check_source(folder, manifest, {"format": FORMAT} | {k: v for k, v in asked.items() if v is not None})
-    missing = sum(shard["sha256"] is None for shard in manifest["shards"])
-    if missing:
+    if any(shard["sha256"] is None for shard in manifest["shards"]):
         raise ArtifactError(
-            f"store: {missing} of {len(manifest['shards'])} shards in {folder} are not made yet; "
-            "harvest again (notebook 01_data), it goes on from there"
+            f"store: the shards in {folder} are not all made yet; harvest again (notebook 01_data), it goes on from there"
         )
     return manifest
 

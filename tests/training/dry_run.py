@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,9 @@ class Store(ActivationStore):
     """Rows on the device that nobody has computed."""
 
     def __init__(self) -> None:
-        contexts = np.repeat(np.arange(ROWS // CONTEXT, dtype=np.int32), CONTEXT)
-        positions = np.tile(np.arange(CONTEXT, dtype=np.uint16), ROWS // CONTEXT)
-        super().__init__(Path(), {"rows": ROWS, "d_in": D_IN, "shard_rows": ROWS}, contexts, positions, [])
+        self.n_rows, self.d_in = ROWS, D_IN
+        self.contexts = np.repeat(np.arange(ROWS // CONTEXT, dtype=np.int32), CONTEXT)
+        self.positions = np.tile(np.arange(CONTEXT, dtype=np.uint16), ROWS // CONTEXT)
         self.resident = torch.empty(ROWS, D_IN, dtype=torch.bfloat16, device=DEVICE)
 
     def mean_squared_norm(self, n: int) -> float:
