@@ -50,7 +50,8 @@ def finished_manifest(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     check_source(folder, manifest, {"format": FORMAT} | {k: v for k, v in asked.items() if v is not None})
     if any(shard["sha256"] is None for shard in manifest["shards"]):
         raise ArtifactError(
-            f"store: the shards in {folder} are not all made yet; harvest again (notebook 01_data), it goes on from there"
+            f"store: the shards in {folder} are not all made yet; "
+            "harvest again (notebook 01_data), it goes on from there"
         )
     return manifest
 
