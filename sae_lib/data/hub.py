@@ -131,9 +131,7 @@ def explain(error: BaseException, name: str, revision: str | None, source: Sourc
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what it was raised from."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sae_lib.data import gguf, hub
 from sae_lib.util.errors import ArtifactError, first_line
@@ -118,16 +118,8 @@ def _hub_folder(name: str, revision: str | None, *, weights: bool) -> Path:
     return folder
 
 
-class LoadedModel(NamedTuple):
-    """What `load_model` gives: on the asked device, in the asked dtype."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    identity: str
-
-
-def load_model(config: ModelConfig, *, whole: bool) -> LoadedModel:
-    """Load the model that a profile names, whole or cut after `config.layer`.
+def load_model(config: ModelConfig, *, whole: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """The model that a profile names, whole or cut after `config.layer`, its tokenizer and its identity.
 
     A cut model is the base model with blocks 0 .. layer: the weights of later blocks and of the head are
     never read. Everything that can be refused from the configuration alone is refused before the weights are
@@ -151,7 +143,7 @@ def load_model(config: ModelConfig, *, whole: bool) -> LoadedModel:
     with quiet_transformers():
         model = _load_weights(auto, folder, kept, dtype, config.name)
         tokenizer = load_tokenizer(folder, config.name)
-    return LoadedModel(model.to(torch.device(device)), tokenizer, _identity(folder, name, config))
+    return model.to(torch.device(device)), tokenizer, _identity(folder, name, config)
 
 
 def model_identity(config: ModelConfig) -> str:

@@ -196,7 +196,9 @@ def _dict_class(sae: Autoencoder, form: InferenceForm) -> str:
     if isinstance(sae, BatchTopK):
         return "BatchTopKSAE"
     if form.architecture == "standard":
-        return "AutoEncoder" if form.subtract_b_dec and form.unit_decoder else "AutoEncoderNew"
+        norms = form.tensors["W_dec"].norm(dim=1)
+        unit = torch.allclose(norms, torch.ones_like(norms))  # by its own tolerance
+        return "AutoEncoder" if form.subtract_b_dec and unit else "AutoEncoderNew"
     return {"gated": "GatedAutoEncoder", "topk": "AutoEncoderTopK", "jumprelu": "JumpReluAutoEncoder"}[
         form.architecture
     ]

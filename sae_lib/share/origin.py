@@ -142,13 +142,12 @@ def place(model: str | None, layer: int | None) -> Place:
         return Place(None, False, layer)
     local = POCKET_FOLDER if model == "pocket" else Path(model).expanduser()
     on_hub = not (local.is_dir() or model.startswith(("/", ".", "~")))
-    file = _cached_config(model) if on_hub else local / "config.json"
-    block = None if layer is None or file is None else _block_name(file, layer)
+    block = None if layer is None or on_hub else _block_name(local, layer)
     return Place(model if on_hub else Path(model).name, on_hub, layer, block)
 
 
-def _block_name(config: Path, layer: int) -> str | None:
-    """The name of block `layer` in the model that a config.json describes, built without weights; None where
+def _block_name(folder: Path, layer: int) -> str | None:
+    """The name of block `layer` in the model of a local folder, built without weights; None where
     transformers cannot say."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -156,19 +155,8 @@ def _block_name(config: Path, layer: int) -> str | None:
     from sae_lib.data.language_model import blocks_path
 
     with suppress(OSError, ValueError, KeyError), torch.device("meta"):
-        loaded = AutoConfig.from_pretrained(config.parent, trust_remote_code=False)
+        loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         path = blocks_path(AutoModelForCausalLM.from_config(loaded))
         if path is not None and 0 <= layer < loaded.get_text_config().num_hidden_layers:
             return f"{path}.{layer}"
-    return None
-
-
-def _cached_config(model: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    with suppress(HFValidationError):
-        found = try_to_load_from_cache(model, "config.json")
-        if isinstance(found, str):
-            return Path(found)
     return None

@@ -199,12 +199,6 @@ class InferenceForm:
                 moved[name] = (self.tensors[name].double() + scale * shift).float()
         return replace(self, tensors=self.tensors | moved, subtract_b_dec=subtract_b_dec)
 
-    @property
-    def unit_decoder(self) -> bool:
-        """Whether every row of W_dec has norm 1, by the tolerance with which dictionary_learning asks."""
-        norms = self.tensors["W_dec"].norm(dim=1)
-        return torch.allclose(norms, torch.ones_like(norms))
-
 
 def inference_form(sae: Autoencoder) -> InferenceForm:
     """An SAE as other libraries can hold it.

@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -150,14 +149,12 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
                 if file.is_file():
                     with open(file, "rb") as opened:
                         os.fsync(opened.fileno())
+            # Two folders cannot be exchanged in one step: the old one steps aside first.
+            aside = _beside(path)
             if path.exists():
-                # Two folders cannot be exchanged in one step: the old one steps aside first.
-                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-                os.replace(path, aside / path.name)
-                os.replace(building, path)
-                shutil.rmtree(aside)
-            else:
-                os.replace(building, path)
+                os.replace(path, aside)
+            os.replace(building, path)
+            shutil.rmtree(aside, ignore_errors=True)
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
@@ -170,7 +167,7 @@ def remove_unfinished(folder: Path | str, untouched_s: float = 0.0) -> None:
     Args:
         untouched_s: leave what has changed in so many seconds; with 0 nobody may be writing there.
     """
-    for left in [*Path(folder).rglob(".*.tmp"), *Path(folder).rglob(".*.old")]:
+    for left in [*Path(folder).rglob(".*.tmp")]:
         if untouched_s and time.time() - left.stat().st_mtime < untouched_s:
             continue
         if left.is_dir():
