@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-Shown = Literal["main", "as written", "control", "toy"]
+Shown = Literal["main", "field", "as written", "control", "toy"]
 GREY = "#949494"
 
 
@@ -33,7 +33,8 @@ class Method:
     """Values of its configuration, as its authors give them; profiles override single ones."""
     look: Look
     shown: Shown = "main"
-    """In the main table; only with the papers' own coefficients; as a control under it; or on toy data alone."""
+    """In the main table; beside it (the rest of the field, where a profile names it); only with the papers' own
+    coefficients; as a control under it; or on toy data alone."""
     at_width: Callable[[int], dict[str, Any]] | None = None
     """What of the recipe depends on d_sae."""
     toy_rate: float | None = None

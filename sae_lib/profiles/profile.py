@@ -135,7 +135,7 @@ class Profile(Strict):
 
     @model_validator(mode="after")
     def _methods_exist(self) -> Profile:
-        known = methods("main", "as written")
+        known = methods("main", "field", "as written")
         sections: dict[str, Iterable[str]] = {
             "methods": self.methods,
             "as_written": self.as_written,
@@ -171,7 +171,7 @@ class Profile(Strict):
     @property
     def main_methods(self) -> tuple[str, ...]:
         """The methods of the main table that this profile trains."""
-        return tuple(m for m in methods("main") if m in self.methods or m in self.sweep.coefficients)
+        return tuple(m for m in methods("main", "field") if m in self.methods or m in self.sweep.coefficients)
 
     def sae_config(self, method: str, overrides: dict[str, Any] | None = None, section: str = "methods") -> SAEConfig:
         """The configuration of `method` at this profile: its recipe, the profile's values, then `overrides`.

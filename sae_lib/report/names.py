@@ -11,7 +11,7 @@ from sae_lib.metrics.stability import seeds
 from sae_lib.metrics.toy import score as toy
 
 # What methods are called, in the order of every table and figure.
-METHODS: dict[str, str] = {key: METHOD[key].name for key in methods("main", "as written", "control")}
+METHODS: dict[str, str] = {key: METHOD[key].name for key in methods("main", "field", "as written", "control")}
 MAIN_METHODS = methods("main")
 # What the other methods are compared with.
 BASELINE = "standard"

@@ -139,7 +139,7 @@ def by_method(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def main_rows(evaluation: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Method -> its rows at matched L0, for the methods of the main table; then those of the controls."""
     rows = rows_of(evaluation, "main", "untrained", "control")
-    return by_method(rows[rows["method"].isin(methods("main", "control"))])
+    return by_method(rows[rows["method"].isin(methods("main", "field", "control"))])
 
 
 def toy_rows(

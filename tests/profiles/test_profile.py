@@ -8,6 +8,7 @@ import yaml
 
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.profiles.profile import PROFILES, Profile, load_profile
+from sae_lib.report.names import in_order, method_name
 from sae_lib.training.recipes import merged, method_recipe
 from sae_lib.util.errors import ArtifactError
 
@@ -321,6 +322,15 @@ def test_a_profile_says_only_what_differs_from_the_one_it_extends(tmp_path):
     assert (mine.name, mine.training.d_sae, mine.training.steps) == ("mine", 512, pocket.training.steps)
     assert set(mine.as_written) == set(pocket.as_written) - {"topk"}
     assert mine.corpus == pocket.corpus and set(mine.main_methods) == set(pocket.main_methods) - {"gated"}
+
+
+def test_a_method_of_the_field_is_trained_where_a_profile_names_it(tmp_path):
+    text = "extends: smoke\nname: mine\nmethods: {ortsae: {k: 8, orthogonality: {coefficient: 0.5}}}\n"
+    mine, smoke = load_profile(extending(tmp_path, text)), load_profile("smoke")
+    assert mine.main_methods == (*smoke.main_methods, "ortsae")
+    assert mine.sae_config("ortsae").get("orthogonality").coefficient == 0.5
+    assert in_order(["topk", "soft_frozen", "ortsae"]) == ["topk", "ortsae", "soft_frozen"]
+    assert method_name("ortsae") == "OrtSAE"
 
 
 def test_a_profile_extends_a_file_beside_it_which_may_extend_another(tmp_path):

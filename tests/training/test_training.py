@@ -31,7 +31,7 @@ AT_WORK: dict[str, dict[str, Any]] = {
     "atm": {"masking": {"granularity": "activation"}},
     "previous_batch": {"temporal": {"pairing": "previous_batch", "scale": "relative"}},
 }
-METHODS = (*methods("main", "as written"), "soft_frozen")
+METHODS = (*methods("main", "field", "as written"), "soft_frozen")
 RUNS = [(method, AT_WORK.get(method, {})) for method in METHODS] + [("temporal_sae", AT_WORK["previous_batch"])]
 NAMES = [*METHODS, "previous_batch"]
 

@@ -54,8 +54,8 @@ SHARES = {"temporal_strong": 1.0, "temporal_previous": 1.0, "variance": 0.5}
 
 
 def toy_methods() -> tuple[str, ...]:
-    """The methods that are trained on toys."""
-    return tuple(key for key, method in METHODS.items() if method.toy_rate is not None)
+    """The methods that the ground-truth study trains; `toy_config` knows all that have a `toy_rate`."""
+    return tuple(key for key, method in METHODS.items() if method.toy_rate is not None and method.shown != "field")
 
 
 def toy_config(
