@@ -58,9 +58,12 @@ def tiny_store(folder: Path) -> ActivationStore:
 
 def tiny_config(method: str, overrides: dict[str, Any] | None = None) -> Any:
     """A method's recipe for 16 latents, with its schedules at a hundredth and a learning rate for tens of steps."""
-    knob = config_class(METHODS[method].recipe["architecture"]).knob
+    kind = config_class(METHODS[method].recipe["architecture"])
+    knob = kind.knob
     values: dict[str, Any] = {"optimizer": {"learning_rate": 1e-2}, "dead_after_tokens": 200}
-    values |= {} if knob == "l1_coefficient" else {knob: 3}
+    levels = len(METHODS[method].recipe.get("shares", ()))
+    values |= {} if knob == "l1_coefficient" else {knob: max(3, levels)}
+    values |= {"experts": 2} if "experts" in kind.model_fields else {}
     return sae_config(method_recipe(method, D_SAE, merged(values, overrides or {}), 0.01))
 
 

@@ -199,6 +199,9 @@ class Autoencoder(nn.Module):
         """The family's other terms, coefficient included."""
         return None
 
+    def after_step(self, step: Step) -> None:
+        """At the end of each training step: what the family keeps count of. Nothing by default."""
+
     @torch.no_grad()
     def fold_input_scale(self, scale: float) -> None:
         """Turn an SAE of `scale * x` into the same SAE of x. Weights stay; everything in units of x is divided."""

@@ -152,6 +152,7 @@ class Trainer:
             mechanism.after_update(self.sae, self.optimizer, step)
         if self.cfg.unit_norm_decoder:
             self.sae.normalise_decoder()
+        self.sae.after_step(step)
         self._count_firing(step)
         if self.index % self.training.log_every == 0 or self.index + 1 == self.training.steps:
             self._log(step, loss, parts)

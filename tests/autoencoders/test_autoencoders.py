@@ -10,6 +10,7 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import ARCHITECTURES, build_autoencoder, load_autoencoder
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.autoencoders.topk import geometric_median, strongest
+from sae_lib.mechanisms import methods
 from sae_lib.util.errors import ArtifactError
 from tests.tiny_training import make_step, tiny_config
 
@@ -21,6 +22,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "batchtopk": {"k": 1},
     "matryoshka": {"k": 1, "prefixes": (1 / 3, 1)},
     "jumprelu": {"target_l0": 1},
+    "tree": {"k": 2, "prefixes": (1 / 3, 1), "shares": (1, 1)},
+    "switch": {"k": 1, "experts": 3},
 }
 
 
@@ -40,7 +43,7 @@ def by_hand(architecture: str, **config: Any) -> Autoencoder:
 
 def random_sae(architecture: str, **config: Any) -> Autoencoder:
     """Six inputs, twelve latents, every parameter away from its start."""
-    needs = {name: value * 4 for name, value in NEEDS[architecture].items() if name != "prefixes"}
+    needs = {name: value * 4 for name, value in NEEDS[architecture].items() if name in ("k", "target_l0")}
     settings = {"architecture": architecture, "d_sae": 12} | NEEDS[architecture] | needs | config
     sae = build_autoencoder(sae_config(settings), d_in=6, seed=3)
     generator = torch.Generator().manual_seed(4)
@@ -407,7 +410,7 @@ def test_topk_loss_and_gradients_match_dictionary_learning():
     torch.testing.assert_close(geometric_median(x), trainers.geometric_median(x), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["standard", "gated", "topk", "batchtopk", "matryoshka_2", "jumprelu"])
+@pytest.mark.parametrize("method", methods("main", "field"))
 def test_no_rows_give_no_latents(method):
     sae = build_autoencoder(tiny_config(method), 8)
     assert sae.encode(torch.empty(0, 8)).shape == (0, 16)

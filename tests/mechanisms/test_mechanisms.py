@@ -31,9 +31,13 @@ def sigmoid(value: float) -> float:
     return 1.0 / (1.0 + math.exp(-value))
 
 
+SHARED = ("b_dec", "W_router", "b_router")  # parameters that belong to no single latent
+
+
 def make_sae(architecture: str = "standard", **config: Any) -> Autoencoder:
     """Four inputs, six latents, every parameter away from its start."""
     settings = {"architecture": architecture, "d_sae": 6, "k": 3, "target_l0": 3, "prefixes": (0.5, 1)} | config
+    settings = {"shares": (2, 1), "experts": 2} | settings
     known = config_class(architecture).model_fields
     sae = build_autoencoder(sae_config({name: v for name, v in settings.items() if name in known}), d_in=4, seed=1)
     generator = torch.Generator().manual_seed(2)
@@ -435,18 +439,19 @@ def test_dead_latents_are_started_again_and_no_others(architecture):
     assert not torch.equal(sae.W_dec[1], sae.W_dec[3])
     assert torch.equal(sae.W_enc[:, alive], before["W_enc"][:, alive])
     for name, parameter in sae.named_parameters():
-        if name not in ("W_enc", "b_dec"):
+        if name not in ("W_enc", *SHARED):
             assert torch.equal(parameter[alive], before[name][alive]), name
-        if name not in ("W_enc", "W_dec", "b_dec"):
+        if name not in ("W_enc", "W_dec", *SHARED):
             start = sae.cfg.get("initial_threshold") if name == "threshold" else 0.0
             assert parameter[dead].tolist() == pytest.approx([start] * 2), f"{name} starts again"
-    assert torch.equal(sae.b_dec, before["b_dec"])
+        if name in SHARED:
+            assert torch.equal(parameter, before[name])
     for name, old in moments.items():
         state = optimizer.state[tensors[name]]
         assert state["step"] == old["step"]
         for moment in ("exp_avg", "exp_avg_sq"):
             now, then = state[moment], old[moment]
-            if name == "b_dec":
+            if name in SHARED:
                 assert torch.equal(now, then)
                 continue
             now, then = (now.T, then.T) if name == "W_enc" else (now, then)

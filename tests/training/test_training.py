@@ -110,7 +110,7 @@ def test_every_method_learns_in_bfloat16(store, tmp_path, method):
     train(store, tmp_path, method, sparser(method), autocast="bfloat16")
     history = pd.read_parquet(tmp_path / "history.parquet")
     assert history["reconstruction"].iloc[-1] < 0.9 * history["reconstruction"].iloc[0]
-    assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
+    assert {t.dtype for t in weights(tmp_path).values() if t.is_floating_point()} == {torch.float32}
 
 
 def products_precision() -> str:

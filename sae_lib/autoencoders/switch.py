@@ -1,0 +1,117 @@
+"""The Switch SAE: a router sends each row to one of several small TopK SAEs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from sae_lib.autoencoders.base import Step, architecture
+from sae_lib.autoencoders.latents import DenseLatents, Latents
+from sae_lib.autoencoders.method import Look, Method, register
+from sae_lib.autoencoders.topk import TOPK, TopK, TopKConfig, strongest, topk_rate
+
+
+class SwitchConfig(TopKConfig):
+    """The Switch SAE."""
+
+    architecture: str = "switch"
+    experts: int = Field(8, ge=2)
+    """Latents belong in blocks of equal size to so many experts."""
+    balance_coefficient: float = Field(3.0, ge=0.0)
+    """Weight of the loss that keeps the experts equally busy; for inputs of mean squared norm 1."""
+
+    @model_validator(mode="after")
+    def _equal_experts(self) -> SwitchConfig:
+        if self.d_sae % self.experts:
+            raise ValueError(f"d_sae = {self.d_sae} is no multiple of experts = {self.experts}; change one of them")
+        if self.k > self.d_sae // self.experts:
+            raise ValueError(
+                f"k = {self.k} is above the {self.d_sae // self.experts} latents of one expert; lower k or experts"
+            )
+        return self
+
+
+@architecture(SwitchConfig)
+class Switch(TopK):
+    """p = softmax(sqrt(d_in) (x - b_router) W_router); of the one expert with the largest p_e, the k largest
+    latents:
+
+        f = p_e TopK(ReLU(pre)),    L = ||x - x_hat||_2^2 + beta E sum_e s_e mean(p_e)
+
+    with s_e the share of the batch that expert e gets, the term's least value being beta (Mudide et al. 2024,
+    arXiv 2410.08201). The router learns through the factor p_e. Of the encoder's product one of E blocks is needed
+    (`encoder_flops`; here all of it is computed), so that at equal FLOPs the dictionary is about E times as wide.
+    Features that several experts need are learnt several times.
+
+    The authors' sums are over inputs as they are, with beta d_in and no sqrt(d_in) in the router: what is here is the
+    same for inputs of mean square 1 per dimension, whichever scale they come in. They train GPT-2 small's layer 8:
+    beta = 3, no AuxK, the TopK rate of learning, falling over the last fifth; encoders have no bias of their own.
+    """
+
+    cfg: SwitchConfig
+
+    def __init__(self, config: SwitchConfig, d_in: int, generator: torch.Generator) -> None:
+        super().__init__(config, d_in, generator)
+        router = torch.rand(d_in, config.experts, generator=generator) * 2 - 1
+        self.W_router = nn.Parameter(router / d_in**0.5)
+        self.b_router = nn.Parameter(torch.zeros(d_in))
+        self._chosen: Tensor | None = None  # p of the current training step
+
+    def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
+        super().initialise(x)
+        self.b_router.data.copy_(self.b_dec.data)
+
+    def route(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch expert"]:
+        """p."""
+        return torch.softmax((x - self.b_router) @ self.W_router * self.d_in**0.5, dim=-1)
+
+    def _routed(
+        self, pre: Float[Tensor, "*batch d_sae"], p: Float[Tensor, "*batch expert"]
+    ) -> Float[Tensor, "*batch d_sae"]:
+        """The latents, all but those of one expert zero."""
+        largest, expert = p.max(dim=-1, keepdim=True)
+        factor = torch.zeros_like(p).scatter(-1, expert, largest).to(pre.dtype)
+        return strongest((pre.unflatten(-1, (self.cfg.experts, -1)) * factor[..., None]).flatten(-2), self.cfg.k)
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        return self._routed(self.pre_activations(x), self.route(x))
+
+    def encode_training(self, step: Step) -> Latents:
+        p = self._chosen = self.route(step.x)
+        step.pre = self.pre_activations(step.x)
+        return DenseLatents(self._routed(step.pre, p))
+
+    def auxiliary_loss(self, step: Step) -> Float[Tensor, ""]:
+        assert self._chosen is not None
+        p, self._chosen = self._chosen.float(), None
+        share = torch.bincount(p.argmax(dim=1), minlength=self.cfg.experts) / len(p)
+        balance = self.cfg.balance_coefficient * self.cfg.experts * (share * p.mean(dim=0)).sum()
+        auxk = super().auxiliary_loss(step)
+        return balance if auxk is None else balance + auxk
+
+    @torch.no_grad()
+    def fold_input_scale(self, scale: float) -> None:
+        super().fold_input_scale(scale)
+        self.W_router.mul_(scale)  # p has no units
+
+    def in_units_of_x(self) -> list[Tensor]:
+        return [*super().in_units_of_x(), self.b_router]
+
+
+def encoder_flops(d_in: int, d_sae: int, experts: int = 1) -> int:
+    """Of one row, forward: a product and a sum for each weight of the router and of one expert. `experts` = 1 is TopK.
+
+    >>> encoder_flops(768, 24576) / encoder_flops(768, 24576, experts=8)
+    7.979220779220779
+    """
+    return 2 * d_in * (d_sae // experts + (experts if experts > 1 else 0))
+
+
+SWITCH: dict[str, Any] = TOPK | {"architecture": "switch", "auxk_coefficient": 0.0}
+SOURCE = "Mudide et al. 2024, *Efficient Dictionary Learning with Switch Sparse Autoencoders*, arXiv 2410.08201"
+STEEL = Look("#6699cc", "v", (0, (2, 2)))
+register(Method("switch", "Switch", SWITCH, STEEL, "field", topk_rate, 1e-2, (SOURCE,)))
