@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -51,6 +51,8 @@ class Switch(TopK):
     same for inputs of mean square 1 per dimension, whichever scale they come in. They train GPT-2 small's layer 8:
     beta = 3, no AuxK, the TopK rate of learning, falling over the last fifth; encoders have no bias of their own.
     """
+
+    exportable: ClassVar[bool] = False
 
     cfg: SwitchConfig
 

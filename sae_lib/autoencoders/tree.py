@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -84,6 +84,8 @@ class Tree(Matryoshka):
     mean 0 and deviation 1 (its inverse needs the token, so that it is not done here: inputs are scaled as for every
     other SAE). Their loss is the sum over levels, ours the mean: AuxK's weight is divided too.
     """
+
+    exportable: ClassVar[bool] = False
 
     cfg: TreeConfig
     parent: Tensor

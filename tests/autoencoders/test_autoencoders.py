@@ -24,6 +24,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "jumprelu": {"target_l0": 1},
     "tree": {"k": 2, "prefixes": (1 / 3, 1), "shares": (1, 1)},
     "switch": {"k": 1, "experts": 3},
+    "matching_pursuit": {"k": 1},
 }
 
 
@@ -102,9 +103,10 @@ def test_gradients_through_the_encoder(architecture):
     sae = random_sae(architecture, subtract_b_dec=True)
     weight = torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
     found = sae.pre_activations(rows())
-    expected = (rows() - sae.b_dec) @ sae.W_enc + (0.0 if architecture == "gated" else sae.b_enc)
+    unbiased = architecture in ("gated", "matching_pursuit")
+    expected = (rows() - sae.b_dec) @ sae.W_enc + (0.0 if unbiased else sae.b_enc)
     torch.testing.assert_close(found, expected)
-    parameters = [sae.W_enc, sae.b_dec] if architecture == "gated" else [sae.W_enc, sae.b_dec, sae.b_enc]
+    parameters = [sae.W_enc, sae.b_dec, *(() if unbiased else (sae.b_enc,))]
     for pre in (found, expected):
         pre.mul(weight).sum().backward()
         for parameter in parameters:

@@ -90,6 +90,23 @@ def test_matryoshka_reconstruction_is_theirs_times_the_number_of_prefixes() -> N
     assert float(ours) == pytest.approx(3 * float(trainer.loss(x, step=0)), rel=1e-5)
 
 
+@pytest.mark.parametrize(("k", "threshold"), [(1, 0.01), (5, 0.01), (20, 1.0)])
+def test_matching_pursuit_is_that_of_saelens(k: int, threshold: float) -> None:
+    peers = pytest.importorskip("sae_lens.saes.matching_pursuit_sae")
+    sae, x = _sae(architecture="matching_pursuit", k=k, residual_threshold=threshold), _rows()
+    peer = peers.MatchingPursuitTrainingSAE(
+        peers.MatchingPursuitTrainingSAEConfig(
+            d_in=D_IN, d_sae=D_SAE, residual_threshold=threshold, max_iterations=k, decoder_init_norm=1.0
+        )
+    )
+    pairs = [(peer.W_dec, sae.W_dec), (peer.b_dec, sae.b_dec)]
+    with torch.no_grad():
+        for theirs, ours in pairs:
+            theirs.copy_(ours)
+    torch.testing.assert_close(sae.encode(x), peer.encode(x))
+    _backward_and_compare(sae, _step(sae, x), (peer(x) - x).square().sum(dim=1).mean(), pairs)
+
+
 def _rows() -> Tensor:
     return torch.randn(BATCH, D_IN, generator=torch.Generator().manual_seed(1)) + 0.3
 

@@ -1,0 +1,92 @@
+"""The matching-pursuit SAE: latents one after another, each from what those before it have left over."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from sae_lib.autoencoders.base import Autoencoder, Step, architecture
+from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.autoencoders.latents import DenseLatents, Latents
+from sae_lib.autoencoders.method import Look, Method, register
+from sae_lib.autoencoders.topk import TOPK, geometric_median, topk_rate
+
+
+class MatchingPursuitConfig(SAEConfig):
+    """The matching-pursuit SAE."""
+
+    knob: ClassVar[str] = "k"
+
+    architecture: str = "matching_pursuit"
+    k: int = Field(ge=1)
+    """Latents of a row at most, one for each round."""
+    residual_threshold: float = Field(1e-2, ge=0.0)
+    """A row ends when no more than this norm of it is left."""
+
+
+@architecture(MatchingPursuitConfig)
+class MatchingPursuit(Autoencoder):
+    """From r = x - b_dec and f = 0, in each of k rounds
+
+        i = argmax_j r . d_j,    v = ReLU(r . d_i),    f_i <- f_i + v,    r <- r - v d_i
+
+    until ||r|| is under a threshold or a round adds no latent (Costa et al. 2025, arXiv 2506.03093, as SAELens has it:
+    L = ||x - x_hat||_2^2 alone). There is no encoder but the decoder: W_enc is a copy of it. A child that has absorbed
+    its parent is chosen first, and nothing is left for the parent: in the Tree SAE's study nothing absorbs more.
+    """
+
+    exportable: ClassVar[bool] = False
+
+    cfg: MatchingPursuitConfig
+    threshold: Tensor
+
+    def __init__(self, config: MatchingPursuitConfig, d_in: int, generator: torch.Generator) -> None:
+        super().__init__(config, d_in, generator)
+        del self.b_enc
+        self.register_buffer("threshold", torch.tensor(config.residual_threshold))
+
+    def encoder_bias(self) -> Float[Tensor, " d_sae"]:
+        return self.W_dec.new_zeros(self.d_sae)
+
+    def encoder_offsets(self) -> list[Tensor]:
+        return []
+
+    def in_units_of_x(self) -> list[Tensor]:
+        return [*super().in_units_of_x(), self.threshold]
+
+    def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
+        self.b_dec.data.copy_(geometric_median(x))
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        rest = x.reshape(-1, self.d_in) - self.b_dec
+        f = rest.new_zeros(len(rest), self.d_sae)
+        going = torch.ones_like(rest[:, :1], dtype=torch.bool)
+        for _ in range(self.cfg.k):
+            with torch.no_grad():  # which latent is the strongest: all products need not be kept for the gradient
+                strongest = (rest @ self.W_dec.T).argmax(dim=1, keepdim=True)
+            direction = self.W_dec.index_select(0, strongest.squeeze(1))
+            value = torch.relu((rest * direction).sum(dim=1, keepdim=True)) * going
+            new = (f.detach().gather(1, strongest) == 0) & (value.detach() > 0)
+            f = f.scatter_add(1, strongest, value)
+            rest = rest - value * direction
+            going = going & new & (rest.detach().norm(dim=1, keepdim=True) >= self.threshold)
+            if not going.any():
+                break
+        return f.view(*x.shape[:-1], self.d_sae)
+
+    def encode_training(self, step: Step) -> Latents:
+        return DenseLatents(self.encode(step.x))
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        self.W_enc.copy_(self.W_dec.T)
+
+
+RECIPE: dict[str, Any] = TOPK | {"architecture": "matching_pursuit"}
+SOURCE = "Costa et al. 2025, *From Flat to Hierarchical*, arXiv 2506.03093"
+PLUM = Look("#332288", "3", (0, (1, 3)))
+register(Method("matching_pursuit", "Matching pursuit", RECIPE, PLUM, "field", topk_rate, 1e-2, (SOURCE,)))
