@@ -43,9 +43,9 @@ class Switch(TopK):
         f = p_e TopK(ReLU(pre)),    L = ||x - x_hat||_2^2 + beta E sum_e s_e mean(p_e)
 
     with s_e the share of the batch that expert e gets, the term's least value being beta (Mudide et al. 2024,
-    arXiv 2410.08201). The router learns through the factor p_e. Of the encoder's product one of E blocks is needed
-    (`encoder_flops`; here all of it is computed), so that at equal FLOPs the dictionary is about E times as wide.
-    Features that several experts need are learnt several times.
+    arXiv 2410.08201). The router learns through the factor p_e. Of the encoder's product one of E blocks is
+    computed (`encoder_flops`), so that at equal FLOPs the dictionary is about E times as wide. Features that several
+    experts need are learnt several times.
 
     The authors' sums are over inputs as they are, with beta d_in and no sqrt(d_in) in the router: what is here is the
     same for inputs of mean square 1 per dimension, whichever scale they come in. They train GPT-2 small's layer 8:
@@ -71,21 +71,26 @@ class Switch(TopK):
         """p."""
         return torch.softmax((x - self.b_router) @ self.W_router * self.d_in**0.5, dim=-1)
 
-    def _routed(
-        self, pre: Float[Tensor, "*batch d_sae"], p: Float[Tensor, "*batch expert"]
-    ) -> Float[Tensor, "*batch d_sae"]:
-        """The latents, all but those of one expert zero."""
-        largest, expert = p.max(dim=-1, keepdim=True)
-        factor = torch.zeros_like(p).scatter(-1, expert, largest).to(pre.dtype)
-        return strongest((pre.unflatten(-1, (self.cfg.experts, -1)) * factor[..., None]).flatten(-2), self.cfg.k)
+    def _routed(self, x: Float[Tensor, "batch d_in"], p: Float[Tensor, "batch expert"]) -> Float[Tensor, "batch d_sae"]:
+        """The latents: each expert's rows go through its own block of the encoder."""
+        largest, expert = p.max(dim=1)
+        by_expert = expert.argsort(stable=True)
+        counts = torch.bincount(expert, minlength=self.cfg.experts).tolist()
+        blocks = torch.arange(self.d_sae, device=x.device).chunk(self.cfg.experts)
+        found = []
+        for block, rows in zip(blocks, by_expert.split(counts), strict=True):
+            pre = self.encoder_product(x.index_select(0, rows), self.b_enc, block)
+            found.append(strongest(pre * largest.index_select(0, rows)[:, None].to(pre.dtype), self.cfg.k))
+        f = found[0].new_zeros(len(x), self.cfg.experts, len(blocks[0]))
+        return f.index_put((by_expert, expert[by_expert]), torch.cat(found)).flatten(1)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        return self._routed(self.pre_activations(x), self.route(x))
+        rows = x.reshape(-1, self.d_in)
+        return self._routed(rows, self.route(rows)).view(*x.shape[:-1], self.d_sae)
 
     def encode_training(self, step: Step) -> Latents:
-        p = self._chosen = self.route(step.x)
-        step.pre = self.pre_activations(step.x)
-        return DenseLatents(self._routed(step.pre, p))
+        self._chosen = self.route(step.x)
+        return DenseLatents(self._routed(step.x, self._chosen))
 
     def auxiliary_loss(self, step: Step) -> Float[Tensor, ""]:
         assert self._chosen is not None
