@@ -23,7 +23,7 @@ from sae_lib.mechanisms.adaptive_temporal_masking import MaskingConfig
 from sae_lib.mechanisms.resampling import ResamplingConfig
 from sae_lib.mechanisms.temporal_penalty import TemporalConfig
 from sae_lib.profiles.profile import Profile
-from sae_lib.profiles.runs import ALONE
+from sae_lib.profiles.runs import ALONE, FAIR
 from sae_lib.report.claims.file import Claim
 from sae_lib.report.claims.ledger import PAPERS_MODEL, findings
 from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METHODS, METRICS, TOY_METHODS
@@ -161,6 +161,8 @@ def facts(
         "sequence": group("sequence", PAPER_RUNS),
         "bare": Rows(lambda metric: seeds_of(bare, metric)),
         "effect": _by(MECHANISMS, lambda name, metric: main_effects(factorial, metric, MECHANISMS)[name]),
+        "fair": group("atm_fair", FAIR),
+        "chosen": _chosen(evaluation),
         "without": _by(IMPORTANCE_PARTS, lambda part, metric: drop_effect(parts, metric, part)),
         "truth": _by((*METHODS, *TOY_METHODS), lambda name, metric: seeds_of(tree[tree["method"] == name], metric)),
         "order": _order(results.toy_summary),
@@ -181,6 +183,12 @@ def facts(
         "measure_count": len(known),
         "mute_count": sum(bool(no_better(results, metric)) for metric in known),
     }
+
+
+def _chosen(evaluation: pd.DataFrame) -> dict[str, str]:
+    """c and r of the fair ATM."""
+    rows = evaluation[(evaluation["group"] == "atm_fair") & (evaluation["method"] == "atm")]
+    return {name: f"{rows[name].iloc[0]:g}" if len(rows) else NOTHING for name in ("c", "r")}
 
 
 def _order(toys: pd.DataFrame) -> dict[str, Any]:
