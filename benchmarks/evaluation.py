@@ -45,9 +45,8 @@ from sae_lib.metrics.absorption.score import evaluate_absorption_many
 from sae_lib.metrics.core_reference import build_core_reference
 from sae_lib.metrics.reconstruction import evaluate_reconstruction
 from sae_lib.report.figures.style import COLUMN_WIDTH, set_style
-from sae_lib.training.recipes import method_recipe
+from sae_lib.training.recipes import TrainingConfig, method_recipe
 from sae_lib.training.run import train_sae
-from sae_lib.training.run_config import TrainingConfig
 from sae_lib.util.paths import output_root
 
 if TYPE_CHECKING:

@@ -39,8 +39,8 @@ from sae_lib.data.language_model import LanguageModel
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.report.figures.style import DARK, FULL_WIDTH, set_style
 from sae_lib.study.experiment import Experiment
+from sae_lib.training.recipes import TrainingConfig
 from sae_lib.training.run import train_sae
-from sae_lib.training.run_config import TrainingConfig
 from sae_lib.util.paths import OUTPUT_VARIABLE
 
 D_IN = 128

@@ -18,8 +18,7 @@ from sae_lib.autoencoders.config import SAEConfig, config_class, sae_config
 from sae_lib.data.activations import ActivationStore, WindowStream
 from sae_lib.data.config import DataConfig
 from sae_lib.mechanisms import METHODS
-from sae_lib.training.recipes import merged, method_recipe
-from sae_lib.training.run_config import TrainingConfig
+from sae_lib.training.recipes import TrainingConfig, merged, method_recipe
 from sae_lib.training.trainer import Trainer
 
 WINDOW = 16

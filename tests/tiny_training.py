@@ -16,8 +16,7 @@ from sae_lib.data.config import DataConfig
 from sae_lib.data.harvest import harvest
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.mechanisms import METHODS
-from sae_lib.training.recipes import merged, method_recipe
-from sae_lib.training.run_config import TrainingConfig
+from sae_lib.training.recipes import TrainingConfig, merged, method_recipe
 from tests.tiny_models import VOCABULARY, random_tokens
 
 D_IN, D_SAE = 8, 16

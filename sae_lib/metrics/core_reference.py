@@ -71,10 +71,8 @@ class LossSums:
     ) -> None:
         """Add positions.
 
-        Args:
-            following: the next token of each position, on the CPU, -1 where there is none: such a position counts for
-                KL and not for CE.
-            clean: the clean model's distributions there; without them nothing is added to KL.
+        `following`: the next token of each position, on the CPU, -1 where there is none: such a position counts for KL
+        and not for CE; `clean`: the clean model's distributions there; without them nothing is added to KL.
         """
         z = logits.float()
         normaliser = z.logsumexp(dim=1).double()
@@ -153,10 +151,8 @@ def build_core_reference(
     The zero-ablation replaces the same positions as an SAE's reconstruction does, so an SAE that outputs
     zeros scores exactly 0. (SAEBench sets special positions to zero as well, in this run only.)
 
-    Args:
-        tokens: contexts with BOS in front; kept on the CPU.
-        batch: contexts in one forward pass.
-        folder: where the reference is kept (`kept_reference`); None keeps nothing.
+    `tokens`: contexts with BOS in front; kept on the CPU; `batch`: contexts in one forward pass; `folder`: where the
+    reference is kept (`kept_reference`); None keeps nothing.
 
     Raises ArtifactError: every position is special, or none is followed by another.
     """
@@ -202,9 +198,8 @@ def _compute(lm: LanguageModel, tokens: Tensor, kept: Tensor, batch: int) -> Cor
 def losses(lm: LanguageModel, reference: CoreReference, splice: Splice | None, batch: int) -> LossSums:
     """CE and KL at the kept positions with the residual stream replaced; CE alone of the clean model without `splice`.
 
-    Args:
-        splice: is called with each batch's residual stream and mask, both on the model's device, in order.
-        batch: contexts in one forward pass.
+    `splice`: is called with each batch's residual stream and mask, both on the model's device, in order; `batch`:
+    contexts in one forward pass.
     """
     sums = LossSums(lm.device)
     rows = max(_LEAST_ROWS, _CHUNK_ELEMENTS[lm.device.type] // lm.vocab_size)

@@ -53,9 +53,8 @@ def kept_reference(
 
     Files that are missing, cut short or altered are made again. The record is written last and makes the tensors valid.
 
-    Args:
-        kind: a dataclass of tensors and of values that JSON can hold.
-        groups: its fields that are tuples of tensors, and their classes.
+    `kind`: a dataclass of tensors and of values that JSON can hold; `groups`: its fields that are tuples of tensors,
+    and their classes.
     """
     stem = Path(folder) / f"{stage.name.split()[0]}-{result_key(stage, made_from)[:16]}"
     path, record_file = stem.with_suffix(".safetensors"), stem.with_suffix(".json")

@@ -19,8 +19,7 @@ from sae_lib.data.config import CorpusConfig, DataConfig, ModelConfig
 from sae_lib.mechanisms import methods
 from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.toy.config import ToyConfig
-from sae_lib.training.recipes import merged, method_recipe
-from sae_lib.training.run_config import TrainingConfig, distinct_seeds
+from sae_lib.training.recipes import TrainingConfig, distinct_seeds, merged, method_recipe
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.strict import Seed, Strict
 

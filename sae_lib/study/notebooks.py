@@ -24,12 +24,9 @@ TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def run_notebook(source: Path, folder: Path, failed: Path, log: Path, parameters: Mapping[str, Any]) -> Path:
     """Run `source` and keep its executed copy.
 
-    Args:
-        source: the notebook, left as it is.
-        folder: where the finished copy goes, under the same name.
-        failed: where the copy goes when a cell fails, the kernel dies or the run is interrupted.
-        log: file that receives what the notebook prints, as does a terminal where somebody watches.
-        parameters: values for the cell tagged `parameters`.
+    `source`: the notebook, left as it is; `folder`: where the finished copy goes, under the same name; `failed`: where
+    the copy goes when a cell fails, the kernel dies or the run is interrupted; `log`: file that receives what the
+    notebook prints, as does a terminal where somebody watches; `parameters`: values for the cell tagged `parameters`.
 
     Returns the finished copy.
 

@@ -14,7 +14,7 @@ from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file
 from sae_lib.study.measures import known_measures
 from sae_lib.study.notebooks import duration, run_notebook
-from sae_lib.study.up_to_date import find_notebooks, last_seconds, made_from, record_done, why_not_done
+from sae_lib.study.up_to_date import find_notebooks, made_from, record_done, why_not_done
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock, make_folder, remove_unfinished, used_bytes
 from sae_lib.util.paths import Paths, corpus_cache, shown
@@ -26,9 +26,8 @@ LONGEST_WRITE_S = 3600.0
 def run(profile: Profile, parameters: Mapping[str, Any], *, notebooks: Path, only: str | None = None) -> list[str]:
     """Run every notebook of a folder whose results are not those it would make now; returns the names of those.
 
-    Args:
-        parameters: values for each notebook's parameters cell.
-        only: number or name of one notebook; the others are neither run nor checked.
+    `parameters`: values for each notebook's parameters cell; `only`: number or name of one notebook; the others are
+    neither run nor checked.
 
     Raises ArtifactError: another run holds the profile's folder, a notebook stopped, or it wrote no manifest. What was
     finished before is kept.
@@ -47,28 +46,23 @@ def run(profile: Profile, parameters: Mapping[str, Any], *, notebooks: Path, onl
                 print(f"{label} up to date", flush=True)
                 continue
             print(f"{label} running, {reason}", flush=True)
-            took = _run_one(notebook, profile, paths, parameters)
-            print(f"{label} done in {duration(took)}", flush=True)
+            started = time.monotonic()
+            _run_one(notebook, profile, paths, parameters)
+            print(f"{label} done in {duration(time.monotonic() - started)}", flush=True)
             if notebook is found[0]:
                 _tell_measures(profile, paths)
             ran.append(notebook.stem)
     return ran
 
 
-def _run_one(notebook: Path, profile: Profile, paths: Paths, parameters: Mapping[str, Any]) -> float:
-    """Run one notebook and record it; returns the seconds it took.
-
-    Its last manifest goes first, so that one that is there afterwards is of this run.
-    """
+def _run_one(notebook: Path, profile: Profile, paths: Paths, parameters: Mapping[str, Any]) -> None:
+    """Run one notebook and record it. Its last manifest goes first, so that one that is there then is of this run."""
     parts = made_from(notebook, profile, paths)
     for folder in (paths.results, paths.keys):
         make_folder(folder)
     manifest_file(paths, notebook.stem).unlink(missing_ok=True)
-    started = time.monotonic()
     run_notebook(notebook, paths.notebooks, paths.failed, paths.logs / f"{notebook.stem}.log", parameters)
-    took = time.monotonic() - started
-    record_done(notebook, parts, paths, took)
-    return took
+    record_done(notebook, parts, paths)
 
 
 def _tell_measures(profile: Profile, paths: Paths) -> None:
@@ -99,18 +93,9 @@ def run_command(profile: Profile, parameters: Mapping[str, Any], notebooks: Path
         print(f"profile {profile.name}: {len(to_do)} of {len(chosen)} notebooks to run; {time}; `make plan` says more")
         _tell_measures(profile, paths)
     run(profile, parameters, notebooks=notebooks, only=only)
-    print(where_to_look(paths))
+    print(f"\nexecuted notebooks       {shown(paths.notebooks)}\nfigures, tables, claims  {shown(paths.figures)}")
+    print(f"results behind them      {shown(paths.results)}")
     return 0
-
-
-def where_to_look(paths: Paths) -> str:
-    """The last lines of a run: what was made, and where."""
-    places = {
-        "executed notebooks": paths.notebooks,
-        "figures, tables, claims": paths.figures,
-        "results behind them": paths.results,
-    }
-    return "\n".join(["", *(f"{what:<24} {shown(place)}" for what, place in places.items())])
 
 
 def plan_command(profile: Profile, notebooks: Path) -> int:
@@ -122,11 +107,9 @@ def plan_command(profile: Profile, notebooks: Path) -> int:
     print(f"profile {profile.name}: {profile.description}\n")
     first = None
     for notebook in find_notebooks(notebooks):
-        seconds, reason = last_seconds(notebook, paths), why_not_done(notebook, profile, paths)
-        took = "" if seconds is None else f", {duration(seconds)} last time"
-        reason = reason or (first and f"if {first} gives other results")
+        reason = why_not_done(notebook, profile, paths) or (first and f"if {first} gives other results")
         first = first or (reason and notebook.stem)
-        print(f"  {notebook.stem:<14} {f'to do ({reason})' if reason else 'up to date'}{took}")
+        print(f"  {notebook.stem:<14} {f'to do ({reason})' if reason else 'up to date'}")
     lines = {
         "time": time_note(profile, paths, plan),
         "SAEs": f"{plan.saes.total()}: " + ", ".join(f"{n} {group}" for group, n in sorted(plan.saes.items())),

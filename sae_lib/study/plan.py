@@ -117,7 +117,7 @@ def _missing(profile: Profile, size: ModelSize) -> list[str]:
     from sae_lib.data import documentation
     from sae_lib.data.corpus import text_files
     from sae_lib.data.model_loading import device_of
-    from sae_lib.metrics.probing.sources import known_datasets
+    from sae_lib.metrics.probing.datasets import known_datasets
 
     corpus, found = profile.corpus, []
     asked, longest = profile.data.context_length, size.positions

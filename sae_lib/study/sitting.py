@@ -192,24 +192,18 @@ def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
     files.append(folder / "results" / "probe.parquet")
     write_parquet(files[-1], probe_letters(score_inputs(experiment).reference("absorption")), index=False)
     results = Results.load(folder / "results")
-    for name in TABLES:
+    for name in (*TABLES, *FIGURES):
         try:
-            files += write_table(make_table(name, results, experiment.profile), name, folder)
+            if name in TABLES:
+                files += write_table(make_table(name, results, experiment.profile), name, folder)
+            if name in FIGURES:
+                files += write_figure(name, results, experiment.profile, folder)
         except (ArtifactError, ValueError, KeyError, IndexError) as error:
-            _left_out(folder, name, f"not written, {error}")
-    for name in FIGURES:
-        try:
-            files += write_figure(name, results, experiment.profile, folder)
-        except (ArtifactError, ValueError, KeyError, IndexError) as error:
-            _left_out(folder, name, f"not drawn, {error}")
+            tqdm.write(f"{name}: left out, {error}")
+            for ending in ("csv", "md", "tex", "pdf", "png"):
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
     evaluated = evaluate_claims(experiment.profile, results)
     return [*files, *write_claims(evaluated, experiment.profile, folder)]
-
-
-def _left_out(folder: Path, name: str, why: str) -> None:
-    tqdm.write(f"{name}: {why}")
-    for ending in ("csv", "md", "tex", "pdf", "png"):
-        (folder / f"{name}.{ending}").unlink(missing_ok=True)
 
 
 def _tables(found: Evaluation, history: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -94,11 +94,10 @@ def why_not_done(notebook: Path, profile: Profile, paths: Paths) -> str | None:
     return None
 
 
-def record_done(notebook: Path, parts: dict[str, str], paths: Paths, seconds: float) -> None:
+def record_done(notebook: Path, parts: dict[str, str], paths: Paths) -> None:
     """Remember what a notebook was made from and what it made. Written last: without it the notebook runs again.
 
-    Args:
-        parts: `made_from`, taken before it ran, so that an edit while it ran is seen.
+    `parts`: `made_from`, taken before it ran, so that an edit while it ran is seen.
 
     Raises ArtifactError: the notebook ended without its manifest.
     """
@@ -107,12 +106,7 @@ def record_done(notebook: Path, parts: dict[str, str], paths: Paths, seconds: fl
         raise ArtifactError(f"{notebook.stem} ended without writing {shown(manifest)}; its last cells must write it")
     names = [*read_json(manifest)["outputs"], manifest.relative_to(paths.root).as_posix()]
     outputs = {name: file_state(output_path(paths, name)) for name in names}
-    write_json(_file(notebook, paths), {"parts": parts, "outputs": outputs, "seconds": round(seconds, 1)})
-
-
-def last_seconds(notebook: Path, paths: Paths) -> float | None:
-    """What a notebook took when it last ran to its end."""
-    return _record(notebook, paths).get("seconds")
+    write_json(_file(notebook, paths), {"parts": parts, "outputs": outputs})
 
 
 def _record(notebook: Path, paths: Paths) -> dict[str, Any]:

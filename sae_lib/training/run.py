@@ -22,7 +22,7 @@ from sae_lib.autoencoders.build import WEIGHTS_FILE
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.data.activations import ActivationStore
 from sae_lib.data.config import DataConfig
-from sae_lib.training.run_config import TrainingConfig
+from sae_lib.training.recipes import TrainingConfig
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.checkpoint import load_checkpoint, save_checkpoint
 from sae_lib.util.errors import ArtifactError, first_line

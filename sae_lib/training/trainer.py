@@ -20,7 +20,7 @@ from sae_lib.autoencoders.config import OptimizerConfig, SAEConfig
 from sae_lib.data.activations import ActivationStore, Batch, WindowStream
 from sae_lib.data.config import DataConfig
 from sae_lib.mechanisms import Mechanism, build_mechanisms
-from sae_lib.training.run_config import TrainingConfig
+from sae_lib.training.recipes import TrainingConfig
 from sae_lib.util.checkpoint import load_optimizer_tensors, optimizer_tensors
 from sae_lib.util.errors import ArtifactError
 

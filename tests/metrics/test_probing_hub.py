@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from sae_lib.metrics.probing.config import HUB_REVISIONS, LabelledFiles, ProbingConfig
-from sae_lib.metrics.probing.datasets import HUB_DATASETS, file_texts, hub_texts
-from sae_lib.metrics.probing.sources import known_datasets
+from sae_lib.metrics.probing.datasets import HUB_DATASETS, file_texts, hub_texts, known_datasets
 from sae_lib.metrics.probing.tasks import tasks_of
 from sae_lib.util.errors import ArtifactError
 

@@ -10,8 +10,14 @@ from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.probes import logistic_accuracy, sparse_accuracies, top_dimensions
-from sae_lib.metrics.probing.tasks import LabelledTexts, draw_tasks, tokenise
+from sae_lib.metrics.probing.tasks import (
+    LabelledTexts,
+    draw_tasks,
+    logistic_accuracy,
+    sparse_accuracies,
+    tokenise,
+    top_dimensions,
+)
 from sae_lib.util.errors import ArtifactError
 
 

@@ -20,10 +20,9 @@ from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.topk import TopKConfig
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.probes import top_dimensions
 from sae_lib.metrics.probing.reference import ProbingPart, ProbingReference
 from sae_lib.metrics.probing.score import evaluate_probing
-from sae_lib.metrics.probing.tasks import LabelledTexts, Tokens, draw_tasks
+from sae_lib.metrics.probing.tasks import LabelledTexts, Tokens, draw_tasks, top_dimensions
 
 CLASSES, TRAIN, TEST, LENGTH = ("a", "b", "c"), 30, 16, 10
 CONFIG = ProbingConfig(seed=5, ks=(1, 2, 5))

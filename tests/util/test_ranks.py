@@ -30,7 +30,7 @@ from sae_lib.data.activations import ActivationStore
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock
 from sae_lib.data.config import DataConfig
-from sae_lib.training.run_config import TrainingConfig
+from sae_lib.training.recipes import TrainingConfig
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.training.trainer import Trainer
 from sae_lib.training.run import train_sae

@@ -5,14 +5,8 @@ is expected to hold one latent that fires on every word with that letter. Absorp
 latent stays silent on some words while the latent of the word itself carries the letter's direction. **Lower is
 better**, and an SAE that is dense or random scores low as well: read it beside L0 and explained variance.
 
-- `config`: every number of the metric, by name.
-- `probes`: the linear probes, on residual streams and on latents.
-- `reference`: what depends on the language model only, computed once and kept on disk.
-- `latents`: an SAE's latents on the words, encoded once.
-- `main_latents`: which latents stand for a letter.
-- `score`: the score of a word, of a letter, of an SAE, of several SAEs at once.
-
-Which words, in which prompts: `sae_lib.data.words`.
+Which words, in which prompts: `sae_lib.data.words`; what depends on the language model only: `reference`; which latents
+stand for a letter: `main_latents`; the score of a word, of a letter, of an SAE: `score`.
 
 Nothing is imported here, so that reading a configuration does not load PyTorch.
 """

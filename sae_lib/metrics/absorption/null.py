@@ -63,8 +63,7 @@ def null_absorption(
 ) -> list[dict[str, float]]:
     """Fraction and full absorption of nothing, means over letters, for each SAE; costs as much as the real score.
 
-    Args:
-        main_latents: of each SAE, the latents that the real score found for each letter that counts.
+    `main_latents`: of each SAE, the latents that the real score found for each letter that counts.
 
     Returns for each SAE absorption_fraction_null, absorption_full_null, absorption_fraction_random,
     absorption_full_random, and main_latent_f1_null, how well the best latent of a shuffled letter finds it. NaN where

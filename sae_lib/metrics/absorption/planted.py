@@ -22,8 +22,7 @@ from torch.nn import functional as F
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.latents import ROWS, unit_latents
-from sae_lib.metrics.absorption.main_latents import MainLatents, main_latents
+from sae_lib.metrics.absorption.main_latents import ROWS, MainLatents, main_latents, unit_latents
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.absorption.score import evaluate_absorption, score_letters
 from sae_lib.util.errors import ArtifactError
@@ -92,8 +91,7 @@ def plant(
     """`sae` with `share` of the words of each counted letter absorbed, among the training words, the test words and
     those of them that are scored alike. A larger share absorbs the words of a smaller one too.
 
-    Args:
-        mains: the letters' main latents in `sae`.
+    `mains`: the letters' main latents in `sae`.
     """
     probe = F.normalize(reference.probe.weight, dim=1)
     train, test = reference.train_labels, reference.test_labels

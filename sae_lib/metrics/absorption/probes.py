@@ -63,13 +63,10 @@ def train_probes_together(
 
     Narrower inputs are filled up with weights that are 0 and stay 0: an input's probes are those it gets alone.
 
-    Args:
-        rows: for each input, a function that gives a batch, float32, on the device of `labels`.
-        labels: the letter of each row.
-        initial: for each input the starting weights, on the same device; not changed.
-        epochs: passes over the rows; the learning rate falls by one factor after each, not after each step.
-        l1: weight of the L1 term; 0 leaves it out.
-        seed: orders the batches, for all inputs alike.
+    `rows`: for each input, a function that gives a batch, float32, on the device of `labels`; `labels`: the letter of
+    each row; `initial`: for each input the starting weights, on the same device; not changed; `epochs`: passes over the
+    rows; the learning rate falls by one factor after each, not after each step; `l1`: weight of the L1 term; 0 leaves
+    it out; `seed`: orders the batches, for all inputs alike.
 
     Source: SAEBench 0.6.0, `train_multi_probe`.
     """

@@ -18,8 +18,7 @@ from torch.nn import functional as F
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.latents import ROWS, latent_bytes, unit_latents
-from sae_lib.metrics.absorption.main_latents import MainLatents, main_latents_of_many
+from sae_lib.metrics.absorption.main_latents import ROWS, MainLatents, latent_bytes, main_latents_of_many, unit_latents
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.registry import Column, Earlier, Inputs, Measured, Score, register
 from sae_lib.metrics.stored_reference import require_width
@@ -55,12 +54,8 @@ def score_words(
 ) -> WordScores:
     """`score_words_of_letters` for words of one letter.
 
-    Args:
-        residual: the residual stream at each word.
-        latents: activations at each word, for decoder rows of unit norm.
-        direction: p.
-        cosines: c.
-        main: indices of the letter's main latents.
+    `residual`: the residual stream at each word; `latents`: activations at each word, for decoder rows of unit norm;
+    `direction`: p; `cosines`: c; `main`: indices of the letter's main latents.
     """
     is_main = torch.zeros_like(cosines, dtype=torch.bool).index_fill(0, main, True)
     letter = Letters(direction[None], cosines[None], is_main[None])
@@ -89,10 +84,8 @@ def score_words_of_letters(
 
     SAEBench divides by P even where it is 0, an error there; here such a word is not absorbed.
 
-    Args:
-        residual: the residual stream at each word.
-        latents: activations at each word, for decoder rows of unit norm.
-        letter: row of `letters` that each word is scored for.
+    `residual`: the residual stream at each word; `latents`: activations at each word, for decoder rows of unit norm;
+    `letter`: row of `letters` that each word is scored for.
 
     Source: SAEBench 0.6.0, `FeatureAbsorptionCalculator`; `unthresholded` is the fraction of versions up to
     0.3.2.
@@ -171,8 +164,7 @@ def evaluate_absorption_many(
     The sparse probes of as many SAEs are trained together as have their training words' latents fit into
     `config.latent_bytes`.
 
-    Args:
-        chosen_on: the words that main latents are chosen on; those of `reference` by default.
+    `chosen_on`: the words that main latents are chosen on; those of `reference` by default.
     """
     for number, sae in enumerate(saes):
         require_width(sae, reference.probe.weight.shape[1], name=f"sae {number + 1}" if len(saes) > 1 else "sae")

@@ -5,13 +5,8 @@ tokens, the k latents with the largest difference between the two classes' means
 regression on them is tested on other texts. **Higher is better**; chance is 0.5, and the same regression on
 the whole residual stream shows what there is to be found.
 
-- `config`: every number of the metric, by name.
-- `documentation`: 35 binary tasks on the packaged corpus, no download.
-- `datasets`: SAEBench's eight datasets (35 binary tasks) from the Hugging Face hub, and labelled local files.
-- `tasks`: from labelled texts to balanced binary tasks.
-- `probes`: the choice of k dimensions, and the regression.
-- `reference`: what depends on the language model only, computed once and kept on disk.
-- `score`: the accuracies of an SAE.
+35 tasks on the packaged corpus (`documentation`), SAEBench's eight datasets or labelled local files (`datasets`);
+what depends on the language model only: `reference`; the accuracies of an SAE: `score`.
 
 Nothing is imported here, so that reading a configuration does not load PyTorch.
 """

@@ -73,8 +73,7 @@ def documentation_texts(
 ) -> list[LabelledTexts]:
     """The labelled texts of the datasets `names`, to be probed as one part: their tasks share texts.
 
-    Args:
-        documents: rows with text, package and kind that no SAE was trained on.
+    `documents`: rows with text, package and kind that no SAE was trained on.
 
     Raises ArtifactError: a pattern that fewer than `min_per_class` texts have or have not; no document is long enough.
     """

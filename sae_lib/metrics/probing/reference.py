@@ -20,9 +20,8 @@ from tqdm import tqdm
 
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.probes import logistic_accuracy
-from sae_lib.metrics.probing.sources import known_datasets, load_part, text_key
-from sae_lib.metrics.probing.tasks import ProbingTask, Tokens, draw_tasks
+from sae_lib.metrics.probing.datasets import known_datasets, load_part, text_key
+from sae_lib.metrics.probing.tasks import ProbingTask, Tokens, draw_tasks, logistic_accuracy
 from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.keys import Stage

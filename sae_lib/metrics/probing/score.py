@@ -9,9 +9,9 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.probes import sparse_accuracies
+from sae_lib.metrics.probing.datasets import text_key
 from sae_lib.metrics.probing.reference import ProbingReference, build_probing_reference
-from sae_lib.metrics.probing.sources import text_key
+from sae_lib.metrics.probing.tasks import sparse_accuracies
 from sae_lib.metrics.registry import Column, Earlier, Inputs, Measured, Score, register
 from sae_lib.metrics.stored_reference import require_finite, require_width
 

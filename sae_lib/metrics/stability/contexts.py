@@ -60,9 +60,8 @@ def context_stability(
 
     Without any word a number is NaN.
 
-    Args:
-        main_latents: letter ("a" to "z") -> indices of its main latents, the first one first; letters that
-            are missing are left out, with their words.
+    `main_latents`: letter ("a" to "z") -> indices of its main latents, the first one first; letters that are missing
+    are left out, with their words.
 
     Raises ArtifactError: the SAE does not fit the reference.
     """
@@ -98,12 +97,9 @@ def count_firing(
 ) -> Firing:
     """Count over the rows of each word; the result is on the CPU.
 
-    Args:
-        on: which latents fire at each row, on any device.
-        probe: whether the ground-truth probe finds the letter of the row's word.
-        word: which word stands at each row.
-        letters: the letter of each word, 0 to 25.
-        mains: letter -> its main latents, the first one first.
+    `on`: which latents fire at each row, on any device; `probe`: whether the ground-truth probe finds the letter of the
+    row's word; `word`: which word stands at each row; `letters`: the letter of each word, 0 to 25; `mains`: letter ->
+    its main latents, the first one first.
     """
     density = on.double().mean(dim=0)
     of_no_letter = torch.ones_like(density, dtype=torch.bool)

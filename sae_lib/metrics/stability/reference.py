@@ -36,11 +36,8 @@ def find_occurrences(
 ) -> tuple[list[Word], Int[Tensor, " occurrence"], Int[Tensor, " occurrence"]]:
     """The words that occur often enough, the rows they stand in, and which of these words each row holds.
 
-    Args:
-        words: which words to look for.
-        standing: the token id at each row, or -1 where there is no whole word.
-        at_least: occurrences that a word must have.
-        at_most: only the first so many are taken.
+    `words`: which words to look for; `standing`: the token id at each row, or -1 where there is no whole word;
+    `at_least`: occurrences that a word must have; `at_most`: only the first so many are taken.
     """
     found: list[Word] = []
     rows, which = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
@@ -62,10 +59,8 @@ def whole_words(
     stands before a context's first token and after its last is not known: a first token counts only if it
     brings a space with it, a last one never does.
 
-    Args:
-        tokenizer: has `convert_ids_to_tokens` and `convert_tokens_to_string`.
-        special_ids: token ids that are not text. BOS is expected at the first position.
-        tokens: contexts.
+    `tokenizer`: has `convert_ids_to_tokens` and `convert_tokens_to_string`; `special_ids`: token ids that are not text.
+    BOS is expected at the first position; `tokens`: contexts.
     """
     ids, index = tokens.unique(return_inverse=True)
     entries = tokenizer.convert_ids_to_tokens(ids.tolist())
@@ -120,10 +115,8 @@ def build_stability_reference(
 
     The words are those that absorption is measured on.
 
-    Args:
-        absorption: the words and the ground-truth probe.
-        prompts: how many examples a prompt has, and how many prompts a forward pass.
-        tokens: held-out contexts with BOS in front, on the CPU.
+    `absorption`: the words and the ground-truth probe; `prompts`: how many examples a prompt has, and how many prompts
+    a forward pass; `tokens`: held-out contexts with BOS in front, on the CPU.
 
     Raises ArtifactError: prompts without examples, which would all be the same.
     """

@@ -39,10 +39,8 @@ def seed_stability(
     What chance gives is the same comparison of untrained SAEs: in few dimensions a random direction has a
     near neighbour among a thousand others (0.28 in 128 dimensions).
 
-    Args:
-        saes: seed -> SAE, of one residual stream.
-        firing: seed -> which latents ever fire. Where it is given, the others are left out: nothing has
-            trained the direction of a dead latent.
+    `saes`: seed -> SAE, of one residual stream; `firing`: seed -> which latents ever fire. Where it is given, the
+    others are left out: nothing has trained the direction of a dead latent.
 
     Returns one row for each pair of seeds, seed_a < seed_b: seed_a, seed_b, matched_cosine, max_cosine, share_matched,
     latents, matching. No row for fewer than two SAEs.

@@ -54,10 +54,8 @@ def token_stability(
     (`_shuffled`): what tokens from anywhere in the text give. A latent that marks a topic or a document
     is steady by both, one that marks a word is not, and neither is the better one.
 
-    Args:
-        rows: residual streams in token order.
-        has_predecessor: whether the row before is the token before, in the same context; never so of the first.
-        seed: orders the shuffled rows.
+    `rows`: residual streams in token order; `has_predecessor`: whether the row before is the token before, in the same
+    context; never so of the first; `seed`: orders the shuffled rows.
 
     Returns token_change, token_change_shuffled, token_autocorrelation, token_autocorrelation_shuffled (NaN where there
     is no pair or no latent), token_latents, how many latents the correlations are over, and token_pairs.

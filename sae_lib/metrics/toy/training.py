@@ -19,7 +19,7 @@ from sae_lib.data.activations import ActivationStore
 from sae_lib.data.config import DataConfig
 from sae_lib.metrics.toy.data import SEQUENCE, Toy
 from sae_lib.metrics.toy.score import toy_metrics
-from sae_lib.training.run_config import TrainingConfig
+from sae_lib.training.recipes import TrainingConfig
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.keys import Stage, result_key
 
