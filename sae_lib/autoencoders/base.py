@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -82,6 +82,9 @@ class Autoencoder(nn.Module):
     With `config.subtract_b_dec` the encoder sees x - b_dec. W_enc: `[d_in, d_sae]`, W_dec: `[d_sae, d_in]`. Rows of
     W_dec, one per latent, are the feature directions.
     """
+
+    exportable: ClassVar[bool] = True
+    """Whether its latents are those of one pass of one encoder, as other libraries' formats have it."""
 
     def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__()

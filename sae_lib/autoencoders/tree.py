@@ -105,7 +105,8 @@ class Tree(Matryoshka):
         # Of each level's parents; the root's is the last one.
         self.register_buffer("capacity", torch.zeros(len(self.starts) - 1, root + 1))
         self.register_buffer("silent_tokens", torch.zeros(root, dtype=torch.long))
-        self._loss = self._first_level = torch.zeros(())  # of the current training step
+        self._loss = torch.zeros(())  # of the current training step, as is the next
+        self._first_level: Tensor | None = None
 
     def _levels(self) -> list[tuple[int, int]]:
         """The levels' first latents and sizes."""
@@ -141,6 +142,7 @@ class Tree(Matryoshka):
         dead = step.dead.clone()
         dead[self.starts[1] :] = False
         first = replace(step, dead=dead, any_dead=step.any_dead and bool(dead.any()), x_hat=self._first_level)
+        self._first_level = None  # it holds a graph
         return super().auxiliary_loss(first)
 
     @torch.no_grad()

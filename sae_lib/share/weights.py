@@ -205,7 +205,12 @@ def inference_form(sae: Autoencoder) -> InferenceForm:
 
     BatchTopK and Matryoshka have one threshold and keep what is *at or* above it; a JumpReLU keeps what is above. The
     next smaller float32 makes the two the same for every input.
+
+    Raises ArtifactError for an SAE that has none of the four.
     """
+    if not sae.exportable:
+        known = f"{sae.cfg.architecture} encodes in a way that no other library's format holds"
+        raise ArtifactError(f"sae: {known}; it stays a run folder of this project")
     tensors = {name: tensor.detach().cpu().float().contiguous() for name, tensor in sae.state_dict().items()}
     if isinstance(sae, BatchTopK):
         tensors["threshold"] = strict_threshold(tensors["threshold"]).expand(sae.d_sae).contiguous()

@@ -10,7 +10,9 @@ import torch
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.autoencoders.tree import Tree, TreeConfig, best_numbers, reassigned, reassignments
+from sae_lib.share.weights import inference_form
 from sae_lib.training.trainer import Trainer
+from sae_lib.util.errors import ArtifactError
 from tests.autoencoders.test_autoencoders import random_sae, rows
 from tests.tiny_training import DATA, make_step, tiny_config, tiny_store, tiny_training
 
@@ -152,6 +154,12 @@ def test_children_are_moved_at_the_times_and_given_to_the_root_at_last():
     assert sae.parent.tolist() == [6, 6, 1, 1, 6, 0] and not sae.capacity.any(), "no more"
 
 
+@pytest.mark.parametrize("architecture", ["tree", "switch", "matching_pursuit"])
+def test_no_other_library_is_given_what_it_cannot_hold(architecture):
+    with pytest.raises(ArtifactError, match=f"sae: {architecture} encodes in a way that no other library's format"):
+        inference_form(random_sae(architecture))
+
+
 def test_auxk_is_that_of_the_first_level():
     sae, topk = random_sae("tree", k=6, subtract_b_dec=True), random_sae("topk", subtract_b_dec=True)
     topk.load_state_dict(sae.state_dict(), strict=False)
@@ -186,5 +194,7 @@ def test_children_that_never_fire_find_other_parents_in_training(tmp_path: Path)
     for _ in range(40):
         trainer.step()
         after.append(parent.clone())
+    kept = trainer.snapshot().get_buffer("parent")
+    assert kept.equal(parent) and kept is not parent
     changes = [i + 1 for i, (one, two) in enumerate(itertools.pairwise([before, *after])) if not one.equal(two)]
     assert changes and set(changes) <= {8, 16, 24, 32, 36}
