@@ -103,7 +103,7 @@ unit: $(READY)  ## unit tests
 # their committed outputs are of.
 nbval: $(READY)  ## run the committed notebooks and compare their checked cells
 	rm -rf build/nbval
-	SAE_LIB_HEADLESS=1 SAE_LIB_PROFILE=smoke SAE_LIB_OUTPUT="$(CURDIR)/build/nbval" $(RUN) pytest -q \
+	SAE_LIB_PROFILE=smoke SAE_LIB_OUTPUT="$(CURDIR)/build/nbval" $(RUN) pytest -q \
 	    -p no:cacheprovider --durations=5 --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks/0[1-5]_*.ipynb
 
 # The peers need other versions of what we pin, so they have an environment of their own.
@@ -142,7 +142,7 @@ bench-gemma: $(READY)  ## the gemma-2-2b profile at full size on random weights,
 
 # The public names are there only once they are asked for, as the star does.
 docs: $(READY)  ## the reference of sae_lib as offline pages, into build/docs
-	SAE_LIB_HEADLESS=1 PYTHONWARNINGS=ignore "$(ENV_PYTHON)" -c \
+	PYTHONWARNINGS=ignore "$(ENV_PYTHON)" -c \
 	    "from sae_lib import *; from pdoc.__main__ import cli; cli()" --output-directory build/docs sae_lib
 	@echo "build/docs/index.html"
 

@@ -1,68 +1,62 @@
 """The tidy tables of one profile, as the notebooks leave them, and which of their rows belong to which comparison."""
 
+# `_table` gives a field, which is a default like any other.
+# ruff: noqa: RUF009
+
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import pandas as pd
 
 from sae_lib.mechanisms import methods
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.names import IMPORTANCE_PARTS, NOT_MEASURABLE, in_order
-from sae_lib.report.statistics import Interval, by_seed, difference, pair_values
+from sae_lib.report.statistics import Interval, difference, pair_values, seeds_of
 from sae_lib.util.errors import ArtifactError
+
+Made = TypeVar("Made")
 
 # SAEs within this factor of a common L0 stand at matched L0.
 MATCHED_L0 = 1.25
 # What is dropped from ATM's importance (column `dropped`) -> the name of the row.
 DROPPED: dict[str, str] = {"nothing": "all parts"} | {part: f"without {part}" for part in IMPORTANCE_PARTS}
 
-# What every check may rely on; a table that was not made is empty, a column that was not made is NaN.
-KEYS: dict[str, tuple[str, ...]] = {
-    "evaluation": ("run", "group", "method", "label", "seed"),
-    "letters": ("run", "group", "method", "label", "seed", "letter", "test_words"),
-    "density": ("run", "method", "seed", "log10_rate_left", "count"),
-    "history": ("run", "group", "method", "seed", "step"),
-    "probing_tasks": ("run", "group", "method", "label", "seed", "dataset", "task", "k1"),
-    "seed_stability": ("group", "method", "seed_a", "seed_b"),
-    "toy": ("method", "seed", "kind", "row", "latent", "value"),
-    "toy_summary": ("experiment", "toy", "method", "label", "seed"),
-    "probe": ("letter", "test_words", "probe_f1"),
-    "planted": ("group", "method", "seed", "planted"),
-    "trajectory": ("run", "group", "method", "seed", "step"),
-}
 # Columns of seed_stability.
 PAIR_METRICS = ("matched_cosine", "max_cosine", "share_matched")
 # A table is one file, or one file of each notebook that trains SAEs.
 PARTS = ("", "_main", "_ablations")
 
 
-def _empty(name: str) -> pd.DataFrame:
-    return pd.DataFrame(columns=list(KEYS[name]))
+def _table(*keys: str) -> Any:
+    """A table with these columns, on which every check may rely: empty where it was not made. Another column that was
+    not made is NaN."""
+    return field(default_factory=lambda: pd.DataFrame(columns=list(keys)), metadata={"keys": keys})
 
 
 @dataclass
 class Results:
     """`evaluation`: one row per SAE; `letters`: per SAE and letter; `density`: firing-rate histograms; `history`:
     training logs; `probing_tasks`: per SAE and sparse-probing task; `seed_stability`: per method and pair of seeds;
-    `toy` and `toy_summary`: SAEs on data with known features (columns in `figures.absorption` and `toy_checks`);
+    `toy` and `toy_summary`: SAEs on data with known features (columns in `figures.absorption` and `figures.toy`);
     `probe`: the language model's ground-truth probe by letter; `planted`: per SAE and share of words that were made
     absorbed; `trajectory`: absorption at some of a run's steps."""
 
-    evaluation: pd.DataFrame = field(default_factory=lambda: _empty("evaluation"))
-    letters: pd.DataFrame = field(default_factory=lambda: _empty("letters"))
-    density: pd.DataFrame = field(default_factory=lambda: _empty("density"))
-    history: pd.DataFrame = field(default_factory=lambda: _empty("history"))
-    probing_tasks: pd.DataFrame = field(default_factory=lambda: _empty("probing_tasks"))
-    seed_stability: pd.DataFrame = field(default_factory=lambda: _empty("seed_stability"))
-    toy: pd.DataFrame = field(default_factory=lambda: _empty("toy"))
-    toy_summary: pd.DataFrame = field(default_factory=lambda: _empty("toy_summary"))
-    probe: pd.DataFrame = field(default_factory=lambda: _empty("probe"))
-    planted: pd.DataFrame = field(default_factory=lambda: _empty("planted"))
-    trajectory: pd.DataFrame = field(default_factory=lambda: _empty("trajectory"))
+    evaluation: pd.DataFrame = _table("run", "group", "method", "label", "seed")
+    letters: pd.DataFrame = _table("run", "group", "method", "label", "seed", "letter", "test_words")
+    density: pd.DataFrame = _table("run", "method", "seed", "log10_rate_left", "count")
+    history: pd.DataFrame = _table("run", "group", "method", "seed", "step")
+    probing_tasks: pd.DataFrame = _table("run", "group", "method", "label", "seed", "dataset", "task", "k1")
+    seed_stability: pd.DataFrame = _table("group", "method", "seed_a", "seed_b")
+    toy: pd.DataFrame = _table("method", "seed", "kind", "row", "latent", "value")
+    toy_summary: pd.DataFrame = _table("experiment", "toy", "method", "label", "seed")
+    probe: pd.DataFrame = _table("letter", "test_words", "probe_f1")
+    planted: pd.DataFrame = _table("group", "method", "seed", "planted")
+    trajectory: pd.DataFrame = _table("run", "group", "method", "seed", "step")
 
     @classmethod
     def load(cls, folder: Path | str) -> Results:
@@ -75,17 +69,18 @@ class Results:
         if not folder.is_dir():
             raise ArtifactError(f"results: there is no folder {folder}; run `make paper` at this profile first")
         tables = {}
-        for name in (each.name for each in fields(cls)):
-            paths = [folder / f"{name}{part}.parquet" for part in PARTS]
-            parts = [_read(path, KEYS[name]) for path in paths if path.is_file()]
+        for each in fields(cls):
+            paths = [folder / f"{each.name}{part}.parquet" for part in PARTS]
+            parts = [_read(path, each.metadata["keys"]) for path in paths if path.is_file()]
             if parts:
-                tables[name] = pd.concat(parts, ignore_index=True)
+                tables[each.name] = pd.concat(parts, ignore_index=True)
         return cls(**tables)
 
-    def inputs(self, profile: Profile) -> dict[str, Any]:
-        """What the tables and figures of a report are made from, by name: these tables, and two of the settings."""
+    def into(self, make: Callable[..., Made], profile: Profile) -> Made:
+        """What `make` gives for those of these tables, and of two settings, that its parameters name."""
         settings = {"compare_at": profile.sweep.compare_at, "least_f1": profile.evaluation.absorption.min_probe_f1}
-        return vars(self) | settings
+        inputs = vars(self) | settings
+        return make(**{name: inputs[name] for name in inspect.signature(make).parameters})
 
     def seeds(self, group: str, method: str, metric: str) -> pd.Series:
         """`metric` of one method by seed: from `evaluation`, or `seed_stability` if it belongs to pairs of seeds."""
@@ -93,6 +88,9 @@ class Results:
             pairs = select(self.seed_stability, group, method)
             return pair_values(pairs, metric) if metric in pairs else pd.Series(dtype=float)
         return seeds_of(select(self.evaluation, group, method), metric)
+
+
+KEYS: dict[str, tuple[str, ...]] = {each.name: each.metadata["keys"] for each in fields(Results)}
 
 
 def _read(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
@@ -149,13 +147,6 @@ def toy_rows(
     rows = toy_summary[toy_summary["experiment"] == experiment]
     rows = rows if toy is None else rows[rows["toy"] == toy]
     return rows if method is None else rows[rows["method"] == method]
-
-
-def seeds_of(rows: pd.DataFrame, metric: str) -> pd.Series:
-    """`metric` by seed; empty where the column was not made. `l1_per_l0` is L1 divided by L0."""
-    if metric == "l1_per_l0":
-        return (seeds_of(rows, "l1") / seeds_of(rows, "l0")).dropna()
-    return by_seed(rows, metric).dropna() if metric in rows and len(rows) else pd.Series(dtype=float)
 
 
 def why_empty(rows: pd.DataFrame, metric: str) -> str:

@@ -64,20 +64,22 @@ def t_interval(values: Iterable[float]) -> Interval:
     array = np.asarray(list(values), dtype=float)
     array = array[np.isfinite(array)]
     n = len(array)
-    if n == 0:
-        return Interval(math.nan, math.nan, 0, math.nan, math.nan)
-    mean = float(array.mean())
-    if n == 1:
-        return Interval(mean, math.nan, 1, math.nan, math.nan)
-    sd = float(array.std(ddof=1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n)
+    return _interval(float(array.mean()) if n else math.nan, float(array.std(ddof=1)) if n > 1 else math.nan, n)
+
+
+def _interval(mean: float, sd: float, n: int) -> Interval:
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n) if n > 1 else math.nan
     return Interval(mean, sd, n, mean - half, mean + half)
 
 
-def by_seed(frame: pd.DataFrame, column: str) -> pd.Series:
-    """`column` averaged within each seed, indexed by seed."""
+def seeds_of(rows: pd.DataFrame, metric: str) -> pd.Series:
+    """`metric` averaged within each seed; empty where the column was not made. `l1_per_l0` is L1 divided by L0."""
+    if metric == "l1_per_l0":
+        return (seeds_of(rows, "l1") / seeds_of(rows, "l0")).dropna()
+    if metric not in rows or rows.empty:
+        return pd.Series(dtype=float)
     # A column in which every value is missing comes back from JSON without a type.
-    return pd.to_numeric(frame[column]).groupby(frame["seed"]).mean().astype(float)
+    return pd.to_numeric(rows[metric]).groupby(rows["seed"]).mean().astype(float).dropna()
 
 
 def difference(first: pd.Series, second: pd.Series) -> Interval:
@@ -98,11 +100,7 @@ def p_value(interval: Interval, null: float = 0.0) -> float:
 def guarded(interval: Interval, rounding: float) -> Interval:
     """The interval that allows for another processor: seeds that ran on one do not show what `rounding`, a standard
     deviation, would add to each value."""
-    if interval.n < 2:
-        return interval
-    sd = math.hypot(interval.sd, rounding)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, interval.n - 1)) * sd / math.sqrt(interval.n)
-    return interval._replace(sd=sd, low=interval.mean - half, high=interval.mean + half)
+    return _interval(interval.mean, math.hypot(interval.sd, rounding), interval.n)
 
 
 def holm(p_values: Iterable[float]) -> list[float]:
@@ -156,8 +154,5 @@ def main_effects(frame: pd.DataFrame, column: str, factors: Iterable[str]) -> di
     numbers = frame.assign(**{column: pd.to_numeric(frame[column])})
     cells = numbers.groupby(["seed", *factors])[column].mean().unstack(factors)
     cells = cells.dropna() if cells.shape[1] == 2 ** len(factors) else cells.iloc[:0]
-    effects = {}
-    for level, factor in enumerate(factors):
-        on = np.array([bool(key[level]) if isinstance(key, tuple) else bool(key) for key in cells.columns], dtype=bool)
-        effects[factor] = t_interval(cells.loc[:, on].mean(axis=1) - cells.loc[:, ~on].mean(axis=1))
-    return effects
+    on = {factor: cells.columns.get_level_values(factor).astype(bool) for factor in factors}
+    return {f: t_interval(cells.loc[:, on[f]].mean(axis=1) - cells.loc[:, ~on[f]].mean(axis=1)) for f in factors}

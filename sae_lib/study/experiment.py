@@ -33,8 +33,7 @@ from sae_lib.metrics.toy.experiments import absorption_picture, ground_truth
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.profiles.runs import FAIR, Calibration, FairATM, RunSpec, fair_sweep, fairly_compared, sweep_runs
-from sae_lib.report.figures.live import live_curves
-from sae_lib.training.log import forget_progress, run_log
+from sae_lib.training.log import run_log
 from sae_lib.training.run import CHECKPOINT_FILE, is_finished, read_history, run_key, train_sae
 from sae_lib.util import ranks
 from sae_lib.util.checkpoint import save_checkpoint
@@ -179,8 +178,7 @@ class Experiment:
         frames = []
         for spec in (spec for spec in specs if spec.trained):
             folder = self.run_folder(spec, store_key)
-            forget_progress(folder)  # of a run that was killed between its last file and here
-            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # likewise
+            (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # of a run killed after its last file
             frames.append(tag(read_history(folder), spec, folder.name))
         return concat(frames)
 
@@ -213,8 +211,7 @@ class Experiment:
         waiting = [spec for key, spec in (of_others | todo).items() if missing(key, spec)]
         if waiting and ranks.rank() == 0:
             self._check_store()
-        methods = {self.run_folder(spec, store_key): spec.method for spec in waiting if spec.trained}
-        with self.writing(), live_curves(methods, self.profile.training.steps):
+        with self.writing():
             for permuted in (False, True):  # last, because they are made from others
                 jobs = [[spec] for spec in waiting if (spec.made == "permuted") == permuted]
                 for_each(_train_one, self, jobs, self.workers, description)
@@ -354,7 +351,7 @@ def _train_one(experiment: Experiment, job: list[RunSpec]) -> None:
         folder = experiment.run_folder(spec, store.key)
         if spec.trained:
             events = experiment.paths.root / "tensorboard" / spec.group / spec.method / (spec.label or "-")
-            with run_log(folder, events / f"seed-{spec.seed}") as log:
+            with run_log(events / f"seed-{spec.seed}") as log:
                 train_sae(
                     spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
                     device=experiment.device, log=log, names={"method": spec.method, "group": spec.group},

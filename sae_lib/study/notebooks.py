@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from sae_lib.report.figures.live import HEADLESS_VARIABLE
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import explain_full_disk, make_folder
 from sae_lib.util.paths import PROFILE_VARIABLE, ROOT, shown
@@ -83,7 +82,7 @@ class _Printed:
 
 
 def _kernels(log: IO[str]) -> Any:
-    """A manager of kernels whose own complaints go to the log, and which know that nobody looks on."""
+    """A manager of kernels whose own complaints go to the log."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -93,7 +92,7 @@ def _kernels(log: IO[str]) -> Any:
         kernel_spec = KernelSpec(**get_kernel_dict())
 
         async def _async_start_kernel(self, **options: Any) -> None:
-            environment = {**(options.pop("env", None) or os.environ), HEADLESS_VARIABLE: "1"}
+            environment = dict(options.pop("env", None) or os.environ)
             environment.pop(PROFILE_VARIABLE, None)  # the profile is the parameter
             await super()._async_start_kernel(stdout=log, stderr=log, env=environment, **options)
 

@@ -38,7 +38,7 @@ from sae_lib.profiles.runs import (
 from sae_lib.report.claims.ledger import evaluate_claims, write_claims
 from sae_lib.report.figures.write import FIGURES, write_figure
 from sae_lib.report.results import Results
-from sae_lib.report.tables.write import TABLES, make_table, write_table
+from sae_lib.report.tables.write import TABLES, write_table
 from sae_lib.study.experiment import Experiment, choose_atm
 from sae_lib.study.extras import EXTRAS, PLANTED_CURVE, TRAJECTORY, Extra
 from sae_lib.study.rows import is_known, keep, restore, rows_folder, scores_of
@@ -195,12 +195,12 @@ def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
     for name in (*TABLES, *FIGURES):
         try:
             if name in TABLES:
-                files += write_table(make_table(name, results, experiment.profile), name, folder)
+                files += write_table(results.into(TABLES[name], experiment.profile), name, folder)
             if name in FIGURES:
                 files += write_figure(name, results, experiment.profile, folder)
         except (ArtifactError, ValueError, KeyError, IndexError) as error:
             tqdm.write(f"{name}: left out, {error}")
-            for ending in ("csv", "md", "tex", "pdf", "png"):
+            for ending in ("csv", "md", "pdf", "png"):
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
     evaluated = evaluate_claims(experiment.profile, results)
     return [*files, *write_claims(evaluated, experiment.profile, folder)]

@@ -14,10 +14,10 @@ import pytest
 
 from sae_lib.profiles.profile import load_profile
 from sae_lib.report.claims import data_checks, ledger
+from sae_lib.report.claims.data_checks import KINDS
 from sae_lib.report.claims.file import Claim, load_claims
 from sae_lib.report.claims.ledger import evaluate_claims, verify, write_verdicts
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS
-from sae_lib.report.claims.toy_checks import TOY_CHECKS
 from sae_lib.report.claims.verdicts import CONTRADICTED, REPRODUCED
 from sae_lib.report.results import KEYS, PAIR_METRICS, Results, select
 from tests.report import synthetic
@@ -31,7 +31,7 @@ FAR = 50.0
 
 def consistent(claim: Claim) -> bool:
     numbers = {number.name: number.value for number in claim.published}
-    return claim.paper_check is None or PAPER_CHECKS[claim.paper_check](numbers).consistent
+    return claim.paper_check is None or PAPER_CHECKS[claim.paper_check](numbers)[0]
 
 
 # A claim's verdict on Gemma rests on its numbers where there are any and the paper agrees with itself.
@@ -68,7 +68,7 @@ def mutate_table(results: Results, table: str, options: Options, verdict: str) -
     if kind in ("contrast", "level"):
         group, method = options.get("group", "main"), options.get("first", options.get("method"))
         chosen = (
-            (rows["experiment"] == TOY_CHECKS[kind]) & (rows["toy"] == options["toy"]) & (rows["method"] == method)
+            (rows["experiment"] == KINDS[kind][1]) & (rows["toy"] == options["toy"]) & (rows["method"] == method)
             if toy
             else of_method(rows, group, method)
         )

@@ -28,11 +28,10 @@ from sae_lib.report.claims.ledger import (
     write_claims,
     write_verdicts,
 )
-from sae_lib.report.claims.links import Link, evidence_links, notebook_cells
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS, overlap, quotient, rounding
 from sae_lib.report.claims.verdicts import VERDICTS, Comparison, decide
 from sae_lib.report.results import KEYS, Results
-from sae_lib.report.statistics import by_seed, difference, main_effects, t_interval
+from sae_lib.report.statistics import difference, main_effects, seeds_of, t_interval
 from sae_lib.report.tables import controls
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json, write_json
@@ -137,7 +136,7 @@ def test_paper_checks_follow_the_published_numbers() -> None:
         published |= {
             key: Decimal(changes[key.replace(" ", "_")]) for key in published if key.replace(" ", "_") in changes
         }
-        return PAPER_CHECKS[claims[name].paper_check or ""](published).consistent
+        return PAPER_CHECKS[claims[name].paper_check or ""](published)[0]
 
     assert consistent("T-05", headline="0.313")
     assert consistent("T-06", headline="0.313")
@@ -501,11 +500,10 @@ def test_the_ledger_is_a_line_for_each_claim_and_its_details_are_elsewhere(resul
     assert "- *Why it follows*: Uniform dropout masks as many latents" in details and "↓" in details
 
 
-def test_details_link_to_the_figure_and_to_the_cell_that_makes_it(results: Results) -> None:
+def test_details_link_to_the_figure_and_the_table(results: Results) -> None:
     sections = claims_details(evaluate_claims(POCKET, results)).split("\n## ")[1:]
     see = {section[:4]: section.rsplit("- *See*: ", 1)[-1] for section in sections}
     assert "[toy_matched](toy_matched.png)" in see["M-05"] and "[table_main](table_main.md)" in see["M-05"]
-    assert all(".ipynb#cell-id=" in links for links in see.values()), "every claim is seen in some cell"
 
 
 def test_facts_are_counted_once_and_settings_not_at_all(results: Results) -> None:
@@ -578,27 +576,6 @@ def test_a_measure_that_does_not_tell_trained_from_untrained_decides_nothing(res
     assert "atm" in alike and "topk" in alike and "matryoshka_4" not in alike
 
 
-def test_cells_are_found_by_what_they_call(tmp_path: Path) -> None:
-    cells = [
-        {"cell_type": "markdown", "id": "a", "source": ["main_table(x)"]},
-        {"cell_type": "code", "id": "b", "source": ["remain_table(x)\n", "y = 1"]},
-        {"cell_type": "code", "id": "c", "source": ["z = 2\n", "main_table(x)"]},
-        {"cell_type": "code", "id": "d", "source": ["main_table(x); evaluate_claims(p)"]},
-        {"cell_type": "code", "id": "e", "source": ['write_figure("stability", results)']},
-    ]
-    write_json(tmp_path / "04_x.ipynb", {"cells": cells})
-    found = notebook_cells(tmp_path)
-    assert {stem: link.text for stem, link in found.items()} == {
-        "table_main": "04_x, cell c", "claims": "04_x, cell d", "stability": "04_x, cell e",
-    }  # fmt: skip
-    assert found["claims"] == Link("04_x, cell d", "../notebooks/04_x.ipynb#cell-id=d")
-    assert [link.target for link in evidence_links(["table_main", "pareto"], found)] == [
-        "table_main.md", "pareto.png", "../notebooks/04_x.ipynb#cell-id=c",
-    ]  # fmt: skip
-    assert evidence_links(["pareto"], found)[-1].target.endswith("cell-id=d")
-    assert evidence_links([], {}) == []
-
-
 def test_intervals_match_scipy_and_a_hand_made_factorial() -> None:
     values = [1.0, 2.0, 4.0, np.nan]
     interval = t_interval(values)
@@ -616,7 +593,7 @@ def test_intervals_match_scipy_and_a_hand_made_factorial() -> None:
     effects = main_effects(pd.DataFrame(rows), "y", ["a", "b"])
     assert (effects["a"].mean, effects["b"].mean) == pytest.approx((2.25, -2.75))
     assert main_effects(pd.DataFrame(rows[:-1]), "y", ["a", "b"])["a"].n == 1  # seed 2 lacks a cell
-    assert by_seed(pd.DataFrame(rows), "y")[2] - by_seed(pd.DataFrame(rows), "y")[1] == pytest.approx(1.0)
+    assert seeds_of(pd.DataFrame(rows), "y")[2] - seeds_of(pd.DataFrame(rows), "y")[1] == pytest.approx(1.0)
 
 
 def test_one_reversed_comparison_contradicts() -> None:

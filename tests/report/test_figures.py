@@ -37,7 +37,7 @@ FIGURES: dict[str, Callable[[Results], Drawn]] = {
     "tokens": lambda r: tokens_figure(r.history, r.trajectory),
     "key_metrics": lambda r: key_metrics(r.evaluation),
     "ablation_effects": lambda r: ablation_effects(r.evaluation),
-    "letters": lambda r: letters_figure(r.letters),
+    "letters": lambda r: letters_figure(r.letters, r.probe),
     "pareto": lambda r: pareto_figure(r.evaluation),
     "absorption_picture": lambda r: absorption_picture(r.toy, r.toy_summary),
 }
@@ -187,7 +187,7 @@ def test_poor_results(results: Results, tmp_path: Path) -> None:
     assert metrics.query("metric == 'absorption_fraction'")["n"].eq(0).all()
     _, picture = absorption_picture(one.toy, one.toy_summary)
     assert picture["std"].isna().all()
-    assert letters_figure(one.letters.iloc[:0])[1].empty
+    assert letters_figure(one.letters.iloc[:0], one.probe)[1].empty
     _, points = pareto_figure(sparse.drop(columns="probing_k1"))
     assert set(points["metric"]) == {"explained_variance", "ce_score"}
     assert points.query("level == 'main'")["low"].isna().all()  # one seed has no interval

@@ -28,7 +28,7 @@ def heights(fig: Figure) -> list[float]:
 
 def test_probe_bars_are_the_table_and_the_gate_is_drawn() -> None:
     table = pd.DataFrame({"letter": list("abc"), "probe_f1": [0.9, 0.5, 0.7]})
-    fig, data = probe_figure(table, least=0.6)
+    fig, data = probe_figure(table, least_f1=0.6)
     bars = fig.axes[0].patches
     assert heights(fig) == data["probe_f1"].tolist()
     assert bars[0].get_facecolor() == bars[2].get_facecolor() != bars[1].get_facecolor()

@@ -17,7 +17,6 @@ from jinja2 import Environment
 from sae_lib.profiles.profile import load_profile
 from sae_lib.report.claims.file import load_claims
 from sae_lib.report.claims.ledger import evaluate_claims
-from sae_lib.report.claims.links import notebook_cells
 from sae_lib.report.figures.style import save_figure
 from sae_lib.report.figures.write import FIGURES
 from sae_lib.report.paper.build import PROSE, as_shown, build_paper, named
@@ -230,9 +229,3 @@ def test_without_results_there_is_no_paper(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no evaluated SAEs"):
         build_paper(POCKET, tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / "results"]
-
-
-def test_a_notebook_cell_shows_each_file_of_the_claims() -> None:
-    cells = notebook_cells()
-    assert set(cells) >= {"table_main", "pareto", "toy_matched", "absorption_picture", "table_sequence", "claims"}
-    assert cells["table_main"].target.startswith("../notebooks/04_evaluation.ipynb#cell-id=")

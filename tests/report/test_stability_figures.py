@@ -13,7 +13,7 @@ from scipy import stats
 from sae_lib.report.figures.stability import stability_figure
 from sae_lib.report.figures.style import save_figure
 from sae_lib.report.names import MAIN_METHODS, method_name
-from sae_lib.report.tables.main import CONTEXT_METRICS, context_table
+from sae_lib.report.tables.main import CONTEXT_METRICS, contexts_table
 from sae_lib.report.tables.write import write_table
 from sae_lib.util.errors import ArtifactError
 from tests.report import synthetic
@@ -101,13 +101,13 @@ def test_poor_results(evaluation: pd.DataFrame, pairs: pd.DataFrame, tmp_path: P
     older = evaluation.drop(columns=[name for name in evaluation if name.startswith(("context_", "token_"))])
     _, data = stability_figure(older, pairs)
     assert (data.loc[data["metric"] == "context_firing", "n"] == 0).all()
-    assert set(context_table(older).shown["fires ↑"]) == {"–"}
+    assert set(contexts_table(older).shown["fires ↑"]) == {"–"}
     with pytest.raises(ArtifactError, match="no rows of group main"):
         stability_figure(evaluation.iloc[:0], pairs)
 
 
 def test_context_table(evaluation: pd.DataFrame, tmp_path: Path) -> None:
-    table = context_table(evaluation)
+    table = contexts_table(evaluation)
     shown = table.shown.set_index("method")
     own = evaluation.query("group == 'main' and method == 'atm'")
     assert shown.loc["ATM", "fires ↑"] == f"{own['context_firing'].mean():.3f} ± {own['context_firing'].std():.3f}"

@@ -80,8 +80,8 @@ def test_differences_are_paired_where_both_have_seeds_and_welchs_elsewhere() -> 
     a, b = (curve.at(40.0) for curve in curves)
     assert a is not None and b is not None
     test = stats.ttest_rel(first, second)
-    gap = gap_between(a, b)
-    assert [gap.mean, gap.p] == pytest.approx([1.1 / 3, test.pvalue])
+    gap, p = gap_between(a, b)
+    assert [gap.mean, p] == pytest.approx([1.1 / 3, test.pvalue])
     assert (gap.low, gap.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
 
     # One sweep level each: no other level to pool with, so SciPy's Welch test of the same numbers.
@@ -89,19 +89,20 @@ def test_differences_are_paired_where_both_have_seeds_and_welchs_elsewhere() -> 
     a, b = (curve.at(40.0) for curve in sweeps)
     assert a is not None and b is not None
     welch = stats.ttest_ind([1.0, 1.2, 0.9], [0.5, 0.9], equal_var=False)
-    assert gap_between(a, b).p == pytest.approx(welch.pvalue)
-    assert gap_between(a, b).low == pytest.approx(welch.confidence_interval(0.95).low)
+    gap, p = gap_between(a, b)
+    assert p == pytest.approx(welch.pvalue)
+    assert gap.low == pytest.approx(welch.confidence_interval(0.95).low)
 
 
 def test_one_seed_a_level_gives_values_without_intervals() -> None:
     single = Curve.of(rows("m", ("k=10", 10.0, [1.0]), ("k=40", 40.0, [2.0])), "y")
     estimate = single.at(20.0)
     assert estimate is not None and estimate.interval.mean == pytest.approx(1.5)
-    assert math.isnan(estimate.interval.low) and math.isnan(gap_between(estimate, estimate).p)
+    assert math.isnan(estimate.interval.low) and math.isnan(gap_between(estimate, estimate)[1])
 
 
 def test_holm_is_over_a_column() -> None:
-    table = sweep_table(synthetic.evaluation(), metrics=("absorption_fraction", "probing_k1"), at=(16, 40))
+    table = sweep_table(synthetic.evaluation(), (16, 40))
     for metric, part in table.data.groupby("metric"):
         assert part["p_holm"].tolist() == pytest.approx(holm(part["p"]), nan_ok=True)
         assert part["p"].notna().sum() == 9 * 2, metric
@@ -150,7 +151,7 @@ def test_equal_explained_variance_by_hand() -> None:
     atm = rows("atm", ("a", 10.0, [0.2]), ("b", 100.0, [0.3]))
     table = pd.concat([told, atm]).rename(columns={"y": "explained_variance"})
     table["absorption_full"] = np.where(table["l0"] < 50, 0.5, 0.3)
-    shown = equal_ev_table(table, ("absorption_full",)).shown.set_index("method")
+    shown = equal_ev_table(table).shown.set_index("method")
     assert shown.loc["TopK", "L0 –"] == "100.0" and shown.loc["ATM", "L0 –"] == "–"
     assert shown.loc["TopK", "absorption, full ↓"].startswith("0.300") and shown.iloc[1, 1] == "–"
 

@@ -20,16 +20,21 @@ from sae_lib.report.tables import ablations as ablation_tables
 from sae_lib.report.tables import main as tables
 from sae_lib.report.tables.rows import Table
 from sae_lib.report.tables.sweep import sweep_table
-from sae_lib.report.tables.write import TABLES, make_table, to_latex, to_markdown, write_table
+from sae_lib.report.tables.write import TABLES, make_tables, to_markdown, write_table
 from sae_lib.util.errors import ArtifactError
 from tests.report import synthetic
+
+
+def sensitivity(evaluation: pd.DataFrame) -> Table:
+    return ablation_tables.sensitivity_table(evaluation, Results().history)
+
 
 ABSORPTION_BUILDERS = [
     tables.main_table,
     tables.as_written_table,
     ablation_tables.factorial_table,
     ablation_tables.sequence_table,
-    ablation_tables.sensitivity_table,
+    sensitivity,
     ablation_tables.atm_table,
 ]
 BUILDERS = [*ABSORPTION_BUILDERS, tables.quality_table, tables.probing_table]
@@ -105,7 +110,7 @@ def test_sequence_table_is_in_the_papers_order(evaluation: pd.DataFrame) -> None
 
 
 def test_sensitivity_table_is_in_order(evaluation: pd.DataFrame) -> None:
-    assert list(ablation_tables.sensitivity_table(evaluation.iloc[::-1]).shown["changed"]) == [
+    assert list(sensitivity(evaluation.iloc[::-1]).shown["changed"]) == [
         "temporal coefficient 0.0001 (published)", "temporal coefficient 0.01", "temporal coefficient 1",
         "resampling threshold 1e-05", "no warm-up",
     ]  # fmt: skip
@@ -119,7 +124,7 @@ def test_rows_without_resampling_are_marked(evaluation: pd.DataFrame) -> None:
     table = ablation_tables.sensitivity_table(evaluation, history)
     assert [name for name in table.shown["changed"] if "‡" in name] == ["resampling threshold 1e-05 ‡"]
     assert "‡ no latent was resampled." in table.caption
-    for unknown in (history.iloc[:0], history.drop(columns="resampled"), history.assign(resampled=np.nan), None):
+    for unknown in (history.iloc[:0], history.drop(columns="resampled"), history.assign(resampled=np.nan)):
         table = ablation_tables.sensitivity_table(evaluation, unknown)
         assert not table.shown["changed"].str.contains("‡").any() and "‡" not in table.caption
 
@@ -129,8 +134,7 @@ def test_captions_name_the_seeds_of_their_rows(evaluation: pd.DataFrame) -> None
     atm = ablation_tables.atm_table(evaluation).caption
     assert atm.endswith(" Seeds: 42, 43, 44 in rows with 3; 42 in rows with 1.")
     main = evaluation[evaluation["group"] == "main"]
-    for caption in (tables.difference_table(main).caption, tables.letters_table(synthetic.letters()).caption):
-        assert caption.endswith(" Seeds 42, 43, 44, 45, 46.")
+    assert tables.difference_table(main).caption.endswith(" Seeds 42, 43, 44, 45, 46.")
     pairs = synthetic.seed_stability()
     assert tables.stability_table(main, pairs).caption.endswith(" Seeds 42, 43, 44, 45, 46.")
     assert "seeds" not in tables.profile_note(load_profile("pocket"))
@@ -182,40 +186,19 @@ def test_stability_table_has_pairs_with_their_interval(evaluation: pd.DataFrame)
 
 
 def test_sweep_table_ranks_only_within_one_l0(evaluation: pd.DataFrame) -> None:
-    table = sweep_table(evaluation, at=(16, 40, 1000))
+    table = sweep_table(evaluation, (16, 40, 1000))
     assert list(table.shown["L0"].unique()) == ["16", "40", "1000"]
     assert (table.shown[table.shown["L0"] == "1000"].iloc[:, 2:] == "–").all().all()
     assert {"explained variance ↑", "CE score ↑"} <= set(table.shown.columns) and "23 letters" in table.caption
-    again = sweep_table(evaluation.sample(frac=1, random_state=0), at=(16, 40, 1000))
+    again = sweep_table(evaluation.sample(frac=1, random_state=0), (16, 40, 1000))
     pd.testing.assert_frame_equal(table.data, again.data)
     with pytest.raises(ArtifactError, match="no rows of group main or sweep"):
-        sweep_table(evaluation.iloc[:0])
-
-
-def test_letters_table(evaluation: pd.DataFrame) -> None:
-    letters = synthetic.letters()
-    probe = pd.DataFrame({"letter": ["x"], "test_words": [8], "probe_f1": [0.4]})
-    shown = tables.letters_table(letters, probe).shown.set_index("letter")
-    assert list(shown.index) == [*synthetic.LETTERS, "x", "z", "j, q, x, z together", "all"]
-    assert shown.loc["a", "words (probe F1)"] == "55 (0.90)" and list(shown.columns[1:4]) == [
-        "Standard",
-        "Gated",
-        "TopK",
-    ]
-    assert shown.loc["x", "words (probe F1)"] == "8 (0.40)" and set(shown.loc["x"].iloc[1:]) == {"–"}
-    assert shown.loc["z", "words (probe F1)"] == "0"
-    rare = letters[(letters["group"] == "main") & (letters["method"] == "atm") & letters["letter"].isin(["j", "q"])]
-    by_seed = rare.groupby("seed")["absorption_fraction"].mean()
-    assert shown.loc["j, q, x, z together", "ATM"] == f"{by_seed.mean():.3f} ± {by_seed.std():.3f}"
-    assert shown.loc["j, q, x, z together", "words (probe F1)"].startswith("60")
-    own = letters.query("group == 'main' and method == 'topk' and letter == 'c'")["absorption_fraction"]
-    assert shown.loc["c", "TopK"] == f"{own.mean():.3f} ± {own.std():.3f}"
+        sweep_table(evaluation.iloc[:0], (16,))
 
 
 def test_poor_results(evaluation: pd.DataFrame) -> None:
     with pytest.raises(ArtifactError, match="no rows of group main"):
         tables.main_table(evaluation.iloc[:0])
-    assert tables.letters_table(synthetic.letters().iloc[:0]).shown.empty
     one = synthetic.evaluation(seeds=(42,))
     for build in BUILDERS:
         shown = build(one).shown
@@ -236,19 +219,18 @@ def test_files_repeat_and_hold_the_numbers(evaluation: pd.DataFrame, build, tmp_
     np.testing.assert_allclose(data["mean"], table.data["mean"], rtol=1e-5)
     markdown = first[1].decode()
     assert markdown.count("\n|") == len(table.shown) + 1 and "Profile pocket" in markdown
-    latex = first[2].decode()
-    assert latex.count(r" \\") == len(table.shown) + 1
-    assert all(rule in latex for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\label{tab:t}"))
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["t.csv", "t.md", "t.tex"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["t.csv", "t.md"]
 
 
-def test_every_table_is_made_by_name() -> None:
+def test_every_table_is_made_that_has_rows() -> None:
     results, profile = synthetic.results(), load_profile("pocket")
-    made = {name: make_table(name, results, profile) for name in TABLES}
+    made = make_tables(results, profile)
+    assert set(made) == set(TABLES) and all(len(table.shown) for table in made.values())
     assert made["table_main"].shown.equals(tables.main_table(results.evaluation).shown)
-    assert all(len(table.shown) for table in made.values())
+    results.evaluation = results.evaluation[~results.evaluation["group"].isin(["collapse", "sequence"])]
+    assert set(TABLES) - set(make_tables(results, profile)) == {"table_collapse", "table_sequence"}
     with pytest.raises(ArtifactError, match="no rows"):
-        make_table("table_atm", Results(), profile)
+        Results().into(TABLES["table_atm"], profile)
 
 
 def test_labels_are_for_reading_alone(evaluation: pd.DataFrame) -> None:
@@ -256,16 +238,14 @@ def test_labels_are_for_reading_alone(evaluation: pd.DataFrame) -> None:
     renamed = evaluation.assign(label=evaluation["label"].where(evaluation["group"] == "sensitivity", "x"))
     for build in (ablation_tables.sequence_table, ablation_tables.atm_table):
         pd.testing.assert_frame_equal(build(renamed).shown, build(evaluation).shown)
-    sensitivity = evaluation.assign(label="s" + evaluation["label"])
-    shown = ablation_tables.sensitivity_table(sensitivity).shown["changed"]
-    assert list(shown) == [f"s{name}" for name in ablation_tables.sensitivity_table(evaluation).shown["changed"]]
+    other = evaluation.assign(label="s" + evaluation["label"])
+    shown = sensitivity(other).shown["changed"]
+    assert list(shown) == [f"s{name}" for name in sensitivity(evaluation).shown["changed"]]
 
 
 def test_markup_is_escaped(tmp_path: Path) -> None:
     frame = pd.DataFrame({"a_b": ["50 % | x", "λ1 ± ↓"]})
     assert to_markdown(frame).splitlines()[2] == "| 50 % \\| x |"
-    latex = to_latex(frame, "c & d", "tab:x")
-    assert r"a\_b" in latex and r"50 \% \textbar{} x" in latex and r"$\lambda$1 $\pm$ $\downarrow$" in latex
     table = Table(frame, pd.DataFrame({"row": ["a, b"], "mean": [1 / 3]}), "caption")
     paths = write_table(table, "x", tmp_path)
     assert list(csv.reader(io.StringIO(paths[0].read_text()))) == [["row", "mean"], ["a, b", "0.333333"]]

@@ -16,10 +16,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sae_lib.metrics.registry import Direction
 from sae_lib.profiles.profile import explain
-from sae_lib.report.claims.data_checks import DATA_CHECKS
-from sae_lib.report.claims.links import CALLS
+from sae_lib.report.claims.data_checks import KINDS, SINGLE
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS
-from sae_lib.report.claims.toy_checks import TOY_CHECKS
+from sae_lib.report.figures.write import FIGURES
+from sae_lib.report.tables.write import TABLES
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.strict import Strict
 
@@ -71,9 +71,9 @@ class Claim(Strict):
     def _decidable(self) -> Claim:
         named: list[tuple[str, Any, Collection[str]]] = [
             ("paper_check", self.paper_check, PAPER_CHECKS),
-            ("data_check.kind", self.data_check and self.data_check.get("kind", ""), DATA_CHECKS),
-            ("toy_check.kind", self.toy_check and self.toy_check.get("kind", ""), TOY_CHECKS),
-            *(("shown", stem, CALLS) for stem in self.shown),
+            ("data_check.kind", self.data_check and self.data_check.get("kind", ""), {**KINDS, **SINGLE}),
+            ("toy_check.kind", self.toy_check and self.toy_check.get("kind", ""), KINDS),
+            *(("shown", stem, {**FIGURES, **TABLES}) for stem in self.shown),
         ]
         for name, kind, known in named:
             if kind is not None and kind not in known:

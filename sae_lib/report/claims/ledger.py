@@ -9,11 +9,9 @@ import pandas as pd
 
 from sae_lib.metrics.registry import ARROWS
 from sae_lib.profiles.profile import Profile
-from sae_lib.report.claims.data_checks import DATA_CHECKS
+from sae_lib.report.claims.data_checks import check_on_data, check_on_toys
 from sae_lib.report.claims.file import Claim, PublishedNumber, load_claims, require_claim_ids
-from sae_lib.report.claims.links import LEDGER, evidence_links, notebook_cells
-from sae_lib.report.claims.paper_checks import PAPER_CHECKS, PaperOutcome
-from sae_lib.report.claims.toy_checks import check_on_toys
+from sae_lib.report.claims.paper_checks import PAPER_CHECKS
 from sae_lib.report.claims.verdicts import (
     CONTRADICTED,
     INCONCLUSIVE,
@@ -26,10 +24,10 @@ from sae_lib.report.claims.verdicts import (
     Outcome,
     united,
 )
-from sae_lib.report.results import Results, seeds_of, select
-from sae_lib.report.statistics import t_interval
+from sae_lib.report.results import Results, select
+from sae_lib.report.statistics import Interval, seeds_of, t_interval
 from sae_lib.report.tables.rows import Table
-from sae_lib.report.tables.write import write_table
+from sae_lib.report.tables.write import TABLES, write_table
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write, read_json, write_json
 from sae_lib.util.paths import shown
@@ -45,8 +43,7 @@ PAPERS_MODEL = "google/gemma-2-2b"
 
 
 def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | None = None) -> pd.DataFrame:
-    """One row per claim: id, paper, short, claim, where, about, same_as, metric, direction, published, measured,
-    verdict, at_this_scale, ground_truth, number, reason, toy_evidence, argument.
+    """One row per claim.
 
     `verdict` answers the sentence as it stands: claims about Gemma-2-2b are answered only where the profile runs it.
     `at_this_scale` is what the claim's data check says of the results at hand, whatever the model ("" without one).
@@ -56,13 +53,13 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
     rows = []
     for claim in load_claims() if claims is None else claims:
         printed = {number.name: number.value for number in claim.published}
-        paper = PAPER_CHECKS[claim.paper_check](printed) if claim.paper_check else None
-        scale = DATA_CHECKS[claim.data_check["kind"]](results, claim.data_check) if claim.data_check else None
+        consistent, arithmetic = PAPER_CHECKS[claim.paper_check](printed) if claim.paper_check else (True, "")
+        scale = check_on_data(results, claim.data_check) if claim.data_check else None
         toy = check_on_toys(results, claim.toy_check) if claim.toy_check else None
         made = [found for found in (scale, toy) if found]
-        outcome = _verdict(claim, profile, results, paper, made)
-        by_paper = paper.reason if paper and (claim.about in ("paper", "setting") or not paper.consistent) else ""
-        reasons = [outcome.reason, paper.reason if paper else "", scale.reason if scale else ""]
+        outcome = _verdict(claim, profile, results, made) if consistent else Outcome(INCONSISTENT, "")
+        by_paper = arithmetic if claim.about in ("paper", "setting") or not consistent else ""
+        reasons = [outcome.reason, arithmetic, scale.reason if scale else ""]
         # The number belongs to the verdict that a reader sees first.
         made.sort(key=lambda found: found.verdict != outcome.verdict)
         rows.append(
@@ -77,7 +74,7 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
                 "metric": claim.metric,
                 "direction": claim.direction,
                 "published": ", ".join(f"{name} {value}" for name, value in printed.items()),
-                "measured": _measured(claim, results),
+                "measured": ", ".join(f"{number.name} {ours}" for number, ours in _ours(claim, results) if ours.n),
                 "verdict": outcome.verdict,
                 "at_this_scale": scale.verdict if scale else "",
                 "ground_truth": toy.verdict if toy else "",
@@ -102,11 +99,8 @@ def _argument(claim: Claim) -> str:
     return " ".join([claim.argument.strip(), f"Sizes: {'; '.join(sizes)}." if sizes else ""]).strip()
 
 
-def _verdict(
-    claim: Claim, profile: Profile, results: Results, paper: PaperOutcome | None, made: list[Outcome]
-) -> Outcome:
-    if paper and not paper.consistent:
-        return Outcome(INCONSISTENT, "")
+def _verdict(claim: Claim, profile: Profile, results: Results, made: list[Outcome]) -> Outcome:
+    """Of a claim that the paper's own numbers do not contradict."""
     if claim.about in ("paper", "setting"):
         return Outcome(made[0].verdict if made else REPRODUCED, "")
     if claim.about == "method":
@@ -121,25 +115,22 @@ def _verdict(
     return Outcome(found.verdict if found else NOT_RUN, numbers.reason if numbers else "")
 
 
-def _values(number: PublishedNumber, results: Results) -> pd.Series:
-    """Ours beside a published number, by seed."""
-    if number.method is None or number.metric is None:
-        return pd.Series(dtype=float)
-    frame = results.evaluation if number.letter is None else results.letters
-    rows = select(frame, number.group, number.method)
-    if number.letter is not None:
-        rows = rows[rows["letter"] == number.letter]
-    return seeds_of(rows, number.metric)
+def _ours(claim: Claim, results: Results) -> list[tuple[PublishedNumber, Interval]]:
+    """The published numbers that have a row of ours, each with the interval of what stands there."""
+    found = []
+    for number in (number for number in claim.published if number.method and number.metric):
+        frame = results.evaluation if number.letter is None else results.letters
+        rows = select(frame, number.group, number.method or "")
+        rows = rows if number.letter is None else rows[rows["letter"] == number.letter]
+        found.append((number, t_interval(seeds_of(rows, number.metric or ""))))
+    return found
 
 
 def _numbers(claim: Claim, results: Results) -> Outcome:
     """Each published number with a row of ours, against its mean over seeds: reproduced where every interval lies
     within the tolerance, not reproduced where one lies outside."""
     off, unclear = [], []
-    for number in claim.published:
-        if number.method is None:
-            continue
-        ours = t_interval(_values(number, results))
+    for number, ours in _ours(claim, results):
         if ours.n < 2:
             return Outcome(NOT_RUN, f"{'no results' if ours.n == 0 else 'one seed'} for {number.name}")
         allowed = (claim.tolerance or 0.0) * abs(float(number.value))
@@ -154,11 +145,6 @@ def _numbers(claim: Claim, results: Results) -> Outcome:
     if unclear:
         return Outcome(INCONCLUSIVE, f"too spread for {claim.tolerance:.0%}: {', '.join(unclear)}")
     return Outcome(REPRODUCED, f"every number within {claim.tolerance:.0%}")
-
-
-def _measured(claim: Claim, results: Results) -> str:
-    ours = [(number.name, t_interval(_values(number, results))) for number in claim.published]
-    return ", ".join(f"{name} {interval}" for name, interval in ours if interval.n)
 
 
 def claims_table(evaluated: pd.DataFrame, profile: Profile) -> Table:
@@ -188,10 +174,10 @@ def claims_table(evaluated: pd.DataFrame, profile: Profile) -> Table:
 
 def claims_details(evaluated: pd.DataFrame) -> str:
     """All that stands behind the ledger's lines, in Markdown, a section for each claim."""
-    cells, stems = notebook_cells(), {claim.id: claim.shown for claim in load_claims()}
+    stems = {claim.id: claim.shown for claim in load_claims()}
     sections = ["# Claims in detail\n\nWhat stands behind each line of [the ledger](claims.md).\n"]
     for row in evaluated.to_dict("records"):
-        links = ", ".join(f"[{link.text}]({link.target})" for link in evidence_links(stems[row["id"]], cells))
+        links = ", ".join(f"[{name}]({name}.{'md' if name in TABLES else 'png'})" for name in stems[row["id"]])
         verdicts = "; ".join(f"{name} **{row[column]}**" for column, name in VERDICT_COLUMNS.items() if row[column])
         fields = {
             "Claim": f"{row['claim']} [{row['paper']}, {row['where']}]",
@@ -212,7 +198,7 @@ def claims_details(evaluated: pd.DataFrame) -> str:
 
 def write_claims(evaluated: pd.DataFrame, profile: Profile, folder: Path | str, note: str = "") -> list[Path]:
     """Write the ledger as a table of a line for each claim, and what stands behind it. Returns the paths."""
-    paths = write_table(claims_table(evaluated, profile), LEDGER, folder, note)
+    paths = write_table(claims_table(evaluated, profile), "claims", folder, note)
     with atomic_write(Path(folder) / DETAILS) as file:
         file.write(claims_details(evaluated))
     return [*paths, Path(folder) / DETAILS]

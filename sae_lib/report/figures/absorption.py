@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 
 from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, curve, say
 from sae_lib.report.names import METRICS, NOT_MEASURABLE, RARE_LETTERS, in_order, method_name
-from sae_lib.report.results import seeds_of, toy_rows
-from sae_lib.report.statistics import t_interval
+from sae_lib.report.results import toy_rows
+from sae_lib.report.statistics import seeds_of, t_interval
 from sae_lib.util.errors import ArtifactError
 
 
-def letters_figure(letters: pd.DataFrame, probe: pd.DataFrame | None = None) -> tuple[Figure, pd.DataFrame]:
+def letters_figure(letters: pd.DataFrame, probe: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Absorption (fraction) of each method and letter, mean over seeds, with the evaluated words of each letter.
 
     Only letters that the ground-truth probe finds in the language model are scored; the rare ones (`RARE_LETTERS`,
@@ -54,7 +54,7 @@ def letters_figure(letters: pd.DataFrame, probe: pd.DataFrame | None = None) -> 
     words = data.groupby("letter")["words"].mean()
     shown = sorted({*words.index, *RARE_LETTERS})
     table = data.pivot(index="method", columns="letter", values="absorption_fraction").reindex(methods, columns=shown)
-    tested = dict(zip(probe["letter"], probe["test_words"], strict=True)) if probe is not None else {}
+    tested = dict(zip(probe["letter"], probe["test_words"], strict=True))
     counts = [float(words.get(letter, tested.get(letter, 0))) for letter in shown]
     places = [place + 0.5 for place in range(len(shown))]
     fig, axes = plt.subplots(
@@ -65,7 +65,6 @@ def letters_figure(letters: pd.DataFrame, probe: pd.DataFrame | None = None) -> 
     axes[0].bar_label(bars, labels=[f"{n:.0f}" for n in counts], fontsize=6, padding=1)
     axes[0].set(ylabel="words")
     axes[0].margins(y=0.25)
-    sns.despine(ax=axes[0])
     axes[0].tick_params(axis="x", length=0)
     sns.heatmap(table, ax=axes[1], cmap="cividis", vmin=0, linewidths=0.4, cbar=False)
     for place, letter in zip(places, shown, strict=True):
@@ -99,7 +98,6 @@ def planted_figure(planted: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     ax.set(xlabel="share of words planted", ylabel="absorption found\n(fraction filled, full hollow)")
     ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), aspect="equal")
     ax.legend()
-    sns.despine(fig)
     return fig, data
 
 

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from jaxtyping import Float
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
-from sae_lib.report.figures.style import FULL_WIDTH, GREY, look, panel, small_panels
+from sae_lib.report.figures.style import FULL_WIDTH, GREY, look, panels, small_panels
 from sae_lib.report.names import MAIN_METHODS, in_order, method_name
 from sae_lib.report.results import rows_of
 from sae_lib.util.errors import ArtifactError
@@ -56,6 +55,7 @@ def sentence_figure(
     for ax, method in zip(axes.flat, methods, strict=False):
         f = latents[method]
         fade = LinearSegmentedColormap.from_list(method, [(1, 1, 1), to_rgb(look(method).color)])
+        ax.spines[:].set_visible(True)
         ax.imshow(strongest_latents(f), aspect="auto", cmap=fade, vmin=0, vmax=1, interpolation="nearest")
         ax.set_xticks(range(len(pieces)), pieces, rotation=90, fontsize=6)
         ax.tick_params(axis="x", length=0)
@@ -67,19 +67,18 @@ def sentence_figure(
     return fig, pd.DataFrame(rows)
 
 
-def probe_figure(letters: pd.DataFrame, least: float) -> tuple[Figure, pd.DataFrame]:
-    """The ground-truth probe's F1 for each letter (`show.probe_letters`); letters above `least` are evaluated."""
+def probe_figure(probe: pd.DataFrame, least_f1: float) -> tuple[Figure, pd.DataFrame]:
+    """The ground-truth probe's F1 for each letter (`show.probe_letters`); letters above `least_f1` are evaluated."""
     fig, ax = plt.subplots(figsize=(FULL_WIDTH, 2.0))
-    counted = letters["probe_f1"] > least
-    ax.bar(letters["letter"], letters["probe_f1"], color=np.where(counted, look("standard").color, GREY))
-    ax.axhline(least, color="black", linewidth=0.8, linestyle="--")
+    counted = probe["probe_f1"] > least_f1
+    ax.bar(probe["letter"], probe["probe_f1"], color=np.where(counted, look("standard").color, GREY))
+    ax.axhline(least_f1, color="black", linewidth=0.8, linestyle="--")
     ax.annotate(
-        f"evaluated\nabove {least:g}", (1.01, least), xycoords=("axes fraction", "data"), va="center", fontsize=7
+        f"evaluated\nabove {least_f1:g}", (1.01, least_f1), xycoords=("axes fraction", "data"), va="center", fontsize=7
     )
     ax.set(xlabel="first letter", ylabel="probe F1 on test words\n(higher is better)", ylim=(0, 1.02))
     ax.margins(x=0.01)
-    sns.despine(fig)
-    return fig, letters
+    return fig, probe
 
 
 def mechanism_figure(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -95,9 +94,9 @@ def mechanism_figure(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     }
     if not any(column in rows and rows[column].notna().any() for column in quantities):
         raise ArtifactError("history: none of these SAEs has a mechanism; train TemporalSAE or ATM first")
-    fig, axes = plt.subplots(1, 3, figsize=(FULL_WIDTH, 2.3), sharex=True)
+    fig, axes = panels((title for _, title in quantities.values()), 2.3, sharex=True)
     data = []
-    for ax, letter, (column, (label, title)) in zip(axes, "abc", quantities.items(), strict=True):
+    for ax, (column, (label, _)) in zip(axes, quantities.items(), strict=True):
         known = rows.dropna(subset=[column]) if column in rows else rows.iloc[:0]
         for (method, group), part in known.groupby(["method", "group"], sort=True):
             values = part.pivot_table(index="step", columns="seed", values=column)
@@ -115,9 +114,7 @@ def mechanism_figure(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             ax.set_ylim(-0.03, 1.03)
         if ax.lines:
             ax.legend(fontsize=6)
-        panel(ax, letter, title)
-    sns.despine(fig)
-    return fig, pd.concat(data, ignore_index=True) if data else pd.DataFrame(columns=["quantity", "method", "step"])
+    return fig, pd.concat(data, ignore_index=True)
 
 
 def density_figure(density: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -134,5 +131,4 @@ def density_figure(density: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     for ax in axes[:, 0]:
         ax.set_ylabel("latents")
     fig.supxlabel("log10 of the firing rate (share of tokens on which a latent is on)", fontsize=8)
-    sns.despine(fig)
     return fig, data

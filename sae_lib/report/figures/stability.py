@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sae_lib.report.figures.style import FULL_WIDTH, GREY, Look, dot, look, name_rows, panel, say
+from sae_lib.report.figures.style import GREY, Look, dot, look, name_rows, panels, say
 from sae_lib.report.names import NOT_MEASURABLE, method_name
-from sae_lib.report.results import main_rows, seeds_of, why_empty
-from sae_lib.report.statistics import Interval, pair_values, t_interval
+from sae_lib.report.results import main_rows, why_empty
+from sae_lib.report.statistics import Interval, pair_values, seeds_of, t_interval
 
 # Panel -> what is drawn in the method's colour, its axis, and its control in grey.
 _PANELS: dict[str, tuple[str, str, str | None]] = {
@@ -49,9 +47,9 @@ def stability_figure(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> 
         seed_stability: results/seed_stability.parquet; where it is empty, (a) says so.
     """
     methods = main_rows(evaluation)
-    fig, axes = plt.subplots(1, 3, figsize=(FULL_WIDTH, 1.3 + 0.2 * len(methods)), sharey=True)
+    fig, axes = panels(_PANELS, 1.3 + 0.2 * len(methods), sharey=True)
     data: list[dict[str, Any]] = []
-    for ax, letter, (title, (metric, label, control)) in zip(axes, "abc", _PANELS.items(), strict=True):
+    for ax, (title, (metric, label, control)) in zip(axes, _PANELS.items(), strict=True):
         lacking = why_empty(evaluation, metric) == NOT_MEASURABLE and metric in evaluation
         if lacking:
             say(ax, NOT_MEASURABLE)
@@ -66,7 +64,6 @@ def stability_figure(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> 
                     dot(ax, interval, place, style, face)
                 data.append({"panel": title, "method": method, "metric": name, **interval._asdict()})
         ax.set(xlabel=label)
-        panel(ax, letter, title)
     floor = _pairs(seed_stability, "untrained", "matched_cosine").mean
     ceiling = t_interval(value for part in methods.values() for value in seeds_of(part, _CEILING)).mean
     for ax, value, line in ((axes[0], floor, "--"), (axes[1], ceiling, ":")):
@@ -87,7 +84,6 @@ def stability_figure(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> 
     }
     handles = [Line2D([], [], color=GREY, label=label, **style) for label, style in chance.items()]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
-    sns.despine(fig)
     return fig, pd.DataFrame(data)
 
 

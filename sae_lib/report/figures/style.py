@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 
 from sae_lib.autoencoders.method import GREY, Look
 from sae_lib.mechanisms import METHODS
-from sae_lib.report.names import method_name
-from sae_lib.report.statistics import Interval
+from sae_lib.report.names import METRICS, method_name
+from sae_lib.report.statistics import Interval, seeds_of, t_interval
 from sae_lib.util.files import atomic_write
 
 COLUMN_WIDTH = 3.4
@@ -49,6 +49,8 @@ def set_style() -> None:
             "legend.title_fontsize": 7,
             "legend.frameon": False,
             "axes.linewidth": 0.6,
+            "axes.spines.right": False,
+            "axes.spines.top": False,
             "lines.linewidth": 1.2,
             "lines.markersize": 4.5,
             "xtick.major.width": 0.6,
@@ -60,9 +62,20 @@ def set_style() -> None:
     )
 
 
-def panel(axes: Axes, letter: str, title: str) -> None:
-    """Name a panel '(a) title' above its left edge."""
-    axes.set_title(f"({letter}) {title}", loc="left")
+def panels(titles: Iterable[str], height: float, lines: int = 1, **more: Any) -> tuple[Figure, np.ndarray]:
+    """Panels over the full width, each named '(a) title' above its left edge; `more` goes to `subplots`."""
+    named = [f"({letter}) {title}" for letter, title in zip("abcd", titles, strict=False)]
+    fig, axes = plt.subplots(lines, len(named) // lines, figsize=(FULL_WIDTH, height), **more)
+    for ax, title in zip(axes.flat, named, strict=True):
+        ax.set_title(title, loc="left")
+    return fig, axes
+
+
+def legend(fig: Figure, loc: str = "outside lower center", **more: Any) -> None:
+    """One legend for all panels, each label once; none without labels."""
+    lines = {label: line for ax in fig.axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    if lines:
+        fig.legend([*lines.values()], [*lines], loc=loc, **more)
 
 
 def name_rows(ax: Axes, names: Sequence[str]) -> None:
@@ -83,6 +96,43 @@ def dot(ax: Axes, interval: Interval, place: float, style: Look, face: str | Non
         interval.mean, place, xerr=interval.arms, fmt=style.marker, color=style.color,
         markerfacecolor=face or style.color, **bar,
     )  # fmt: skip
+
+
+class Row(NamedTuple):
+    """SAEs that differ in their seed alone, and where they stand; a `face` marks what is no first choice."""
+
+    saes: pd.DataFrame
+    place: float
+    face: str | None = None
+
+
+def dot_panels(
+    rows: Sequence[Row], names: Sequence[str], metrics: Mapping[str, str], **empty: str
+) -> tuple[Figure, np.ndarray]:
+    """A panel for each metric (and its title), a row for each name: seeds as small dots, their mean with its interval.
+    Intervals that leave the range of the seeds by far are cut; the true L0 is dashed, where it is known. `empty` is
+    what a panel says that has nothing to show."""
+    fig, axes = panels(metrics.values(), 1.0 + 0.24 * len(names), sharey=True)
+    for ax, metric in zip(axes, metrics, strict=True):
+        say(ax, empty.get(metric, ""))
+        of_rows = [seeds_of(row.saes, metric) for row in rows]
+        for row, values in zip(rows, of_rows, strict=True):
+            style = look(row.saes["method"].iloc[0])
+            ax.scatter(values, [row.place] * len(values), s=5, color=style.color, alpha=0.4, linewidths=0)
+            if not empty.get(metric):
+                dot(ax, t_interval(values), row.place, style, row.face, markersize=5, elinewidth=0.9, capsize=0)
+        known = pd.concat(of_rows)
+        margin = 0.06 * max(known.max() - known.min(), 1e-3)
+        if len(known):
+            ax.set_xlim(known.min() - margin, known.max() + margin)
+        ax.set_xlabel(METRICS[metric].axis)
+        ax.grid(axis="y", color="0.92", linewidth=0.6)
+        ax.set_axisbelow(True)
+        true = pd.concat([row.saes for row in rows]).get("true_l0")
+        if metric == "l0" and true is not None:
+            ax.axvline(true.mean(), color=DARK, linewidth=0.8, linestyle="--", zorder=0)
+    name_rows(axes[0], names)
+    return fig, axes
 
 
 def say(ax: Axes, what: str) -> None:

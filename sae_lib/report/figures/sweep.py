@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sae_lib.report.figures.style import FULL_WIDTH, curve, log_ticks, look, panel, say
+from sae_lib.report.figures.style import curve, log_ticks, look, panels, say
 from sae_lib.report.names import METRICS, in_order, method_name
 from sae_lib.report.results import by_method, why_empty
-from sae_lib.report.statistics import by_seed, t_interval
+from sae_lib.report.statistics import seeds_of, t_interval
 from sae_lib.report.tables.sweep import MAIN_LEVEL, SWEEP_METRICS, curves
 
 AS_WRITTEN = "as written"
@@ -32,14 +30,12 @@ def pareto_figure(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     own there, from the pooled spread elsewhere); hollow, without a line, the papers' own coefficients.
     """
     data = _points(evaluation)
-    fig, grid = plt.subplots(2, 2, figsize=(FULL_WIDTH, 5.6), sharex=True)
-    titles = ("absorption", "reconstruction", "behaviour", "sparse probing")
-    for ax, letter, metric, title in zip(grid.flat, "abcd", SWEEP_METRICS, titles, strict=True):
+    fig, grid = panels(("absorption", "reconstruction", "behaviour", "sparse probing"), 5.6, lines=2, sharex=True)
+    for ax, metric in zip(grid.flat, SWEEP_METRICS, strict=True):
         of_metric = data[data["metric"] == metric]
         edge = _axis(ax, of_metric, metric, why_empty(evaluation, metric))
         for method in in_order([*of_metric["method"]]):
             _draw(ax, of_metric[of_metric["method"] == method], method, edge)
-        panel(ax, letter, title)
     for ax in grid[1]:
         ax.set_xlabel("L0 (active latents per token)")
     log_ticks(grid[0, 0].xaxis)
@@ -49,7 +45,6 @@ def pareto_figure(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         note = "papers' own coefficients"
         handles.append(Line2D([], [], color="black", marker="o", markerfacecolor="none", linestyle="", label=note))
     fig.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=3.4)
-    sns.despine(fig)
     return fig, data
 
 
@@ -63,8 +58,8 @@ def _points(evaluation: pd.DataFrame) -> pd.DataFrame:
             for level in of_method.levels
         ]
         for method, part in written.items():
-            l0 = t_interval(by_seed(part, "l0")).mean
-            points.append((method, AS_WRITTEN, l0, t_interval(by_seed(part, metric))))
+            l0 = t_interval(seeds_of(part, "l0")).mean
+            points.append((method, AS_WRITTEN, l0, t_interval(seeds_of(part, metric))))
         records += [
             {"method": method, "level": level, "metric": metric, "l0": l0} | interval._asdict()
             for method, level, l0, interval in points

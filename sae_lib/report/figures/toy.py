@@ -7,19 +7,16 @@ bars its 95 % t interval.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sae_lib.report.figures.style import DARK, FULL_WIDTH, GREY, Look, curve, dot, log_ticks, look, name_rows, panel
+from sae_lib.report.figures.style import DARK, GREY, Look, Row, curve, dot_panels, legend, log_ticks, look, panels
 from sae_lib.report.names import METRICS, in_order, method_name
 from sae_lib.report.results import DROPPED, by_method, toy_rows
-from sae_lib.report.statistics import by_seed, t_interval
+from sae_lib.report.statistics import seeds_of, t_interval
 from sae_lib.util.errors import ArtifactError
 
 # What is drawn, with a title short enough for a quarter of the width.
@@ -44,18 +41,17 @@ def toy_matched_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]
     methods = in_order([*rows["method"]])
     data = _means(rows, ["experiment", "method"], PANELS)
     lines = [
-        _Line(found, methods.index(method) + shift, face)
+        Row(found, methods.index(method) + shift, face)
         for part, shift, face in zip(parts, (0.0, 0.28), (None, "white"), strict=True)
         for method, found in by_method(part).items()
     ]
-    fig, axes = _dot_panels(rows, lines, [method_name(method) for method in methods])
+    fig, axes = dot_panels(lines, [*map(method_name, methods)], PANELS)
     axes[0].set_ylim(len(methods) - 0.4, -0.6)
     handles = [Line2D([], [], color=DARK, linestyle="--", linewidth=0.8, label="true L0")]
     if (rows["experiment"] == "next_k").any():
         note = "next whole k, above the true L0"
         handles.append(Line2D([], [], color=DARK, marker="o", markerfacecolor="white", linestyle="", label=note))
     fig.legend(handles=handles, loc="outside lower center", ncols=2)
-    sns.despine(fig)
     return fig, data
 
 
@@ -67,8 +63,8 @@ def toy_sweep_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     metrics = ("parent_silent_rate", "cos_child_parent")
     data = _means(rows, ["method", "label"], (*metrics, "l0"))
     wide = data.pivot(index=["method", "label"], columns="metric", values="mean").reset_index()
-    fig, axes = plt.subplots(1, 2, figsize=(FULL_WIDTH, 3.0))
-    for ax, letter, metric in zip(axes, "ab", metrics, strict=True):
+    fig, axes = panels((PANELS[metric] for metric in metrics), 3.0)
+    for ax, metric in zip(axes, metrics, strict=True):
         for method in in_order([*wide["method"]]):
             part = wide[wide["method"] == method].sort_values("l0")
             curve(ax, part["l0"], part[metric], method, linewidth=1.0, label=method_name(method))
@@ -80,10 +76,7 @@ def toy_sweep_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             ax.set_xlim(left=_LEAST_L0)
             ax.set_xlabel(f"L0 (active latents per input; below {_LEAST_L0:g} not shown)")
         log_ticks(ax.xaxis)
-        panel(ax, letter, PANELS[metric])
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=5, handlelength=3.0)
-    sns.despine(fig)
+    legend(fig, ncols=5, handlelength=3.0)
     return fig, data
 
 
@@ -93,9 +86,9 @@ def toy_rho_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     rows = _rows(toy_summary, "rho")
     data = _means(rows, ["method", "label", "rho"], PANELS)
     rhos = sorted(rows["rho"].unique())
-    fig, axes = plt.subplots(1, len(PANELS), figsize=(FULL_WIDTH, 2.5))
+    fig, axes = panels(PANELS.values(), 2.5)
     curves = [(method, "strong") for method in in_order([*rows["method"]])] + [("temporal_strong", "published")]
-    for ax, letter, (metric, title) in zip(axes, "abcd", PANELS.items(), strict=False):
+    for ax, metric in zip(axes, PANELS, strict=True):
         for shift, (method, label) in zip(np.linspace(-0.12, 0.12, len(curves)), curves, strict=True):
             part = data[(data["method"] == method) & (data["label"] == label) & (data["metric"] == metric)]
             at = [rhos.index(rho) + shift for rho in part["rho"]]
@@ -110,10 +103,7 @@ def toy_rho_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             ax.axhline(rows["true_l0"].mean(), color=DARK, linewidth=0.8, linestyle="--", zorder=0)
         ax.set_xticks(range(len(rhos)), [f"{rho:g}" for rho in rhos])
         ax.set(xlabel="ρ", ylabel=METRICS[metric].axis)
-        panel(ax, letter, title)
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=2, handlelength=3.0)
-    sns.despine(fig)
+    legend(fig, ncols=2, handlelength=3.0)
     return fig, data
 
 
@@ -123,12 +113,10 @@ def toy_importance_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFra
     rows = _rows(toy_summary, "importance")
     variants = {str(name): part for name, part in rows.groupby("importance", sort=False)}
     data = _means(rows, ["method", "importance"], PANELS)
-    lines = [_Line(part, place) for place, part in enumerate(variants.values())]
+    lines = [Row(part, place) for place, part in enumerate(variants.values())]
     names = DROPPED | {"nothing": "mean of all parts", "product": "product of all parts", "uniform": "uniform dropout"}
     shown = [names.get(part["dropped"].iloc[0]) or names[variant] for variant, part in variants.items()]
-    fig, _ = _dot_panels(rows, lines, shown)
-    sns.despine(fig)
-    return fig, data
+    return dot_panels(lines, shown, PANELS)[0], data
 
 
 def _rows(toy_summary: pd.DataFrame, experiment: str, toy: str | None = None) -> pd.DataFrame:
@@ -143,35 +131,6 @@ def _means(rows: pd.DataFrame, keys: list[str], metrics: Sequence[str] | dict[st
     records = []
     for group, part in rows.groupby(keys, sort=False):
         for metric in metrics:
-            interval = t_interval(by_seed(part, metric))._asdict()
+            interval = t_interval(seeds_of(part, metric))._asdict()
             records.append((*group, metric, *(interval[name] for name in _STATISTICS)))
     return pd.DataFrame(records, columns=[*keys, "metric", *_STATISTICS])
-
-
-class _Line(NamedTuple):
-    """SAEs that differ in their seed alone, and the row on which they stand; a `face` marks what is no first choice."""
-
-    rows: pd.DataFrame
-    place: float
-    face: str | None = None
-
-
-def _dot_panels(rows: pd.DataFrame, lines: Sequence[_Line], names: Sequence[str]) -> tuple[Figure, np.ndarray]:
-    """A panel for each of `PANELS`: seeds as small dots, mean with its interval. Intervals that leave the range of the
-    seeds by far are cut; the true L0 is dashed."""
-    fig, axes = plt.subplots(1, len(PANELS), figsize=(FULL_WIDTH, 1.0 + 0.24 * len(names)), sharey=True)
-    for ax, letter, (metric, title) in zip(axes, "abcd", PANELS.items(), strict=True):
-        for line in lines:
-            values, style = by_seed(line.rows, metric), look(line.rows["method"].iloc[0])
-            ax.scatter(values, [line.place] * len(values), s=5, color=style.color, alpha=0.4, linewidths=0)
-            dot(ax, t_interval(values), line.place, style, line.face, markersize=5, elinewidth=0.9, capsize=0)
-        low, high = float(rows[metric].min()), float(rows[metric].max())
-        margin = 0.06 * max(high - low, 1e-3)
-        ax.set(xlim=(low - margin, high + margin), xlabel=METRICS[metric].axis)
-        ax.grid(axis="y", color="0.92", linewidth=0.6)
-        ax.set_axisbelow(True)
-        if metric == "l0":
-            ax.axvline(rows["true_l0"].mean(), color=DARK, linewidth=0.8, linestyle="--", zorder=0)
-        panel(ax, letter, title)
-    name_rows(axes[0], names)
-    return fig, axes

@@ -16,10 +16,23 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from sae_lib.report.figures.style import FULL_WIDTH, GREY, curve, dot, log_ticks, look, name_rows, panel, say
+from sae_lib.report.figures.style import (
+    FULL_WIDTH,
+    GREY,
+    Row,
+    curve,
+    dot,
+    dot_panels,
+    legend,
+    log_ticks,
+    look,
+    name_rows,
+    panels,
+    say,
+)
 from sae_lib.report.names import MECHANISMS, METRICS, NOT_MEASURABLE, method_name
-from sae_lib.report.results import DROPPED, by_method, drop_effect, main_rows, rows_of, seeds_of, why_empty
-from sae_lib.report.statistics import Interval, main_effects, t_interval
+from sae_lib.report.results import DROPPED, by_method, drop_effect, main_rows, rows_of, why_empty
+from sae_lib.report.statistics import Interval, main_effects, seeds_of, t_interval
 from sae_lib.util.errors import ArtifactError
 
 _EFFECT_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "l0")
@@ -31,7 +44,8 @@ def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     rows = rows_of(history, "main")
     rows = rows.assign(unexplained=1 - rows["explained_variance"])
     quantities = {"loss": "training loss, each method's own", "unexplained": "1 − explained variance"}
-    fig, axes = plt.subplots(1, 2, figsize=(FULL_WIDTH, 2.6), sharex=True)
+    titles = ("loss: scales differ between methods", "reconstruction: one scale for all")
+    fig, axes = panels(titles, 2.6, sharex=True)
     data = []
     for ax, (column, label) in zip(axes, quantities.items(), strict=True):
         for method, part in by_method(rows[rows[column] > 0]).items():
@@ -42,14 +56,8 @@ def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             data.append(over.assign(quantity=column, method=method))
         ax.set(yscale="log", xlabel="optimiser step", ylabel=f"{label}\n(lower is better)")
         log_ticks(ax.yaxis)
-    panel(axes[0], "a", "loss: scales differ between methods")
-    panel(axes[1], "b", "reconstruction: one scale for all")
-    handles, labels = axes[1].get_legend_handles_labels()
-    if handles:
-        fig.legend(handles, labels, loc="outside right center", handlelength=3.2)
-    sns.despine(fig)
-    columns = ["quantity", "method", "step", "mean", "min", "max", "count"]
-    return fig, pd.concat(data, ignore_index=True)[columns] if data else pd.DataFrame(columns=columns)
+    legend(fig, "outside right center", handlelength=3.2)
+    return fig, pd.concat(data, ignore_index=True)[["quantity", "method", "step", "mean", "min", "max", "count"]]
 
 
 def collapse_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -58,13 +66,13 @@ def collapse_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Fi
 
     Raises ArtifactError when absorption was followed along none of them.
     """
-    panels = {
+    columns = {
         "l0": ("L0", "active latents\nper token"),
         "unexplained": ("reconstruction", "1 − explained variance\n(lower is better)"),
         "restarted": ("restarts", "latents started again,\nin all"),
         "absorption_full": ("absorption", METRICS["absorption_full"].axis),
     }
-    return _followed(history, trajectory, "as_written", panels)
+    return _followed(history, trajectory, "as_written", columns)
 
 
 def tokens_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -73,17 +81,17 @@ def tokens_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Figu
 
     Raises ArtifactError when absorption was followed along none of them.
     """
-    panels = {
+    columns = {
         "unexplained": ("reconstruction", "1 − explained variance\n(lower is better)"),
         "absorption_full": ("absorption, full", METRICS["absorption_full"].axis),
         "absorption_fraction": ("absorption, fraction", METRICS["absorption_fraction"].axis),
         "main_latent_f1": ("main latents", METRICS["main_latent_f1"].axis),
     }
-    return _followed(history, trajectory, "main", panels)
+    return _followed(history, trajectory, "main", columns)
 
 
 def _followed(
-    history: pd.DataFrame, trajectory: pd.DataFrame, group: str, panels: Mapping[str, tuple[str, str]]
+    history: pd.DataFrame, trajectory: pd.DataFrame, group: str, columns: Mapping[str, tuple[str, str]]
 ) -> tuple[Figure, pd.DataFrame]:
     """One panel (title and label) for each column, of what was logged in training or measured along it."""
     rows = trajectory[trajectory["group"] == group]
@@ -94,9 +102,9 @@ def _followed(
         unexplained=1 - logged["explained_variance"],
         restarted=logged.sort_values("step").groupby("run")["resampled"].cumsum() if "resampled" in logged else np.nan,
     )
-    fig, axes = plt.subplots(1, len(panels), figsize=(FULL_WIDTH, 2.2), sharex=True)
+    fig, axes = panels((title for title, _ in columns.values()), 2.2, sharex=True)
     data = []
-    for ax, letter, (column, (title, label)) in zip(axes, "abcd", panels.items(), strict=True):
+    for ax, (column, (_, label)) in zip(axes, columns.items(), strict=True):
         source = rows if column in rows else logged
         if source[column].isna().all():
             say(ax, NOT_MEASURABLE)
@@ -108,46 +116,23 @@ def _followed(
             ax.set_yscale("log")
             log_ticks(ax.yaxis)
         ax.set(xlabel="optimiser step", ylabel=label)
-        panel(ax, letter, title)
-    handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    fig.legend([*handles.values()], [*handles], loc="outside lower center", ncols=3, handlelength=3.2)
-    sns.despine(fig)
+    legend(fig, ncols=3, handlelength=3.2)
     return fig, pd.concat(data, ignore_index=True)
 
 
 def key_metrics(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Absorption (a), reconstruction against sparsity (b) and L0 (c) of each method at matched L0: seeds as
-    small dots, mean with its interval."""
+    """Absorption (a), explained variance (b) and L0 (c) of each method at matched L0: seeds as small dots, mean with
+    its interval."""
     methods = main_rows(rows_of(evaluation, "main"))
-    size = (FULL_WIDTH, max(2.5, 0.9 + 0.24 * len(methods)))
-    fig, axes = plt.subplots(1, 3, figsize=size, gridspec_kw={"width_ratios": [1, 1.15, 1]})
-    data = []
+    metrics = {"absorption_fraction": "absorption", "explained_variance": "reconstruction", "l0": "sparsity"}
+    rows = [Row(part, place) for place, part in enumerate(methods.values())]
     empty = why_empty(evaluation, "absorption_fraction")
-    say(axes[0], empty)
-    for place, (method, part) in enumerate(methods.items()):
-        seeds = {m: seeds_of(part, m) for m in ("absorption_fraction", "explained_variance", "l0")}
-        mean = {m: t_interval(values) for m, values in seeds.items()}
-        style = look(method)
-        for ax, metric in ((axes[0], "absorption_fraction"), (axes[2], "l0")):
-            ax.plot(seeds[metric], [place + 0.25] * len(seeds[metric]), ".", color=style.color, alpha=0.5, ms=3)
-            if not empty or metric == "l0":
-                dot(ax, mean[metric], place, style)
-        axes[1].errorbar(
-            mean["l0"].mean, mean["explained_variance"].mean, xerr=mean["l0"].arms,
-            yerr=mean["explained_variance"].arms, fmt=style.marker, color=style.color, elinewidth=0.8,
-        )  # fmt: skip
-        data += [{"method": method, "metric": m, **interval._asdict()} for m, interval in mean.items()]
-    for ax in (axes[0], axes[2]):
-        name_rows(ax, [method_name(method) for method in methods])
-    axes[2].tick_params(axis="y", labelleft=False, length=0)
-    axes[0].set_xlim(left=min(0.0, axes[0].get_xlim()[0]))
-    axes[0].set(xlabel=METRICS["absorption_fraction"].axis)
-    axes[1].set(xlabel="L0, active latents per token\n(fewer is sparser)", ylabel=METRICS["explained_variance"].axis)
-    axes[2].set(xlabel="L0, active latents per token\n(fewer is sparser)")
-    for ax, letter, title in zip(axes, "abc", ("absorption", "reconstruction–sparsity", "sparsity"), strict=True):
-        panel(ax, letter, title)
-    sns.despine(fig)
-    return fig, pd.DataFrame(data)
+    fig, _ = dot_panels(rows, [*map(method_name, methods)], metrics, absorption_fraction=empty)
+    return fig, pd.DataFrame(
+        {"method": method, "metric": metric, **t_interval(seeds_of(part, metric))._asdict()}
+        for method, part in methods.items()
+        for metric in metrics
+    )
 
 
 def ablation_effects(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -202,7 +187,6 @@ def _effect_panels(
         ax.set_xlabel(_change_label(metric))
         ax.locator_params(axis="x", nbins=3)
         ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.3g}".replace("-", "−")))
-        sns.despine(ax=ax)
 
 
 def _change_label(metric: str) -> str:

@@ -25,33 +25,31 @@ from sae_lib.report.figures.training import (
 )
 from sae_lib.report.results import Results
 
-# File in the figures folder, without its ending -> the function that draws it, and what it reads (`Results.inputs`).
-FIGURES: dict[str, tuple[Callable[..., tuple[Figure, pd.DataFrame]], tuple[str, ...]]] = {
-    "training_curves": (training_curves, ("history",)),
-    "collapse": (collapse_figure, ("history", "trajectory")),
-    "tokens": (tokens_figure, ("history", "trajectory")),
-    "key_metrics": (key_metrics, ("evaluation",)),
-    "absorption_picture": (absorption_picture, ("toy", "toy_summary")),
-    "toy_matched": (toy_matched_figure, ("toy_summary",)),
-    "toy_sweep": (toy_sweep_figure, ("toy_summary",)),
-    "toy_rho": (toy_rho_figure, ("toy_summary",)),
-    "toy_importance": (toy_importance_figure, ("toy_summary",)),
-    "absorption_by_letter": (letters_figure, ("letters", "probe")),
-    "planted": (planted_figure, ("planted",)),
-    "pareto": (pareto_figure, ("evaluation",)),
-    "stability": (stability_figure, ("evaluation", "seed_stability")),
-    "ablation_effects": (ablation_effects, ("evaluation",)),
-    "probe_by_letter": (probe_figure, ("probe", "least_f1")),
-    "mechanisms": (mechanism_figure, ("history",)),
-    "firing_rates": (density_figure, ("density",)),
+# File in the figures folder, without its ending -> the function that draws it; its parameters name what it reads.
+FIGURES: dict[str, Callable[..., tuple[Figure, pd.DataFrame]]] = {
+    "training_curves": training_curves,
+    "collapse": collapse_figure,
+    "tokens": tokens_figure,
+    "key_metrics": key_metrics,
+    "absorption_picture": absorption_picture,
+    "toy_matched": toy_matched_figure,
+    "toy_sweep": toy_sweep_figure,
+    "toy_rho": toy_rho_figure,
+    "toy_importance": toy_importance_figure,
+    "absorption_by_letter": letters_figure,
+    "planted": planted_figure,
+    "pareto": pareto_figure,
+    "stability": stability_figure,
+    "ablation_effects": ablation_effects,
+    "probe_by_letter": probe_figure,
+    "mechanisms": mechanism_figure,
+    "firing_rates": density_figure,
 }
 
 
 def write_figure(name: str, results: Results, profile: Profile, folder: Path | str) -> list[Path]:
     """Draw a figure of `FIGURES` and save it in `folder`; the paths of its PDF, PNG and CSV."""
-    draw, reads = FIGURES[name]
-    inputs = results.inputs(profile)
     with rc_context():
         set_style()
-        fig, data = draw(*(inputs[each] for each in reads))
+        fig, data = results.into(FIGURES[name], profile)
         return save_figure(fig, name, data, folder)

@@ -23,7 +23,7 @@ from sae_lib.report.claims.file import load_claims
 from sae_lib.report.claims.ledger import evaluate_claims
 from sae_lib.report.paper.facts import facts, filled, made_from
 from sae_lib.report.results import Results
-from sae_lib.report.tables.write import make_table
+from sae_lib.report.tables.write import make_tables
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write
 from sae_lib.util.paths import COMMITTED
@@ -135,13 +135,10 @@ def _tables(names: list[str], own: tuple[Profile, Results], real: tuple[Profile,
     made = {}
     for name in names:
         profile, results = real if name.startswith(OF_REAL) else own
-        try:
-            table = make_table(f"table_{name.removeprefix(OF_REAL)}", results, profile)
-        except ArtifactError:  # no rows: the paper says so where the table would stand
-            continue
-        shown = as_shown(table.shown)
-        if len(table.shown) and len(shown["columns"]) > 1:
-            made[name] = shown | {"caption": table.caption}
+        for table in make_tables(results, profile, [f"table_{name.removeprefix(OF_REAL)}"]).values():
+            shown = as_shown(table.shown)
+            if len(table.shown) and len(shown["columns"]) > 1:
+                made[name] = shown | {"caption": table.caption}
     return made
 
 

@@ -27,8 +27,8 @@ from sae_lib.profiles.runs import ALONE, FAIR
 from sae_lib.report.claims.file import Claim
 from sae_lib.report.claims.ledger import PAPERS_MODEL, findings
 from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METHODS, METRICS, TOY_METHODS
-from sae_lib.report.results import Results, drop_effect, seeds_of, toy_rows
-from sae_lib.report.statistics import Interval, difference, main_effects, t_interval
+from sae_lib.report.results import Results, drop_effect, toy_rows
+from sae_lib.report.statistics import Interval, difference, main_effects, seeds_of, t_interval
 from sae_lib.report.tables.ablations import PAPER_RUNS
 from sae_lib.report.tables.controls import MEASURES, UNTRAINED, above, group_of, no_better
 from sae_lib.report.tables.main import profile_note
@@ -46,45 +46,26 @@ _SPECIAL = re.compile(r"([\\#$*_`<>@\[\]~=/\"'+-])")
 
 
 @dataclass(frozen=True)
-class Change:
-    """A difference or an effect, with its interval over seeds: '−0.158 [−0.210, −0.107]'."""
+class Number:
+    """A metric over seeds, with its interval. Of one set of SAEs, by seed (`values`): '0.123 ± 0.004'; of a difference
+    or an effect: '−0.158 [−0.210, −0.107]'."""
 
     interval: Interval
     metric: str
+    values: pd.Series | None = None
 
     def __str__(self) -> str:
-        text = range_cell(self.interval, METRICS[self.metric].decimals, "+")
-        return text.replace("-", "−") if self.interval.n else NOTHING
+        decimals = METRICS[self.metric].decimals
+        of_change = self.values is None
+        text = range_cell(self.interval, decimals, "+") if of_change else cell(self.interval, decimals)
+        return text.replace("-", "−") if self.known else NOTHING
+
+    def __sub__(self, other: Number) -> Number:
+        return Number(difference(self.values, other.values), self.metric)
 
     @property
     def known(self) -> bool:
         return self.interval.n > 0
-
-    @property
-    def word(self) -> str:
-        """To stand before 'that of ...'."""
-        if self.interval.n < 2:
-            return "not compared with"
-        return "below" if self.interval.high < 0 else "above" if self.interval.low > 0 else "not told apart from"
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A metric of one set of SAEs by seed: '0.123 ± 0.004'."""
-
-    values: pd.Series
-    metric: str
-
-    def __str__(self) -> str:
-        text = cell(t_interval(self.values), METRICS[self.metric].decimals)
-        return text.replace("-", "−") if len(self.values) else NOTHING
-
-    def __sub__(self, other: Quantity) -> Change:
-        return Change(difference(self.values, other.values), self.metric)
-
-    @property
-    def known(self) -> bool:
-        return len(self.values) > 0
 
     @property
     def mean(self) -> str:
@@ -92,7 +73,14 @@ class Quantity:
 
     @property
     def percent(self) -> str:
-        return f"{100 * self.values.mean():.0f} %" if len(self.values) else NOTHING
+        return f"{100 * self.interval.mean:.0f} %" if self.known else NOTHING
+
+    @property
+    def word(self) -> str:
+        """To stand before 'that of ...', of a difference."""
+        if self.interval.n < 2:
+            return "not compared with"
+        return "below" if self.interval.high < 0 else "above" if self.interval.low > 0 else "not told apart from"
 
 
 class Rows:
@@ -101,11 +89,11 @@ class Rows:
     def __init__(self, find: Callable[[str], pd.Series | Interval]) -> None:
         self._find = find
 
-    def __getitem__(self, metric: str) -> Quantity | Change:
+    def __getitem__(self, metric: str) -> Number:
         if metric not in METRICS:
             raise KeyError(metric)
         found = self._find(metric)
-        return Change(found, metric) if isinstance(found, Interval) else Quantity(found, metric)
+        return Number(found, metric) if isinstance(found, Interval) else Number(t_interval(found), metric, found)
 
 
 def _by(names: Iterable[str], find: Callable[[str, str], pd.Series | Interval]) -> dict[str, Rows]:
@@ -195,12 +183,10 @@ def _order(toys: pd.DataFrame) -> dict[str, Any]:
     """The temporal penalty minus the penalty on variance, in absorption, at each persistence of the chains."""
     rows, metric = toy_rows(toys, "rho"), "parent_silent_rate"
     rows = rows[rows["label"] == "strong"]
-    gaps = [
-        Change(
-            difference(*(seeds_of(part[part["method"] == m], metric) for m in ("temporal_strong", "variance"))), metric
-        )
-        for _, part in (rows.groupby("rho") if len(rows) else ())
-    ]
+    gaps = []
+    for _, part in rows.groupby("rho") if len(rows) else ():
+        strong, variance = (seeds_of(part[part["method"] == m], metric) for m in ("temporal_strong", "variance"))
+        gaps.append(Number(difference(strong, variance), metric))
     largest = max(gaps, key=lambda gap: abs(gap.interval.mean), default=NOTHING)
     return {"tried": len(gaps), "apart": sum(gap.word in ("below", "above") for gap in gaps), "largest": largest}
 
@@ -218,7 +204,7 @@ def filled(prose: str, names: dict[str, Any]) -> str:
 
 def _printed(value: Any) -> str:
     """What an expression puts into the text: markup that shows it unchanged."""
-    if not isinstance(value, (str, int, float, Quantity, Change, StrictUndefined)):
+    if not isinstance(value, (str, int, float, Number, StrictUndefined)):
         raise ArtifactError(f"paper: an expression gives {type(value).__name__}, which is no text and no number")
     text = f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
     return _SPECIAL.sub(r"\\\1", text)

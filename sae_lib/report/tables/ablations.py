@@ -12,8 +12,8 @@ from sae_lib.mechanisms.resampling import ResamplingConfig
 from sae_lib.mechanisms.temporal_penalty import TemporalConfig
 from sae_lib.profiles.runs import FAIR, VARIED, WARM_UP
 from sae_lib.report.names import MECHANISMS, NOT_MEASURABLE, method_name
-from sae_lib.report.results import DROPPED, drop_effect, rows_of, seeds_of, why_empty
-from sae_lib.report.statistics import difference, main_effects
+from sae_lib.report.results import DROPPED, drop_effect, rows_of, why_empty
+from sae_lib.report.statistics import difference, main_effects, seeds_of
 from sae_lib.report.tables.rows import (
     ARROW_NOTE,
     FIRST_ROW_NOTE,
@@ -108,11 +108,11 @@ def collapse_table(evaluation: pd.DataFrame) -> Table:
     return Table(shown, kept, f"{caption}{left_out(lacking)} {seeds}")
 
 
-def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame | None = None) -> Table:
+def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame) -> Table:
     """TemporalSAE at other values of the two numbers that the paper calls sensitive, and without any warm-up.
 
     Args:
-        history: results/history.parquet; with it rows are marked in which no latent was resampled.
+        history: results/history.parquet: rows are marked in which no latent was resampled.
     """
     rows = rows_of(evaluation, "sensitivity")
     published = {
@@ -124,7 +124,7 @@ def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame | None = N
         first = part.iloc[0]
         as_published = first["varied"] != WARM_UP and all(first[column] == value for column, value in published.items())
         name = f"{label} (published)" if as_published else str(label)
-        if history is not None and _never_resampled(part, history):
+        if _never_resampled(part, history):
             name += f" {IDLE}"
         named[name] = part
     caption = f"TemporalSAE with one value changed; mean ± sd over seeds. {ARROW_NOTE}. {FIRST_ROW_NOTE}."

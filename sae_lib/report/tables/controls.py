@@ -1,5 +1,4 @@
-"""Whether a measure tells trained SAEs from controls on these results; absorption beside the score of nothing, and
-beside what was planted.
+"""Whether a measure tells trained SAEs from controls on these results; absorption beside the score of nothing.
 
 A measure on which something untrained does as well as what was trained decides nothing about methods, here. That is
 read from the rows: a method is above a control where the interval of their difference, seed by seed, lies on the better
@@ -16,8 +15,8 @@ from sae_lib.mechanisms import METHODS as METHOD
 from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import MAIN_METHODS, METRICS, NOT_MEASURABLE, method_name
-from sae_lib.report.results import Results, by_method, main_rows, rows_of, why_empty
-from sae_lib.report.statistics import ROUNDING, Interval, difference, guarded, t_interval
+from sae_lib.report.results import Results, main_rows, why_empty
+from sae_lib.report.statistics import ROUNDING, Interval, difference, guarded
 from sae_lib.report.tables.rows import ARROW_NOTE, MATCHED_NOTE, Table, left_out, marked, table_of
 
 UNTRAINED = "untrained"
@@ -52,13 +51,6 @@ NULL_METRICS: dict[str, Column] = {
     "full_below_shuffled": Column("full, below shuffled", "none", 3),
     "main_latent_f1": METRICS["main_latent_f1"],
     "main_latent_f1_null": Column("F1, shuffled letters", "none", 3),
-}
-PLANTED_METRICS: dict[str, Column] = {
-    "absorption_fraction": Column("fraction found", "none", 3),
-    "absorption_full": Column("full found", "none", 3),
-    "absorption_fraction_known": Column("fraction, latents known", "none", 3),
-    "absorption_full_known": Column("full, latents known", "none", 3),
-    "main_latent_f1": METRICS["main_latent_f1"],
 }
 
 
@@ -144,23 +136,3 @@ def null_table(evaluation: pd.DataFrame) -> Table:
         f"Mean ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
     )
     return marked(table_of("method", named, NULL_METRICS, caption, NULL_METRICS))
-
-
-def planted_table(planted: pd.DataFrame) -> Table:
-    """Absorption that was planted beside what the score finds of it, by method and share."""
-    parts = by_method(rows_of(planted, "main"))
-    lines, data = [], []
-    for method, part in parts.items():
-        for share, of_share in part.groupby("planted"):
-            line = {"method": method_name(method), "planted": f"{share:.2f}"}
-            for name, column in PLANTED_METRICS.items():
-                found = t_interval(of_share[name])
-                line[column.header] = f"{found.mean:.{column.decimals}f}" if found.n else "–"
-                data.append({"row": method, "planted": share, "metric": name, **found._asdict()})
-            lines.append(line)
-    caption = (
-        "A known share of each letter's words is made absorbed in a trained SAE: their own latents write what the "
-        "letter's main latents wrote, which are silent there. Found: as the score does it; latents known: with the "
-        "silenced latents for the letter's, without the search for them."
-    )
-    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)

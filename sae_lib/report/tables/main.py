@@ -14,16 +14,15 @@ import pandas as pd
 
 from sae_lib.metrics.registry import Column
 from sae_lib.profiles.profile import Profile
-from sae_lib.report.names import BASELINE, METRICS, NOT_MEASURABLE, RARE_LETTERS, method_name
+from sae_lib.report.names import BASELINE, METRICS, NOT_MEASURABLE, method_name
 from sae_lib.report.results import Results, by_method, main_rows, rows_of, select, why_empty
-from sae_lib.report.statistics import CONFIDENCE, by_seed, difference, holm, p_value, pair_values, t_interval
+from sae_lib.report.statistics import CONFIDENCE, difference, holm, p_value, pair_values, seeds_of, t_interval
 from sae_lib.report.tables.controls import with_marks
 from sae_lib.report.tables.rows import (
     ARROW_NOTE,
     MATCHED_NOTE,
     UNRANKED_NOTE,
     Table,
-    cell,
     left_out,
     marked,
     range_cell,
@@ -136,7 +135,7 @@ def stability_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> T
     return Table(shown, pd.concat(data, ignore_index=True), table.caption)
 
 
-def context_table(evaluation: pd.DataFrame) -> Table:
+def contexts_table(evaluation: pd.DataFrame) -> Table:
     """Stability across contexts in full: in prompts and in running text, with controls and ceilings."""
     named = {method_name(method): part for method, part in main_rows(evaluation).items()}
     caption = (
@@ -158,8 +157,8 @@ def difference_table(evaluation: pd.DataFrame) -> Table:
     data = []
     lacking = [c for c in DIFFERENCE_COLUMNS if why_empty(evaluation, c) == NOT_MEASURABLE]
     for column in (c for c in DIFFERENCE_COLUMNS if c in evaluation and ours is not None and c not in lacking):
-        standard = by_seed(ours, column)
-        gaps = {method_name(m): difference(by_seed(p, column), standard) for m, p in parts.items() if m != BASELINE}
+        standard = seeds_of(ours, column)
+        gaps = {method_name(m): difference(seeds_of(p, column), standard) for m, p in parts.items() if m != BASELINE}
         adjusted = holm(p_value(gap) for gap in gaps.values())
         for (name, gap), p in zip(gaps.items(), adjusted, strict=True):
             star = " *" if p < 1 - CONFIDENCE and column != "l0" else ""
@@ -180,48 +179,6 @@ def as_written_table(evaluation: pd.DataFrame) -> Table:
     named = {_written_name(method, part): part for method, part in written.items()}
     caption = f"The papers' coefficients as written; mean ± sd over seeds. {ARROW_NOTE}. {UNRANKED_NOTE}."
     return table_of("method", named, WRITTEN_COLUMNS, caption)
-
-
-def letters_table(letters: pd.DataFrame, probe: pd.DataFrame | None = None) -> Table:
-    """Absorption (fraction) of each letter and method at matched L0, with the number of evaluated words.
-
-    Below the letters stand the rare ones together and all together, each letter counting once. A rare letter that is
-    not scored, since the ground-truth probe does not find it, has a row too. Empty where no letter passed the probe's
-    gate: the language model does not spell.
-
-    Args:
-        probe: `show.probe_letters`, for the test words and F1 of rare letters that are not scored.
-    """
-    main = letters[letters["group"] == "main"]
-    methods = by_method(main)
-    scored = sorted({*main["letter"]})
-    tested = probe.set_index("letter") if probe is not None else pd.DataFrame(columns=["test_words", "probe_f1"])
-    sets = {letter: [letter] for letter in sorted({*scored, *(RARE_LETTERS if scored else ())})}
-    if scored:
-        sets |= {f"{', '.join(RARE_LETTERS)} together": [*RARE_LETTERS], "all": scored}
-    data, shown = [], []
-    for name, of_set in sets.items():
-        counts = main[main["letter"].isin(of_set)].groupby("letter")[["true_positives", "probe_f1"]].mean()
-        words, f1 = counts["true_positives"].sum(), counts["probe_f1"].mean()
-        if counts.empty and name in tested.index:
-            words, f1 = tested.loc[name, ["test_words", "probe_f1"]]
-        line = {"letter": name, "words (probe F1)": f"{words:.0f}" + (f" ({f1:.2f})" if np.isfinite(f1) else "")}
-        for method, rows in methods.items():
-            part = rows[rows["letter"].isin(of_set)]
-            if len(part):
-                interval = t_interval(by_seed(part, "absorption_fraction"))
-                line[method_name(method)] = cell(interval, 3)
-                numbers = record(f"{name}: {method_name(method)}", "absorption_fraction", interval)
-                data.append(numbers | {"words": words})
-        shown.append(line)
-    caption = (
-        "Absorption (fraction, ↓ lower is better) per letter at matched L0; mean ± sd over seeds; with the words that "
-        "a score rests on and the F1 of the letter's probe. – not scored: the probe does not find the letter. "
-        f"{seeds_note(methods.values())}"
-    ).strip()
-    caption = caption if scored else f"{NOT_MEASURABLE.capitalize()}: {caption}"
-    columns = ["letter", "words (probe F1)", *map(method_name, methods)]
-    return Table(pd.DataFrame(shown, columns=columns).fillna("–"), pd.DataFrame(data), caption)
 
 
 def _written_name(method: str, part: pd.DataFrame) -> str:

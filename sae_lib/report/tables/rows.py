@@ -11,8 +11,8 @@ import pandas as pd
 
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import METRICS, NOT_MEASURABLE
-from sae_lib.report.results import MATCHED_L0, seeds_of, why_empty
-from sae_lib.report.statistics import Interval, t_interval
+from sae_lib.report.results import MATCHED_L0, why_empty
+from sae_lib.report.statistics import Interval, seeds_of, t_interval
 
 ARROW_NOTE = "↑ higher is better, ↓ lower is better, – neither"
 MATCHED_NOTE = f"† L0 off the rows' median by more than a factor {MATCHED_L0:g}: not to be ranked with the others"

@@ -25,11 +25,11 @@ from scipy import stats
 from sae_lib.metrics.toy.methods import zero
 from sae_lib.report.names import BASELINE, MAIN_METHODS, METRICS, NOT_MEASURABLE, method_name
 from sae_lib.report.results import MATCHED_L0, by_method, rows_of, why_empty
-from sae_lib.report.statistics import CONFIDENCE, Interval, by_seed, difference, holm, p_value, t_interval
-from sae_lib.report.tables.rows import Table, left_out, range_cell
+from sae_lib.report.statistics import CONFIDENCE, Interval, difference, holm, p_value, seeds_of, t_interval
+from sae_lib.report.tables.rows import Table, left_out, range_cell, record
 
 SWEEP_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "probing_k1")
-COMMON_L0 = (20.0, 40.0, 80.0)
+EQUAL_EV_METRICS = ("absorption_fraction", "absorption_full", "probing_k1")
 MAIN_LEVEL = "main"
 # Levels closer than this are one place on the curve: two of them would put a step of noise into it.
 SAME_PLACE = 1.15
@@ -74,7 +74,7 @@ class Curve(NamedTuple):
         known = numbers[(numbers["l0"] > 0) & np.isfinite(numbers[metric].astype(float))]
         label = known["label"].astype(str).where(known["group"] != "main", MAIN_LEVEL)
         found = [
-            Level(str(name), float(np.log(part["l0"]).mean()), by_seed(part, metric))
+            Level(str(name), float(np.log(part["l0"]).mean()), seeds_of(part, metric))
             for name, part in known.groupby(label, sort=True)
         ]
         levels: list[Level] = []
@@ -126,30 +126,23 @@ class Curve(NamedTuple):
         return Estimate(Interval(mean, sd, n, mean - half, mean + half), error, df, pd.Series(dtype=float))
 
 
-class Gap(NamedTuple):
-    """first - second at one L0, its 95 % interval and two-sided p."""
-
-    mean: float
-    low: float
-    high: float
-    p: float
-
-
-def gap_between(first: Estimate, second: Estimate) -> Gap:
-    """Paired by seed where both have their own seeds there; elsewhere Welch's t, as if they were independent.
+def gap_between(first: Estimate, second: Estimate) -> tuple[Interval, float]:
+    """first - second at one L0 with its interval, and the two-sided p. Paired by seed where both have their own seeds
+    there; elsewhere Welch's t, as if they were independent.
 
     The seeds see the same data in the same order, which makes the second reading the wider one.
     """
     paired = difference(first.own, second.own)
     if paired.n > 1:
-        return Gap(paired.mean, paired.low, paired.high, p_value(paired))
-    mean = first.interval.mean - second.interval.mean
+        return paired, p_value(paired)
+    mean, n = first.interval.mean - second.interval.mean, min(first.interval.n, second.interval.n)
     variances = (first.error**2, second.error**2)
     error = math.sqrt(sum(variances))
     if not math.isfinite(error) or error == 0:
-        return Gap(mean, math.nan, math.nan, math.nan)
+        return Interval(mean, math.nan, n, math.nan, math.nan), math.nan
     df = error**4 / sum(v**2 / d for v, d in zip(variances, (first.df, second.df), strict=True) if d)
-    return Gap(mean, mean - _t(df) * error, mean + _t(df) * error, float(2 * stats.t.sf(abs(mean) / error, df)))
+    p = float(2 * stats.t.sf(abs(mean) / error, df))
+    return Interval(mean, math.nan, n, mean - _t(df) * error, mean + _t(df) * error), p
 
 
 def _t(df: float) -> float:
@@ -163,10 +156,8 @@ def curves(evaluation: pd.DataFrame, metric: str) -> dict[str, Curve]:
     return {method: curve for method, curve in found.items() if curve.levels}
 
 
-def sweep_table(
-    evaluation: pd.DataFrame, at: Sequence[float] = COMMON_L0, metrics: Sequence[str] = SWEEP_METRICS
-) -> Table:
-    """Every method at each L0 of `at`: one block of rows per L0, within which rows may be ranked.
+def sweep_table(evaluation: pd.DataFrame, compare_at: Sequence[float]) -> Table:
+    """Every method at each L0 of `compare_at`: one block of rows per L0, within which rows may be ranked.
 
     A star marks a difference from Standard that holds after Holm's correction over its column. `data` has the value,
     its interval, the difference, its interval, p and adjusted p.
@@ -174,23 +165,21 @@ def sweep_table(
     counts = rows_of(evaluation, "main", "sweep")
     shown: dict[tuple[float, str], dict[str, Any]] = {}
     data: list[dict[str, Any]] = []
-    for metric in (metric for metric in metrics if metric in evaluation):
+    for metric in (metric for metric in SWEEP_METRICS if metric in evaluation):
         of_method = curves(evaluation, metric)
-        places = [(l0, method) for l0 in at for method in of_method]
+        places = [(l0, method) for l0 in compare_at for method in of_method]
         found = [_read_off(of_method, l0, method) for l0, method in places]
-        adjusted = holm(gap.p for _, gap in found)
-        for (l0, method), (interval, gap), p in zip(places, found, adjusted, strict=True):
-            text = range_cell(interval, METRICS[metric].decimals) + (" *" if p < 1 - CONFIDENCE else "")
+        adjusted = holm(p for *_, p in found)
+        for (l0, method), (interval, gap, p), p_holm in zip(places, found, adjusted, strict=True):
+            text = range_cell(interval, METRICS[metric].decimals) + (" *" if p_holm < 1 - CONFIDENCE else "")
             shown.setdefault((l0, method), {})[METRICS[metric].header] = text
             data.append(
                 {
-                    "row": method_name(method), "l0": l0, "metric": metric, "better": METRICS[metric].direction,
-                    "n": interval.n, "mean": interval.mean, "sd": interval.sd, "low": interval.low,
-                    "high": interval.high, "difference": gap.mean, "difference_low": gap.low,
-                    "difference_high": gap.high, "p": gap.p, "p_holm": p,
+                    **record(method_name(method), metric, interval), "l0": l0, "difference": gap.mean,
+                    "difference_low": gap.low, "difference_high": gap.high, "p": p, "p_holm": p_holm,
                 }
             )  # fmt: skip
-    order = [(l0, method) for l0 in at for method in MAIN_METHODS if (l0, method) in shown]
+    order = [(l0, method) for l0 in compare_at for method in MAIN_METHODS if (l0, method) in shown]
     lines = [{"L0": f"{l0:g}", "method": method_name(method), **shown[l0, method]} for l0, method in order]
     letters, words = (t_interval(pd.to_numeric(counts.get(c, []))).mean for c in ("letters", "words"))
     caption = (
@@ -204,21 +193,21 @@ def sweep_table(
     seeds = {group: ", ".join(map(str, sorted({*part["seed"]}))) for group, part in counts.groupby("group")}
     levels = {"main": "of the main level", "sweep": "of the others"}
     caption += f" Seeds: {'; '.join(f'{seeds[group]} {what}' for group, what in levels.items() if group in seeds)}."
-    caption += left_out(metric for metric in metrics if why_empty(evaluation, metric) == NOT_MEASURABLE)
-    return Table(pd.DataFrame(lines).fillna("–"), pd.DataFrame(data), caption)
+    caption += left_out(metric for metric in SWEEP_METRICS if why_empty(evaluation, metric) == NOT_MEASURABLE)
+    columns = ["row", "l0", "metric", "better", "n", "mean", "sd", "low", "high", "difference", "difference_low",
+               "difference_high", "p", "p_holm"]  # fmt: skip
+    return Table(pd.DataFrame(lines).fillna("–"), pd.DataFrame(data, columns=columns), caption)
 
 
-def equal_ev_table(
-    evaluation: pd.DataFrame, metrics: Sequence[str] = ("absorption_fraction", "absorption_full", "probing_k1")
-) -> Table:
+def equal_ev_table(evaluation: pd.DataFrame) -> Table:
     """Every method where it explains equally much: at that variance, its L0 and its metrics there. A method that
     absorbs little at matched L0 because it explains little has nowhere to hide here.
 
     The explained variance is the median of the methods' at the main level; a method's L0 there is read off its curve,
     linear between levels, and the metrics' intervals are those of their curves at that L0.
     """
-    lacking = [metric for metric in metrics if why_empty(evaluation, metric) == NOT_MEASURABLE]
-    metrics = [metric for metric in metrics if metric in evaluation and metric not in lacking]
+    lacking = [metric for metric in EQUAL_EV_METRICS if why_empty(evaluation, metric) == NOT_MEASURABLE]
+    metrics = [metric for metric in EQUAL_EV_METRICS if metric in evaluation and metric not in lacking]
     explained = curves(evaluation, "explained_variance")
     mains = [curve.main.mean for curve in explained.values() if curve.main]
     target = float(np.median(mains)) if mains else math.nan
@@ -244,9 +233,9 @@ def equal_ev_table(
     return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
 
 
-def _read_off(of_method: dict[str, Curve], l0: float, method: str) -> tuple[Interval, Gap]:
-    """A method's value at an L0, and its difference from the baseline's."""
+def _read_off(of_method: dict[str, Curve], l0: float, method: str) -> tuple[Interval, Interval, float]:
+    """A method's value at an L0, its difference from the baseline's and the p of that."""
     estimate = of_method[method].at(l0)
     reference = of_method[BASELINE].at(l0) if BASELINE in of_method and method != BASELINE else None
-    gap = gap_between(estimate, reference) if estimate and reference else Gap(*[math.nan] * 4)
-    return estimate.interval if estimate else t_interval([]), gap
+    gap = gap_between(estimate, reference) if estimate and reference else (t_interval([]), math.nan)
+    return estimate.interval if estimate else t_interval([]), *gap
