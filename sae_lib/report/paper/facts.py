@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,12 +52,11 @@ class Number:
 
     interval: Interval
     metric: str
-    values: pd.Series | None = None
+    values: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
 
     def __str__(self) -> str:
         decimals = METRICS[self.metric].decimals
-        of_change = self.values is None
-        text = range_cell(self.interval, decimals, "+") if of_change else cell(self.interval, decimals)
+        text = range_cell(self.interval, decimals, "+") if self.values.empty else cell(self.interval, decimals)
         return text.replace("-", "−") if self.known else NOTHING
 
     def __sub__(self, other: Number) -> Number:
