@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import rc_context
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -116,8 +117,8 @@ def test_methods_differ_in_colour_for_the_colour_blind() -> None:
 
 def test_key_metrics_draws_each_seed(results: Results) -> None:
     fig, data = key_metrics(results.evaluation)
-    dots = [line for line in fig.axes[0].lines if line.get_marker() == "."]
-    assert sorted(len(np.atleast_1d(line.get_xdata())) for line in dots) == [5] * 10
+    dots = [drawn for drawn in fig.axes[0].collections if isinstance(drawn, PathCollection)]
+    assert [len(np.asarray(each.get_offsets())) for each in dots] == [5] * 10
     row = data.query("method == 'topk' and metric == 'absorption_fraction'").iloc[0]
     assert row["low"] < row["mean"] < row["high"] and row["n"] == 5
 

@@ -114,7 +114,8 @@ def dot_panels(
     what a panel says that has nothing to show."""
     fig, axes = panels(metrics.values(), 1.0 + 0.24 * len(names), sharey=True)
     for ax, metric in zip(axes, metrics, strict=True):
-        say(ax, empty.get(metric, ""))
+        if empty.get(metric):
+            say(ax, empty[metric])
         of_rows = [seeds_of(row.saes, metric) for row in rows]
         for row, values in zip(rows, of_rows, strict=True):
             style = look(row.saes["method"].iloc[0])
