@@ -71,11 +71,11 @@ def panels(titles: Iterable[str], height: float, lines: int = 1, **more: Any) ->
     return fig, axes
 
 
-def legend(fig: Figure, loc: str = "outside lower center", **more: Any) -> None:
+def legend(fig: Figure, **more: Any) -> None:
     """One legend for all panels, each label once; none without labels."""
     lines = {label: line for ax in fig.axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     if lines:
-        fig.legend([*lines.values()], [*lines], loc=loc, **more)
+        fig.legend([*lines.values()], [*lines], **({"loc": "outside lower center"} | more))
 
 
 def name_rows(ax: Axes, names: Sequence[str]) -> None:

@@ -56,7 +56,7 @@ def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             data.append(over.assign(quantity=column, method=method))
         ax.set(yscale="log", xlabel="optimiser step", ylabel=f"{label}\n(lower is better)")
         log_ticks(ax.yaxis)
-    legend(fig, "outside right center", handlelength=3.2)
+    legend(fig, loc="outside right center", handlelength=3.2)
     return fig, pd.concat(data, ignore_index=True)[["quantity", "method", "step", "mean", "min", "max", "count"]]
 
 
