@@ -6,6 +6,7 @@ What computes is imported when its command runs: help, and a run with nothing to
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -15,11 +16,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from sae_lib.util.errors import ArtifactError
+from sae_lib.util.errors import ArtifactError, shortened
 from sae_lib.util.memory import require_address_space
 
 INTERRUPTED = 130
 KEPT = {"run", "study", "pocket-lm", "evaluate"}  # what they have finished when they are interrupted
+
+# A path as a user gave it, or a place where it lies, that the system does not open.
+REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
 
 Options = argparse.Namespace
 Command = Callable[[Options], int]
@@ -38,6 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return do(options)
     except ArtifactError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in REFUSALS or error.filename is None:
+            raise
+        name = shortened(str(error.filename), 200)
+        print(f"error: {name}: {error.strerror}; check this path and its permissions", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         kept = "; what was finished is kept and the same command goes on from there"
@@ -209,12 +219,12 @@ def _clean(options: Options) -> int:
 def _evaluate(options: Options) -> int:
     from sae_lib.metrics.absorption.config import AbsorptionConfig
     from sae_lib.share.evaluate import default_settings, evaluate_sae
-    from sae_lib.util.files import make_folder, write_json
+    from sae_lib.util.files import check_writable, write_json
     from sae_lib.util.paths import output_folder
 
     output = options.json
     if output is not None:  # refuse what cannot be written before the work for it
-        make_folder(output_folder(output.parent, "--json"))
+        output_folder(output.parent, "--json")
         try:
             output = Path(os.path.realpath(output))  # a link stays one, as /dev/stdout is
             folder = output.is_dir()
@@ -225,8 +235,7 @@ def _evaluate(options: Options) -> int:
             raise ArtifactError(f"--json: {options.json} is a folder; name a file")
         if other:
             raise ArtifactError(f"--json: {options.json} is a device or a pipe; name a file")
-        if not os.access(output.parent, os.W_OK):
-            raise ArtifactError(f"--json: nothing can be written into {output.parent.resolve()}; name a file elsewhere")
+        check_writable(output.parent)
     if options.max_words is not None and options.max_words < 1:
         raise ArtifactError(f"--max-words {options.max_words}: must be 1 or more")
     settings = default_settings().model_copy(update={"absorption": AbsorptionConfig(max_words=options.max_words)})

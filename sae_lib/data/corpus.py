@@ -185,8 +185,8 @@ def _rows_of(file: Path) -> Iterator[Any]:
 
 
 def _type(file: Path) -> str:
-    """data.jsonl.zst is a .jsonl file."""
-    return (file.with_suffix("") if file.suffix in PACKED else file).suffix
+    """data.jsonl.zst is a .jsonl file, as data.JSONL is."""
+    return (file.with_suffix("") if file.suffix.lower() in PACKED else file).suffix.lower()
 
 
 def _zstandard(file: Path, mode: str) -> Any:
@@ -200,7 +200,7 @@ PACKED = {".zst": _zstandard, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.op
 
 
 def _opened(file: Path) -> io.TextIOWrapper:
-    opener: Any = PACKED.get(file.suffix, open)
+    opener: Any = PACKED.get(file.suffix.lower(), open)
     return io.TextIOWrapper(io.BufferedReader(opener(file, "rb")), encoding="utf-8-sig")
 
 

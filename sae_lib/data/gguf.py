@@ -27,6 +27,7 @@ from tqdm import tqdm
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import (
     atomic_folder,
+    check_writable,
     explain_full_disk,
     file_sha256,
     free_bytes,
@@ -95,16 +96,21 @@ def converted_wheel(wheel: Wheel) -> Path:
 
 
 def fetched(wheel: Wheel) -> Path:
-    """The wheel in the environment's `share` folder, fetched by pip (without what it depends on) where it is missing.
+    """The wheel in the environment's `share` folder, or below the output where that cannot be written; fetched by pip
+    (without what it depends on) where it is missing.
 
     Raises:
         ArtifactError: pip cannot get it, or its sha256 is not the pinned one.
     """
-    share = Path(sys.prefix) / "share" / "sae_lib"
+    share, instead = Path(sys.prefix) / "share" / "sae_lib", output_root() / "wheels"
     names = f"{re.sub(r'[-_.]+', '_', wheel.package)}-{wheel.version}-*.whl"
-    found = next(share.glob(names), None)
+    found = next((file for place in (share, instead) for file in place.glob(names)), None)
     if found is None:
         tqdm.write(f"fetching {wheel.package} {wheel.version} (licence: {wheel.licence}) with pip")
+        try:
+            check_writable(share)
+        except ArtifactError:
+            share = instead
         make_folder(share)
         with tempfile.TemporaryDirectory(dir=share) as place:
             _pip_download(wheel, place)

@@ -100,10 +100,12 @@ class LanguageModel:
         Raises:
             ArtifactError: one line, for a model that is not there or may not be read, a layer it does not
                 have, a dtype or device that is not available, weights larger than the free memory, damaged
-                files, a tokenizer without BOS and EOS.
+                files, a tokenizer without BOS and EOS, an encoder.
         """
         model, tokenizer, identity = load_model(config, whole=whole)
-        return cls(model, tokenizer, name=config.name, layer=config.layer, whole=whole, identity=identity)
+        lm = cls(model, tokenizer, name=config.name, layer=config.layer, whole=whole, identity=identity)
+        lm._require_causal()
+        return lm
 
     @property
     def can_be_centred(self) -> bool:
@@ -256,6 +258,16 @@ class LanguageModel:
     def _as_output(self, residual: Tensor) -> Any:
         """The residual stream as this family's blocks return it."""
         return (residual,) if self._returns_tuple else residual
+
+    def _require_causal(self) -> None:
+        """transformers loads an encoder (BERT) as a causal model too: it gives numbers, which mean nothing."""
+        first = self.residual_stream(torch.tensor([[0, 0], [0, 1]]))[:, 0].float()
+        rounding = 16 * torch.finfo(self.dtype).eps * float(first.abs().max())
+        if float((first[0] - first[1]).abs().max()) > rounding:
+            raise ArtifactError(
+                f"model.name: in {self.name} a token changes what was before it, so it is an encoder and no causal "
+                "language model; choose another"
+            )
 
     def _require_whole(self) -> None:
         if not self.whole:

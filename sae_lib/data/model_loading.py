@@ -190,8 +190,13 @@ def _check_memory(auto: Any, kept: PreTrainedConfig, config: ModelConfig, device
     """Count the parameters on the meta device, which holds none, and compare with what is free."""
     import torch
 
-    with torch.device("meta"), quiet_transformers():
-        parameters = sum(parameter.numel() for parameter in auto.from_config(kept).parameters())
+    try:
+        with torch.device("meta"), quiet_transformers():
+            parameters = sum(parameter.numel() for parameter in auto.from_config(kept).parameters())
+    except Exception as error:  # what the code of its architecture raises
+        raise ArtifactError(
+            f"model.name: config.json of {config.name} makes no language model ({first_line(error)})"
+        ) from error
     needed = parameters * ITEM[config.dtype]
     what = f"model.name: {config.name} ({parameters / 1e6:.3g} M parameters read, {config.dtype})"
     for place in dict.fromkeys(("cpu", device)):  # weights pass through CPU memory on their way to a GPU
@@ -199,21 +204,28 @@ def _check_memory(auto: Any, kept: PreTrainedConfig, config: ModelConfig, device
 
 
 def _load_weights(auto: Any, folder: Path, kept: PreTrainedConfig, dtype: torch.dtype, name: str) -> Any:
-    from safetensors import SafetensorError
-
+    for file in folder.glob(WEIGHT_FILES[0]):
+        file.open("rb").close()  # safetensors says of a file that may not be read that it is not there
     try:
         model, report = auto.from_pretrained(
             folder,
             config=kept,
             dtype=dtype,
+            ignore_mismatched_sizes=True,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of transformers and of safetensors
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise ArtifactError(f"model.name: the weights of {name} cannot be read ({why}); fetch them again") from error
+    if report["mismatched_keys"]:
+        tensor, *shapes = min(report["mismatched_keys"])
+        stored, asked = map(list, shapes)
         raise ArtifactError(
-            f"model.name: the weights of {name} cannot be read ({first_line(error)}); fetch them again"
-        ) from error
+            f"model.name: {tensor} of {name} has shape {stored} where config.json asks for {asked}; take the "
+            "configuration that belongs to the weights"
+        )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ArtifactError(f"model.name: the weights of {name} lack {len(missing)} tensors, the first is {missing[0]}")

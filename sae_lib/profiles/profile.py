@@ -267,6 +267,8 @@ def _content(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf8"))
     except UnicodeDecodeError:
         raise ArtifactError(f"profile {path.name}: not UTF-8; save it with that encoding") from None
+    except OSError as error:
+        raise ArtifactError(f"profile: {path} cannot be read ({error.strerror})") from None
     except Exception as error:  # beside its own errors, YAML passes on those of int(), of dates and of recursion
         raise ArtifactError(f"profile {path.name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):

@@ -24,11 +24,11 @@ from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.registry import Inputs, Measured, with_needs
 from sae_lib.metrics.scores import SCORES
 from sae_lib.profiles.profile import EvaluationConfig, load_profile
-from sae_lib.share.inputs import documents, given, open_model, read
+from sae_lib.share.inputs import cache_folder, documents, given, open_model, read
 from sae_lib.share.load import load_with_origin
 from sae_lib.share.origin import Origin
 from sae_lib.util.errors import ArtifactError, ModelLacks
-from sae_lib.util.paths import corpus_cache, output_folder, output_root
+from sae_lib.util.paths import corpus_cache
 
 SHORT = {"core": "reconstruction"}  # what a score is called here, where the registry has another name
 
@@ -136,6 +136,7 @@ def evaluate_sae(
     if unknown or not asked:
         known = ", ".join([*SHORT, *(name for name in SCORES if name not in SHORT.values())])
         raise ArtifactError(f"metrics: {', '.join(unknown) or 'none'} asked for; choose from {known}")
+    folder = cache_folder(cache)
     sae, origin = (sae, Origin("the SAE")) if isinstance(sae, Autoencoder) else load_with_origin(sae)
     lm, notes = open_model(
         sae, origin, model, layer, revision=revision, device=device, dtype=dtype, any_origin=any_origin, centre=centre
@@ -147,7 +148,6 @@ def evaluate_sae(
         notes.extend(f"text: {note}" for note in found)
         return tokens
 
-    folder = output_root() / "evaluate" if cache is None else output_folder(cache, "cache")
     packaged = load_profile("pocket").corpus
     inputs = Inputs(lambda: lm, held_out, settings or default_settings(), folder, packaged, corpus_cache())
     found = _measure(sae.to(lm.device).eval(), inputs, asked)

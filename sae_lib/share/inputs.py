@@ -18,7 +18,15 @@ from sae_lib.data.tokens import pack
 from sae_lib.profiles.profile import explain, load_profile
 from sae_lib.share.origin import Origin, origin_faults
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.paths import output_root
+from sae_lib.util.files import check_writable
+from sae_lib.util.paths import output_folder, output_root
+
+
+def cache_folder(cache: Path | str | None) -> Path:
+    """Where what depends on the model only is kept. Raises ArtifactError when nothing can be written there."""
+    folder = output_root() / "evaluate" if cache is None else output_folder(cache, "cache")
+    check_writable(folder)
+    return folder
 
 
 def open_model(

@@ -75,6 +75,7 @@ def read_safetensors(file: Path, library: str) -> Tensors:
     """All tensors of a file, as float32. Raises ArtifactError when it is missing or damaged."""
     if not file.is_file():
         raise ArtifactError(f"sae: {file} is missing; {library} saves it beside its configuration")
+    file.open("rb").close()  # safetensors says of a file that may not be read that it is not there
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

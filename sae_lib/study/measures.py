@@ -52,7 +52,7 @@ def model_size(model: ModelConfig) -> ModelSize:
             whole = AutoModelForCausalLM.from_config(config)
         weights, text = sum(p.numel() for p in whole.parameters()), config.get_text_config()
         return ModelSize(text.hidden_size, text.num_hidden_layers, text.vocab_size, weights, learned_positions(whole))
-    except (ValueError, AttributeError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # transformers raises what the code of a model raises
         told = f"config.json of {model.name} is not understood ({first_line(error)})"
         raise ArtifactError(f"model.name: {told}") from None
 

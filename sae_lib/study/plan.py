@@ -15,7 +15,7 @@ from sae_lib.data.model_loading import ITEM
 from sae_lib.profiles.runs import different, plan_runs
 from sae_lib.study.measures import ModelSize, model_size
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import free_bytes, nearest_folder, read_json, used_bytes
+from sae_lib.util.files import check_writable, free_bytes, nearest_folder, read_json, used_bytes
 from sae_lib.util.memory import free_memory
 from sae_lib.util.paths import OUTPUT_VARIABLE, Paths
 
@@ -96,7 +96,7 @@ def blockers(profile: Profile, plan: Plan, paths: Paths) -> list[str]:
     """What would stop a run, one line each with what to change; empty when nothing does."""
     import torch
 
-    found = [*_missing(profile, plan.model), *_disk(profile, plan, paths)]
+    found = [*_missing(profile, plan.model, paths), *_disk(profile, plan, paths)]
     for device, needed in plan.memory.items():
         if device == "cuda" and not torch.cuda.is_available():
             found.append(
@@ -112,21 +112,22 @@ def blockers(profile: Profile, plan: Plan, paths: Paths) -> list[str]:
     return found
 
 
-def _missing(profile: Profile, size: ModelSize) -> list[str]:
+def _missing(profile: Profile, size: ModelSize, paths: Paths) -> list[str]:
     """What a profile names and this machine, or the model, does not have: what its run would say of it."""
     from sae_lib.data import documentation
     from sae_lib.data.corpus import text_files
     from sae_lib.data.model_loading import device_of
-    from sae_lib.metrics.probing.datasets import known_datasets
+    from sae_lib.metrics.probing.datasets import check_texts
 
     corpus, found = profile.corpus, []
     asked, longest = profile.data.context_length, size.positions
     if longest is not None and asked > longest:
         found.append(f"data.context_length: {asked} is more than the {longest} positions of {profile.model.name}")
     checks: list[Callable[[], object]] = [
+        lambda: check_writable(paths.root),
         lambda: profile.model.check_layer(size.layers),
         lambda: device_of(profile.model),
-        lambda: known_datasets(profile.evaluation.probing),
+        lambda: check_texts(profile.evaluation.probing, corpus),
         lambda: corpus.source == "documentation" and documentation.versions(corpus.packages),
         lambda: corpus.source == "files" and text_files(corpus.files),
     ]
@@ -135,7 +136,7 @@ def _missing(profile: Profile, size: ModelSize) -> list[str]:
             check()
         except ArtifactError as error:
             found.append(str(error))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _disk(profile: Profile, plan: Plan, paths: Paths) -> list[str]:

@@ -37,7 +37,7 @@ from sae_lib.metrics.core_reference import build_core_reference
 from sae_lib.profiles.profile import load_profile
 from sae_lib.util.checkpoint import load_checkpoint, load_optimizer_tensors, optimizer_tensors, save_checkpoint
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import json_key, make_folder, write_json
+from sae_lib.util.files import check_writable, json_key, make_folder, write_json
 from sae_lib.util.paths import output_folder, output_root
 
 USABLE_F1 = 0.8  # of a letter's probe
@@ -206,7 +206,8 @@ def make_pocket_lm(output: Path | None = None) -> None:
     """Train, measure, and write the packaged model and its numbers, card.json; into the package by default."""
     work, recipe, corpus = output_root() / "pocket-lm", Recipe(), load_profile("pocket").corpus
     output = POCKET_FOLDER if output is None else output_folder(output, "output")
-    make_folder(output)  # before the work for it
+    make_folder(output)
+    check_writable(output)  # before the work for it
     rows = list(load_documents(corpus, work))
     texts = list(documents_of("train", rows, corpus))
     tokenizer = train_tokenizer(texts, recipe)

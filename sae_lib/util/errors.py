@@ -23,5 +23,10 @@ def shortened(value: str, most: int = 60) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says first, for a message of one line."""
-    return (str(error).strip().splitlines() or [""])[0]
+    """What another library's error says first, for a message of one line.
+
+    >>> first_line(ValueError("the field is wrong:\\n  a number\\nmore"))
+    'the field is wrong: a number'
+    """
+    lines = str(error).strip().splitlines() or [""]
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])

@@ -25,6 +25,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.paths import COMMITTED, OUTPUT_VARIABLE, output_root
 
 
 def used_bytes(folder: Path) -> int:
@@ -57,8 +58,16 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
         free = free_bytes(folder) / 2**20
         raise ArtifactError(
             f"disk full while writing into {folder}: {free:.0f} MiB free; "
-            f"make room or set SAE_LIB_OUTPUT to a folder on a larger disk, then run again"
+            f"make room or {_elsewhere(folder)} on a larger disk, then run again"
         ) from error
+
+
+def _elsewhere(place: Path) -> str:
+    """What a user changes to have this written elsewhere: the variable, or what else named the place."""
+    place = place.resolve()
+    if any(place.is_relative_to(folder) for folder in (output_root(), *COMMITTED.values())):
+        return f"set {OUTPUT_VARIABLE} to a folder of yours"
+    return "name a folder of yours"
 
 
 @contextmanager
@@ -76,8 +85,21 @@ def explain_refusal(place: Path) -> Iterator[None]:
         in_the_way = error.errno in (errno.EEXIST, errno.EISDIR)
         fix = "remove what has that name, or " if in_the_way else ""
         raise ArtifactError(
-            f"cannot write into {place} ({error.strerror or error}); {fix}set SAE_LIB_OUTPUT to a folder of yours"
+            f"cannot write into {place} ({error.strerror or error}); {fix}{_elsewhere(place)}"
         ) from None
+
+
+def check_writable(folder: Path) -> None:
+    """Before the work for it: whether a folder, or the nearest above it that is there, takes a file.
+
+    Raises:
+        ArtifactError: it does not.
+    """
+    with explain_full_disk(folder), explain_refusal(folder):
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        # Some file systems refuse only the attempt. The file is gone when it is closed.
+        with tempfile.TemporaryFile(dir=there):
+            pass
 
 
 def make_folder(folder: Path) -> None:
@@ -136,13 +158,14 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     """Build a folder beside `path`; when the block ends well it replaces what was there.
 
     Raises:
-        ArtifactError: the disk is full. The unfinished folder is removed.
+        ArtifactError: the disk is full, or nothing can be written there. The unfinished folder is removed.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with explain_full_disk(path.parent):
         building = _beside(path)
-        building.mkdir()
+        with explain_refusal(path.parent):
+            building.mkdir()
         try:
             yield building
             for file in sorted(building.rglob("*")):
@@ -203,8 +226,9 @@ def write_parquet(path: Path | str, table: Any, **options: Any) -> None:
     """
     buffer = io.BytesIO()
     table.to_parquet(buffer, **options)
-    with atomic_write(path, "wb") as file:
-        file.write(buffer.getbuffer())
+    # The view is released here: Python 3.12.1 crashes when its garbage collection does so.
+    with atomic_write(path, "wb") as file, buffer.getbuffer() as view:
+        file.write(view)
 
 
 def file_sha256(path: Path | str) -> str:

@@ -260,10 +260,11 @@ def test_compressed_files_are_read_as_what_they_hold(tmp_path):
     """The Pile's files are .jsonl.zst."""
     lines = "".join(f'{{"text": "w{i} w{i}"}}\n' for i in range(5))
     (tmp_path / "pile.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
-    (tmp_path / "more.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    for name in ("more.jsonl.gz", "UPPER.JSONL.GZ"):
+        (tmp_path / name).write_bytes(gzip.compress(lines.encode()))
     (tmp_path / "more.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
     (tmp_path / "more.jsonl.bz2").write_bytes(bz2.compress(lines.encode()))
-    for name in ("pile.jsonl.zst", "more.jsonl.gz", "more.jsonl.xz", "more.jsonl.bz2"):
+    for name in ("pile.jsonl.zst", "more.jsonl.gz", "more.jsonl.xz", "more.jsonl.bz2", "UPPER.JSONL.GZ"):
         config = CorpusConfig(source="files", files=(str(tmp_path / name),))
         assert [row["text"] for row in load_documents(config)] == [f"w{i} w{i}" for i in range(5)]
 

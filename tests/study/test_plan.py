@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM
 
-from sae_lib.metrics.probing.config import ProbingConfig
+from sae_lib.metrics.probing.config import LabelledFiles, ProbingConfig
 from sae_lib.profiles.profile import PROFILES, Profile, load_profile
 from sae_lib.profiles.runs import plan_runs
 from sae_lib.study import plan
@@ -214,7 +216,14 @@ def test_a_gpu_is_missing_or_too_small(paths: Paths, monkeypatch: pytest.MonkeyP
             {"corpus": {"packages": ("numpy", "nosuchpackage_zz")}},
             "corpus.packages: 'nosuchpackage_zz' is not installed",
         ),
-        ({"corpus": {"source": "files", "files": ("/nope.txt",)}}, "corpus.files: no such file: /nope.txt"),
+        (
+            {"corpus": {"source": "files", "files": ("/nope.txt",)}, "evaluation": {"probing": ProbingConfig()}},
+            "corpus.files: no such file: /nope.txt",
+        ),
+        (
+            {"corpus": {"source": "files", "files": (str(PROFILES.parent / "data" / "pocket_lm" / "config.json"),)}},
+            "probing.source: 'documentation' needs corpus.source documentation",
+        ),
         (
             {"evaluation": {"probing": ProbingConfig(source="documentation", datasets=("x",))}},
             "probing.datasets: source 'documentation' has no dataset 'x'; it has package, kind, ",
@@ -229,6 +238,39 @@ def test_what_is_not_there(
     changed = change(profile, **changes)
     [line] = plan.blockers(changed, make_plan(changed), paths)
     assert line.startswith(says)
+
+
+def test_texts_for_probing_are_read_before_anything_is_trained_for_them(
+    profile: Profile, tmp_path: Path, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free(monkeypatch)
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps({"text": f"some text {i}", "label": f"{i % 2}"}) + "\n" for i in range(20)))
+
+    def stopping(**files: str) -> list[str]:
+        config = ProbingConfig(
+            source="files", files={"own": LabelledFiles(**files)}, train_per_task=8, test_per_task=4, min_per_class=2
+        )
+        return plan.blockers(change(profile, evaluation={"probing": config}), make_plan(profile), paths)
+
+    assert stopping(train=str(file)) == []
+    assert stopping(train="/nope.jsonl") == ["probing.files.own: no such file: /nope.jsonl"]
+    [line] = stopping(train=str(file), label="kind")
+    assert line == f"probing.files.own: {file} has no column 'kind' with labels; it has text, label"
+
+
+def test_an_output_folder_that_cannot_be_written(
+    profile: Profile, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_free(monkeypatch)
+
+    def refused(**options: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    line = f"cannot write into {paths.root} (Read-only file system); set SAE_LIB_OUTPUT to a folder of yours"
+    assert plan.blockers(profile, make_plan(profile), paths) == [line]
+    assert not paths.root.exists()
 
 
 def test_a_configuration_that_cannot_be_fetched_is_one_line(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,13 +18,16 @@ from sae_lib.util.files import (
     FolderLock,
     atomic_folder,
     atomic_write,
+    check_writable,
     file_sha256,
     json_key,
     read_json,
     remove_unfinished,
     write_json,
 )
-from sae_lib.util.paths import ROOT
+from sae_lib.util.paths import COMMITTED, ROOT
+
+FIGURES = COMMITTED["pocket"]
 
 
 def names(folder: Path) -> list[str]:
@@ -83,14 +86,16 @@ def test_atomic_write_refuses_other_modes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, number: int) -> None:
+def test_full_disk_is_one_line_and_leaves_nothing(output_folder: Path, number: int) -> None:
     with (
-        pytest.raises(ArtifactError, match=rf"disk full.*{tmp_path}.*\d+ MiB free.*SAE_LIB_OUTPUT"),
-        atomic_write(tmp_path / "shard.npy", "wb") as file,
+        pytest.raises(
+            ArtifactError, match=rf"disk full.*{output_folder}.*\d+ MiB free.*set SAE_LIB_OUTPUT to .* larger disk"
+        ),
+        atomic_write(output_folder / "shard.npy", "wb") as file,
     ):
         file.write(b"x" * 1000)
         raise OSError(number, os.strerror(number))
-    assert names(tmp_path) == []
+    assert names(output_folder) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
@@ -109,20 +114,33 @@ def test_other_errors_of_the_system_pass_unchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
-def test_a_folder_that_takes_no_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_folder_that_takes_no_file_is_named(
+    tmp_path: Path, output_folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The advice is to change what named the folder: SAE_LIB_OUTPUT, or else an option."""
+    output_folder.mkdir()
+
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "open", refuse)
-    says = rf"^cannot write into {tmp_path} \({os.strerror(number)}\); set SAE_LIB_OUTPUT to a folder of yours$"
-    with pytest.raises(ArtifactError, match=says), atomic_write(tmp_path / "a"):
-        pass
+    monkeypatch.setattr(os, "mkdir", refuse)
+    places = {output_folder: "set SAE_LIB_OUTPUT to", tmp_path: "name", FIGURES: "set SAE_LIB_OUTPUT to"}
+    for place, fix in places.items():
+        says = rf"^cannot write into {place} \({os.strerror(number)}\); {fix} a folder of yours$"
+        with pytest.raises(ArtifactError, match=says), atomic_write(place / "a"):
+            pass
+        with pytest.raises(ArtifactError, match=says):
+            check_writable(place)
+        with pytest.raises(ArtifactError, match=says), atomic_folder(place / "a"):
+            pass
+    assert names(output_folder) == []
 
 
 def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "logs").touch()
     (tmp_path / "keys.json").mkdir()
-    says = r"cannot write into {} \({}\); remove what has that name, or set SAE_LIB_OUTPUT"
+    says = r"cannot write into {} \({}\); remove what has that name, or name a folder of yours"
     with pytest.raises(ArtifactError, match=says.format(tmp_path / "logs", "File exists")):
         write_json(tmp_path / "logs" / "a.json", 1)
     with pytest.raises(ArtifactError, match=says.format(tmp_path / "keys.json", "Is a directory")):

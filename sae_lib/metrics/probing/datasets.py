@@ -266,6 +266,17 @@ def known_datasets(config: ProbingConfig) -> tuple[str, ...]:
     return config.datasets or known
 
 
+def check_texts(config: ProbingConfig, corpus: CorpusConfig | None) -> None:
+    """Before anything is trained for them: whether the texts are there. Those of the hub are not fetched.
+
+    Raises ArtifactError: as `file_texts`, or a dataset that its source does not have.
+    """
+    names = known_datasets(config)
+    text_key(config, corpus)
+    for name in names if config.source == "files" else ():
+        file_texts(name, config.files[name], config)
+
+
 def text_key(config: ProbingConfig, corpus: CorpusConfig | None) -> Any:
     """What the texts depend on beside the configuration."""
     if config.source == "documentation":
