@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_empty(options)
         require_address_space()
+        _check_threads()
         return do(options)
     except ArtifactError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -114,6 +115,14 @@ def _refuse_empty(options: Options) -> None:
     for name, value in vars(options).items():
         if value == "" or (isinstance(value, list) and "" in value):
             raise ArtifactError(f"{name.replace('_', '-')}: nothing is given (''); give a value, or leave it out")
+
+
+def _check_threads() -> None:
+    """Numba stops with a traceback when it is imported."""
+    name = "NUMBA_NUM_THREADS"
+    threads = os.environ.get(name, "1")
+    if not (threads.isdecimal() and int(threads)):
+        raise ArtifactError(f"{name}: '{shortened(threads)}' is no number of threads; give 1 or more, or unset it")
 
 
 def _path(value: str) -> Path | str:

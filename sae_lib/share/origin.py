@@ -88,7 +88,7 @@ def _names(model: str) -> set[str]:
     found = [model]
     config = Path(model).expanduser() / "config.json"
     if config.is_file():
-        with suppress(ValueError):  # reading the model will say what is wrong with it
+        with suppress(ValueError, AttributeError, RecursionError):  # reading the model will say what is wrong with it
             found.append(str(json.loads(config.read_text(encoding="utf-8")).get("_name_or_path")))
     return {_plain_name(name) for name in found}
 

@@ -27,10 +27,13 @@ def output_root() -> Path:
     Raises:
         ArtifactError: no folder can have that name.
     """
-    named = os.environ.get(OUTPUT_VARIABLE)
-    if not named:
-        return ROOT / "build"
-    return output_folder(named, OUTPUT_VARIABLE)
+    named = _redirected()
+    return output_folder(named, OUTPUT_VARIABLE) if named else ROOT / "build"
+
+
+def _redirected() -> str:
+    """What `SAE_LIB_OUTPUT` names; blanks are nothing."""
+    return os.environ.get(OUTPUT_VARIABLE, "").strip()
 
 
 def output_folder(named: Path | str, field: str) -> Path:
@@ -80,7 +83,7 @@ class Paths:
         self.logs = root / "logs"
         self.keys = root / "keys"  # what each finished notebook was made from
         # Figures and tables; the committed folder for profiles that have one, if output is not redirected.
-        redirected = bool(os.environ.get(OUTPUT_VARIABLE))
+        redirected = bool(_redirected())
         self.figures = root / "figures" if redirected else COMMITTED.get(self.profile, root / "figures")
 
     @property

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx2
 import huggingface_hub
@@ -412,7 +413,12 @@ def test_what_the_hub_refuses_is_told_in_one_line(config, monkeypatch, error, ex
 
 def test_an_encoder_is_no_causal_model(config, tmp_path):
     """It has a head, and weights for all of it."""
-    small = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24}
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+    }
     BertLMHeadModel(BertConfig(vocab_size=40, initializer_range=0.3, **small)).save_pretrained(tmp_path / "bert")
     AutoTokenizer.from_pretrained(config.name).save_pretrained(tmp_path / "bert")
     encoder = config.model_copy(update={"name": str(tmp_path / "bert")})

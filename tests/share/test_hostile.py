@@ -147,6 +147,18 @@ def test_a_configuration_that_does_not_belong_to_the_weights(
     assert re.search(says, told) and len(told) < 400
 
 
+@pytest.mark.parametrize("content", ["[]", "7", "[" * 100_000, "\xff"])
+def test_a_configuration_that_is_no_mapping(
+    tmp_path: Path, arguments: list[str], content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the SAE's files name a model, which is looked for in it."""
+    file = tmp_path / "sae" / "cfg.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"metadata": {"model_name": "tiny", "hook_name": "blocks.1.hook_resid_post"}}))
+    (tmp_path / "tiny" / "config.json").write_text(content, encoding="latin-1")
+    assert "transformers does not know the model" in refused(arguments, capsys)
+
+
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {"a": "model-00009-of-00002.safetensors"}}'])
 def test_an_index_of_weights_that_is_none(
     tmp_path: Path, arguments: list[str], index: str, capsys: pytest.CaptureFixture[str]
@@ -154,6 +166,14 @@ def test_an_index_of_weights_that_is_none(
     (tmp_path / "tiny" / "model.safetensors").rename(tmp_path / "tiny" / "model-00001-of-00002.safetensors")
     (tmp_path / "tiny" / "model.safetensors.index.json").write_text(index)
     assert "cannot be read" in refused(arguments, capsys)
+
+
+@pytest.mark.parametrize("threads", ["0", "-2", "two", ""])
+def test_a_number_of_threads_that_is_none(
+    threads: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NUMBA_NUM_THREADS", threads)
+    assert f"NUMBA_NUM_THREADS: '{threads}' is no number of threads" in refused(arguments, capsys)
 
 
 @pytest.mark.parametrize("option", ["folder", "--model", "--files", "--profile"])

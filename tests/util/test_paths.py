@@ -33,6 +33,13 @@ def test_output_is_under_build_and_committed_figures_are_the_default_profiles(
     assert Paths("pocket").results == ROOT / "build" / "pocket" / "results"
 
 
+@pytest.mark.parametrize("blank", ["", "  ", "\n"])
+def test_blanks_name_no_output(blank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OUTPUT_VARIABLE, blank)
+    assert output_root() == ROOT / "build"
+    assert Paths("pocket").figures == ROOT / "figures"
+
+
 def test_relative_output_is_fixed_when_it_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(OUTPUT_VARIABLE, "here")
