@@ -89,7 +89,7 @@ def test_places_without_permission(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    monkeypatch.setattr("sae_lib.share.inputs.load_with_origin", None)
+    monkeypatch.setattr("sae_lib.share.evaluate.load_with_origin", None)
     theirs = tmp_path / "theirs"
     told = f"error: cannot write into {theirs} (Permission denied); name a folder of yours"
     for options in (
