@@ -79,14 +79,10 @@ class Inputs:
         corpus_cache: Path | None = None,
         writing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Args:
-        lm: gives the whole language model.
-        held_out: gives contexts with BOS in front that no SAE was trained on.
-        sections: settings of the scores, in fields of their names; a score without one takes its defaults.
-        folder: where references are kept.
-        corpus, corpus_cache: the text that tasks may be cut from, and where the packaged one is kept.
-        writing: is entered while a reference is made.
-        """
+        """`lm` gives the whole language model, `held_out` contexts with BOS in front that no SAE was trained on; in
+        `sections` are settings of the scores, in fields of their names (a score without one takes its defaults).
+        References are kept in `folder`, and `writing` is entered while one is made. Tasks may be cut from the text of
+        `corpus`, the packaged one of which is kept in `corpus_cache`."""
         self._lm, self._held_out, self._sections = lm, held_out, sections
         self.folder, self.corpus, self.corpus_cache = folder, corpus, corpus_cache
         self._writing = writing
@@ -113,10 +109,6 @@ class Inputs:
         return self._references[score]
 
 
-def no_reference(inputs: Inputs) -> None:
-    """For a score that needs nothing of the language model alone."""
-
-
 Earlier = Mapping[str, Mapping[str, Any]]
 """Of one SAE: for each score that is needed its `Measured.kept`."""
 
@@ -134,7 +126,7 @@ class Score:
     """Those of its numbers that are shown somewhere."""
     settings: type[BaseModel] | None = None
     """Class of its section `evaluation.<name>` in a profile."""
-    reference: Callable[[Inputs], Any] = no_reference
+    reference: Callable[[Inputs], Any] = lambda inputs: None
     needs: tuple[str, ...] = ()
     """Scores that it reads of the same SAE."""
     text_key: Callable[[Any, CorpusConfig | None], Any] | None = None

@@ -99,17 +99,3 @@ def _kernels(log: IO[str]) -> Any:
         start_kernel = _async_start_kernel
 
     return Manager
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people read them.
-
-    >>> duration(4), duration(95), duration(7500)
-    ('4 s', '1 min 35 s', '2 h 5 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

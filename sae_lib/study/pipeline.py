@@ -7,13 +7,14 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file
 from sae_lib.study.measures import known_measures
-from sae_lib.study.notebooks import duration, run_notebook
+from sae_lib.study.notebooks import run_notebook
 from sae_lib.study.up_to_date import find_notebooks, made_from, record_done, why_not_done
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock, make_folder, remove_unfinished, used_bytes
@@ -48,7 +49,7 @@ def run(profile: Profile, parameters: Mapping[str, Any], *, notebooks: Path, onl
             print(f"{label} running, {reason}", flush=True)
             started = time.monotonic()
             _run_one(notebook, profile, paths, parameters)
-            print(f"{label} done in {duration(time.monotonic() - started)}", flush=True)
+            print(f"{label} done in {timedelta(seconds=round(time.monotonic() - started))}", flush=True)
             if notebook is found[0]:
                 _tell_measures(profile, paths)
             ran.append(notebook.stem)

@@ -18,11 +18,11 @@ from sae_lib.metrics.absorption.score import (
     Letters,
     evaluate_absorption,
     evaluate_absorption_many,
-    score_words,
     score_words_of_letters,
 )
 from sae_lib.util.errors import ArtifactError
 from tests.metrics.tiny_saes import make_sae
+from tests.metrics.words_of_a_letter import score_words
 
 CONFIG = AbsorptionConfig()
 

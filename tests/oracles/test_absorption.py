@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from benchmarks.saebench import TEMPLATE, TOKEN_POSITION, PeerSAE, save_probe_inputs
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.score import evaluate_absorption, score_words
+from sae_lib.metrics.absorption.score import evaluate_absorption
+from tests.metrics.words_of_a_letter import score_words
 from tests.oracles.peers import StoredModel
 from tests.oracles.same_draws import share_draws
 from tests.oracles.word_data import BLURRED, word_data, word_reference, word_sae

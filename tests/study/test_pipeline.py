@@ -22,7 +22,7 @@ from sae_lib.profiles.runs import RunSpec
 from sae_lib.report.provenance import output_path, write_stage_manifest
 from sae_lib.study import pipeline, plan
 from sae_lib.study import up_to_date as notebook_state
-from sae_lib.study.notebooks import duration, run_notebook
+from sae_lib.study.notebooks import run_notebook
 from sae_lib.study.up_to_date import find_notebooks, made_from, record_done, why_not_done
 from sae_lib.util import environment
 from sae_lib.util.errors import ArtifactError
@@ -405,17 +405,6 @@ def test_manifest_names_outputs_relative_to_their_folders(paths: Paths) -> None:
         write_stage_manifest(paths, "05", [paths.results / "absent"])
     with pytest.raises(ArtifactError, match="lies outside"):
         write_stage_manifest(paths, "05", [ROOT / "pyproject.toml"])
-
-
-def test_durations_read_well() -> None:
-    assert [duration(value) for value in (0.4, 59.6, 60, 3599.4, 3600, 90_000)] == [
-        "0 s",
-        "1 min 0 s",
-        "1 min 0 s",
-        "59 min 59 s",
-        "1 h 0 min",
-        "25 h 0 min",
-    ]
 
 
 def fake_runs(monkeypatch: pytest.MonkeyPatch, profile: Profile, **groups: list[int]) -> None:

@@ -11,7 +11,7 @@ from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import main_latents, unit_latents
 from sae_lib.metrics.absorption.reference import AbsorptionReference
-from sae_lib.metrics.absorption.score import score_words
+from sae_lib.metrics.absorption.score import Letters, score_words_of_letters
 from sae_lib.util.errors import ArtifactError
 
 
@@ -30,7 +30,7 @@ def explain_word(
 ) -> WordExample:
     """The evaluated word whose letter is absorbed most, by its fraction and then by what the absorbers carry.
 
-    An SAE without any absorption gives a word that scores 0. Symbols as in `score.score_words`.
+    An SAE without any absorption gives a word that scores 0. Symbols as in `score.score_words_of_letters`.
 
     Raises ArtifactError: no letter counts, so no word is evaluated.
     """
@@ -40,13 +40,14 @@ def explain_word(
     labels = reference.test_labels[reference.scored]
     directions = F.normalize(reference.probe.weight, dim=1)
     cosines = directions @ F.normalize(sae.W_dec.float().cpu(), dim=1).T
-    found = []
+    is_main, found = torch.zeros_like(cosines, dtype=torch.bool), []
     for letter, (main, _) in zip(counted, main_latents(sae, reference, counted, config), strict=True):
         words = (labels == letter).nonzero().flatten()
         if len(words):
             x = reference.scored_activations[words]
             f, main = unit_latents(sae, x).cpu(), main.cpu()
-            scores = score_words(x, f, directions[letter], cosines[letter], main, config)
+            is_main[letter, main] = True
+            scores = score_words_of_letters(x, f, labels[words], Letters(directions, cosines, is_main), config)
             ranks = list(zip(scores.fraction.tolist(), scores.unthresholded.tolist(), strict=True))
             top = max(range(len(ranks)), key=ranks.__getitem__)
             found.append((ranks[top], letter, int(words[top]), x[top], f[top], main, float(scores.full[top])))

@@ -43,12 +43,8 @@ class PlantedAutoencoder(Autoencoder):
         inhibited: Bool[Tensor, "row d_sae"],
         decoder: Float[Tensor, "word d_in"],
     ) -> None:
-        """Args:
-        rows: residual streams of absorbed words; a word has one for each prompt.
-        latent: which of the new latents each fires.
-        activation: how strongly.
-        inhibited: which latents of `sae` it silences.
-        decoder: the new latents' rows.
+        """`rows` are residual streams of absorbed words, one for each prompt: which of the new latents each fires, how
+        strongly, and which of `sae`'s it silences; `decoder` has the new latents' rows.
 
         Raises ArtifactError: two rows are equal, so that no SAE tells their words apart.
         """

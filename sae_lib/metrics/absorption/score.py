@@ -44,26 +44,6 @@ class Letters(NamedTuple):
     """Which latents are a letter's main latents."""
 
 
-def score_words(
-    residual: Float[Tensor, "word d_in"],
-    latents: Float[Tensor, "word d_sae"],
-    direction: Float[Tensor, " d_in"],
-    cosines: Float[Tensor, " d_sae"],
-    main: Int[Tensor, " main"],
-    config: AbsorptionConfig,
-) -> WordScores:
-    """`score_words_of_letters` for words of one letter.
-
-    `residual`: the residual stream at each word; `latents`: activations at each word, for decoder rows of unit norm;
-    `direction`: p; `cosines`: c; `main`: indices of the letter's main latents.
-    """
-    is_main = torch.zeros_like(cosines, dtype=torch.bool).index_fill(0, main, True)
-    letter = Letters(direction[None], cosines[None], is_main[None])
-    return score_words_of_letters(
-        residual, latents, torch.zeros(len(latents), dtype=torch.long, device=latents.device), letter, config
-    )
-
-
 def score_words_of_letters(
     residual: Float[Tensor, "word d_in"],
     latents: Float[Tensor, "word d_sae"],
