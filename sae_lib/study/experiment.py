@@ -30,6 +30,7 @@ from sae_lib.data.model_loading import model_identity
 from sae_lib.data.store_manifest import content_key, finished_manifest
 from sae_lib.data.tokens import load_tokens
 from sae_lib.metrics.toy.experiments import absorption_picture, ground_truth
+from sae_lib.metrics.toy.field import field
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.profiles.runs import FAIR, Calibration, FairATM, RunSpec, fair_sweep, fairly_compared, sweep_runs
@@ -217,11 +218,12 @@ class Experiment:
                 for_each(_train_one, self, jobs, self.workers, description)
 
     def ground_truth(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The toys, one row per SAE (`toy.experiments.ground_truth`), and what their latents have become
-        (`toy.experiments.absorption_picture`)."""
+        """The toys, one row per SAE (`toy.experiments.ground_truth`, `toy.field.field`), and what their latents have
+        become (`toy.experiments.absorption_picture`)."""
         folder, settings = self.paths.runs / "toy", self.profile.ablations.toy
         with self.writing():
-            summary = ground_truth(folder, settings, self.workers)
+            parts = [ground_truth(folder, settings, self.workers), field(folder, settings, self.workers)]
+            summary = pd.concat([part for part in parts if len(part)], ignore_index=True)
             return summary, absorption_picture(folder, settings, self.workers)
 
     def calibrate(self) -> Calibration:

@@ -239,9 +239,15 @@ def toy_summary(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
         rows.append(row("factorial", "tree", "temporal_sae", seed, 0.9 - 0.2 * on[0], **parts, **values))
     for dropped, silent in IMPORTANCE.items():
         rows += [row("importance", "tree", "atm", seed, silent, dropped=dropped) for seed in seeds]
+    for toy, (method, f1), seed in itertools.product(("loud", "synthetic"), FIELD.items(), seeds):
+        silent = TOYS[method][0]
+        found = {"f1": f1 + 0.001 * seed, "mcc": 0.7, "excess_absorption": silent - 0.01}
+        rows.append(row("field", toy, method, seed, silent, **found))
     return pd.DataFrame(rows)
 
 
+# method of the field's toys -> F1
+FIELD = {"topk": 0.6, "matryoshka": 0.8}
 # part dropped from the importance -> how often the parent is silent
 IMPORTANCE = {"nothing": 0.01, "magnitude": 0.1, "frequency": 0.2, "contribution": 0.3}
 

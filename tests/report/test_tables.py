@@ -233,6 +233,19 @@ def test_every_table_is_made_that_has_rows() -> None:
         Results().into(TABLES["table_atm"], profile)
 
 
+def test_ground_truth_stands_beside_what_was_published() -> None:
+    results, profile = synthetic.results(), load_profile("pocket")
+    table = make_tables(results, profile, ["table_ground_truth"])["table_ground_truth"]
+    shown = table.shown.set_index(["method", "data"])
+    assert len(shown) == 4 + 5 and shown.loc[("TopK", "synthetic"), "F1 ↑"] == "0.644 ± 0.002"
+    published = shown.loc[("JumpReLU", "SynthSAEBench-16k, published")]
+    assert [published[name] for name in ("F1 ↑", "MCC ↑", "explained variance ↑")] == ["0.732", "0.753", "0.795"]
+    assert published["excess absorption ↓"] == "–"
+    assert set(table.data["metric"]) >= {"f1", "mcc", "explained_variance", "l0", "excess_absorption"}
+    results.toy_summary = results.toy_summary[results.toy_summary["experiment"] != "field"]
+    assert not make_tables(results, profile, ["table_ground_truth"]), "only where a profile asks for it"
+
+
 def test_labels_are_for_reading_alone(evaluation: pd.DataFrame) -> None:
     """What a row is stands in columns: with other labels, and other names of the runs, every table is the same."""
     renamed = evaluation.assign(label=evaluation["label"].where(evaluation["group"] == "sensitivity", "x"))

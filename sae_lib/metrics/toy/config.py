@@ -9,6 +9,23 @@ from pydantic import Field, field_validator, model_validator
 from sae_lib.util.strict import Seed, Strict
 
 
+class FieldConfig(Strict):
+    """Which methods are trained on two more toys: children louder than their parents, and synthetic data with more
+    features than latents.
+    """
+
+    methods: tuple[str, ...] = Field(
+        ("standard", "gated", "topk", "batchtopk", "matryoshka", "jumprelu", "temporal_sae", "atm"), min_length=1
+    )
+    steps: int = Field(2000, ge=10)
+    """Of an SAE on the synthetic data, as are the next four."""
+    batch: int = Field(512, ge=8, multiple_of=8)
+    rate: float = Field(0.3, gt=0.0)
+    """Learning rate, as a share of that of the smaller toys."""
+    l1_levels: tuple[Annotated[float, Field(gt=0.0)], ...] = Field((0.03, 0.1, 0.3), min_length=2)
+    k_levels: tuple[Annotated[int, Field(gt=0)], ...] = Field((3, 6, 12), min_length=1)
+
+
 class ToyConfig(Strict):
     """How many toy SAEs are trained, and for how long."""
 
@@ -27,6 +44,8 @@ class ToyConfig(Strict):
     """Persistence of the root features along a sequence."""
     temporal_coefficient: float = Field(0.05, gt=0.0)
     """lambda_2 at which the temporal penalty matters on a toy; the paper's 1e-4 is always shown beside it."""
+    field: FieldConfig | None = None
+    """The rest of the field; nothing where it is not set."""
 
     @field_validator("seeds", "sweep_seeds", "l1_levels", "k_levels", "rhos")
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,7 +22,8 @@ class Toy:
 
         P(on | on) = rho + (1 - rho) p,    P(on | off) = (1 - rho) p
 
-    so that each is on with probability p at every token, whatever rho. Children are drawn anew at every token.
+    so that each is on with probability p at every token, whatever rho. Children are drawn anew at every token, and are
+    `loudness` times as large as their parents.
     """
 
     name: str = field(compare=False)
@@ -30,6 +32,20 @@ class Toy:
     parent: tuple[int | None, ...]
     exclusive: bool = False
     rho: float = 0.0
+    loudness: float = 1.0
+
+    train_rows: ClassVar[int] = 2**16
+
+    @property
+    def key(self) -> list[object]:
+        """What it is, for the keys of results. Loudness is newer than results without it."""
+        made: list[object] = [self.d_in, self.probability, self.parent, self.exclusive, self.rho]
+        return made if self.loudness == 1.0 else [*made, self.loudness]
+
+    @property
+    def n_latents(self) -> int:
+        """Latents of an SAE that is trained on it."""
+        return self.n_features
 
     @property
     def n_features(self) -> int:
@@ -84,6 +100,8 @@ class Toy:
                 on[:, children] = uniform[:, children] < torch.tensor([self.probability[child] for child in children])
             on[:, children] &= on[:, parent, None]
         size = 1.0 + NORM_SPREAD * torch.randn(self.n_features, generator=torch.Generator().manual_seed(0))
+        for children in self.children.values():
+            size[children] *= self.loudness
         activations = on * size
         return activations @ directions, activations
 
@@ -106,6 +124,14 @@ TREE = Toy(
 
 # TREE with rare families: parents P = 0.01, each child 0.002.
 RARE = replace(TREE, name="rare", probability=(0.01,) * 3 + TREE.probability[3:])
+
+# TREE with children five times as loud as their parents: what is large, or explains much, comes first, and it is the
+# child.
+LOUD = replace(TREE, name="loud", loudness=5.0)
+# The features of TREE, as often on, without any family: nothing can be absorbed.
+SHUFFLED = replace(
+    TREE, name="shuffled", probability=(0.15,) * 3 + (0.03,) * 9 + (0.05,) * 8, parent=(None,) * 20, exclusive=False
+)
 
 
 def chain(rho: float) -> Toy:

@@ -28,10 +28,10 @@ from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
 from sae_lib.metrics.toy.config import ToyConfig
 from sae_lib.metrics.toy.data import PAIR, RARE, TREE, Toy, chain
-from sae_lib.metrics.toy.methods import at_level, crossing, toy_config, toy_methods
-from sae_lib.metrics.toy.pool import ToyPool
+from sae_lib.metrics.toy.methods import at_level, crossing, toy_config, toy_methods, whole_l0
+from sae_lib.metrics.toy.pool import ToyPool, Work
 from sae_lib.metrics.toy.score import decoder_cosines, held_out, match_latents
-from sae_lib.metrics.toy.training import ToyRun, train_toy
+from sae_lib.metrics.toy.training import ToyRun, train_and_score, train_toy
 
 
 class Cell(NamedTuple):
@@ -54,7 +54,7 @@ def runs_of(cell: Cell, value: float, seeds: Iterable[int], settings: ToyConfig)
     return [ToyRun(cell.toy, config, seed, settings.steps, settings.batch) for seed in seeds]
 
 
-def match_l0(pool: ToyPool, cells: Sequence[Cell], settings: ToyConfig) -> list[float]:
+def match_l0(pool: ToyPool, cells: Sequence[Cell], settings: ToyConfig, work: Work = train_and_score) -> list[float]:
     """For each cell the sparsity at which its L0 comes nearest to the true L0 of its toy.
 
     Where that is an L1 coefficient, it is interpolated between the levels of the sweep (`crossing`), trained, added to
@@ -66,7 +66,7 @@ def match_l0(pool: ToyPool, cells: Sequence[Cell], settings: ToyConfig) -> list[
     for _ in range(settings.refinements + 1):
         asked = [(cell, value) for cell, values in tried.items() for value in values]
         runs = [runs_of(cell, value, settings.sweep_seeds, settings) for cell, value in asked]
-        metrics = iter(pool.run([run for each in runs for run in each], "sweep"))
+        metrics = iter(pool.run([run for each in runs for run in each], "sweep", work))
         l0 = {place: float(np.mean([next(metrics)["l0"] for _ in settings.sweep_seeds])) for place in asked}
         for cell, values in tried.items():
             found = crossing(values, [l0[cell, value] for value in values], cell.toy.true_l0)
@@ -82,7 +82,7 @@ def _has_l1(cell: Cell) -> bool:
 def _told(cell: Cell) -> float:
     if cell.config.knob == "target_l0":
         return cell.toy.true_l0
-    return max(1, round(cell.toy.true_l0))
+    return whole_l0(cell.toy)
 
 
 def train_and_picture(run: ToyRun) -> dict[str, float]:
@@ -166,11 +166,11 @@ def matched(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
         cells = {method: _cell(pool, settings, toy, method) for method in methods}
         stands_for = [_cell(pool, settings, toy, ORDERLESS.get(method, method)) for method in methods]
         for (method, cell), value in zip(cells.items(), match_l0(pool, stands_for, settings), strict=True):
-            groups.append(({"method": method, "label": _label(cell, value)}, cell, value))
+            groups.append(({"method": method, "label": cell_label(cell, value)}, cell, value))
     above = [(c | {"label": "k=2"}, cell, 2.0) for c, cell, _ in groups if cell.config.knob == "k"]
     frames = [
-        _rows(pool, settings, "matched", groups, settings.seeds),
-        _rows(pool, settings, "next_k", above, settings.seeds),
+        toy_rows(pool, settings, "matched", groups, settings.seeds),
+        toy_rows(pool, settings, "next_k", above, settings.seeds),
     ]
     return pd.concat(frames, ignore_index=True)
 
@@ -179,11 +179,11 @@ def sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     """Every method over a range of L0 on TREE, with the seeds of the sweep: does a denser SAE absorb less?"""
     cells = {method: _cell(pool, settings, TREE, method) for method in toy_methods() if method not in ORDERLESS}
     groups: list[Group] = [
-        ({"method": method, "label": _label(cell, value)}, cell, value)
+        ({"method": method, "label": cell_label(cell, value)}, cell, value)
         for method, cell in cells.items()
         for value in levels(cell, settings)
     ]
-    return _rows(pool, settings, "sweep", groups, settings.sweep_seeds)
+    return toy_rows(pool, settings, "sweep", groups, settings.sweep_seeds)
 
 
 def rho_sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
@@ -205,7 +205,7 @@ def rho_sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
         for method in ORDERLESS:
             cell = Cell(chain(rho), toy_config(method, TREE, settings))
             groups.append(({"method": method, "label": "strong"}, cell, at_zero))
-    return _rows(pool, settings, "rho", groups, settings.seeds).assign(toy="chain")
+    return toy_rows(pool, settings, "rho", groups, settings.seeds).assign(toy="chain")
 
 
 def factorial(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
@@ -222,7 +222,7 @@ def factorial(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
         config = full.model_copy(update={name: None for name, used in on.items() if not used})
         label = " + ".join(name.replace("_", " ") for name, used in on.items() if used) or "none"
         groups.append(({"method": "temporal_sae", "label": label, **on}, Cell(TREE, config), value))
-    return _rows(pool, settings, "factorial", groups, settings.seeds)
+    return toy_rows(pool, settings, "factorial", groups, settings.seeds)
 
 
 def importance(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
@@ -248,7 +248,7 @@ def importance(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
         )
         for (name, cell), value in zip(cells.items(), match_l0(pool, [*cells.values()], settings), strict=True)
     ]  # fmt: skip
-    return _rows(pool, settings, "importance", groups, settings.seeds)
+    return toy_rows(pool, settings, "importance", groups, settings.seeds)
 
 
 def rare(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
@@ -257,7 +257,7 @@ def rare(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     that latents that do their work are restarted; 1e-5 restarts the dead alone."""
     cell = _cell(pool, settings, RARE, "standard")
     (value,) = match_l0(pool, [cell], settings)
-    alone: list[Group] = [({"method": "standard", "label": _label(cell, value)}, cell, value)]
+    alone: list[Group] = [({"method": "standard", "label": cell_label(cell, value)}, cell, value)]
     restarted: list[Group] = []
     for threshold in (None, 1e-5, 0.005):
         change = {"resampling": {"threshold": threshold} if threshold else None}
@@ -265,13 +265,13 @@ def rare(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
         label = "none" if threshold is None else f"threshold={threshold:g}"
         restarted.append(({"method": "standard", "label": label}, changed, value))
     frames = [
-        _rows(pool, settings, "rare", alone, settings.seeds),
-        _rows(pool, settings, "resampling", restarted, settings.seeds),
+        toy_rows(pool, settings, "rare", alone, settings.seeds),
+        toy_rows(pool, settings, "resampling", restarted, settings.seeds),
     ]
     return pd.concat(frames, ignore_index=True)
 
 
-def _label(cell: Cell, value: float) -> str:
+def cell_label(cell: Cell, value: float) -> str:
     return f"{cell.config.knob.replace('l1_coefficient', 'l1')}={value:g}"
 
 
@@ -286,12 +286,17 @@ def _cell(pool: ToyPool, settings: ToyConfig, toy: Toy, method: str) -> Cell:
     return Cell(toy, toy_config(method, toy, settings, {"dropout": {"probability": round(rate, 3)}}))
 
 
-def _rows(
-    pool: ToyPool, settings: ToyConfig, experiment: str, groups: list[Group], seeds: Iterable[int]
+def toy_rows(
+    pool: ToyPool,
+    settings: ToyConfig,
+    experiment: str,
+    groups: list[Group],
+    seeds: Iterable[int],
+    work: Work = train_and_score,
 ) -> pd.DataFrame:
     """Train every group with every seed; one row each."""
     jobs = [(columns, run, value) for columns, cell, value in groups for run in runs_of(cell, value, seeds, settings)]
-    found = pool.run([run for _, run, _ in jobs], experiment)
+    found = pool.run([run for _, run, _ in jobs], experiment, work)
     rows = []
     for (columns, run, value), metrics in zip(jobs, found, strict=True):
         temporal = run.config.get("temporal")

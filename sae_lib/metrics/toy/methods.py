@@ -63,19 +63,26 @@ def toy_config(
 ) -> SAEConfig:
     """The recipe of `method` at the size of `toy`: one latent per feature; schedules and momenta for `settings.steps`.
 
-    `k` is 1, the nearest whole number to the true L0 of the toys, and JumpReLU's target is the true L0 itself.
+    `k` is the nearest whole number to the true L0 of the toy, at least 1, and JumpReLU's target is the true L0 itself.
     """
     settings = settings or ToyConfig()
     kind = config_class(METHODS[method].recipe["architecture"])
     values: dict[str, Any] = {
         "dead_after_tokens": settings.steps * settings.batch // 10,
         "optimizer": {"learning_rate": METHODS[method].toy_rate},
-        kind.knob: {"k": 1, "target_l0": toy.true_l0, "l1_coefficient": L1_COEFFICIENT * kind.l1_scale}[kind.knob],
+        kind.knob: {"k": whole_l0(toy), "target_l0": toy.true_l0, "l1_coefficient": L1_COEFFICIENT * kind.l1_scale}[
+            kind.knob
+        ],
     }
     if method in SHARES:
         values["temporal"] = {"coefficient": SHARES[method] * settings.temporal_coefficient}
     values = merged(values, overrides or {})
-    return sae_config(method_recipe(method, toy.n_features, values, settings.steps / PUBLISHED_STEPS))
+    return sae_config(method_recipe(method, toy.n_latents, values, settings.steps / PUBLISHED_STEPS))
+
+
+def whole_l0(toy: Toy) -> int:
+    """The whole number nearest to the true L0, at least 1."""
+    return max(1, round(toy.true_l0))
 
 
 def at_level(config: SAEConfig, value: float) -> SAEConfig:

@@ -33,10 +33,33 @@ SHOWN = {
 def match_latents(
     f: Float[Tensor, "row d_sae"], activations: Float[Tensor, "row feature"]
 ) -> Int[np.ndarray, " feature"]:
-    """The latent of each feature: the one-to-one assignment with the largest summed correlation of activations."""
+    """The latent of each feature: the one-to-one assignment with the largest summed correlation of activations; -1 for
+    a feature that has none, where there are fewer latents than features.
+    """
     centred = [t - t.mean(dim=0) for t in (activations.double(), f.double())]
     unit = [t / t.norm(dim=0).clamp_min(1e-12) for t in centred]
-    return np.asarray(linear_sum_assignment((unit[0].T @ unit[1]).numpy(), maximize=True)[1])
+    features, latents = linear_sum_assignment((unit[0].T @ unit[1]).numpy(), maximize=True)
+    matched = np.full(activations.shape[1], -1)
+    matched[features] = latents
+    return matched
+
+
+def silences(
+    f: Float[Tensor, "row d_sae"],
+    activations: Float[Tensor, "row feature"],
+    latent: Int[np.ndarray, " feature"],
+    toy: Toy,
+) -> tuple[float, float]:
+    """P(parent's latent is 0 | parent and a child are on) and P(parent's latent is 0 | parent on, no child on), over
+    all parents that have a latent; NaN without any.
+    """
+    both, alone = [torch.empty(0)], [torch.empty(0)]
+    for parent, children in toy.children.items():
+        if latent[parent] >= 0:
+            silent, with_child = f[:, latent[parent]] == 0, (activations[:, children] > 0).any(dim=1)
+            both.append(silent[with_child])
+            alone.append(silent[(activations[:, parent] > 0) & ~with_child])
+    return float(torch.cat(both).double().mean()), float(torch.cat(alone).double().mean())
 
 
 @lru_cache(maxsize=8)
@@ -63,19 +86,15 @@ def toy_metrics(sae: Autoencoder, toy: Toy) -> dict[str, float]:
     f = sae.encode(x)
     latent = match_latents(f, activations)
     cosine = decoder_cosines(sae, directions)[latent]  # [latent of feature, feature]
-    both, alone = [], []  # where the parent's latent is silent, with a child and without one
-    for parent, children in toy.children.items():
-        silent, with_child = f[:, latent[parent]] == 0, (activations[:, children] > 0).any(dim=1)
-        both.append(silent[with_child])
-        alone.append(silent[(activations[:, parent] > 0) & ~with_child])
+    silent, missed = silences(f, activations, latent, toy)
     pairs = [(child, parent) for parent, children in toy.children.items() for child in children]
     summary, density = reconstruction_statistics(sae, x)
     kinds = {"parents": list(toy.children), "children": [child for child, _ in pairs], "singles": toy.singles}
     dead = (density == 0)[torch.from_numpy(latent)].double()
     top = density.topk(max(1, round(TOP * sae.d_sae))).values.sum() / density.sum()
     return {
-        "parent_silent_rate": float(torch.cat(both).double().mean()),
-        "miss_rate": float(torch.cat(alone).double().mean()),
+        "parent_silent_rate": silent,
+        "miss_rate": missed,
         "cos_child_parent": float(torch.stack([cosine[c, p] for c, p in pairs]).mean()),
         "cos_parent_parent": float(torch.stack([cosine[p, p] for p in toy.children]).mean()),
         "explained_variance": summary["explained_variance"],

@@ -24,7 +24,6 @@ from sae_lib.training.trainer import Trainer
 from sae_lib.util.keys import Stage, result_key
 
 TOY = Stage("toy", 1)
-TRAIN_ROWS = 2**16
 LOG_EVERY = 10
 
 
@@ -40,8 +39,9 @@ class ToyRun:
 
     def key(self, measured: str) -> str:
         """Key of what the function named `measured` reads off this run."""
-        toy = [self.toy.d_in, self.toy.probability, self.toy.parent, self.toy.exclusive, self.toy.rho]
-        return result_key(TOY, measured, toy, self.config.model_dump(mode="json"), self.seed, self.steps, self.batch)
+        return result_key(
+            TOY, measured, self.toy.key, self.config.model_dump(mode="json"), self.seed, self.steps, self.batch
+        )
 
 
 class _ToyStore(ActivationStore):
@@ -59,14 +59,14 @@ class _ToyStore(ActivationStore):
 
 @lru_cache(maxsize=16)
 def _store(toy: Toy, seed: int) -> _ToyStore:
-    return _ToyStore(toy.sample(TRAIN_ROWS, seed, toy.directions())[0], toy.name)
+    return _ToyStore(toy.sample(toy.train_rows, seed, toy.directions())[0], toy.name)
 
 
 def train_toy(run: ToyRun) -> tuple[Autoencoder, pd.DataFrame]:
     """Train an SAE on a toy; returns it, for raw inputs, and its training curves."""
     data = DataConfig(
-        train_tokens=TRAIN_ROWS, held_out_contexts=1, calibration_contexts=1, window=SEQUENCE, batch_tokens=run.batch,
-        shard_rows=TRAIN_ROWS, stream_seed=run.seed,
+        train_tokens=run.toy.train_rows, held_out_contexts=1, calibration_contexts=1, window=SEQUENCE,
+        batch_tokens=run.batch, shard_rows=run.toy.train_rows, stream_seed=run.seed,
     )  # fmt: skip
     training = TrainingConfig(
         d_sae=run.config.d_sae, steps=run.steps, seeds=(run.seed,), ablation_seeds=(run.seed,), log_every=LOG_EVERY,
