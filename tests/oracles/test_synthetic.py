@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -58,11 +59,11 @@ def test_the_generator_is_theirs(toy: Synthetic, roots: int, depth: int):
     model = theirs(toy, roots, depth)
     generator, dictionary = model.activation_generator, model.feature_dict
     assert parents(model, toy.n_features) == list(toy.parent)
-    same = {"atol": 1e-6, "rtol": 1e-5}
-    torch.testing.assert_close(generator.firing_probabilities, torch.tensor(toy.probability), **same)
-    torch.testing.assert_close(generator.mean_firing_magnitudes, toy.means, **same)
-    torch.testing.assert_close(generator.std_firing_magnitudes, toy.sds, **same)
-    torch.testing.assert_close(model.correlation_matrix.correlation_factor, toy.factors, **same)
+    same = partial(torch.testing.assert_close, atol=1e-6, rtol=1e-5)
+    same(generator.firing_probabilities, torch.tensor(toy.probability))
+    same(generator.mean_firing_magnitudes, toy.means)
+    same(generator.std_firing_magnitudes, toy.sds)
+    same(model.correlation_matrix.correlation_factor, toy.factors)
     torch.testing.assert_close(dictionary.feature_vectors.data, toy.directions(), atol=2e-4, rtol=0)
 
     torch.manual_seed(0)

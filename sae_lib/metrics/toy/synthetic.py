@@ -45,7 +45,7 @@ class Synthetic(Toy):
     orthogonal_steps: int = 100
     seed: int = 42
 
-    train_rows = 2**17  # type: ignore[misc]
+    train_rows = 2**17
 
     @property
     def key(self) -> list[object]:

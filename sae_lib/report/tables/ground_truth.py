@@ -12,7 +12,7 @@ import pandas as pd
 
 from sae_lib.report.names import METRICS, method_name
 from sae_lib.report.results import by_method, toy_rows
-from sae_lib.report.statistics import by_seed, t_interval
+from sae_lib.report.statistics import seeds_of, t_interval
 from sae_lib.report.tables.rows import ARROW_NOTE, Table, cell, record, seeds_note
 from sae_lib.util.errors import ArtifactError
 
@@ -33,7 +33,7 @@ def ground_truth_table(toy_summary: pd.DataFrame) -> Table:
     lines, data, used = [], [], []
     for toy, name in TOYS.items():
         for method, part in by_method(toy_rows(toy_summary, "field", toy)).items():
-            intervals = {column: t_interval(by_seed(part, column)) for column in COLUMNS}
+            intervals = {column: t_interval(seeds_of(part, column)) for column in COLUMNS}
             shown = {METRICS[c].header: cell(interval, METRICS[c].decimals) for c, interval in intervals.items()}
             lines.append({"method": method_name(method), "data": name} | shown)
             data += [{"toy": toy, **record(method, column, interval)} for column, interval in intervals.items()]
