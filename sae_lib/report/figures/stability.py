@@ -73,13 +73,10 @@ def stability_figure(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> 
         data.append({"panel": "across contexts", "method": "", "metric": _CEILING, "mean": ceiling})
     name_rows(axes[0], [method_name(method) for method in methods])
     axes[1].set_xlim(left=0)
+    dots: dict[str, Any] = {"linestyle": "", "marker": "o", "markerfacecolor": "none"}
     chance: dict[str, dict[str, Any]] = {
         "(a) untrained SAEs": {"linestyle": "--", "linewidth": 0.8},
-        "(b) latents of equal density, (c) shuffled tokens": {
-            "linestyle": "",
-            "marker": "o",
-            "markerfacecolor": "none",
-        },
+        "(b) latents of equal density, (c) shuffled tokens": dots,
         "(b) ground-truth probe": {"linestyle": ":", "linewidth": 0.8},
     }
     handles = [Line2D([], [], color=GREY, label=label, **style) for label, style in chance.items()]
@@ -91,8 +88,7 @@ def _pairs(seed_stability: pd.DataFrame, method: str, column: str) -> Interval:
     """The interval over seeds; the mean alone where there are too few seeds for a jackknife."""
     if column not in seed_stability:
         return t_interval([])
-    rows = seed_stability[
-        seed_stability["group"].isin(["main", "untrained", "control"]) & (seed_stability["method"] == method)
-    ]
+    of_group = seed_stability["group"].isin(["main", "untrained", "control"])
+    rows = seed_stability[of_group & (seed_stability["method"] == method)]
     interval = t_interval(pair_values(rows, column))
-    return interval if interval.n else t_interval([rows[column].mean()] if len(rows) else [])
+    return interval if interval.n else t_interval([rows[column].mean()])

@@ -28,7 +28,6 @@ PANELS = {
 }
 # The penalties differ in what they pair; the L0 sweep shows methods.
 _CONTROLS = ("temporal_strong", "temporal_previous", "variance")
-_STATISTICS = ["mean", "sd", "n", "low", "high"]
 _LEAST_L0 = 0.5  # from here on the sweep is drawn
 
 
@@ -128,9 +127,8 @@ def _rows(toy_summary: pd.DataFrame, experiment: str, toy: str | None = None) ->
 
 def _means(rows: pd.DataFrame, keys: list[str], metrics: Sequence[str] | dict[str, str]) -> pd.DataFrame:
     """One row per group and metric: `keys`, metric, and the interval over seeds."""
-    records = []
-    for group, part in rows.groupby(keys, sort=False):
-        for metric in metrics:
-            interval = t_interval(seeds_of(part, metric))._asdict()
-            records.append((*group, metric, *(interval[name] for name in _STATISTICS)))
-    return pd.DataFrame(records, columns=[*keys, "metric", *_STATISTICS])
+    return pd.DataFrame(
+        dict(zip(keys, group, strict=True)) | {"metric": metric} | t_interval(seeds_of(part, metric))._asdict()
+        for group, part in rows.groupby(keys, sort=False)
+        for metric in metrics
+    )

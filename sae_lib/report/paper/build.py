@@ -58,9 +58,15 @@ def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = 
     prose, entries = PROSE.read_text(encoding="utf8"), load_claims()
     evaluated = evaluate_claims(profile, results, entries)
     own = (profile, results)
-    real = own if profile.name == REAL else (load_profile(REAL), _committed(REAL))
-    real_figures = figures if profile.name == REAL else COMMITTED[REAL]
-    places = {name: _place(name, figures, real_figures) for name in named(prose, "fig")}
+    real, real_figures = own, figures
+    if profile.name != REAL:
+        real_figures = COMMITTED[REAL]
+        kept = real_figures / "results"
+        real = (load_profile(REAL), Results.load(kept) if kept.is_dir() else Results())
+    places = {
+        name: (real_figures if name.startswith(OF_REAL) else figures) / name.removeprefix(OF_REAL)
+        for name in named(prose, "fig")
+    }
     drawn = {name: path for name, path in places.items() if all(path.with_suffix(f".{e}").is_file() for e in ENDS)}
     data: dict[str, Any] = {
         "tables": _tables(named(prose, "tab"), own, real),
@@ -117,17 +123,6 @@ def _line(claim: dict[str, Any]) -> dict[str, str]:
     decided = re.split(r" \(n = |[;:]", claim["number"])[0].replace("-", "−")
     kept = {name: claim[name] for name in ("id", "verdict", "at_this_scale", "ground_truth")}
     return kept | {"short": claim["short"] + apart, "number": textwrap.shorten(decided, 44, placeholder=" …")}
-
-
-def _committed(profile: str) -> Results:
-    """The committed results of a profile, empty where there are none."""
-    folder = COMMITTED[profile] / "results"
-    return Results.load(folder) if folder.is_dir() else Results()
-
-
-def _place(name: str, figures: Path, real_figures: Path) -> Path:
-    """Where a figure that the prose names was drawn, without an ending."""
-    return real_figures / name.removeprefix(OF_REAL) if name.startswith(OF_REAL) else figures / name
 
 
 def _tables(names: list[str], own: tuple[Profile, Results], real: tuple[Profile, Results]) -> dict[str, dict[str, Any]]:
