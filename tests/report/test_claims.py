@@ -188,21 +188,21 @@ def shifted(results: Results, group: str, method: str, column: str, by: float) -
 
 def test_a_comparison_follows_the_data(results: Results) -> None:
     """M-05, ATM below uniform dropout, by hand: the t interval of five paired differences."""
-    main = results.evaluation[results.evaluation["group"] == "main"].sort_values("seed")
-    atm, dropout = (main.loc[main["method"] == m, "absorption_fraction"].to_numpy() for m in ("atm", "dropout"))
+    fair = results.evaluation[results.evaluation["group"] == "atm_fair"].sort_values("seed")
+    atm, dropout = (fair.loc[fair["method"] == m, "absorption_fraction"].to_numpy() for m in ("atm", "dropout"))
     gap = atm - dropout
     test = stats.ttest_rel(atm, dropout).confidence_interval(0.95)
     row = answer(results, "M-05")
     assert test.high < 0 and row["verdict"] == "reproduced"
     assert f"{gap.mean():+.3g} [{test.low:+.3g}, {test.high:+.3g}] (n = 5)" in row["reason"]
-    up = shifted(results, "main", "atm", "absorption_fraction", 0.1)
+    up = shifted(results, "atm_fair", "atm", "absorption_fraction", 0.1)
     assert answer(up, "M-05")["verdict"] == "contradicted"
-    level = shifted(results, "main", "atm", "absorption_fraction", float(-gap.mean()))
+    level = shifted(results, "atm_fair", "atm", "absorption_fraction", float(-gap.mean()))
     assert answer(level, "M-05")["verdict"] == "not reproduced"
 
 
 def test_absorption_is_compared_only_at_matched_l0(results: Results) -> None:
-    row = answer(shifted(results, "main", "atm", "l0", 30.0), "M-05")
+    row = answer(shifted(results, "atm_fair", "atm", "l0", 30.0), "M-05")
     assert row["verdict"] == "not run at this profile" and "L0 is not matched" in row["reason"]
 
 
@@ -417,7 +417,7 @@ def test_verify_notices_a_changed_result(results: Results, tmp_path: Path, capsy
     printed = capsys.readouterr().out
     assert all(name in printed for name in CLAIM_IDS) and "all verdicts as committed" in printed
 
-    shifted(results, "main", "atm", "absorption_fraction", 0.3).evaluation.to_parquet(folder / "evaluation.parquet")
+    shifted(results, "atm_fair", "atm", "absorption_fraction", 0.3).evaluation.to_parquet(folder / "evaluation.parquet")
     assert verify(POCKET, folder, expected) == 1
     assert "DIFFERS M-05 verdict: 'contradicted', committed 'reproduced'" in capsys.readouterr().out
 
@@ -497,13 +497,13 @@ def test_the_ledger_is_a_line_for_each_claim_and_its_details_are_elsewhere(resul
     details = (tmp_path / "claims_details.md").read_text("utf8")
     assert [line[3:] for line in details.splitlines() if line.startswith("## ")] == list(CLAIM_IDS)
     assert "(claims_details.md#m-05)" in (tmp_path / "claims.md").read_text("utf8")
-    assert "- *Why it follows*: Uniform dropout masks as many latents" in details and "↓" in details
+    assert "- *Why it follows*: Uniform dropout that takes away as much activation" in details and "↓" in details
 
 
 def test_details_link_to_the_figure_and_the_table(results: Results) -> None:
     sections = claims_details(evaluate_claims(POCKET, results)).split("\n## ")[1:]
     see = {section[:4]: section.rsplit("- *See*: ", 1)[-1] for section in sections}
-    assert "[toy_matched](toy_matched.png)" in see["M-05"] and "[table_main](table_main.md)" in see["M-05"]
+    assert "[toy_matched](toy_matched.png)" in see["M-05"] and "[table_atm_fair](table_atm_fair.md)" in see["M-05"]
 
 
 def test_facts_are_counted_once_and_settings_not_at_all(results: Results) -> None:
