@@ -62,7 +62,6 @@ def tiny_config(method: str, overrides: dict[str, Any] | None = None) -> Any:
     values: dict[str, Any] = {"optimizer": {"learning_rate": 1e-2}, "dead_after_tokens": 200}
     levels = len(METHODS[method].recipe.get("shares", ()))
     values |= {} if knob == "l1_coefficient" else {knob: max(3, levels)}
-    values |= {"experts": 2} if "experts" in kind.model_fields else {}
     return sae_config(method_recipe(method, D_SAE, merged(values, overrides or {}), 0.01))
 
 

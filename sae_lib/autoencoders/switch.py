@@ -118,7 +118,12 @@ def encoder_flops(d_in: int, d_sae: int, experts: int = 1) -> int:
     return 2 * d_in * (d_sae // experts + (experts if experts > 1 else 0))
 
 
+def at_width(d_sae: int) -> dict[str, Any]:
+    """TopK's learning rate, and eight experts, or as many as have eight latents each."""
+    return topk_rate(d_sae) | {"experts": next((e for e in (8, 4) if d_sae % e == 0 and d_sae >= 8 * e), 2)}
+
+
 SWITCH: dict[str, Any] = TOPK | {"architecture": "switch", "auxk_coefficient": 0.0}
 SOURCE = "Mudide et al. 2024, *Efficient Dictionary Learning with Switch Sparse Autoencoders*, arXiv 2410.08201"
 STEEL = Look("#6699cc", "v", (0, (2, 2)))
-register(Method("switch", "Switch", SWITCH, STEEL, "field", topk_rate, 1e-2, (SOURCE,)))
+register(Method("switch", "Switch", SWITCH, STEEL, "field", at_width, 1e-2, (SOURCE,)))

@@ -7,7 +7,9 @@ import torch
 
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
-from sae_lib.autoencoders.switch import Switch, encoder_flops
+from sae_lib.autoencoders.switch import Switch, at_width, encoder_flops
+from sae_lib.metrics.toy.data import TREE
+from sae_lib.metrics.toy.methods import toy_config
 from tests.autoencoders.test_autoencoders import random_sae, rows
 from tests.tiny_training import make_step
 
@@ -87,6 +89,12 @@ def test_auxk_is_added_where_it_is_asked_for():
 def test_experts_that_do_not_fit_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         config(**changes)
+
+
+def test_experts_at_the_width_of_a_dictionary():
+    found = {d_sae: at_width(d_sae)["experts"] for d_sae in (16, 20, 48, 128, 1024)}
+    assert found == {16: 2, 20: 2, 48: 4, 128: 8, 1024: 8}
+    assert toy_config("switch", TREE).get("experts") == 2
 
 
 def test_flops_of_the_encoder():
