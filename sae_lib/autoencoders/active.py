@@ -83,15 +83,15 @@ def entries_above(
     return None if found is None else Entries(*found, values.shape[1])
 
 
-def worthwhile(x: Float[Tensor, "batch d_in"], d_sae: int, k: int | None = None) -> bool:
+def worthwhile(x: Float[Tensor, "batch d_in"], d_sae: int, k: float | None = None) -> bool:
     """Whether to look for entries at all; `k` is how many a row will have, where that is known."""
     few = k is None or k <= LARGEST_SHARE * d_sae
     return few and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and len(x) * d_sae >= SMALLEST_BATCH
 
 
 class EncoderProduct:
-    """x W_enc + bias of one batch, `pre`, in memory that the next batch's takes over. It has no gradient; what `at` and
-    `whole` give has, and it reaches W_enc and the bias.
+    """x W_enc + bias of one batch, `pre`, in memory that the next product takes over. It has no gradient; what `at` and
+    `whole` give has, and it reaches W_enc, the bias, and x where that has one.
     """
 
     def __init__(
@@ -118,27 +118,29 @@ class EncoderProduct:
 class _EncodeEntries(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, entries: Entries) -> Tensor:
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, W_enc)
         ctx.entries = entries
         return entries.found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
-        (x,) = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        x, W_enc = ctx.saved_tensors
         entries: Entries = ctx.entries
-        return None, entries.weighted_rows(x, grad).T, entries.sum_by_latent(grad), None
+        of_x = _sum_bags(entries.latent, W_enc.T, entries.row_starts, grad) if ctx.needs_input_grad[0] else None
+        return of_x, entries.weighted_rows(x, grad).T, entries.sum_by_latent(grad), None
 
 
 class _EncodeAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, pre: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, W_enc)
         return pre.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return None, (grad.T @ x).T, grad.sum(dim=0), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        x, W_enc = ctx.saved_tensors
+        of_x = grad @ W_enc.T if ctx.needs_input_grad[0] else None
+        return of_x, (grad.T @ x).T, grad.sum(dim=0), None
 
 
 class _Decode(torch.autograd.Function):
@@ -215,6 +217,13 @@ class ActiveLatents(Latents):
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
         x_hat: Tensor = _Decode.apply(self.values, W_dec, self.entries, self.entries.row_starts)
         return x_hat
+
+    def reordered(self, order: Int[Tensor, " d_sae"]) -> ActiveLatents:
+        place = order.argsort().to(self.entries.latent.dtype)[self.entries.latent.long()]
+        by_place = torch.argsort(self.entries.flat - self.entries.latent + place)
+        found, starts = self.entries.found.detach()[by_place].numpy(), self.entries.row_starts.numpy()
+        entries = Entries(place[by_place].numpy(), found, starts, self.d_sae)
+        return ActiveLatents(self.values[by_place], entries)
 
     def decode_groups(
         self, W_dec: Float[Tensor, "d_sae d_in"], sizes: Sequence[int]

@@ -153,7 +153,7 @@ class Autoencoder(nn.Module):
 
     def encode_training(self, step: Step) -> Latents:
         """The latents of a training step."""
-        if worthwhile(step.x, self.d_sae, self.cfg.get("k")):
+        if worthwhile(step.x, self.d_sae, self.k_at(step)):
             offset = self._product_offset(self.encoder_bias())
             product = EncoderProduct(self._encoder_input(step.x), self.W_enc, offset)
             active = self.activate_entries(step, product)
@@ -163,6 +163,11 @@ class Autoencoder(nn.Module):
         else:
             step.pre = self.pre_activations(step.x)
         return DenseLatents(self.activate_training(step))
+
+    def k_at(self, step: Step) -> float | None:
+        """How many latents a row has at this step, where that is set."""
+        k: float | None = self.cfg.get("k")
+        return k
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents of `x`; deterministic, without masks."""

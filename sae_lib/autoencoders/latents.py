@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
 class Latents(ABC):
     """f, `[batch, d_sae]`, never negative.
 
-    Gradients flow through `dense`, `l1`, `times`, `decode`, `decode_groups` and `change`; what describes each latent
-    over the batch (`rate` and the means) has none.
+    Gradients flow through `dense`, `l1`, `times`, `reordered`, `decode`, `decode_groups` and `change`; what describes
+    each latent over the batch (`rate` and the means) has none.
     """
 
     n_rows: int
@@ -32,6 +32,10 @@ class Latents(ABC):
     @abstractmethod
     def times(self, factor: Float[Tensor, "..."]) -> Latents:
         """f * factor, for a factor >= 0 that is broadcast to `[batch, d_sae]`."""
+
+    @abstractmethod
+    def reordered(self, order: Int[Tensor, " d_sae"]) -> Latents:
+        """f with latent `order[i]` in place i."""
 
     @abstractmethod
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
@@ -81,6 +85,9 @@ class DenseLatents(Latents):
 
     def times(self, factor: Float[Tensor, "..."]) -> DenseLatents:
         return DenseLatents(self.f * factor)
+
+    def reordered(self, order: Int[Tensor, " d_sae"]) -> DenseLatents:
+        return DenseLatents(self.f[:, order])
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
         return _matching(self.f, W_dec) @ W_dec

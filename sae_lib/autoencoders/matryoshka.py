@@ -68,12 +68,14 @@ class Matryoshka(BatchTopK):
         return self._shorter.pop()
 
     def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:
+        whole, *shorter = self.prefix_errors(step)
+        return sum(shorter, whole) / len(self.groups)
+
+    def prefix_errors(self, step: Step) -> list[Float[Tensor, ""]]:
+        """||x - x_hat||^2 by the whole dictionary, then by each shorter prefix, the shortest first."""
         assert step.reconstruction is not None
         shorter, self._shorter = self._shorter, []
-        total = step.reconstruction
-        for x_hat in shorter:
-            total = total + squared_error(step.x, x_hat)
-        return total / len(self.groups)
+        return [step.reconstruction, *(squared_error(step.x, x_hat) for x_hat in shorter)]
 
 
 SOURCE = "Bussmann et al. 2025, *Learning Multi-Level Features with Matryoshka Sparse Autoencoders*, arXiv 2503.17547"
@@ -92,4 +94,5 @@ _method("matryoshka_2", "Matryoshka (2 levels)", (0.25, 1.0), VIOLET, "main", No
 # 30,720 of 65,536 latents, i.e. 1/32, 3/32, ...), here with four levels instead of five.
 _method("matryoshka_4", "Matryoshka (4 levels)", (1 / 16, 3 / 16, 7 / 16, 1.0), WINE, "main", None)
 # On a toy three parents, then as many as families have levels of detail, then all: 3, 8 and 20 of 20 latents.
-_method("matryoshka", "Matryoshka", (3 / 20, 8 / 20, 1.0), WINE, "toy", 1e-2)
+TOY_PREFIXES = (3 / 20, 8 / 20, 1.0)
+_method("matryoshka", "Matryoshka", TOY_PREFIXES, WINE, "toy", 1e-2)

@@ -7,7 +7,7 @@ complete once `sae_lib.mechanisms` is imported, so import it from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 Shown = Literal["main", "field", "as written", "control", "toy"]
@@ -42,6 +42,8 @@ class Method:
     """
     papers: tuple[str, ...] = ()
     """Who described it, for the card of an SAE that is given to others."""
+    toy: Mapping[str, Any] = field(default_factory=dict)
+    """Values of its configuration that a toy of 20 latents needs."""
 
 
 METHODS: dict[str, Method] = {}

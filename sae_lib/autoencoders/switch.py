@@ -18,6 +18,7 @@ from sae_lib.autoencoders.topk import TOPK, TopK, TopKConfig, strongest, topk_ra
 class SwitchConfig(TopKConfig):
     """The Switch SAE."""
 
+    annealed: ClassVar[bool] = False
     architecture: str = "switch"
     experts: int = Field(8, ge=2)
     """Latents belong in blocks of equal size to so many experts."""

@@ -87,6 +87,8 @@ class TopKConfig(SAEConfig):
     """TopK."""
 
     knob: ClassVar[str] = "k"
+    annealed: ClassVar[bool] = True
+    """Whether its k can be annealed (`k_annealing`)."""
 
     architecture: str = "topk"
     k: int = Field(ge=1)
@@ -109,8 +111,17 @@ class TopK(Autoencoder):
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return strongest(pre, self.cfg.k)
 
+    def k_at(self, step: Step) -> float:
+        """k, or what it is while it is annealed (`k_annealing`)."""
+        annealing = self.cfg.get("k_annealing")
+        return self.cfg.k if annealing is None else annealing.k_at(self.cfg.k, step.index / step.total)
+
+    def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
+        assert step.pre is not None
+        return strongest(step.pre, int(self.k_at(step)))
+
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
-        entries = strongest_of_rows(product.pre, self.cfg.k)
+        entries = strongest_of_rows(product.pre, int(self.k_at(step)))
         return ActiveLatents(product.at(entries), entries)
 
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
@@ -165,13 +176,13 @@ class BatchTopK(TopK):
         assert step.pre is not None
         # At least the smallest positive number: zeros are never kept.
         tiny = torch.finfo(step.pre.dtype).tiny
-        count = self.cfg.k * len(step.pre)
+        count = int(self.k_at(step) * len(step.pre))
         smallest = kth_largest(step.pre.detach().flatten(), count).squeeze().clamp_min(tiny)
         self._track_threshold(smallest, step)
         return step.pre * indicator(torch.ge, step.pre, smallest)
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
-        entries, smallest = strongest_of_batch(product.pre, self.cfg.k * len(product.pre), self._guess)
+        entries, smallest = strongest_of_batch(product.pre, int(self.k_at(step) * len(product.pre)), self._guess)
         self._guess = GUESS_FACTOR * float(smallest)
         if entries is None:
             return None

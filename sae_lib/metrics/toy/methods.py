@@ -76,7 +76,7 @@ def toy_config(
     }
     if method in SHARES:
         values["temporal"] = {"coefficient": SHARES[method] * settings.temporal_coefficient}
-    values = merged(values, overrides or {})
+    values = merged(merged(values, METHODS[method].toy), overrides or {})
     return sae_config(method_recipe(method, toy.n_latents, values, settings.steps / PUBLISHED_STEPS))
 
 

@@ -1,0 +1,162 @@
+"""LISTA-Matryoshka: a second look at what the first reconstruction left over, and prefixes ordered by how often latents
+fire."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from sae_lib.autoencoders.active import EncoderProduct, worthwhile
+from sae_lib.autoencoders.base import Step, architecture, indicator
+from sae_lib.autoencoders.config import Momentum
+from sae_lib.autoencoders.latents import DenseLatents, Latents
+from sae_lib.autoencoders.matryoshka import TOY_PREFIXES, Matryoshka, MatryoshkaConfig
+from sae_lib.autoencoders.method import Look, Method, register
+from sae_lib.autoencoders.topk import TOPK
+
+
+class ListaMatryoshkaConfig(MatryoshkaConfig):
+    """The Matryoshka SAE's settings, and what is added to it; each can be switched off."""
+
+    architecture: str = "lista_matryoshka"
+    eta: float = Field(0.3, ge=0.0)
+    """Length of the LISTA step; 0 for none."""
+    detached: bool = True
+    """Whether a prefix takes the reconstruction by the one before it as given."""
+    order: Literal["frequency", "index"] = "frequency"
+    """By what the prefixes are filled."""
+    frequency_momentum: Momentum = 0.99
+    tilt: float = Field(0.002, ge=0.0)
+    """How much more badly reconstructed rows count."""
+
+
+@architecture(ListaMatryoshkaConfig)
+class ListaMatryoshka(Matryoshka):
+    """BatchTopK that encodes twice: with f_0 the latents of a first pass and x_hat_0 what they reconstruct,
+
+        f = BatchTopK(x W_enc + b_enc + eta (x - x_hat_0) W_enc)
+
+    (one step of LISTA), and whose prefixes hold the latents that fire most often (an EMA), each learning what the one
+    before it leaves, sg stopping the gradient:
+
+        L = T(x - x_hat) + sum_{i<n} T(x - sg(x_hat_{i-1}) - part_i) + AuxK
+
+    T is the mean over rows of ||e||^2 with weights softmax(tilt ||e||^2 / mean ||e||^2), without gradient. Each pass
+    has a threshold of its own for evaluation.
+
+    Source: chanind/claude-auto-research-synthsaebench. There: SynthSAEBench, 4,096 latents in prefixes of 128, 512,
+    2,048 and all, k from 60 to 25 over the run, Adam at 3e-4 without warm-up, decay over the last third, batches of
+    1,024, 200 M samples, thresholds by an EMA of 0.99 from the first step. Decoder rows have any norm there (latents
+    are scaled by it), the error is that of x_hat against x - b_dec, and AuxK, SAELens', takes the pre-activations of
+    the second pass; here rows have norm 1, the error is that against x, and AuxK is that of TopK.
+    """
+
+    cfg: ListaMatryoshkaConfig
+    exportable = False
+    frequency: Tensor
+    first_threshold: Tensor
+
+    def __init__(self, config: ListaMatryoshkaConfig, d_in: int, generator: torch.Generator) -> None:
+        super().__init__(config, d_in, generator)
+        self.register_buffer("frequency", torch.zeros(config.d_sae))
+        self.register_buffer("first_threshold", torch.zeros(()))
+        self._first_guess = 0.0
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        if not self.cfg.eta:
+            return super().encode(x)
+        pre = self.pre_activations(x)
+        first = torch.relu(pre) * indicator(torch.ge, pre, self.first_threshold)
+        return self.activate(functional.linear(self._refined(x, self.decode(first)), self.W_enc.T, self.b_enc))
+
+    def encode_training(self, step: Step) -> Latents:
+        if not self.cfg.eta:
+            return super().encode_training(step)
+        self._swap_passes()
+        first = super().encode_training(step)
+        self._swap_passes()
+        x = self._refined(step.x, first.decode(self.W_dec) + self.b_dec)
+        if worthwhile(step.x, self.d_sae, self.k_at(step)):
+            product = EncoderProduct(x, self.W_enc, self.b_enc)
+            active = self.activate_entries(step, product)
+            if active is not None:
+                return active
+            step.pre = product.whole()
+        else:
+            step.pre = functional.linear(x, self.W_enc.T, self.b_enc)
+        return DenseLatents(self.activate_training(step))
+
+    def _refined(
+        self, x: Float[Tensor, "*batch d_in"], x_hat: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_in"]:
+        """What the second pass multiplies by W_enc."""
+        return (x - self.b_dec if self.cfg.subtract_b_dec else x) + self.cfg.eta * (x - x_hat)
+
+    def _swap_passes(self) -> None:
+        """Exchange what BatchTopK keeps of one pass with what it keeps of the other."""
+        self.threshold, self.first_threshold = self.first_threshold, self.threshold
+        self._guess, self._first_guess = self._first_guess, self._guess
+
+    def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
+        assert step.f is not None
+        f: Latents = step.f
+        W_dec: Tensor = self.W_dec
+        if self.cfg.order == "frequency":
+            order = self._counted(step).argsort(descending=True, stable=True)
+            f, W_dec = f.reordered(order), W_dec.index_select(0, order)
+        x_hat: Tensor = self.b_dec
+        self._shorter = []
+        for part in f.decode_groups(W_dec, self.groups):
+            before = x_hat.detach() if self.cfg.detached and self._shorter else x_hat
+            self._shorter.append(before + part)
+            x_hat = x_hat + part
+        self._shorter.pop()
+        return x_hat
+
+    @torch.no_grad()
+    def _counted(self, step: Step) -> Float[Tensor, " d_sae"]:
+        """How often each latent fires, this step included."""
+        assert step.firing_rate is not None
+        momentum = self.cfg.frequency_momentum
+        average = momentum * self.frequency + (1 - momentum) * step.firing_rate
+        self.frequency.copy_(average if self.frequency.any() else step.firing_rate)
+        return self.frequency
+
+    def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:
+        assert step.x_hat is not None
+        shorter, self._shorter = self._shorter, []
+        errors = [(step.x - x_hat).square().sum(dim=1) for x_hat in (step.x_hat, *shorter)]
+        return torch.stack([tilted_mean(error, self.cfg.tilt) for error in errors]).sum()
+
+    def in_units_of_x(self) -> list[Tensor]:
+        return [*super().in_units_of_x(), self.first_threshold]
+
+
+def tilted_mean(error: Float[Tensor, " batch"], tilt: float) -> Float[Tensor, ""]:
+    """The mean of `error`, large ones weighted by softmax(tilt error / mean error)."""
+    if not tilt:
+        return error.mean()
+    seen = error.detach()
+    return torch.dot(torch.softmax(tilt * seen / seen.mean().clamp_min(1e-12), dim=0), error)
+
+
+SOURCE = "Chanin 2026, *LISTA-Matryoshka SAEs*, github.com/chanind/claude-auto-research-synthsaebench"
+LISTA: dict[str, Any] = TOPK | {
+    "architecture": "lista_matryoshka",
+    "prefixes": (1 / 32, 1 / 8, 1 / 2, 1.0),
+    "k_annealing": {},
+    "threshold_momentum": 0.99,
+    "threshold_start_step": 0,
+    "optimizer": {"learning_rate": 3e-4, "warmup_steps": 0, "decay_fraction": 1 / 3},
+}
+register(
+    Method(
+        "lista_matryoshka", "LISTA-Matryoshka", LISTA, Look("#117733", "8", (0, (1, 1, 3, 1))), "field", toy_rate=1e-2,
+        papers=(SOURCE,), toy={"prefixes": TOY_PREFIXES},
+    )
+)  # fmt: skip
