@@ -183,20 +183,17 @@ def train(
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == total:
             tensors = {f"model.{name}": p for name, p in parameters.items()} | optimizer_tensors(optimizer)
             save_checkpoint(checkpoint, tensors, {"key": key, "step": step + 1, "seconds": time.monotonic() - started})
-    model.eval()
     return time.monotonic() - started
 
 
-def measure(
-    model: Path, layers: int, held_out: NDArray[np.int32], work: Path, words: int | None = None
-) -> dict[str, Any]:
-    """What saved weights can do: the loss on held-out text, and how well the absorption metric's probe finds letters
+def measure(model: Path, layers: int, text: NDArray[np.int32], work: Path, words: int | None = None) -> dict[str, Any]:
+    """What saved weights can do: the loss on `text`, held out, and how well the absorption metric's probe finds letters
     after each block but the last, on words that it was not trained on."""
     lms = [LanguageModel.load(ModelConfig(name=str(model), layer=layer), whole=True) for layer in range(layers - 1)]
     letters = {lm.layer: build_absorption_reference(lm, AbsorptionConfig(max_words=words), work).probe_f1 for lm in lms}
     return {
         "parameters": sum(p.numel() for p in lms[0].model.parameters()),
-        "held_out_loss": build_core_reference(lms[0], torch.from_numpy(held_out)).ce_clean,
+        "held_out_loss": build_core_reference(lms[0], torch.from_numpy(text)).ce_clean,
         "probe_macro_f1": {layer: round(float(np.mean(f1)), 4) for layer, f1 in letters.items()},
         "probe_usable_letters": {layer: sum(score >= USABLE_F1 for score in f1) for layer, f1 in letters.items()},
     }
