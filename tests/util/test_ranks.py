@@ -34,7 +34,7 @@ from sae_lib.training.recipes import TrainingConfig
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.training.trainer import Trainer
 from sae_lib.training.run import train_sae
-from sae_lib.util.parallel import for_each, use_one_core
+from sae_lib.util.parallel import end_with_parent, for_each, use_one_core
 
 folder, store, trouble = Path(sys.argv[1]), ActivationStore.open(sys.argv[2]), sys.argv[3]
 configs, data, training = json.loads((folder / "work.json").read_text())
@@ -59,6 +59,7 @@ def work(source, job):
     train_sae(config, store, *run, 3, folder / job[0])
 
 def main():
+    end_with_parent()
     use_one_core()
     Trainer.step = troubled
     with ranks.joined():
@@ -92,7 +93,7 @@ def on_two_ranks(store: ActivationStore, folder: Path, trouble: str) -> subproce
     write_json(folder / "work.json", [configs, DATA.model_dump(mode="json"), TRAINING.model_dump(mode="json")])
     command = [*TORCHRUN, str(folder / "rank.py"), str(folder), str(store.folder), trouble]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, check=False)
 
 
 def weights(folder: Path) -> dict[str, bytes]:
