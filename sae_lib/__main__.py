@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import select
 import signal
 import sys
 import warnings
@@ -19,6 +20,7 @@ from typing import Any
 from sae_lib.util.errors import ArtifactError, shortened
 from sae_lib.util.memory import require_address_space
 
+STDOUT = 1
 INTERRUPTED = 130
 KEPT = {"run", "study", "pocket-lm", "evaluate"}  # what they have finished when they are interrupted
 
@@ -39,12 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_empty(options)
         require_address_space()
-        _check_threads()
-        return do(options)
+        _check_interpreter()
+        code = do(options)
+        print(end="", flush=True)
+        return code
     except ArtifactError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return _end_of_output()
     except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:  # files say so themselves, with their folder
+            print("error: disk full while printing; make room, or send the output elsewhere", file=sys.stderr)
+            return _end_of_output()
         if error.errno not in REFUSALS or error.filename is None:
             raise
         name = shortened(str(error.filename), 200)
@@ -117,8 +128,25 @@ def _refuse_empty(options: Options) -> None:
             raise ArtifactError(f"{name.replace('_', '-')}: nothing is given (''); give a value, or leave it out")
 
 
-def _check_threads() -> None:
-    """Numba stops with a traceback when it is imported."""
+def _nobody_reads() -> bool:
+    """Whether what reads the output is gone, as in `| head`."""
+    poll = select.poll()
+    poll.register(STDOUT, 0)  # a broken pipe is told whatever is asked for
+    return bool(poll.poll(0))
+
+
+def _end_of_output() -> int:
+    """Nothing more is printed, also of what is still held back."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return 1
+
+
+def _check_interpreter() -> None:
+    """What libraries stumble over: transformers reads docstrings, Numba stops with a traceback when it is imported."""
+    if sys.flags.optimize > 1:
+        raise ArtifactError(
+            "PYTHONOPTIMIZE: 2 (python -OO) takes the docstrings away, which transformers reads; unset it"
+        )
     name = "NUMBA_NUM_THREADS"
     threads = os.environ.get(name, "1")
     if not (threads.isdecimal() and int(threads)):

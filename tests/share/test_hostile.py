@@ -176,6 +176,36 @@ def test_a_number_of_threads_that_is_none(
     assert f"NUMBA_NUM_THREADS: '{threads}' is no number of threads" in refused(arguments, capsys)
 
 
+def test_an_interpreter_without_docstrings(arguments: list[str]) -> None:
+    code = f"import sys; from sae_lib.__main__ import main; sys.exit(main({arguments!r}))"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1 and done.stderr.startswith("error: PYTHONOPTIMIZE: 2")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("output", "told"), [("/dev/full", "error: disk full while printing"), ("pipe", "")])
+def test_output_that_nobody_takes(output: str, told: str) -> None:
+    """As in `| head`, which closes its end."""
+    if output == "pipe":
+        reader, writer = os.pipe()
+        os.close(reader)
+    else:
+        writer = os.open(output, os.O_WRONLY)
+    command = [sys.executable, "-m", "sae_lib", "environment", "check"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr.startswith(told) and done.stderr.count("\n") == bool(told), done.stderr
+
+
+def test_a_broken_pipe_of_another_kind_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "a worker is gone")
+
+    monkeypatch.setattr("sae_lib.profiles.profile.load_profile", broken)
+    with pytest.raises(BrokenPipeError, match="a worker is gone"):
+        main(["plan", "--profile", "smoke"])
+
+
 @pytest.mark.parametrize("option", ["folder", "--model", "--files", "--profile"])
 def test_names_that_the_system_does_not_take(
     arguments: list[str], option: str, capsys: pytest.CaptureFixture[str]
