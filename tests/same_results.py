@@ -102,7 +102,10 @@ def compare_with(base: str, profile: str) -> int:
     """Run the commit `base` and the working tree, each from nothing, and compare them."""
     with tempfile.TemporaryDirectory() as folder:
         code = Path(folder) / "code"
-        subprocess.run(["git", "-C", ROOT, "worktree", "add", "--quiet", "--detach", code, base], check=True)
+        added = subprocess.run(["git", "-C", ROOT, "worktree", "add", "--quiet", "--detach", code, base], check=False)
+        if added.returncode:  # git has said why
+            print(f"error: BASE={base}: git gives no such commit", file=sys.stderr)
+            return 1
         try:
             return compare(run(code, profile, Path(folder, "base")), run(ROOT, profile, Path(folder, "here")))
         finally:

@@ -8,9 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.same_results import additions, differences
+from tests.same_results import additions, compare_with, differences
 
 TABLE = pd.DataFrame({"method": ["atm", "topk"], "l0": [0.1 + 0.2, np.nan], "seed": [1, 2], "run": ["a", "b"]})
+
+
+def test_a_base_that_is_no_commit(capfd: pytest.CaptureFixture[str]) -> None:
+    assert compare_with("nosuchcommit", "smoke") == 1
+    assert "error: BASE=nosuchcommit: git gives no such commit" in capfd.readouterr().err
 
 
 def left(folder: Path, **tables: pd.DataFrame) -> Path:

@@ -28,6 +28,8 @@ from filelock import FileLock, Timeout
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.paths import COMMITTED, OUTPUT_VARIABLE, output_root
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # as a disk, a quota, or the files of a disk or shell are
+
 
 def used_bytes(folder: Path) -> int:
     """Bytes of the files in a folder, and in the folders in it; 0 when it is not there."""
@@ -46,16 +48,21 @@ def free_bytes(folder: Path) -> int:
 
 @contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into one line that names the folder and what is free.
+    """Turn "no space left", "quota exceeded" and "file too large" into one line that names the folder and what is free.
 
     Raises:
-        ArtifactError: in place of an `OSError` with ENOSPC or EDQUOT.
+        ArtifactError: in place of an `OSError` that is one of `FULL`.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
+        if error.errno == errno.EFBIG:
+            raise ArtifactError(
+                f"a file is too large for {folder}; raise the limit of this shell (ulimit -f), or {_elsewhere(folder)} "
+                "on another disk, then run again"
+            ) from error
         free = free_bytes(folder) / 2**20
         raise ArtifactError(
             f"disk full while writing into {folder}: {free:.0f} MiB free; "
@@ -81,7 +88,7 @@ def explain_refusal(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise
         in_the_way = error.errno in (errno.EEXIST, errno.EISDIR)
         fix = "remove what has that name, or " if in_the_way else ""

@@ -98,6 +98,16 @@ def test_full_disk_is_one_line_and_leaves_nothing(output_folder: Path, number: i
     assert names(output_folder) == []
 
 
+def test_a_limit_on_the_size_of_files_is_one_line(output_folder: Path) -> None:
+    with (
+        pytest.raises(ArtifactError, match=rf"^a file is too large for {output_folder}; raise .*ulimit -f.*OUTPUT to"),
+        atomic_write(output_folder / "shard.npy", "wb") as file,
+    ):
+        file.write(b"x" * 1000)
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    assert names(output_folder) == []
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_full_disk_as_the_kernel_reports_it(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="disk full"), atomic_write(tmp_path / "shard.npy", "wb") as file:
