@@ -361,7 +361,8 @@ def _fair_sweep(profile: Profile, known: Calibration) -> list[RunSpec]:
 
 def _atm_fair(profile: Profile, known: Calibration) -> list[RunSpec]:
     """Both methods at the L1 coefficient that their sweep gives."""
-    chosen = (known.fair and known.fair.coefficients) or known.coefficients
+    chosen = expected_calibration(profile).coefficients | known.coefficients
+    chosen |= known.fair.coefficients if known.fair else {}
     return [
         _fair(profile, known, method, chosen[method], seed)
         for method in FAIR

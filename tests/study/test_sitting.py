@@ -86,7 +86,12 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
     first = pd.read_parquet(folder / "results" / "evaluation_main.parquet")
     table = (folder / "table_main.md").read_text()
     assert set(first["method"]) == {"topk", "untrained", "permuted", "standard", "atm", "dropout", "paper_standard"}
-    assert len(list(rows_folder(experiment).glob("*.json.gz"))) == first["run"].nunique()
+    ablations = pd.read_parquet(folder / "results" / "evaluation_ablations.parquet")
+    assert {*ablations["group"]} == {"atm_grid", "fair_sweep", "atm_fair"} and (folder / "table_atm_fair.md").is_file()
+    assert not {*ablations.loc[ablations["group"] == "atm_grid", "seed"]} & {
+        *first.loc[first["group"] == "main", "seed"]
+    }
+    assert len(list(rows_folder(experiment).glob("*.json.gz"))) == len({*first["run"], *ablations["run"]})
     along = pd.read_parquet(folder / "results" / "trajectory.parquet")
     assert {*along["method"]} == {"paper_standard", "topk"}
     for method, part in along.groupby("method"):
@@ -114,11 +119,13 @@ def test_all_rows_that_are_known_are_shown_and_nothing_of_older_ones(experiment)
     content = row.read_bytes()
     shutil.rmtree(run)
     row.unlink()
-    (folder / "table_atm.md").write_text("of another day")
+    (folder / "table_factorial.md").write_text("of another day")
     assert not sit(experiment, 0.0), "the first step lacks an SAE"
     shown = pd.read_parquet(folder / "results" / "evaluation_main.parquet")
     assert {*shown["method"]} == {"untrained", "permuted", "standard", "atm", "dropout", "paper_standard", "topk"}
-    assert {*shown.loc[shown["method"] == "topk", "group"]} == {"sweep"} and not (folder / "table_atm.md").exists()
+    assert {*shown.loc[shown["method"] == "topk", "group"]} == {"sweep"} and not (
+        folder / "table_factorial.md"
+    ).exists()
     row.write_bytes(content)
     assert restore(experiment, [spec], rows_folder(experiment)) == 1
 
