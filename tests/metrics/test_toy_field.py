@@ -17,8 +17,11 @@ from sae_lib.util.errors import ArtifactError
 from tests.metrics.test_toy import SMALL as FEW
 from tests.metrics.test_toy import Recorded
 from tests.metrics.test_toy_score import absorbing, perfect
+from tests.metrics.tiny_saes import make_sae
 
-DEEP = synthetic("deep", 90, 40, 30, roots=4, depth=2, correlation=0.3, orthogonal_steps=20)
+DEEP = dataclasses.replace(
+    synthetic("deep", 90, 40, 30, roots=4, depth=2, correlation=0.3, orthogonal_steps=20), seed=42
+)
 
 
 def test_children_of_the_loud_tree_are_loud():
@@ -76,6 +79,12 @@ def test_orthogonalising_makes_directions_less_alike():
         return float((directions @ directions.T).square().sum())
 
     assert overlap(100) < overlap(0)
+
+
+@pytest.mark.parametrize("seed", [*ToyConfig().seeds, *ToyConfig().sweep_seeds])
+def test_no_sae_starts_at_the_true_directions(seed: int):
+    start = make_sae(d_in=SMALL.d_in, d_sae=SMALL.width, seed=seed).W_dec.detach()
+    assert float((start * SMALL.directions()[: SMALL.width]).sum(dim=1).mean().abs()) < 0.1
 
 
 def test_sizes():

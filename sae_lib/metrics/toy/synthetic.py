@@ -43,7 +43,8 @@ class Synthetic(Toy):
     sd: tuple[float, float] = (0.5, 0.5)
     """m and s."""
     orthogonal_steps: int = 100
-    seed: int = 42
+    seed: int = 20_000
+    """No SAE has it: the same draws would be the true directions and where its latents start."""
 
     train_rows = 2**17
 
