@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sae_lib.report.names import NOT_MEASURABLE
-from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.errors import ArtifactError, ModelLacks, first_line
 from sae_lib.util.files import read_json, write_json
 from sae_lib.util.paths import Paths
 
@@ -76,15 +76,35 @@ def measures(inputs: Inputs) -> dict[str, str]:
     }
 
 
-def known_measures(profile: Profile, paths: Paths) -> dict[str, str]:
-    """`measures` as notebook 01 found them, which it does before anything is trained; nothing before it ran."""
+def foreseen(profile: Profile, paths: Paths) -> dict[str, str]:
+    """`measures` as notebook 01 found them; before it ran, what tokenizer and configuration tell of them."""
     file = paths.results / FILE
     known = read_json(file) if file.is_file() else {}
-    return dict(known["measures"]) if known.get("model") == profile.model.model_dump(mode="json") else {}
+    if known.get("model") == profile.model.model_dump(mode="json"):
+        return dict(known["measures"])
+    return {"absorption": _words(profile)}
+
+
+def _words(profile: Profile) -> str:
+    from sae_lib.data import hub
+    from sae_lib.data.model_loading import load_tokenizer, model_folder, readable_name
+    from sae_lib.data.tokens import special_ids
+    from sae_lib.metrics.absorption.reference import words_of_model
+
+    name, later = profile.model.name, "how many letters the probe finds, notebook 01 says before anything is trained"
+    if hub.model(name):  # a plan fetches nothing
+        return later
+    folder = model_folder(readable_name(profile.model), profile.model.revision, weights=False)
+    tokenizer, positions = load_tokenizer(folder, name), model_size(profile.model).positions
+    try:
+        words = words_of_model(tokenizer, special_ids(tokenizer), positions, name, profile.evaluation.absorption)[0]
+    except ModelLacks as lacking:
+        return f"{NOT_MEASURABLE}: {lacking}"
+    return f"{len(words)} words in the vocabulary; {later}"
 
 
 def keep(experiment: Experiment, found: Mapping[str, str]) -> Path:
-    """Write what was found for `known_measures`; returns the file."""
+    """Write what was found for `foreseen`; returns the file."""
     file = experiment.paths.results / FILE
     with experiment.writing():
         write_json(file, {"model": experiment.profile.model.model_dump(mode="json"), "measures": dict(found)})

@@ -13,7 +13,7 @@ from typing import Any
 
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file
-from sae_lib.study.measures import known_measures
+from sae_lib.study.measures import foreseen
 from sae_lib.study.notebooks import run_notebook
 from sae_lib.study.up_to_date import find_notebooks, made_from, record_done, why_not_done
 from sae_lib.util.errors import ArtifactError
@@ -68,7 +68,7 @@ def _run_one(notebook: Path, profile: Profile, paths: Paths, parameters: Mapping
 
 def _tell_measures(profile: Profile, paths: Paths) -> None:
     """Say what the model does not allow, and how many letters it knows, as far as that is known."""
-    for measure, what in known_measures(profile, paths).items():
+    for measure, what in foreseen(profile, paths).items():
         if what != "measured":
             print(f"      {measure}: {what}", flush=True)
 
@@ -117,8 +117,7 @@ def plan_command(profile: Profile, notebooks: Path) -> int:
         "disk": f"{sum(plan.disk.values()) / GB:.2f} GB under {shown(paths.root)} "
         f"({used_bytes(paths.root) / GB:.2f} GB there now)",
         "memory": ", ".join(f"{size / GB:.1f} GB of {KINDS[device]}" for device, size in plan.memory.items()),
-        "measures": "; ".join(f"{measure}: {what}" for measure, what in known_measures(profile, paths).items())
-        or "notebook 01 says, before anything is trained",
+        "measures": "; ".join(f"{measure}: {what}" for measure, what in foreseen(profile, paths).items()),
     }
     print()
     for name, text in lines.items():

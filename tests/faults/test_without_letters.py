@@ -13,9 +13,10 @@ import yaml
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sae_lib.data.model_loading import POCKET_FOLDER
+from sae_lib.profiles.profile import load_profile
 from sae_lib.report.names import NOT_MEASURABLE
 from sae_lib.study.experiment import Experiment
-from sae_lib.study.measures import measures
+from sae_lib.study.measures import foreseen, measures
 from sae_lib.study.scoring import score_inputs
 from sae_lib.util.paths import Paths
 from tests.faults import small_artifact
@@ -48,7 +49,8 @@ def write(folder: Path, words: bool) -> Path:
 @pytest.mark.parametrize("words", [True, False])
 def test_everything_else_is_finished(tmp_path: Path, words: bool, capsys: pytest.CaptureFixture[str]) -> None:
     profile = write(tmp_path, words)
-    paths = Paths(small_artifact.NAME)
+    loaded, paths = load_profile(profile), Paths(small_artifact.NAME)
+    assert foreseen(loaded, paths)["absorption"].startswith(NOT_MEASURABLE) != words
     assert small_artifact.run(profile, lambda stage: None) == ["01_data", "02_train", "03_paper"]
     rows = pd.read_parquet(paths.results / "evaluation_main.parquet")
     assert rows["absorption_fraction"].isna().all() and rows["context_firing"].isna().all()

@@ -18,7 +18,9 @@ from tqdm import tqdm
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.words import (
     LETTERS,
+    PromptPieces,
     Prompts,
+    Word,
     alphabetic_words,
     build_prompts,
     choose_words,
@@ -95,24 +97,37 @@ def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, fold
     )  # fmt: skip
 
 
-@torch.no_grad()
-def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference:
-    pieces = prompt_pieces(lm.tokenizer)
-    alphabetic = alphabetic_words(lm.tokenizer, lm.special_ids)
-    usable = single_token_words(lm.tokenizer, alphabetic, pieces)
-    left_out, needed = sorted(set(alphabetic) - set(usable)), config.icl_examples + 1
+def words_of_model(
+    tokenizer: Any, special_ids: frozenset[int], positions: int | None, name: str, config: AbsorptionConfig
+) -> tuple[list[Word], list[Word], PromptPieces]:
+    """The words that are one token in a prompt, the other alphabetic entries, and what stands between the words.
+
+    `positions`: how many a model with learned positions has; `name`: of the model.
+
+    Raises ModelLacks: as `build_absorption_reference`.
+    """
+    pieces = prompt_pieces(tokenizer)
+    alphabetic = alphabetic_words(tokenizer, special_ids)
+    usable = single_token_words(tokenizer, alphabetic, pieces)
+    needed = config.icl_examples + 1
     there = min(map(len, split_words(usable, config.train_fraction, config.seed)))
     if there < needed:
         raise ModelLacks(
-            f"{lm.name} has too few alphabetic tokens for first-letter absorption: {config.icl_examples} examples need "
+            f"{name} has too few alphabetic tokens for first-letter absorption: {config.icl_examples} examples need "
             f"{needed} of them in each split, and there are {there}"
         )
     length = build_prompts(usable[:1], usable, pieces, 0, config.icl_examples, config.seed).tokens.shape[1]
-    if lm.max_positions is not None and length > lm.max_positions:
+    if positions is not None and length > positions:
         raise ModelLacks(
-            f"{lm.name} has {lm.max_positions} positions, and first-letter absorption reads {length} tokens; "
+            f"{name} has {positions} positions, and first-letter absorption reads {length} tokens; "
             "evaluation.absorption.icl_examples shortens them"
         )
+    return usable, sorted(set(alphabetic) - set(usable)), pieces
+
+
+@torch.no_grad()
+def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference:
+    usable, left_out, pieces = words_of_model(lm.tokenizer, lm.special_ids, lm.max_positions, lm.name, config)
     words = choose_words(usable, config.max_words, config.seed)
     train, test = split_words(words, config.train_fraction, config.seed)
 
