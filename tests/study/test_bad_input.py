@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path
     stream = WindowStream(store, DATA.window, DATA.batch_tokens, DATA.stream_seed)
     step = next(i for i in range(100) if row // DATA.window in stream.windows(i))
     config, training = tiny_config("standard", {"normalize_inputs": False}), tiny_training(checkpoint_every=2)
-    with pytest.raises(ArtifactError, match=rf"the loss is NaN or infinite at step {step} \(row {row} of the store\)"):
+    with pytest.raises(ArtifactError, match=rf"the loss is NaN or infinite at step {step};"):
         train_sae(config, store, DATA, training, 0, tmp_path / "run")
     tensors, state = load_checkpoint(tmp_path / "run" / CHECKPOINT_FILE)
     assert state["index"] == step - step % 2 and all_finite(tensors)
@@ -210,7 +210,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path: Path
 def test_an_infinite_loss_in_the_first_step_leaves_no_sae(tmp_path: Path) -> None:
     store = tiny_store(tmp_path / "store")
     huge = {"normalize_inputs": False, "encoder_init_norm": 1.0, "sparsity_warmup_steps": 0, "l1_coefficient": 3e38}
-    with pytest.raises(ArtifactError, match="the loss is NaN or infinite at step 0 "):
+    with pytest.raises(ArtifactError, match="the loss is NaN or infinite at step 0;"):
         train_sae(tiny_config("standard", huge), store, DATA, tiny_training(), 0, tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
 
