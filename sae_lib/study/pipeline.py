@@ -13,6 +13,7 @@ from typing import Any
 
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file
+from sae_lib.study.bound import bound_note
 from sae_lib.study.measures import foreseen
 from sae_lib.study.notebooks import run_notebook
 from sae_lib.study.up_to_date import find_notebooks, made_from, record_done, why_not_done
@@ -111,8 +112,10 @@ def plan_command(profile: Profile, notebooks: Path) -> int:
         reason = why_not_done(notebook, profile, paths) or (first and f"if {first} gives other results")
         first = first or (reason and notebook.stem)
         print(f"  {notebook.stem:<14} {f'to do ({reason})' if reason else 'up to date'}")
+    bound = {"bound": bound_note(profile, plan.model.d_in)} if profile.cost.needs_gpu else {}
     lines = {
         "time": time_note(profile, paths, plan),
+        **bound,
         "SAEs": f"{plan.saes.total()}: " + ", ".join(f"{n} {group}" for group, n in sorted(plan.saes.items())),
         "disk": f"{sum(plan.disk.values()) / GB:.2f} GB under {shown(paths.root)} "
         f"({used_bytes(paths.root) / GB:.2f} GB there now)",

@@ -118,7 +118,7 @@ class Trainer:
         self.optimizer = _optimizer(self.sae, config.optimizer)
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.since_fired = torch.zeros(config.d_sae, dtype=torch.long, device=self.device)
-        self.bad = torch.tensor(-1, device=self.device)  # the first step with a loss that is no number
+        self.bad = torch.full((), -1, device=self.device)  # the first step with a loss that is no number
         self.any_dead = False
         self.index = 0
         self.seconds = 0.0
@@ -133,7 +133,7 @@ class Trainer:
         step = self._forward()
         loss, parts = losses(self.sae, self.mechanisms, step)
         # Noted without waiting for a GPU.
-        self.bad = torch.where((self.bad < 0) & ~loss.detach().isfinite(), self.index, self.bad)
+        self.bad = self.bad.masked_fill((self.bad < 0) & ~loss.detach().isfinite(), self.index)
         if self.device.type == "cpu" or self.index % self.training.log_every == 0:
             self.check_finite()
         self.optimizer.zero_grad(set_to_none=True)
