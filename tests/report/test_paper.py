@@ -20,7 +20,7 @@ from sae_lib.report.claims.ledger import evaluate_claims
 from sae_lib.report.figures.style import save_figure
 from sae_lib.report.figures.write import FIGURES
 from sae_lib.report.paper.build import PROSE, as_shown, build_paper, named
-from sae_lib.report.paper.facts import PROVENANCE_FILE, facts, filled, made_from
+from sae_lib.report.paper.facts import PROVENANCE_FILE, facts, filled, made_from, real_facts
 from sae_lib.report.results import KEYS, Results
 from sae_lib.report.tables.write import TABLES
 from sae_lib.util.errors import ArtifactError
@@ -229,3 +229,14 @@ def test_without_results_there_is_no_paper(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no evaluated SAEs"):
         build_paper(POCKET, tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / "results"]
+
+
+def test_planted_absorption_that_the_prose_names() -> None:
+    rows = [
+        {"method": "topk", "planted": share, "absorption_full": found, "absorption_full_known": 0.9 * share}
+        for share, *each in ((0.0, 0.1, 0.2), (0.5, 0.6, 0.8), (1.0, 0.3, 0.3))
+        for found in each
+    ]
+    named = real_facts(load_profile("pocket"), replace(synthetic.results(), planted=pd.DataFrame(rows)))["planted"]
+    assert named["topk"] == {"none": "0.15", "most": "0.70", "all": "0.30", "known": "0.90"}
+    assert {*named["matryoshka_4"].values()} == {"not computed"}

@@ -23,7 +23,7 @@ from sae_lib.mechanisms.adaptive_temporal_masking import MaskingConfig
 from sae_lib.mechanisms.resampling import ResamplingConfig
 from sae_lib.mechanisms.temporal_penalty import TemporalConfig
 from sae_lib.profiles.profile import Profile
-from sae_lib.profiles.runs import ALONE, FAIR
+from sae_lib.profiles.runs import ALONE, FAIR, PLANTED
 from sae_lib.report.claims.file import Claim
 from sae_lib.report.claims.ledger import PAPERS_MODEL, findings
 from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METHODS, METRICS, TOY_METHODS
@@ -115,7 +115,20 @@ def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
         "seeds": ", ".join(map(str, seeds)) or NOTHING,
         "as_written": _group(results, "as_written", METHODS),
         "collapse": _by(ALONE, lambda name, metric: seeds_of(collapse[collapse["label"] == ALONE[name]], metric)),
+        "planted": {method: _planted(results, method) for method in PLANTED},
     }
+
+
+def _planted(results: Results, method: str) -> dict[str, str]:
+    """Full absorption that is found in SAEs of `method`, means over seeds: where nothing is planted, at most, where all
+    is; and there with the silenced latents named."""
+    rows = results.planted[results.planted["method"] == method]
+    if rows.empty:
+        return dict.fromkeys(("none", "most", "all", "known"), NOTHING)
+    full = rows.groupby("planted")[["absorption_full", "absorption_full_known"]].mean()
+    found, known = full["absorption_full"], full["absorption_full_known"].iloc[-1]
+    values = {"none": found.iloc[0], "most": found.max(), "all": found.iloc[-1], "known": known}
+    return {name: f"{value:.2f}" for name, value in values.items()}
 
 
 def facts(
