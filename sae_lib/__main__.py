@@ -272,7 +272,7 @@ def _evaluate(options: Options) -> int:
             raise ArtifactError(f"--json: {options.json} is a folder; name a file")
         if other:
             raise ArtifactError(f"--json: {options.json} is a device or a pipe; name a file")
-        check_writable(output.parent)
+        check_writable(output.parent, "--json")
     if options.max_words is not None and options.max_words < 1:
         raise ArtifactError(f"--max-words {options.max_words}: must be 1 or more")
     settings = default_settings().model_copy(update={"absorption": AbsorptionConfig(max_words=options.max_words)})

@@ -38,7 +38,8 @@ class KAnnealingConfig(MechanismConfig):
 
 
 SECTIONS["k_annealing"] = KAnnealingConfig
-ANNEALED: dict[str, Any] = BATCHTOPK | {"k_annealing": {}}
+# A threshold that averages over a thousand steps would be that of the larger k before.
+ANNEALED: dict[str, Any] = BATCHTOPK | {"k_annealing": {}, "threshold_momentum": 0.99}
 register(
     Method(
         "batchtopk_annealed", "BatchTopK, k annealed", ANNEALED, Look("#b8860b", "d", (0, (4, 1, 1, 1, 1, 1))),

@@ -124,7 +124,7 @@ class ListaMatryoshka(Matryoshka):
         assert step.firing_rate is not None
         momentum = self.cfg.frequency_momentum
         average = momentum * self.frequency + (1 - momentum) * step.firing_rate
-        self.frequency.copy_(average if self.frequency.any() else step.firing_rate)
+        self.frequency.copy_(torch.where(self.frequency.any(), average, step.firing_rate))
         return self.frequency
 
     def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:

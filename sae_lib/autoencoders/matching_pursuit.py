@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step, architecture
@@ -26,6 +26,15 @@ class MatchingPursuitConfig(SAEConfig):
     """Latents of a row at most, one for each round."""
     residual_threshold: float = Field(1e-2, ge=0.0)
     """A row ends when no more than this norm of it is left."""
+
+    @model_validator(mode="after")
+    def _encodes_by_its_decoder(self) -> MatchingPursuitConfig:
+        if not (self.unit_norm_decoder and self.subtract_b_dec):
+            raise ValueError("matching_pursuit needs unit_norm_decoder: true and subtract_b_dec: true")
+        masking = self.get("masking")
+        if self.get("alignment") or (masking and masking.inference != "off"):
+            raise ValueError("matching_pursuit has no encoder for alignment, or for masking.inference other than 'off'")
+        return self
 
 
 @architecture(MatchingPursuitConfig)

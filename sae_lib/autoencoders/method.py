@@ -41,7 +41,7 @@ class Method:
     """Learning rate at which it has settled on a toy of 20 latents within some hundred steps; None: not trained there.
     """
     papers: tuple[str, ...] = ()
-    """Who described it, for the card of an SAE that is given to others."""
+    """Who described it, for the README of an export."""
     toy: Mapping[str, Any] = field(default_factory=dict)
     """Values of its configuration that a toy of 20 latents needs."""
 

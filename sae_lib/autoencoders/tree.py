@@ -37,7 +37,7 @@ class TreeConfig(MatryoshkaConfig):
     """Each interval up to the next time is so many times as long as the one before it."""
     reassign_longest: float = Field(10_000 / RUN, gt=0.0)
     """At most this share of the run."""
-    root_at: float = Field(50_000 / RUN, ge=0.0)
+    root_at: float = Field(50_000 / RUN, ge=0.0, le=1.0)
     """Share of the run after which dead children are given to the root, and none is moved any more."""
 
     @model_validator(mode="after")
@@ -152,7 +152,7 @@ class Tree(Matryoshka):
         fired = step.firing_rate > 0
         self.silent_tokens.add_(len(step.x)).masked_fill_(fired, 0)
         dead = self.silent_tokens >= self.cfg.dead_after_tokens
-        done, root_at = step.index + 1, round(self.cfg.root_at * step.total)
+        done, root_at = step.index + 1, max(1, round(self.cfg.root_at * step.total))
         if done == root_at:
             dead[: self.starts[1]] = False
             self.parent.masked_fill_(dead, self.d_sae)

@@ -272,11 +272,25 @@ def _begin(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _take_in(folder: Path, manifest: dict[str, Any]) -> None:
-    """Enter the shards that are there, which are whole, into the manifest, on disk too."""
+    """Enter the shards that are there into the manifest, on disk too. They are written whole or not at all; one that
+    was cut short since, by a copy, goes."""
     for shard in manifest["shards"]:
-        if shard["sha256"] is None and (folder / shard["file"]).is_file():
-            shard |= _entry(folder, shard["file"])
+        path = folder / shard["file"]
+        if shard["sha256"] is None and path.is_file():
+            if _is_whole(path, (shard["rows"], manifest["d_in"])):
+                shard |= _entry(folder, shard["file"])
+                write_json(folder / MANIFEST, manifest)
+            else:
+                path.unlink()
     write_json(folder / MANIFEST, manifest)
+
+
+def _is_whole(shard: Path, shape: tuple[int, int]) -> bool:
+    try:
+        values = np.load(shard, mmap_mode="r")
+    except (ValueError, EOFError):  # of a file that is shorter than it says, and of an empty one
+        return False
+    return values.shape == shape and values.dtype == np.uint16
 
 
 def _entry(folder: Path, name: str) -> dict[str, Any]:

@@ -130,8 +130,10 @@ def explain(error: BaseException, name: str, revision: str | None, source: Sourc
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from."""
-    while error is not None:
+    """An error and what it was raised from, each once: a chain may be a circle."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 

@@ -193,6 +193,8 @@ def _check_memory(auto: Any, kept: PreTrainedConfig, config: ModelConfig, device
     try:
         with torch.device("meta"), quiet_transformers():
             parameters = sum(parameter.numel() for parameter in auto.from_config(kept).parameters())
+    except MemoryError:
+        raise
     except Exception as error:  # what the code of its architecture raises
         raise ArtifactError(
             f"model.name: config.json of {config.name} makes no language model ({first_line(error)})"
@@ -216,6 +218,8 @@ def _load_weights(auto: Any, folder: Path, kept: PreTrainedConfig, dtype: torch.
             trust_remote_code=False,
             output_loading_info=True,
         )
+    except MemoryError:
+        raise
     except Exception as error:  # of transformers and of safetensors
         why = f"{type(error).__name__}: {first_line(error)}"
         raise ArtifactError(f"model.name: the weights of {name} cannot be read ({why}); fetch them again") from error

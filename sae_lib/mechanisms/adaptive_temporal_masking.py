@@ -123,7 +123,8 @@ class AdaptiveTemporalMasking(Mechanism):
         f = step.latents if self.cfg.fed_by == "pre_mask" else step.f
         mean = f.mean()
         # Of a batch's whole activation, what a mask at these probabilities takes away.
-        self.removed = (self.probability * mean).sum() / mean.sum().clamp_min(1e-12)
+        whole = mean if self.cfg.fed_by == "pre_mask" else step.latents.mean()
+        self.removed = (self.probability * whole).sum() / whole.sum().clamp_min(1e-12)
         moving_average(self.magnitude, mean, self.cfg.decay)
         moving_average(self.frequency, f.rate(), self.cfg.decay)
         gain = f.mean_square() * sae.W_dec.square().sum(dim=1)

@@ -23,6 +23,8 @@ class AlignmentConfig(MechanismConfig):
         """Both begin with encoder rows that are the decoder's."""
         if not (config.unit_norm_decoder and config.tied_init and config.encoder_init_norm == 1.0):
             raise ValueError("alignment needs unit_norm_decoder: true, tied_init: true and encoder_init_norm: 1")
+        if config.get("resampling"):
+            raise ValueError("alignment and resampling both write encoder rows; leave one out")
 
 
 @mechanism("alignment", AlignmentConfig)

@@ -61,9 +61,7 @@ def kept_reference(
     try:
         record = read_json(record_file)
         if "values" in record and is_unaltered(path, record["file"]):
-            tensors = safetensors.torch.load_file(path)
-            tuples = {name: of(*(tensors.pop(f"{name}.{part}") for part in of._fields)) for name, of in groups.items()}
-            return kind(**record["values"], **tensors, **tuples)
+            return _read(path, record["values"], kind, groups)
     except (FileNotFoundError, NotADirectoryError, ArtifactError):
         pass
     reference = compute()
@@ -74,4 +72,10 @@ def kept_reference(
     with atomic_write(path, "wb") as file:
         file.write(safetensors.torch.save(tensors))
     write_json(record_file, {"values": values, "made_from": made_from, "file": file_state(path)})
-    return reference
+    return _read(path, values, kind, groups)  # mapped, not held in memory
+
+
+def _read(path: Path, values: dict[str, Any], kind: type[Reference], groups: Mapping[str, Any]) -> Reference:
+    tensors = safetensors.torch.load_file(path)
+    tuples = {name: of(*(tensors.pop(f"{name}.{part}") for part in of._fields)) for name, of in groups.items()}
+    return kind(**values, **tensors, **tuples)

@@ -160,9 +160,10 @@ class Profile(Strict):
                     f"methods.{method}.threshold_start_step {begins} is not before the last of training.steps "
                     f"{self.training.steps}; lower it or training.schedule_scale"
                 )
-        shared = sorted({*self.sweep.seeds} & {*self.training.seeds})
-        if shared:
-            raise ValueError(f"sweep.seeds {shared} are among training.seeds; choose others")
+        choosing = {"sweep.seeds": self.sweep.seeds, "ablations.atm_grid_seeds": self.ablations.atm_grid_seeds}
+        for name, chosen in choosing.items():
+            if shared := sorted({*chosen} & {*self.training.seeds}):
+                raise ValueError(f"{name} {shared} are among training.seeds; choose others")
         for method, overrides in self.as_written.items():
             self.sae_config(method, overrides, "as_written")
         return self

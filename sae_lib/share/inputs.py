@@ -25,7 +25,7 @@ from sae_lib.util.paths import output_folder, output_root
 def cache_folder(cache: Path | str | None) -> Path:
     """Where what depends on the model only is kept. Raises ArtifactError when nothing can be written there."""
     folder = output_root() / "evaluate" if cache is None else output_folder(cache, "cache")
-    check_writable(folder)
+    check_writable(folder, "" if cache is None else "cache")
     return folder
 
 

@@ -282,16 +282,17 @@ class Experiment:
             store_key = self.store_key
             text = read_json(self.paths.tokens / "manifest.json")["splits"]["calibration"]
             key = result_key(CALIBRATION_L0, model_identity(self.profile.model), text)
-            return [self._calibration_l0(self.run_folder(spec, store_key), key) for spec in specs]
+            return [self._calibration_l0(spec, self.run_folder(spec, store_key), key) for spec in specs]
 
         with self.writing():
             return ranks.from_first(measure)
 
-    def _calibration_l0(self, folder: Path, key: str) -> float:
+    def _calibration_l0(self, spec: RunSpec, folder: Path, key: str) -> float:
         file = folder / "calibration.json"
         known = read_json(file) if file.is_file() else {}
         if known.get("key") != key:
             rows: Tensor = kept(self, "calibration rows", self._calibration_rows)
+            self.need_weights([spec])
             sae = load_autoencoder(folder, self.device)
             with torch.no_grad():
                 active = [

@@ -202,9 +202,10 @@ def measure(model: Path, layers: int, text: NDArray[np.int32], work: Path, words
 def make_pocket_lm(output: Path | None = None) -> None:
     """Train, measure, and write the packaged model and its numbers, card.json; into the package by default."""
     work, recipe, corpus = output_root() / "pocket-lm", Recipe(), load_profile("pocket").corpus
+    named = "" if output is None else "--output"
     output = POCKET_FOLDER if output is None else output_folder(output, "output")
+    check_writable(output, named)  # before the work for it
     make_folder(output)
-    check_writable(output)  # before the work for it
     rows = list(load_documents(corpus, work))
     texts = list(documents_of("train", rows, corpus))
     tokenizer = train_tokenizer(texts, recipe)

@@ -176,7 +176,7 @@ class Trainer:
         return step
 
     def _clip(self, most: float) -> None:
-        """Scale all gradients to a norm of `most` at most, summed in two parts: those of latents, and b_dec's."""
+        """Scale all gradients to a norm of `most` at most, summed in two parts: those of latents, and all others."""
         latents = {id(tensor) for tensor, _ in self.sae.per_latent()}
         parameters = [*self.sae.parameters()]
         of_latents, shared = (

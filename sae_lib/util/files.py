@@ -73,9 +73,17 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
 def _elsewhere(place: Path) -> str:
     """What a user changes to have this written elsewhere: the variable, or what else named the place."""
     place = place.resolve()
-    if any(place.is_relative_to(folder) for folder in (output_root(), *COMMITTED.values())):
+    if any(place.is_relative_to(folder.resolve()) for folder in (output_root(), *COMMITTED.values())):
         return f"set {OUTPUT_VARIABLE} to a folder of yours"
     return "name a folder of yours"
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    try:
+        yield
+    except ArtifactError as error:
+        raise ArtifactError(f"{field}: {error}" if field else str(error)) from None
 
 
 @contextmanager
@@ -97,13 +105,13 @@ def explain_refusal(place: Path) -> Iterator[None]:
         ) from None
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, field: str = "") -> None:
     """Before the work for it: whether a folder, or the nearest above it that is there, takes a file.
 
     Raises:
-        ArtifactError: it does not.
+        ArtifactError: it does not; the message begins with `field`, the option that named the folder.
     """
-    with explain_full_disk(folder), explain_refusal(folder):
+    with _named(field), explain_full_disk(folder), explain_refusal(folder):
         there = next(place for place in (folder, *folder.parents) if place.exists())
         # Some file systems refuse only the attempt. The file is gone when it is closed.
         with tempfile.TemporaryFile(dir=there):

@@ -15,7 +15,7 @@ from sae_lib.data.harvest import RowSource, harvest, make_shards
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.store_manifest import lost_file
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import atomic_write
+from sae_lib.util.files import atomic_write, read_json, write_json
 from tests.data.test_activations import fake_model
 from tests.data.test_corpus import peak_memory
 from tests.data.test_harvest import SHARD_ROWS, TOKENS, counting, files
@@ -106,6 +106,18 @@ def test_shards_without_their_manifest_are_not_believed(lm, alone, tmp_path):
     make(lm, tmp_path)
     (tmp_path / "manifest.json").unlink()
     np.save(tmp_path / "activations-00001.npy", np.zeros((SHARD_ROWS, lm.d_in), dtype=np.uint16))
+    make(lm, tmp_path)
+    assert files(tmp_path) == files(alone)
+
+
+@pytest.mark.parametrize("size", [0, 200, -7])
+def test_a_shard_that_a_copy_cut_short_before_it_was_entered_is_made_again(lm, alone, tmp_path, size):
+    make(lm, tmp_path)
+    manifest = read_json(tmp_path / "manifest.json")
+    manifest["shards"][1] |= {"bytes": None, "sha256": None}
+    write_json(tmp_path / "manifest.json", manifest)
+    file = tmp_path / "activations-00001.npy"
+    file.write_bytes(file.read_bytes()[:size])
     make(lm, tmp_path)
     assert files(tmp_path) == files(alone)
 

@@ -58,7 +58,7 @@ def full() -> dict[str, Any]:
     }
     return profile | {
         "as_written": {"topk": {"k": 8}, "temporal_sae": {}},
-        "ablations": {"atm_c": [0.0, 1.0], "atm_grid_seeds": [1], "toy": {"seeds": [1, 2], "steps": 10, "rhos": [0.5]}},
+        "ablations": {"atm_c": [0.0, 1.0], "atm_grid_seeds": [7], "toy": {"seeds": [1, 2], "steps": 10, "rhos": [0.5]}},
         "evaluation": {
             "reconstruction": {"batch_contexts": 2},
             "absorption": {"max_words": 100},

@@ -436,7 +436,7 @@ def test_verify_prints_a_line_for_each_claim_that_fits_a_terminal(results: Resul
     assert "(n = 5)" in number and number in evaluated.set_index("id").loc["M-05", "reason"]
     (t12,) = [line for line in lines if line.startswith("T-12")]
     assert "inconsistent" in t12 and "q is 0.405" in t12
-    assert len(claims_details(evaluated).splitlines()) > 3 * len(lines)
+    assert len(claims_details(evaluated, ".").splitlines()) > 3 * len(lines)
 
 
 def test_verify_on_a_clean_clone_reads_the_committed_results(
@@ -500,10 +500,17 @@ def test_the_ledger_is_a_line_for_each_claim_and_its_details_are_elsewhere(resul
     assert "- *Why it follows*: Uniform dropout that takes away as much activation" in details and "↓" in details
 
 
-def test_details_link_to_the_figure_and_the_table(results: Results) -> None:
-    sections = claims_details(evaluate_claims(POCKET, results)).split("\n## ")[1:]
-    see = {section[:4]: section.rsplit("- *See*: ", 1)[-1] for section in sections}
-    assert "[toy_matched](toy_matched.png)" in see["M-05"] and "[table_atm_fair](table_atm_fair.md)" in see["M-05"]
+def test_details_link_to_the_figure_and_the_table_that_are_there(results: Results, tmp_path: Path) -> None:
+    evaluated = evaluate_claims(POCKET, results)
+
+    def seen() -> str:
+        sections = claims_details(evaluated, tmp_path).split("\n## ")[1:]
+        return {section[:4]: section.rsplit("- *See*: ", 1)[-1] for section in sections}["M-05"]
+
+    assert "table_atm_fair (not made yet), toy_matched (not made yet)" in seen()
+    for name in ("toy_matched.png", "table_atm_fair.md"):
+        (tmp_path / name).touch()
+    assert "[table_atm_fair](table_atm_fair.md), [toy_matched](toy_matched.png)" in seen()
 
 
 def test_facts_are_counted_once_and_settings_not_at_all(results: Results) -> None:

@@ -40,6 +40,14 @@ def moved_columns(table: pd.DataFrame) -> Iterator[str]:
     yield from (name for name in table if table[name].dtype == np.float64 and name not in SETTINGS)
 
 
+def places(table: pd.DataFrame) -> pd.MultiIndex:
+    """What a row is about, and the how manieth of its kind it is."""
+    keys = [name for name in ("experiment", "group", "method", "label", "seed", "step", "letter") if name in table]
+    of_row = table[keys].astype(str)
+    number = of_row.groupby(keys).cumcount() if len(of_row) else 0
+    return pd.MultiIndex.from_frame(of_row.assign(number=number))
+
+
 def verdicts(results: Results) -> pd.DataFrame:
     # Claims that the paper's own numbers decide are the same on any processor.
     claims = [claim for claim in load_claims() if claim.data_check or claim.toy_check]
@@ -63,22 +71,31 @@ def expected() -> pd.DataFrame:
 def test_the_same_verdicts_from_another_processor(
     committed: Results, expected: pd.DataFrame, ours: float, other: float
 ) -> None:
-    """From the other one's rows, from ours moved away from them by the difference, and from theirs moved away."""
+    """From the other one's rows, from ours moved away from them by the difference, and from theirs moved away; without
+    the SAEs that the other run did not have."""
     theirs, mixed = Results.load(OTHER), {}
     for each in fields(Results):
         mine, table = getattr(committed, each.name).copy(), getattr(theirs, each.name)
-        keys = [name for name in ("experiment", "group", "method", "seed", "step", "letter") if name in mine]
-        assert (mine[keys].astype(str).to_numpy() == table[keys].astype(str).to_numpy()).all(), "another order of rows"
+        place, there = places(mine), places(table)
+        both = place.isin(there)
+        assert both.sum() >= 0.9 * len(table), "another order of rows"
+        table = table.set_index(there).reindex(place[both])
         for name in (name for name in moved_columns(mine) if name in table):
-            mine[name] = ours * mine[name] + other * table[name].to_numpy()
+            mine.loc[both, name] = ours * mine.loc[both, name] + other * table[name].to_numpy()
         mixed[each.name] = mine
     pd.testing.assert_frame_equal(verdicts(Results(**mixed)), expected)
 
 
-@pytest.mark.parametrize("draw", range(3))
-def test_the_same_verdicts_with_as_much_noise(committed: Results, expected: pd.DataFrame, draw: int) -> None:
-    """Without the other run: noise of the size that the difference had, in every SAE."""
-    rng = np.random.default_rng(draw)
+def test_the_same_verdicts_with_as_much_noise(committed: Results, expected: pd.DataFrame) -> None:
+    """Without the other run: noise of the size that the difference had, in every SAE. A verdict may turn in one draw of
+    twenty, as an interval of 95 % may miss."""
+    turned = sum(
+        (verdicts(noisy(committed, np.random.default_rng(draw))) != expected).astype(int) for draw in range(20)
+    )
+    assert (turned <= 1).all(axis=None), turned[(turned > 1).any(axis=1)]
+
+
+def noisy(committed: Results, rng: np.random.Generator) -> Results:
     evaluation, toys, history = committed.evaluation.copy(), committed.toy_summary.copy(), committed.history.copy()
     for table, shares, cell in (
         (evaluation, DIFFERENCE, ["group", "method", "label"]),
@@ -93,4 +110,4 @@ def test_the_same_verdicts_with_as_much_noise(committed: Results, expected: pd.D
     pairs = committed.seed_stability.copy()
     pairs["matched_cosine"] += 0.0004 * rng.standard_normal(len(pairs))
     state = {**vars(committed), "evaluation": evaluation, "toy_summary": toys, "history": history}
-    pd.testing.assert_frame_equal(verdicts(Results(**state | {"seed_stability": pairs})), expected)
+    return Results(**state | {"seed_stability": pairs})

@@ -91,13 +91,13 @@ def test_places_without_permission(
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     monkeypatch.setattr("sae_lib.share.evaluate.load_with_origin", None)
     theirs = tmp_path / "theirs"
-    told = f"error: cannot write into {theirs} (Permission denied); name a folder of yours"
-    for options in (
-        [*arguments, "--cache", str(theirs)],
-        [*arguments, "--json", str(theirs / "x.json")],
-        ["pocket-lm", "--output", str(theirs)],
+    told = f"cannot write into {theirs} (Permission denied); name a folder of yours"
+    for field, options in (
+        ("cache", [*arguments, "--cache", str(theirs)]),
+        ("--json", [*arguments, "--json", str(theirs / "x.json")]),
+        ("--output", ["pocket-lm", "--output", str(theirs)]),
     ):
-        assert refused(options, capsys) == told
+        assert refused(options, capsys) == f"error: {field}: {told}"
     assert refused(arguments, capsys).endswith("(Permission denied); set SAE_LIB_OUTPUT to a folder of yours")
 
 

@@ -172,12 +172,15 @@ def claims_table(evaluated: pd.DataFrame, profile: Profile) -> Table:
     return Table(shown[list(columns)].rename(columns=columns), evaluated, caption)
 
 
-def claims_details(evaluated: pd.DataFrame) -> str:
-    """All that stands behind the ledger's lines, in Markdown, a section for each claim."""
+def claims_details(evaluated: pd.DataFrame, folder: Path | str) -> str:
+    """All that stands behind the ledger's lines, in Markdown, a section for each claim; links to what is in `folder`,
+    where it will stand."""
+    there = {path.name for path in Path(folder).glob("*")}
     stems = {claim.id: claim.shown for claim in load_claims()}
     sections = ["# Claims in detail\n\nWhat stands behind each line of [the ledger](claims.md).\n"]
     for row in evaluated.to_dict("records"):
-        links = ", ".join(f"[{name}]({name}.{'md' if name in TABLES else 'png'})" for name in stems[row["id"]])
+        files = {name: f"{name}.{'md' if name in TABLES else 'png'}" for name in stems[row["id"]]}
+        links = ", ".join(f"[{n}]({file})" if file in there else f"{n} (not made yet)" for n, file in files.items())
         verdicts = "; ".join(f"{name} **{row[column]}**" for column, name in VERDICT_COLUMNS.items() if row[column])
         fields = {
             "Claim": f"{row['claim']} [{row['paper']}, {row['where']}]",
@@ -200,7 +203,7 @@ def write_claims(evaluated: pd.DataFrame, profile: Profile, folder: Path | str, 
     """Write the ledger as a table of a line for each claim, and what stands behind it. Returns the paths."""
     paths = write_table(claims_table(evaluated, profile), "claims", folder, note)
     with atomic_write(Path(folder) / DETAILS) as file:
-        file.write(claims_details(evaluated))
+        file.write(claims_details(evaluated, folder))
     return [*paths, Path(folder) / DETAILS]
 
 
@@ -231,7 +234,7 @@ def verify(profile: Profile, results_folder: Path | str, expected_file: Path | s
     expected_file = Path(expected_file)
     expected = _expected(profile, expected_file)
     evaluated = evaluate_claims(profile, Results.load(results_folder))
-    print(claims_details(evaluated) if long else claims_summary(evaluated))
+    print(claims_details(evaluated, expected_file.parent) if long else claims_summary(evaluated))
     print(f"\n{len(evaluated)} claims at profile {profile.name}, from {results_folder}")
     counted = findings(evaluated)
     print(f"{len(counted)} findings; settings and what is told twice are not counted:")

@@ -85,7 +85,8 @@ def planted_figure(planted: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     if rows.empty:
         raise ArtifactError("planted: no rows; plant absorption in the SAEs of the main table first")
     scores = ("absorption_fraction", "absorption_full")
-    data = rows.groupby(["method", "planted"])[[*scores]].mean().reset_index()
+    named = [f"{score}_known" for score in scores]  # with the silenced latents named, in the data alone
+    data = rows.groupby(["method", "planted"])[[*scores, *named]].mean().reset_index()
     fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 2.8))
     ax.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
     for method in in_order([*data["method"]]):
