@@ -119,8 +119,8 @@ def read(
 ) -> tuple[Int[Tensor, "context position"], list[str]]:
     """As many contexts as were asked for, or as the text fills, and what there is to say about them."""
     notes = []
-    longest = getattr(lm.model.config.get_text_config(), "max_position_embeddings", length)
-    if length > longest:
+    longest = lm.max_positions
+    if longest is not None and length > longest:
         notes.append(f"contexts have {longest} tokens, the most that {lm.name} takes, not {length}")
         length = longest
     if length < 2 or contexts < 1:
