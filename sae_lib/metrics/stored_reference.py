@@ -48,6 +48,7 @@ def kept_reference(
     kind: type[Reference],
     compute: Callable[[], Reference],
     groups: Mapping[str, Any] = MappingProxyType({}),
+    mapped: bool = False,
 ) -> Reference:
     """What `compute` gives, or what it gave before, from the files in `folder` that are named by what it is made from.
 
@@ -61,7 +62,9 @@ def kept_reference(
     try:
         record = read_json(record_file)
         if "values" in record and is_unaltered(path, record["file"]):
-            return _read(path, record["values"], kind, groups)
+            tensors = safetensors.torch.load_file(path)
+            tuples = {name: of(*(tensors.pop(f"{name}.{part}") for part in of._fields)) for name, of in groups.items()}
+            return kind(**record["values"], **tensors, **tuples)
     except (FileNotFoundError, NotADirectoryError, ArtifactError):
         pass
     reference = compute()
@@ -72,10 +75,5 @@ def kept_reference(
     with atomic_write(path, "wb") as file:
         file.write(safetensors.torch.save(tensors))
     write_json(record_file, {"values": values, "made_from": made_from, "file": file_state(path)})
-    return _read(path, values, kind, groups)  # mapped, not held in memory
-
-
-def _read(path: Path, values: dict[str, Any], kind: type[Reference], groups: Mapping[str, Any]) -> Reference:
-    tensors = safetensors.torch.load_file(path)
-    tuples = {name: of(*(tensors.pop(f"{name}.{part}") for part in of._fields)) for name, of in groups.items()}
-    return kind(**values, **tensors, **tuples)
+    # What was computed is held in memory, what is read is mapped.
+    return kept_reference(folder, stage, made_from, kind, compute, groups) if mapped else reference

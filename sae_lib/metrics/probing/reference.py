@@ -109,8 +109,8 @@ def build_probing_reference(
     made_from = {"lm": lm.identity, "config": config.model_dump(mode="json"), "text": text_key(config, corpus)}
     for some in [names] if config.source == "documentation" else [(name,) for name in names]:
         compute = partial(_compute, lm, config, some, corpus, cache)
-        stored = kept_reference(folder, PROBING_REFERENCE, made_from | {"datasets": some}, _Stored, compute)
-        parts.append(stored.part())
+        of_part = made_from | {"datasets": some}
+        parts.append(kept_reference(folder, PROBING_REFERENCE, of_part, _Stored, compute, mapped=True).part())
     return ProbingReference(lm.d_in, parts)
 
 
