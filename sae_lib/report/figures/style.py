@@ -110,8 +110,8 @@ def dot_panels(
     rows: Sequence[Row], names: Sequence[str], metrics: Mapping[str, str], **empty: str
 ) -> tuple[Figure, np.ndarray]:
     """A panel for each metric (and its title), a row for each name: seeds as small dots, their mean with its interval.
-    Intervals that leave the range of the seeds by far are cut; the true L0 is dashed, where it is known. `empty` is
-    what a panel says that has nothing to show."""
+    Intervals that leave the range of all seeds by more than its width are cut; the true L0 is dashed, where it is
+    known. `empty` is what a panel says that has nothing to show."""
     fig, axes = panels(metrics.values(), 1.0 + 0.24 * len(names), sharey=True)
     for ax, metric in zip(axes, metrics, strict=True):
         if empty.get(metric):
@@ -123,9 +123,13 @@ def dot_panels(
             if not empty.get(metric):
                 dot(ax, t_interval(values), row.place, style, row.face, markersize=5, elinewidth=0.9, capsize=0)
         known = pd.concat(of_rows)
-        margin = 0.06 * max(known.max() - known.min(), 1e-3)
         if len(known):
-            ax.set_xlim(known.min() - margin, known.max() + margin)
+            lowest, highest = known.min(), known.max()
+            width = max(highest - lowest, 1e-3)
+            shown = [i for i in map(t_interval, of_rows) if i.n > 1 and not empty.get(metric)]
+            low = max(min([lowest, *(i.low for i in shown)]), lowest - width)
+            high = min(max([highest, *(i.high for i in shown)]), highest + width)
+            ax.set_xlim(low - 0.06 * width, high + 0.06 * width)
         ax.set_xlabel(METRICS[metric].axis)
         ax.grid(axis="y", color="0.92", linewidth=0.6)
         ax.set_axisbelow(True)
