@@ -29,8 +29,8 @@ class MatchingPursuitConfig(SAEConfig):
 
     @model_validator(mode="after")
     def _encodes_by_its_decoder(self) -> MatchingPursuitConfig:
-        if not (self.unit_norm_decoder and self.subtract_b_dec):
-            raise ValueError("matching_pursuit needs unit_norm_decoder: true and subtract_b_dec: true")
+        if not self.unit_norm_decoder:
+            raise ValueError("matching_pursuit needs unit_norm_decoder: true")
         masking = self.get("masking")
         if self.get("alignment") or (masking and masking.inference != "off"):
             raise ValueError("matching_pursuit has no encoder for alignment, or for masking.inference other than 'off'")
