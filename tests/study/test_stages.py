@@ -146,14 +146,16 @@ RANK = """
 import sys
 from sae_lib.__main__ import main
 from sae_lib.study import distributed
-from sae_lib.profiles.runs import MAIN_GROUPS, plan_runs
+from sae_lib.profiles.runs import ABLATION_GROUPS, MAIN_GROUPS, plan_runs
 
 def few(profile, calibration, groups):
+    assert groups != ABLATION_GROUPS or calibration == "with a fair ATM", "c and r are chosen before they are trained"
     specs = plan_runs(profile, None, ["main", "untrained"]) if groups == MAIN_GROUPS else []
     return [spec for spec in specs if spec.method in ("topk", "atm", "untrained")]
 
 distributed.plan_runs = few
 distributed.Experiment.calibrate = lambda experiment: None
+distributed.Experiment.calibrate_atm = lambda experiment, known, grid: "with a fair ATM"
 sys.exit(main(["rank", *sys.argv[1:]]))
 """
 
