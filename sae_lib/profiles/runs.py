@@ -345,9 +345,11 @@ def _atm_grid(profile: Profile, known: Calibration) -> list[RunSpec]:
 
 def fair_sweep(profile: Profile, known: Calibration, method: str) -> list[RunSpec]:
     """ATM with the chosen c and r, or the dropout that belongs to it, over the L1 coefficients of the sweep."""
-    values, seeds = profile.sweep.coefficients[method], profile.sweep.seeds
-    return [replace(_fair(profile, known, method, value, seed), group="fair_sweep", label=f"l1={value:g}")
-            for value in values for seed in seeds]  # fmt: skip
+    return [
+        replace(_fair(profile, known, method, value, seed), group="fair_sweep", label=f"l1={value:g}")
+        for value in profile.sweep.coefficients[method]
+        for seed in profile.sweep.seeds
+    ]
 
 
 def fairly_compared(profile: Profile) -> bool:
@@ -361,14 +363,12 @@ def _fair_sweep(profile: Profile, known: Calibration) -> list[RunSpec]:
 
 def _atm_fair(profile: Profile, known: Calibration) -> list[RunSpec]:
     """Both methods at the L1 coefficient that their sweep gives."""
+    if not fairly_compared(profile):
+        return []
     chosen = expected_calibration(profile).coefficients | known.coefficients
     chosen |= known.fair.coefficients if known.fair else {}
-    return [
-        _fair(profile, known, method, chosen[method], seed)
-        for method in FAIR
-        if fairly_compared(profile)
-        for seed in profile.training.seeds
-    ]
+    seeds = profile.training.seeds
+    return [_fair(profile, known, method, chosen[method], seed) for method in FAIR for seed in seeds]
 
 
 def _fair(profile: Profile, known: Calibration, method: str, coefficient: float, seed: int) -> RunSpec:

@@ -199,7 +199,7 @@ def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, monkeypatch):
         return peak_memory(lambda: harvest(fake_model(), tokens, tmp_path / f"store-{contexts}", shard_rows=4000))
 
     peak(100)
-    assert peak(4000) < peak(400) + 250_000, "the index alone would be 750 kB, the tokens 500 kB"
+    assert peak(4000) < peak(400) + 100_000, "the index alone would be 750 kB, the tokens 500 kB"
 
 
 def test_a_store_that_lost_all_its_shards_is_made_again(lm, alone, tmp_path):
