@@ -90,7 +90,7 @@ def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, fold
     Raises ModelLacks: the tokenizer has too few alphabetic tokens, or does not keep the prompt's pieces apart, or the
     model has fewer positions than a prompt.
     """
-    made_from = {"lm": lm.identity, "config": config.model_dump(mode="json")}
+    made_from = {"lm": lm.identity, "config": config.reference_fields()}
     return kept_reference(
         folder, ABSORPTION_REFERENCE, made_from, AbsorptionReference, lambda: _compute(lm, config),
         {"probe": LinearProbes},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from sae_lib.data import hub
 from sae_lib.util.strict import Strict
+
+# What only the scoring of an SAE reads: changing it does not make a language model's reference stale.
+_SCORING_FIELDS = {"lm_batch", "ks"}
 
 HUB_REVISIONS: dict[str, str | None] = {
     name: hub.read_revision(hub.dataset(name), None)
@@ -78,3 +81,7 @@ class ProbingConfig(Strict):
         if min(self.ks) < 1 or len(set(self.ks)) != len(self.ks):
             raise ValueError(f"ks must be distinct numbers of latents from 1 on, got {list(self.ks)}")
         return self
+
+    def reference_fields(self) -> dict[str, Any]:
+        """The fields that a language model's reference depends on."""
+        return self.model_dump(exclude=_SCORING_FIELDS)

@@ -106,7 +106,7 @@ def build_probing_reference(
     another corpus than the packaged one for source `documentation`.
     """
     names, parts = known_datasets(config), []
-    made_from = {"lm": lm.identity, "config": config.model_dump(mode="json"), "text": text_key(config, corpus)}
+    made_from = {"lm": lm.identity, "config": config.reference_fields(), "text": text_key(config, corpus)}
     for some in [names] if config.source == "documentation" else [(name,) for name in names]:
         compute = partial(_compute, lm, config, some, corpus, cache)
         of_part = made_from | {"datasets": some}
