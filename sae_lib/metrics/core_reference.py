@@ -61,7 +61,8 @@ class LossSums:
     def __init__(self, device: torch.device) -> None:
         self._ce = torch.zeros((), dtype=torch.float64, device=device)
         self._kl = torch.zeros((), dtype=torch.float64, device=device)
-        self.predictions = self.positions = 0
+        self.predictions = torch.zeros((), dtype=torch.long, device=device)
+        self.positions = 0
 
     def add(
         self,
@@ -71,24 +72,23 @@ class LossSums:
     ) -> None:
         """Add positions.
 
-        `following`: the next token of each position, on the CPU, -1 where there is none: such a position counts for KL
-        and not for CE; `clean`: the clean model's distributions there; without them nothing is added to KL.
+        `following`: the next token of each position, -1 where there is none: such a position counts for KL and not for
+        CE; `clean`: the clean model's distributions there; without them nothing is added to KL.
         """
         z = logits.float()
         normaliser = z.logsumexp(dim=1).double()
-        target = following.to(z.device)
-        of_target = z.gather(1, target.clamp(min=0)[:, None])[:, 0]
-        self._ce += ((normaliser - of_target) * (target >= 0)).sum()
+        of_target, predicts = z.gather(1, following.clamp(min=0)[:, None])[:, 0], following >= 0
+        self._ce += ((normaliser - of_target) * predicts).sum()
         if clean is not None:
             crossed = torch.linalg.vecdot(clean.p, z).double()
             self._kl += (clean.negentropy - crossed + normaliser * clean.total).sum()
-        self.predictions += int((following >= 0).sum())
+        self.predictions += predicts.sum()
         self.positions += len(following)
 
     @property
     def ce(self) -> float:
         """Mean over the positions that have a next token."""
-        return self._ce.item() / self.predictions
+        return self._ce.item() / self.predictions.item()
 
     @property
     def kl(self) -> float:
@@ -96,8 +96,8 @@ class LossSums:
         return self._kl.item() / self.positions
 
 
-# Puts something in place of the residual stream where the mask is true.
-Splice = Callable[[Float[Tensor, "context position d_in"], Bool[Tensor, "context position"]], Tensor]
+# Puts something in place of some rows of the residual stream, all contexts' positions in one.
+Splice = Callable[[Float[Tensor, "row d_in"], Int[Tensor, " kept"]], Float[Tensor, "row d_in"]]
 
 # Logits are computed for so many numbers at a time: what a core's cache holds, or 64 rows of a vocabulary of 256,000 on
 # a GPU; but for fewer than so many rows the head's weights would be read from memory more often than they are used.
@@ -187,8 +187,8 @@ def _compute(lm: LanguageModel, tokens: Tensor, kept: Tensor, batch: int) -> Cor
     states = (torch.cat(residuals), torch.cat(hidden)) if keep else (None, None)
     bare = CoreReference(tokens, kept, mean, variance, 0.0, 0.0, 0.0, 0.0, *states)
     clean = losses(lm, bare, None, batch)
-    zero = losses(lm, bare, lambda residual, mask: residual.masked_fill(mask[..., None], 0), batch)
-    constant = losses(lm, bare, lambda residual, mask: torch.where(mask[..., None], mean.to(residual), residual), batch)
+    zero = losses(lm, bare, lambda rows, kept: rows.index_fill(0, kept, 0), batch)
+    constant = losses(lm, bare, lambda rows, kept: rows.index_copy(0, kept, mean.to(rows).expand(len(kept), -1)), batch)
     reference = replace(bare, ce_clean=clean.ce, ce_zero=zero.ce, ce_mean=constant.ce, kl_zero=zero.kl)
     reference.in_memory.update(bare.in_memory)
     return reference
@@ -198,8 +198,8 @@ def _compute(lm: LanguageModel, tokens: Tensor, kept: Tensor, batch: int) -> Cor
 def losses(lm: LanguageModel, reference: CoreReference, splice: Splice | None, batch: int) -> LossSums:
     """CE and KL at the kept positions with the residual stream replaced; CE alone of the clean model without `splice`.
 
-    `splice`: is called with each batch's residual stream and mask, both on the model's device, in order; `batch`:
-    contexts in one forward pass.
+    `splice`: is called with each batch's residual stream and the rows that are kept, both on the model's device, in
+    order; `batch`: contexts in one forward pass.
     """
     sums = LossSums(lm.device)
     rows = max(_LEAST_ROWS, _CHUNK_ELEMENTS[lm.device.type] // lm.vocab_size)
@@ -207,31 +207,52 @@ def losses(lm: LanguageModel, reference: CoreReference, splice: Splice | None, b
     before = 0
     for start in range(0, len(reference.tokens), batch):
         part = slice(start, start + batch)
-        tokens, kept = reference.tokens[part], reference.kept[part]
-        following = F.pad(tokens[:, 1:], (0, 1), value=-1)[kept]
-        logits = _logits(lm, reference, part, before, splice)
-        clean = _logits(lm, reference, part, before, None) if splice is not None and in_memory is None else None
-        for at in range(0, len(following), rows):
-            here, there = slice(at, at + rows), slice(before + at, before + min(at + rows, len(following)))
-            known = in_memory.at(there) if in_memory is not None else distribution(clean(here)) if clean else None
-            sums.add(logits(here), following[here], known)
-        before += len(following)
+        kept = reference.kept[part]
+        at_kept = kept.flatten().nonzero()[:, 0].to(lm.device)
+        following = F.pad(reference.tokens[part, 1:], (0, 1), value=-1)[kept].to(lm.device)
+        positions = slice(before, before + len(following))
+        logits = _logits(lm, reference, part, positions, at_kept, splice)
+        known: Callable[[slice], Distribution] | None = None
+        if in_memory is not None:
+            known = in_memory.at(positions).at
+        elif splice is not None:
+            clean = _logits(lm, reference, part, positions, at_kept, None)
+            known = lambda here, clean=clean: distribution(clean(here))  # noqa: E731
+        add_batch(sums, logits, following, known, rows)
+        before = positions.stop
     return sums
 
 
+def add_batch(
+    sums: LossSums,
+    logits: Callable[[slice], Tensor],
+    following: Int[Tensor, " position"],
+    clean: Callable[[slice], Distribution] | None,
+    rows: int,
+) -> None:
+    """Add the positions of a batch, `rows` at a time. Never waits for a GPU."""
+    for at in range(0, len(following), rows):
+        here = slice(at, at + rows)
+        sums.add(logits(here), following[here], clean(here) if clean else None)
+
+
 def _logits(
-    lm: LanguageModel, reference: CoreReference, part: slice, before: int, splice: Splice | None
+    lm: LanguageModel, reference: CoreReference, part: slice, positions: slice, at_kept: Tensor, splice: Splice | None
 ) -> Callable[[slice], Tensor]:
-    """Logits at some of a batch's kept positions, which `before` others precede."""
-    tokens, kept = reference.tokens[part], reference.kept[part].to(lm.device)
+    """Logits at some of a batch's kept positions; `positions` are its own among all that are kept."""
+
+    def spliced(residual: Tensor) -> Tensor:
+        assert splice is not None
+        return splice(residual.flatten(0, 1), at_kept).view_as(residual)
+
     if reference.residual is None or reference.hidden is None:
-        full = lm.logits(tokens, (lambda residual: splice(residual, kept)) if splice is not None else None)
-        at_kept = full[kept]
-        return lambda here: at_kept[here]
+        full = lm.logits(reference.tokens[part], spliced if splice else None)
+        found = full.flatten(0, 1)[at_kept]
+        return lambda here: found[here]
     if splice is None:
-        hidden = reference.hidden[before : before + int(kept.sum())].to(lm.device)
+        hidden = reference.hidden[positions].to(lm.device)
     else:
-        hidden = lm.resume(splice(reference.residual[part].to(lm.device), kept))[kept]
+        hidden = lm.resume(spliced(reference.residual[part].to(lm.device))).flatten(0, 1)[at_kept]
     return lambda here: lm.head(hidden[here])
 
 

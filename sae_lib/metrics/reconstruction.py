@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -62,13 +62,10 @@ class ReconstructionSums:
         self.on += (f != 0).sum(dim=0)
         return x_hat
 
-    def splice(
-        self, residual: Float[Tensor, "context position d_in"], mask: Bool[Tensor, "context position"]
-    ) -> Float[Tensor, "context position d_in"]:
-        """The residual stream with its reconstruction where the mask is true."""
-        spliced = residual.clone()
-        spliced[mask] = self.reconstruct(residual[mask].to(self.sae.device)).to(residual.device, residual.dtype)
-        return spliced
+    def splice(self, residual: Float[Tensor, "row d_in"], kept: Int[Tensor, " kept"]) -> Float[Tensor, "row d_in"]:
+        """The residual stream with its reconstruction in the rows `kept`."""
+        x_hat = self.reconstruct(residual.index_select(0, kept).to(self.sae.device))
+        return residual.index_copy(0, kept, x_hat.to(residual.device, residual.dtype))
 
     def density(self) -> Float[Tensor, " d_sae"]:
         """Share of rows on which each latent is on, on the CPU."""

@@ -27,6 +27,8 @@ class ModelSize(NamedTuple):
     layers: int
     vocab: int
     weights: int
+    blocks: int
+    """Weights of all blocks together."""
     positions: int | None = None
 
 
@@ -39,7 +41,7 @@ def model_size(model: ModelConfig) -> ModelSize:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from sae_lib.data import hub
-    from sae_lib.data.language_model import learned_positions
+    from sae_lib.data.language_model import blocks_path, learned_positions
     from sae_lib.data.model_loading import model_folder, readable_name
 
     pin = hub.model(model.name)
@@ -50,8 +52,10 @@ def model_size(model: ModelConfig) -> ModelSize:
             config = AutoConfig.from_pretrained(model_folder(readable_name(model), model.revision, weights=False))
         with torch.device("meta"):
             whole = AutoModelForCausalLM.from_config(config)
-        weights, text = sum(p.numel() for p in whole.parameters()), config.get_text_config()
-        return ModelSize(text.hidden_size, text.num_hidden_layers, text.vocab_size, weights, learned_positions(whole))
+        blocks, text = whole.base_model.get_submodule(blocks_path(whole.base_model) or ""), config.get_text_config()
+        weights, of_blocks = (sum(p.numel() for p in module.parameters()) for module in (whole, blocks))
+        sizes = text.hidden_size, text.num_hidden_layers, text.vocab_size, weights, of_blocks
+        return ModelSize(*sizes, learned_positions(whole))
     except Exception as error:  # transformers raises what the code of a model raises
         told = f"config.json of {model.name} is not understood ({first_line(error)})"
         raise ArtifactError(f"model.name: {told}") from None

@@ -112,7 +112,7 @@ def plan_command(profile: Profile, notebooks: Path) -> int:
         reason = why_not_done(notebook, profile, paths) or (first and f"if {first} gives other results")
         first = first or (reason and notebook.stem)
         print(f"  {notebook.stem:<14} {f'to do ({reason})' if reason else 'up to date'}")
-    bound = {"bound": bound_note(profile, plan.model.d_in)} if profile.cost.needs_gpu else {}
+    bound = {"bound": bound_note(profile, plan.model)} if profile.cost.needs_gpu else {}
     lines = {
         "time": time_note(profile, paths, plan),
         **bound,

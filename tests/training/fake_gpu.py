@@ -120,7 +120,9 @@ def _moved(module: nn.Module, device: Any) -> nn.Module:
             if weight is not None:
                 part._parameters[name] = nn.Parameter(weight.detach().to(device), weight.requires_grad)
         for name, buffer in part._buffers.items():
-            part._buffers[name] = None if buffer is None else buffer.to(device)
+            part._buffers[name] = (
+                None if buffer is None else torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+            )
     return module
 
 
