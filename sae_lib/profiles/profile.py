@@ -61,6 +61,9 @@ class SweepConfig(Strict):
 class AblationConfig(Strict):
     """The grids of the ablation notebook."""
 
+    papers: bool = True
+    """Whether the two papers' mechanisms are taken apart, on the language model and on toys. Without, there is no
+    notebook 03, and `make study` compares methods alone."""
     atm_c: tuple[float, ...] = Field((-0.5, 0.0, 1.0), min_length=1)
     atm_r: tuple[Annotated[float, Field(ge=0.0)], ...] = Field((0.5, 1.0, 2.0), min_length=1)
     atm_grid_seeds: tuple[Seed, ...] = Field((7, 8, 9), min_length=1)

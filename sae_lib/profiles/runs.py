@@ -158,7 +158,8 @@ def plan_runs(profile: Profile, calibration: Calibration | None = None, groups: 
         "fair_sweep": _fair_sweep,
         "atm_fair": _atm_fair,
     }
-    return [spec for group in wanted for spec in makers[group](profile, known)]
+    left_out = () if profile.ablations.papers else ABLATION_GROUPS
+    return [spec for group in wanted if group not in left_out for spec in makers[group](profile, known)]
 
 
 def different(runs: Iterable[RunSpec]) -> list[RunSpec]:
@@ -354,7 +355,7 @@ def fair_sweep(profile: Profile, known: Calibration, method: str) -> list[RunSpe
 
 def fairly_compared(profile: Profile) -> bool:
     """Whether the profile has a sweep of both methods of `FAIR`."""
-    return all(method in profile.sweep.coefficients for method in FAIR)
+    return profile.ablations.papers and all(method in profile.sweep.coefficients for method in FAIR)
 
 
 def _fair_sweep(profile: Profile, known: Calibration) -> list[RunSpec]:

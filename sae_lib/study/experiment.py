@@ -218,13 +218,14 @@ class Experiment:
                 for_each(_train_one, self, jobs, self.workers, description)
 
     def ground_truth(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The toys, one row per SAE (`toy.experiments.ground_truth`, `toy.field.field`), and what their latents have
-        become (`toy.experiments.absorption_picture`)."""
-        folder, settings = self.paths.runs / "toy", self.profile.ablations.toy
+        """The toys, one row per SAE (`toy.experiments.ground_truth`, where the papers' mechanisms are taken apart, and
+        `toy.field.field`), and what the former's latents have become (`toy.experiments.absorption_picture`)."""
+        folder, settings, papers = self.paths.runs / "toy", self.profile.ablations.toy, self.profile.ablations.papers
         with self.writing():
-            parts = [ground_truth(folder, settings, self.workers), field(folder, settings, self.workers)]
-            summary = pd.concat([part for part in parts if len(part)], ignore_index=True)
-            return summary, absorption_picture(folder, settings, self.workers)
+            parts = [ground_truth(folder, settings, self.workers)] if papers else []
+            parts.append(field(folder, settings, self.workers))
+            summary = concat([part for part in parts if len(part)])
+            return summary, absorption_picture(folder, settings, self.workers) if papers else pd.DataFrame()
 
     def calibrate(self) -> Calibration:
         """The L1 methods' part of the sweep: the coefficient of each at which L0 meets the target on the calibration

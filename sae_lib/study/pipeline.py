@@ -34,6 +34,9 @@ def run(profile: Profile, parameters: Mapping[str, Any], *, notebooks: Path, onl
     Raises ArtifactError: another run holds the profile's folder, a notebook stopped, or it wrote no manifest. What was
     finished before is kept.
     """
+    if not profile.ablations.papers:
+        told = "the notebooks take the papers' mechanisms apart, which this profile leaves out"
+        raise ArtifactError(f"ablations.papers: {told}; run make study PROFILE={profile.name}, or set it to true")
     paths, found, ran = Paths(profile.name), find_notebooks(notebooks), []
     chosen = _choose(found, only)
     with FolderLock(paths.root):

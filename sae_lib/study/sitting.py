@@ -51,6 +51,7 @@ WITH_EACH_SEED = ("sequence", "collapse")  # after that seed's main table: they 
 ABLATION_ORDER = ("factorial", "atm_importance", "sensitivity")
 FIRST_SEEDS = 3  # of the methods that are told their L0, before the L1 methods are swept
 SWEPT = ("sweep", "fair_sweep")  # whose L0 on the calibration documents decides
+TOYS = "toy_summary.parquet"
 ROUNDS = 2  # SAEs a worker trains before they are scored together: no core waits for long, and little is at stake
 
 
@@ -170,6 +171,8 @@ def sit(experiment: Experiment, hours: float) -> bool:
                 keep(experiment, chunk, folder)
             known += [spec for spec in specs if is_known(runs[spec], spec, keys)]
             missing += todo
+        if experiment.profile.ablations.toy.field and not missing and hours:
+            write_parquet(experiment.paths.figures / "results" / TOYS, experiment.ground_truth()[0], index=False)
     publish(experiment, list(dict.fromkeys(known)))
     return not missing
 

@@ -16,14 +16,17 @@ import yaml
 
 from sae_lib.__main__ import main
 from sae_lib.profiles.profile import load_profile
-from sae_lib.profiles.runs import FOLLOWED, Calibration, along_the_run, plan_runs
+from sae_lib.profiles.runs import ABLATION_GROUPS, FOLLOWED, Calibration, along_the_run, plan_runs
 from sae_lib.study import scoring, sitting
 from sae_lib.study.experiment import Experiment
 from sae_lib.study.extras import METRICS, TRAJECTORY
+from sae_lib.study.pipeline import run
 from sae_lib.study.rows import keep, restore, rows_folder
 from sae_lib.study.sitting import Decisions, sit, steps
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.errors import ArtifactError
+from sae_lib.util.paths import ROOT
+from tests.report.synthetic import toy_summary
 from tests.study.test_stages import write_profile
 
 KNOWN = Calibration(coefficients={}, dropout_probability=0.3)
@@ -175,3 +178,23 @@ def test_a_trajectory_without_letters_is_kept(experiment, monkeypatch):
     steps_taken = experiment.profile.training.steps
     assert found["step"].tolist() == [steps_taken // 2 - 1, steps_taken - 1]
     assert found["absorption_full"].isna().all()
+
+
+def test_a_study_of_methods_alone_ends_with_the_toys(profile, folder, monkeypatch):
+    """`make field`: no mechanism is taken apart, and no notebook is run."""
+    monkeypatch.setenv("SAE_LIB_OUTPUT", str(folder / "field"))
+    content = yaml.safe_load(profile.read_text()) | {"name": "alone", "as_written": {}}
+    content["sweep"]["coefficients"] = {"standard": [0.01, 1.0]}
+    content["ablations"] = {"papers": False, "toy": {"field": {"methods": ["standard", "topk"]}}}
+    path = folder / "alone.yaml"
+    path.write_text(yaml.safe_dump(content))
+    experiment = Experiment.open(str(path))
+    assert not plan_runs(experiment.profile, KNOWN, ABLATION_GROUPS)
+    with pytest.raises(ArtifactError, match=r"ablations.papers: .* make study PROFILE=alone"):
+        run(experiment.profile, {}, notebooks=ROOT / "notebooks")
+    monkeypatch.setattr(Experiment, "ground_truth", lambda self: (toy_summary((42, 43)), pd.DataFrame()))
+    assert not sit(experiment, 0) and sit(experiment, 1)
+    folder = experiment.paths.figures
+    board = pd.read_csv(folder / "table_leaderboard.csv")
+    assert {*board.query("metric == 'seconds_of_topk'")["row"]} == {"Standard", "TopK"}
+    assert not (folder / "table_factorial.csv").exists() and (folder / "table_ground_truth.csv").exists()
