@@ -37,7 +37,7 @@ export PYTHONNOUSERSITE := 1
 export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval test-oracles same-results study bench \
+.PHONY: help env linked paper smoke plan verify test lint typecheck unit nbval test-oracles same-results study field bench \
     bench-evaluation bench-gemma docs lab pocket-lm lock-check clean
 
 help:  ## list the commands
@@ -76,6 +76,9 @@ paper: $(READY)  ## run the five notebooks at PROFILE: figures, tables, claims
 
 study: $(READY)  ## go on with PROFILE's long study for HOURS=1; rows of finished SAEs are kept in figures/PROFILE
 	@$(RUN) sae_lib study --profile "$(PROFILE)" --hours "$(or $(HOURS),1)"
+
+field: $(READY)  ## the rest of the field beside the baselines, on pocket and where the truth is known, for HOURS=2
+	@$(RUN) sae_lib study --profile field --hours "$(or $(HOURS),2)"
 
 smoke: $(READY)  ## the whole pipeline on very little, in a few minutes
 	@$(RUN) sae_lib run --profile smoke

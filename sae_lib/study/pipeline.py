@@ -111,7 +111,7 @@ def plan_command(profile: Profile, notebooks: Path) -> int:
     plan = make_plan(profile)
     print(f"profile {profile.name}: {profile.description}\n")
     first = None
-    for notebook in find_notebooks(notebooks):
+    for notebook in find_notebooks(notebooks) if profile.ablations.papers else ():
         reason = why_not_done(notebook, profile, paths) or (first and f"if {first} gives other results")
         first = first or (reason and notebook.stem)
         print(f"  {notebook.stem:<14} {f'to do ({reason})' if reason else 'up to date'}")
