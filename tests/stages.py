@@ -37,7 +37,7 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     ACROSS_SEEDS: ("sae_lib.metrics.stability.seeds",),
     PLANTED: ("sae_lib.metrics.absorption.planted",),
     ALONG: ("sae_lib.training.trainer", "sae_lib.metrics.absorption.score"),
-    TOY: ("sae_lib.metrics.toy.experiments", "sae_lib.metrics.toy.field"),
+    TOY: ("sae_lib.metrics.toy.experiments",),
 }
 
 

@@ -8,7 +8,6 @@ from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
 from sae_lib.metrics import scores as _scores  # noqa: F401 (registers them)
 from sae_lib.metrics.registry import COLUMNS, Column
 from sae_lib.metrics.stability import seeds
-from sae_lib.metrics.toy import recovery
 from sae_lib.metrics.toy import score as toy
 
 # What methods are called, in the order of every table and figure.
@@ -35,7 +34,7 @@ NOT_MEASURABLE = "not measurable on this model"
 
 # Columns of the result rows, those of the pairs of seeds and of the toys: how each is shown.
 METRICS = COLUMNS
-METRICS.update({"final_loss": Column("loss", "lower", 2), **seeds.SHOWN, **toy.SHOWN, **recovery.SHOWN})
+METRICS.update({"final_loss": Column("loss", "lower", 2), **seeds.SHOWN, **toy.SHOWN})
 
 
 def method_name(method: str) -> str:

@@ -29,8 +29,7 @@ from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.model_loading import model_identity
 from sae_lib.data.store_manifest import content_key, finished_manifest
 from sae_lib.data.tokens import load_tokens
-from sae_lib.metrics.toy.experiments import absorption_picture, ground_truth
-from sae_lib.metrics.toy.field import field
+from sae_lib.metrics.toy.experiments import absorption_picture, field, ground_truth
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.profiles.runs import FAIR, Calibration, FairATM, RunSpec, fair_sweep, fairly_compared, sweep_runs
@@ -219,7 +218,7 @@ class Experiment:
 
     def ground_truth(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The toys, one row per SAE (`toy.experiments.ground_truth`, where the papers' mechanisms are taken apart, and
-        `toy.field.field`), and what the former's latents have become (`toy.experiments.absorption_picture`)."""
+        `toy.experiments.field`), and what the former's latents have become (`toy.experiments.absorption_picture`)."""
         folder, settings, papers = self.paths.runs / "toy", self.profile.ablations.toy, self.profile.ablations.papers
         with self.writing():
             parts = [ground_truth(folder, settings, self.workers)] if papers else []

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from sae_lib.metrics.stability.contexts import context_stability, count_firing
 from sae_lib.metrics.stability.reference import StabilityReference
+from sae_lib.metrics.stability.score import context_stability, count_firing
 from sae_lib.util.errors import ArtifactError
 from tests.metrics.test_stability_tokens import identity_sae
 

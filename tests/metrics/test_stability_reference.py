@@ -10,8 +10,8 @@ from sae_lib.data.words import Word
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.stability import reference as module
-from sae_lib.metrics.stability.config import StabilityConfig
 from sae_lib.metrics.stability.reference import (
+    StabilityConfig,
     StabilityReference,
     build_stability_reference,
     find_occurrences,

@@ -8,14 +8,20 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from sae_lib.metrics.toy import experiments, pool
+from sae_lib.metrics.toy import experiments, training
 from sae_lib.metrics.toy.config import ToyConfig
 from sae_lib.metrics.toy.data import PAIR, TREE, chain
 from sae_lib.metrics.toy.experiments import Cell, match_l0
 from sae_lib.metrics.toy.methods import at_level, toy_config, toy_methods
-from sae_lib.metrics.toy.pool import ToyPool
 from sae_lib.metrics.toy.score import toy_metrics
-from sae_lib.metrics.toy.training import ToyRun, alpha_loss_correlation, mean_mask_rate, train_and_score, train_toy
+from sae_lib.metrics.toy.training import (
+    ToyPool,
+    ToyRun,
+    alpha_loss_correlation,
+    mean_mask_rate,
+    train_and_score,
+    train_toy,
+)
 from sae_lib.report.results import Results
 
 SMALL = ToyConfig(
@@ -193,7 +199,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
         raise AssertionError("trained again")
 
     forbidden.__name__ = train_and_score.__name__
-    monkeypatch.setattr(pool, "train_and_score", forbidden)
+    monkeypatch.setattr(training, "train_and_score", forbidden)
     again = ToyPool(tmp_path).run(runs, work=forbidden)
     assert [{k: v for k, v in row.items() if v == v} for row in again] == [
         {k: v for k, v in row.items() if v == v} for row in found

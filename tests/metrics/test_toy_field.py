@@ -6,11 +6,10 @@ import pandas as pd
 import pytest
 import torch
 
-from sae_lib.metrics.toy import field
+from sae_lib.metrics.toy import experiments
 from sae_lib.metrics.toy.config import FieldConfig, ToyConfig
 from sae_lib.metrics.toy.data import LOUD, PAIR, SHUFFLED, TREE
-from sae_lib.metrics.toy.recovery import leave_similar_out, recovery_metrics
-from sae_lib.metrics.toy.score import held_out
+from sae_lib.metrics.toy.score import held_out, leave_similar_out, recovery_metrics
 from sae_lib.metrics.toy.synthetic import FLAT, SMALL, published, synthetic
 from sae_lib.metrics.toy.training import ToyRun
 from sae_lib.util.errors import ArtifactError
@@ -35,7 +34,7 @@ def test_children_of_the_loud_tree_are_loud():
 
 
 def test_keys_of_known_results_stay():
-    config = field.toy_config("topk", TREE)
+    config = experiments.toy_config("topk", TREE)
     run = ToyRun(TREE, config, 1, 10, 8)
     assert run.toy.key == [20, TREE.probability, TREE.parent, True, 0.0], "as it was before there were other toys"
     keys = {dataclasses.replace(run, toy=toy).key("x") for toy in (TREE, LOUD, SHUFFLED, SMALL, FLAT)}
@@ -123,29 +122,29 @@ def test_what_points_the_same_way_and_is_on_is_no_alarm():
 def test_the_field_asks_for_what_it_says(tmp_path):
     settings = FEW.model_copy(update={"field": FieldConfig(methods=("standard", "topk"), k_levels=(3, 6), steps=30)})
     study = Recovered()
-    rows = field.matched(study, settings, SMALL)
+    rows = experiments.field_matched(study, settings, SMALL)
     assert set(rows["experiment"]) == {"field"} and set(rows["seed"]) == {1, 2} and set(rows["toy"]) == {"synthetic"}
     assert {run.steps for run in study.asked} == {30} and {run.config.d_sae for run in study.asked} == {128}
     assert {run.config.optimizer.learning_rate for run in study.asked} == {0.3 * 5e-2, 0.3 * 1e-2}
-    swept = field.swept(study, settings, SHUFFLED)
+    swept = experiments.field_sweep(study, settings, SHUFFLED)
     assert set(swept["seed"]) == {7} and swept.groupby("method").size().to_list() == [2, 2]
-    assert len(field.field(tmp_path, FEW)) == 0, "nothing without the section"
+    assert len(experiments.field(tmp_path, FEW)) == 0, "nothing without the section"
     wrong = FEW.model_copy(update={"field": FieldConfig(methods=("topk", "untrained"))})
     with pytest.raises(ArtifactError, match="no toy for 'untrained'"):
-        field.field(tmp_path, wrong)
+        experiments.field(tmp_path, wrong)
 
 
 class Recovered(Recorded):
-    def run(self, runs, description="", work=field.train_and_recover):
-        assert work is field.train_and_recover
+    def run(self, runs, description="", work=experiments.train_and_recover):
+        assert work is experiments.train_and_recover
         return super().run(runs, description)
 
 
 def test_ranks():
     rows = pd.DataFrame({"experiment": "field_sweep", "toy": ["a"] * 3 + ["b"], "excess_absorption": [0, 1, 2, None]})
-    assert field.rank_agreement(rows.assign(m=[5, 4, 3, 9]), "m").to_dict() == {"a": -1.0, "all": -1.0}
+    assert experiments.rank_agreement(rows.assign(m=[5, 4, 3, 9]), "m").to_dict() == {"a": -1.0, "all": -1.0}
 
 
 def test_at_a_smaller_size_the_settings_are_those_of_the_toys():
     settings = ToyConfig(field=FieldConfig())
-    assert field.at_size(settings, LOUD) is settings and field.at_size(settings, SMALL).steps == 2000
+    assert experiments.at_size(settings, LOUD) is settings and experiments.at_size(settings, SMALL).steps == 2000

@@ -7,8 +7,7 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.toy.data import PAIR, TREE, Toy
-from sae_lib.metrics.toy.experiments import family_picture
-from sae_lib.metrics.toy.score import held_out, match_latents, toy_metrics
+from sae_lib.metrics.toy.score import family_picture, held_out, match_latents, toy_metrics
 from tests.metrics.tiny_saes import make_sae
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from sae_lib.metrics.reconstruction import reconstruction_statistics
-from sae_lib.metrics.toy.recovery import recovery_metrics
-from sae_lib.metrics.toy.score import held_out
+from sae_lib.metrics.toy.score import held_out, recovery_metrics
 from sae_lib.metrics.toy.synthetic import SMALL, Synthetic, synthetic
 from tests.metrics.tiny_saes import make_sae
 

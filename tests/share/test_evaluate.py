@@ -26,7 +26,7 @@ from sae_lib.metrics.absorption.score import evaluate_absorption
 from sae_lib.metrics.core_reference import build_core_reference
 from sae_lib.metrics.probing.config import LabelledFiles, ProbingConfig
 from sae_lib.metrics.reconstruction import evaluate_reconstruction
-from sae_lib.metrics.stability.config import StabilityConfig
+from sae_lib.metrics.stability.reference import StabilityConfig
 from sae_lib.profiles.profile import EvaluationConfig, load_profile
 from sae_lib.share import evaluate, inputs
 from sae_lib.share.evaluate import SAEEvaluation, evaluate_sae

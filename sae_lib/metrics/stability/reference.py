@@ -2,8 +2,6 @@
 
 Each word is read in several fresh prompts and wherever it stands in held-out text. The residual streams of the
 whole text are kept in token order, for stability along tokens.
-
-Where words stand in running text.
 """
 
 from __future__ import annotations
@@ -16,19 +14,38 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.words import LETTERS, Word, alphabetic_words, build_prompts, entry_text, prompt_pieces
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference, residual_at_words
-from sae_lib.metrics.stability.config import StabilityConfig
 from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import json_key
 from sae_lib.util.keys import Stage
+from sae_lib.util.strict import Strict
 
 STABILITY_REFERENCE = Stage("stability reference", 1)
+
+
+class StabilityConfig(Strict):
+    """What is read of the language model for stability across contexts and along tokens."""
+
+    words_per_letter: int = Field(default=10, gt=0)
+    """At most this many of a letter's evaluated words are read in fresh prompts."""
+    contexts: int = Field(default=8, ge=2)
+    """Prompts for each of these words, each with examples of its own, from one example up to the number in
+    absorption's prompts."""
+    min_occurrences: int = Field(default=4, ge=2)
+    """An evaluated word counts in running text when it stands there at least so often, as a whole word."""
+    max_occurrences: int = Field(default=32, ge=2)
+    """The first so many occurrences of a word in running text are used."""
+    text_contexts: int = Field(default=128, gt=0)
+    """At most this many held-out contexts are read."""
+    seed: int = 45
+    """Chooses the words and draws the examples of their prompts."""
 
 
 def find_occurrences(

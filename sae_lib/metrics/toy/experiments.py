@@ -7,9 +7,12 @@ trained with), l0_ratio (l0 / true_l0: how close the match came), and the metric
 `training.train_and_score`; temporal_coefficient (NaN without a penalty). Of some: temporal, resampling and
 gradient_scaling (factorial); importance and the part dropped from it ('nothing', None for other scores).
 
-What absorption looks like: which latents fire on which inputs of a family, and where their decoder rows point.
+Methods are compared at one L0, the true one: the sparsity of each is chosen by a sweep with seeds of its own.
 
-Methods compared at one L0, the true one: the sparsity of each is chosen by a sweep with seeds of its own.
+The rest of the field, where a profile asks for it, has the metrics of `score.recovery_metrics`. Experiment 'field':
+methods at the true L0, or as near as they come, on a tree whose children are loud, and on synthetic data in
+SynthSAEBench's shape. Experiment 'field_sweep': SAEs over a range of L0, with the sweep's seeds, on these, on TREE, and
+where nothing can be absorbed: does a measure that knows no truth rank SAEs as the truth does, and is it silent without?
 """
 
 from __future__ import annotations
@@ -21,17 +24,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 
-from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.mechanisms import METHODS
 from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
 from sae_lib.metrics.toy.config import ToyConfig
-from sae_lib.metrics.toy.data import PAIR, RARE, TREE, Toy, chain
-from sae_lib.metrics.toy.methods import at_level, crossing, toy_config, toy_methods, whole_l0
-from sae_lib.metrics.toy.pool import ToyPool, Work
-from sae_lib.metrics.toy.score import decoder_cosines, held_out, match_latents
-from sae_lib.metrics.toy.training import ToyRun, train_and_score, train_toy
+from sae_lib.metrics.toy.data import LOUD, PAIR, RARE, SHUFFLED, TREE, Toy, chain
+from sae_lib.metrics.toy.methods import at_level, crossing, toy_config, toy_methods
+from sae_lib.metrics.toy.synthetic import FLAT, SIMILAR, SMALL, Synthetic
+from sae_lib.metrics.toy.training import (
+    ToyPool,
+    ToyRun,
+    Work,
+    train_and_picture,
+    train_and_recover,
+    train_and_score,
+)
+from sae_lib.util.errors import ArtifactError
 
 
 class Cell(NamedTuple):
@@ -58,8 +67,7 @@ def match_l0(pool: ToyPool, cells: Sequence[Cell], settings: ToyConfig, work: Wo
     """For each cell the sparsity at which its L0 comes nearest to the true L0 of its toy.
 
     Where that is an L1 coefficient, it is interpolated between the levels of the sweep (`crossing`), trained, added to
-    the levels and interpolated again, `settings.refinements` times. JumpReLU is told the true L0. k is a whole number:
-    it is the one nearest to the true L0, at least 1, and how near that is depends on the toy.
+    the levels and interpolated again, `settings.refinements` times. The others are told it, as `toy_config` has it.
     """
     tried = {cell: list(levels(cell, settings)) for cell in cells if _has_l1(cell)}
     chosen: dict[Cell, float] = {}
@@ -72,50 +80,11 @@ def match_l0(pool: ToyPool, cells: Sequence[Cell], settings: ToyConfig, work: Wo
             found = crossing(values, [l0[cell, value] for value in values], cell.toy.true_l0)
             chosen[cell] = round(found, 6)
             tried[cell] = sorted({*values, chosen[cell]})
-    return [chosen[cell] if cell in chosen else _told(cell) for cell in cells]
+    return [chosen.get(cell, cell.config.get(cell.config.knob)) for cell in cells]
 
 
 def _has_l1(cell: Cell) -> bool:
     return cell.config.knob == "l1_coefficient"
-
-
-def _told(cell: Cell) -> float:
-    if cell.config.knob == "target_l0":
-        return cell.toy.true_l0
-    return whole_l0(cell.toy)
-
-
-def train_and_picture(run: ToyRun) -> dict[str, float]:
-    """Train; `family_picture` with "kind/row/latent" as the name of each value."""
-    frame = family_picture(train_toy(run)[0], run.toy)
-    return {"/".join(place): value for *place, value in frame.itertuples(index=False)}
-
-
-@torch.no_grad()
-def family_picture(sae: Autoencoder, toy: Toy) -> pd.DataFrame:
-    """What the latents of one family do, mean over the families of the toy.
-
-    Returns:
-        kind, row, latent, value. kind 'activation': mean activation of the latent of feature `latent` on inputs of kind
-        `row` ('parent only', 'parent + child 1' ... 'none'). kind 'cosine': cosine of the decoder row of the latent of
-        feature `latent` and the direction of feature `row`.
-    """
-    x, activations = held_out(toy)
-    f = sae.encode(x)
-    latent = match_latents(f, activations)
-    cosine = decoder_cosines(sae, toy.directions())[latent]
-    rows: list[tuple[str, str, str, float]] = []
-    for parent, children in toy.children.items():
-        family = {"parent": parent} | {f"child {i + 1}": child for i, child in enumerate(children)}
-        on = activations > 0
-        inputs = {"parent only": on[:, parent] & ~on[:, children].any(dim=1)}
-        inputs |= {f"parent + child {i + 1}": on[:, child] for i, child in enumerate(children)}
-        inputs["none"] = ~on[:, parent]
-        means = {row: f[chosen][:, latent].mean(dim=0) for row, chosen in inputs.items()}
-        rows += [("activation", row, name, float(means[row][i])) for row in means for name, i in family.items()]
-        rows += [("cosine", row, name, float(cosine[i, j])) for row, j in family.items() for name, i in family.items()]
-    frame = pd.DataFrame(rows, columns=["kind", "row", "latent", "value"])
-    return frame.groupby(["kind", "row", "latent"], sort=False, as_index=False)["value"].mean()
 
 
 PAIR_METHODS = ("standard", "atm", "dropout")
@@ -133,6 +102,19 @@ def ground_truth(folder: Path | str, settings: ToyConfig, workers: int = 1) -> p
     return pd.concat(parts, ignore_index=True)
 
 
+def field(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataFrame:
+    """The rest of the field, one row per toy SAE; none where the settings name no field."""
+    if settings.field is None:
+        return pd.DataFrame()
+    known = [method for method in METHODS if METHODS[method].toy_rate is not None]
+    if unknown := [method for method in settings.field.methods if method not in known]:
+        raise ArtifactError(f"ablations.toy.field.methods: no toy for '{unknown[0]}'; known: {', '.join(known)}")
+    with ToyPool(folder, workers) as pool:
+        parts = [field_matched(pool, settings, toy) for toy in (LOUD, SMALL)]
+        parts += [field_sweep(pool, settings, toy) for toy in (TREE, LOUD, SMALL, SHUFFLED, SIMILAR, FLAT)]
+    return pd.concat(parts, ignore_index=True)
+
+
 def absorption_picture(
     folder: Path | str,
     settings: ToyConfig,
@@ -140,7 +122,7 @@ def absorption_picture(
     methods: Sequence[str] = ("standard", "atm", "dropout"),
 ) -> pd.DataFrame:
     """What the latents and decoder rows of the SAEs of `matched` on TREE have become: method, seed and the columns of
-    `picture.family_picture`."""
+    `score.family_picture`."""
     with ToyPool(folder, workers) as pool:
         cells = [_cell(pool, settings, TREE, method) for method in methods]
         values = match_l0(pool, cells, settings)
@@ -165,8 +147,7 @@ def matched(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     for toy, methods in ((TREE, toy_methods()), (PAIR, PAIR_METHODS)):
         cells = {method: _cell(pool, settings, toy, method) for method in methods}
         stands_for = [_cell(pool, settings, toy, ORDERLESS.get(method, method)) for method in methods]
-        for (method, cell), value in zip(cells.items(), match_l0(pool, stands_for, settings), strict=True):
-            groups.append(({"method": method, "label": cell_label(cell, value)}, cell, value))
+        groups += _labelled(zip(cells.items(), match_l0(pool, stands_for, settings), strict=True))
     above = [(c | {"label": "k=2"}, cell, 2.0) for c, cell, _ in groups if cell.config.knob == "k"]
     frames = [
         toy_rows(pool, settings, "matched", groups, settings.seeds),
@@ -178,12 +159,7 @@ def matched(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
 def sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     """Every method over a range of L0 on TREE, with the seeds of the sweep: does a denser SAE absorb less?"""
     cells = {method: _cell(pool, settings, TREE, method) for method in toy_methods() if method not in ORDERLESS}
-    groups: list[Group] = [
-        ({"method": method, "label": cell_label(cell, value)}, cell, value)
-        for method, cell in cells.items()
-        for value in levels(cell, settings)
-    ]
-    return toy_rows(pool, settings, "sweep", groups, settings.sweep_seeds)
+    return toy_rows(pool, settings, "sweep", _over_levels(cells, settings), settings.sweep_seeds)
 
 
 def rho_sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
@@ -228,26 +204,19 @@ def factorial(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
 def importance(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     """ATM's importance score on TREE: its three parts, each part dropped, and their product instead of their mean; and,
     as `dropout`, uniform masking as often as ATM's. Each at the true L0."""
-    variants: dict[str, dict[str, Any]] = {"+".join(COMPONENTS): {}}
-    dropped = {"+".join(COMPONENTS): "nothing"}
+    variants: dict[str, tuple[dict[str, Any], str | None]] = {"+".join(COMPONENTS): ({}, "nothing")}
     for part in COMPONENTS:
         kept = tuple(other for other in COMPONENTS if other != part)
-        variants["+".join(kept)] = {"components": kept}
-        dropped["+".join(kept)] = part
-    variants["product"] = {"combine": "product"}
-    cells = {name: Cell(TREE, toy_config("atm", TREE, settings, {"masking": m})) for name, m in variants.items()}
+        variants["+".join(kept)] = ({"components": kept}, part)
+    variants["product"] = ({"combine": "product"}, None)
+    cells = {name: Cell(TREE, toy_config("atm", TREE, settings, {"masking": m})) for name, (m, _) in variants.items()}
+    columns = {
+        name: {"method": "atm", "label": name, "importance": name, "dropped": variants[name][1]} for name in cells
+    }
     cells["uniform"] = _cell(pool, settings, TREE, "dropout")
-    groups: list[Group] = [
-        (
-            {
-                "method": "dropout" if name == "uniform" else "atm", "label": name, "importance": name,
-                "dropped": dropped.get(name),
-            },
-            cell,
-            value,
-        )
-        for (name, cell), value in zip(cells.items(), match_l0(pool, [*cells.values()], settings), strict=True)
-    ]  # fmt: skip
+    columns["uniform"] = {"method": "dropout", "label": "uniform", "importance": "uniform", "dropped": None}
+    values = match_l0(pool, [*cells.values()], settings)
+    groups: list[Group] = [*zip(columns.values(), cells.values(), values, strict=True)]
     return toy_rows(pool, settings, "importance", groups, settings.seeds)
 
 
@@ -257,7 +226,7 @@ def rare(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     that latents that do their work are restarted; 1e-5 restarts the dead alone."""
     cell = _cell(pool, settings, RARE, "standard")
     (value,) = match_l0(pool, [cell], settings)
-    alone: list[Group] = [({"method": "standard", "label": cell_label(cell, value)}, cell, value)]
+    alone = _labelled([(("standard", cell), value)])
     restarted: list[Group] = []
     for threshold in (None, 1e-5, 0.005):
         change = {"resampling": {"threshold": threshold} if threshold else None}
@@ -271,8 +240,63 @@ def rare(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def cell_label(cell: Cell, value: float) -> str:
-    return f"{cell.config.knob.replace('l1_coefficient', 'l1')}={value:g}"
+def field_matched(pool: ToyPool, settings: ToyConfig, toy: Toy) -> pd.DataFrame:
+    """Every method of the field at the true L0 of `toy`, with every seed."""
+    sized, cells = at_size(settings, toy), _field_cells(settings, toy)
+    values = match_l0(pool, [*cells.values()], sized, train_and_recover)
+    groups = _labelled(zip(cells.items(), values, strict=True))
+    return toy_rows(pool, sized, "field", groups, sized.seeds, train_and_recover)
+
+
+def field_sweep(pool: ToyPool, settings: ToyConfig, toy: Toy) -> pd.DataFrame:
+    """Every method of the field over a range of L0 on `toy`, with the seeds of the sweep."""
+    sized = at_size(settings, toy)
+    groups = _over_levels(_field_cells(settings, toy), sized)
+    return toy_rows(pool, sized, "field_sweep", groups, sized.sweep_seeds, train_and_recover)
+
+
+def _field_cells(settings: ToyConfig, toy: Toy) -> dict[str, Cell]:
+    """The methods of the field at the size of `toy`."""
+    assert settings.field is not None
+    sized, share = at_size(settings, toy), settings.field.rate if _is_large(toy) else 1.0
+    rates = {method: share * (METHODS[method].toy_rate or 0.0) for method in settings.field.methods}
+    return {
+        method: Cell(toy, toy_config(method, toy, sized, {"optimizer": {"learning_rate": rate}}))
+        for method, rate in rates.items()
+    }
+
+
+def at_size(settings: ToyConfig, toy: Toy) -> ToyConfig:
+    """`settings` for `toy`: the synthetic data has steps and levels of its own."""
+    if not _is_large(toy) or settings.field is None:
+        return settings
+    names = ("steps", "batch", "l1_levels", "k_levels")
+    return settings.model_copy(update={name: getattr(settings.field, name) for name in names})
+
+
+def _is_large(toy: Toy) -> bool:
+    return isinstance(toy, Synthetic) and toy.width > 100
+
+
+def rank_agreement(rows: pd.DataFrame, measure: str, truth: str = "excess_absorption") -> pd.Series:
+    """Spearman correlation of a measure and the truth over the SAEs of each toy, and over all of them."""
+    swept = rows[(rows["experiment"] == "field_sweep") & rows[truth].notna()]
+    found = {toy: part[measure].corr(part[truth], method="spearman") for toy, part in swept.groupby("toy")}
+    return pd.Series(found | {"all": swept[measure].corr(swept[truth], method="spearman")})
+
+
+def _labelled(cells: Iterable[tuple[tuple[str, Cell], float]]) -> list[Group]:
+    """What is trained, from methods with their cells and the sparsity of each."""
+    found: list[Group] = []
+    for (method, cell), value in cells:
+        label = f"{cell.config.knob.replace('l1_coefficient', 'l1')}={value:g}"
+        found.append(({"method": method, "label": label}, cell, value))
+    return found
+
+
+def _over_levels(cells: dict[str, Cell], settings: ToyConfig) -> list[Group]:
+    """Every cell at every level of its sparsity."""
+    return _labelled((item, value) for item in cells.items() for value in levels(item[1], settings))
 
 
 def _cell(pool: ToyPool, settings: ToyConfig, toy: Toy, method: str) -> Cell:

@@ -1,10 +1,13 @@
-"""One SAE on one toy, trained by the loop of every other SAE."""
+"""SAEs on toys, trained by the loop of every other SAE: many of them on several cores, each once."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +15,20 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.data.activations import ActivationStore
 from sae_lib.data.config import DataConfig
 from sae_lib.metrics.toy.data import SEQUENCE, Toy
-from sae_lib.metrics.toy.score import toy_metrics
+from sae_lib.metrics.toy.score import family_picture, recovery_metrics, toy_metrics
 from sae_lib.training.recipes import TrainingConfig
 from sae_lib.training.trainer import Trainer
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import read_json, write_json
 from sae_lib.util.keys import Stage, result_key
+from sae_lib.util.parallel import begin_worker
 
 TOY = Stage("toy", 1)
 LOG_EVERY = 10
@@ -94,6 +101,17 @@ def train_and_score(run: ToyRun) -> dict[str, float]:
     }
 
 
+def train_and_recover(run: ToyRun) -> dict[str, float]:
+    """Train, then `recovery_metrics`."""
+    return recovery_metrics(train_toy(run)[0], run.toy)
+
+
+def train_and_picture(run: ToyRun) -> dict[str, float]:
+    """Train; `family_picture` with "kind/row/latent" as the name of each value."""
+    frame = family_picture(train_toy(run)[0], run.toy)
+    return {"/".join(place): value for *place, value in frame.itertuples(index=False)}
+
+
 def mean_mask_rate(history: pd.DataFrame) -> float:
     """Mean share of latents that are masked, over the logged steps with a mask; NaN if there are none."""
     rates = history.get("mask_rate", pd.Series(dtype=float))
@@ -105,3 +123,63 @@ def alpha_loss_correlation(history: pd.DataFrame) -> float:
     if "alpha" not in history or history["alpha"].nunique() < 2 or history["reconstruction"].nunique() < 2:
         return math.nan
     return float(history["alpha"].rank().corr(history["reconstruction"].rank()))
+
+
+Numbers = dict[str, float]
+Work = Callable[[ToyRun], Numbers]
+
+
+class ToyPool:
+    """Trains toy SAEs in `workers` processes and keeps what is measured in `folder`, one JSON file per content key.
+
+    An interrupted study goes on where it stopped, and a finished one is instant.
+
+    >>> with ToyPool(folder, workers=2) as pool:      # doctest: +SKIP
+    ...     metrics = pool.run(runs)
+    """
+
+    def __init__(self, folder: Path | str, workers: int = 1) -> None:
+        self.folder = Path(folder)
+        self._known: dict[tuple[Work, ToyRun], Numbers] = {}
+        self._executor: ProcessPoolExecutor | None = None
+        if workers > 1:
+            self._executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker)
+
+    def __enter__(self) -> ToyPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=kind is None, cancel_futures=True)
+
+    def run(self, runs: Iterable[ToyRun], description: str = "toy", work: Work = train_and_score) -> list[Numbers]:
+        """`work` of each run (its metrics by default), in order; the same run is trained once."""
+        runs = list(runs)
+        waiting = [run for run in dict.fromkeys(runs) if not self._recall(work, run)]
+        with tqdm(total=len(waiting), desc=description, unit="SAE", mininterval=1, disable=not waiting) as bar:
+            if self._executor is None:
+                done = ((run, work(run)) for run in waiting)
+            else:
+                futures = {self._executor.submit(work, run): run for run in waiting}
+                done = ((futures[future], future.result()) for future in as_completed(futures))
+            for run, numbers in done:
+                self._known[work, run] = numbers
+                # Pairs, since names of an object would be sorted: rows and columns stand in one order, fresh or read.
+                # JSON has no NaN: a value that is not there is null.
+                values = [[name, None if math.isnan(value) else value] for name, value in numbers.items()]
+                write_json(self._file(work, run), values)
+                bar.update()
+        return [self._known[work, run] for run in runs]
+
+    def _file(self, work: Work, run: ToyRun) -> Path:
+        return self.folder / f"{run.key(work.__name__)[:32]}.json"
+
+    def _recall(self, work: Work, run: ToyRun) -> bool:
+        """Whether the run was finished before; a damaged file counts as not finished."""
+        if (work, run) not in self._known:
+            try:
+                found = read_json(self._file(work, run))
+            except (FileNotFoundError, ArtifactError):
+                return False
+            self._known[work, run] = {name: math.nan if value is None else value for name, value in found}
+        return True
