@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_lib.data.store_manifest import INDEX_FILES, Check, content_key, damage, finished_manifest
+from sae_lib.data.store_manifest import INDEX_FILES, Check, content_key, damaged_files, finished_manifest
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.memory import free_memory
 
@@ -25,30 +25,21 @@ RESIDENT_SHARE = 0.7  # of the free memory; the rest is for the SAEs that are tr
 
 
 class Batch(NamedTuple):
-    """Windows of consecutive rows.
-
-    Attributes:
-        activations: residual stream, in token order along `step`.
-        has_predecessor: whether the step before, in the same window, is the position before in the same
-            context.
-        number: place in the stream, counted from 0.
-    """
+    """Windows of consecutive rows, in token order along `step`."""
 
     activations: Float[Tensor, "window step d_in"]
     has_predecessor: Bool[Tensor, "window step"]
+    """Whether the step before, in the same window, is the position before in the same context."""
     number: int
+    """Place in the stream, counted from 0."""
 
 
 class ActivationStore:
     """The rows that one model gave for one corpus; opened with `open`, never changed.
 
-    Attributes:
-        folder: where its manifest and its shards are.
-        manifest: shapes, model identity, layer, corpus hash, and for every shard its rows, bytes and sha256.
-        n_rows, d_in: size of the store.
-        contexts: context of each row, int32.
-        positions: position of each row in its context, uint16.
-        resident: all rows in the memory of one device, bf16; None while they are read from the disk.
+    `manifest`: shapes, model identity, layer, corpus hash, and for every shard its rows, bytes and sha256; `contexts`:
+    context of each row, int32; `positions`: its position there, uint16; `resident`: all rows in the memory of one
+    device, bf16, None while they are read from the disk.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -61,35 +52,23 @@ class ActivationStore:
         self._shards = [np.load(folder / shard["file"], mmap_mode="r") for shard in manifest["shards"]]
 
     @classmethod
-    def open(
-        cls,
-        folder: Path | str,
-        *,
-        identity: str | None = None,
-        corpus_sha256: str | None = None,
-        layer: int | None = None,
-        check: Check = "size",
-    ) -> ActivationStore:
+    def open(cls, folder: Path | str, *, check: Check = "size", **source: Any) -> ActivationStore:
         """Open a finished store; nothing is read but what the check needs.
 
-        Args:
-            identity, corpus_sha256, layer: what the store must have been made from; None accepts any.
-            check: compare the size of every file, or ("full") its sha256.
+        `check`: compare the size of every file, or ("full") its sha256; `source`: fields of the manifest (identity,
+        layer, corpus_sha256) that say what the store must have been made from.
 
-        Raises:
-            ArtifactError: no store, an unfinished one, a truncated or altered file, or another model, corpus
-                or layer.
+        Raises ArtifactError: no store, an unfinished one, a truncated or altered file, or another model, corpus or
+        layer.
         """
         folder = Path(folder)
-        manifest = finished_manifest(folder, {"identity": identity, "corpus_sha256": corpus_sha256, "layer": layer})
-        for entry in (*manifest["index"].values(), *manifest["shards"]):
-            if fault := damage(folder, entry, check):
-                # The runner of the notebooks sees that a file is gone, not that it was altered.
-                fix = "remove it and harvest" if fault == "altered" else "harvest"
-                raise ArtifactError(
-                    f"store: {entry['file']} in {folder} is {fault}; {fix} again (notebook 01_data), "
-                    "that file alone is made again"
-                )
+        manifest = finished_manifest(folder, source)
+        for file, fault in damaged_files(folder, manifest, check):
+            # The runner of the notebooks sees that a file is gone, not that it was altered.
+            fix = "remove it and harvest" if fault == "altered" else "harvest"
+            raise ArtifactError(
+                f"store: {file} in {folder} is {fault}; {fix} again (notebook 01_data), that file alone is made again"
+            )
         return cls(folder, manifest)
 
     @property
@@ -113,11 +92,7 @@ class ActivationStore:
     def rows(
         self, indices: Int[np.ndarray, "*shape"], dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "*shape d_in"]:
-        """The rows with these numbers, on the device of the preloaded rows, else on the CPU.
-
-        Raises:
-            IndexError: a number outside 0 .. n_rows - 1.
-        """
+        """The rows with these numbers, on the device of the preloaded rows, else on the CPU. Raises IndexError."""
         flat = np.asarray(indices, dtype=np.int64).reshape(-1)
         if flat.size and (flat.min() < 0 or flat.max() >= self.n_rows):
             raise IndexError(f"rows {flat.min()} to {flat.max()} asked for, the store has 0 to {self.n_rows - 1}")
@@ -161,8 +136,7 @@ class WindowStream:
     >>> batch.activations.shape                                                      # doctest: +SKIP
     torch.Size([128, 8, 64])
 
-    Raises:
-        ArtifactError: `batch_rows`, a multiple of `window`, are more than the store has.
+    Raises ArtifactError: `batch_rows`, a multiple of `window`, are more than the store has.
     """
 
     def __init__(

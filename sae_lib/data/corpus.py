@@ -40,27 +40,22 @@ TOKEN_SIZES = {"context_length", "train_tokens", "held_out_contexts", "calibrati
 
 
 def load_documents(config: CorpusConfig, cache: Path | None = None) -> Iterable[Row]:
-    """The corpus: rows with a text column (`config.text_field`).
-
-    Args:
-        cache: a folder where the packaged corpus is kept between calls.
+    """The corpus: rows with a text column (`config.text_field`). The packaged one is kept in `cache` between calls.
 
     Raises ArtifactError for a source that cannot be read: unknown file type, missing file, no network or revision.
     """
     if config.source == "documentation":
         return _documentation_rows(config, cache)
     if config.source == "files":
-        files = text_files(config.files)
-        return chain.from_iterable(map(file_rows, files))
+        return chain.from_iterable(map(file_rows, text_files(config.files)))
     return cast(Iterable[Row], _hub_dataset(config))
 
 
 class Texts:
     """The texts of rows: goes through (row, text), where a row that has none, or an empty one, has the text "".
 
-    Raises:
-        ArtifactError: while iterating, for a column that holds no text or that no row has, and for files or a network
-            that fail on the way.
+    Raises ArtifactError while iterating, for a column that holds no text or that no row has, and for files or a
+    network that fail on the way.
 
     >>> [text for _, text in Texts([{"text": "one"}, {"text": None}], "text")]
     ['one', '']
@@ -148,9 +143,7 @@ def text_files(names: Sequence[str], field: str = "corpus.files") -> list[Path]:
 
 def file_rows(file: Path, field: str = "corpus.files") -> Iterator[Row]:
     """The rows of a local file: of a table, the objects of JSON (one a line, or one list), or the lines of a text.
-
-    Raises ArtifactError when it cannot be read, at the row where it cannot.
-    """
+    Raises ArtifactError where it cannot be read."""
     number = 0
     try:
         for row in _rows_of(file):
@@ -245,14 +238,12 @@ def contexts_needed(data: DataConfig) -> dict[Split, int]:
 
 
 def build_tokens(config: CorpusConfig, data: DataConfig, tokenizer: Any, folder: Path, cache: Path) -> dict[str, Any]:
-    """Write `train.npy`, `held_out.npy`, `calibration.npy` (int32 `[context, position]`) and `manifest.json`.
-
-    The corpus is read once, and memory does not grow with the number of tokens.
+    """Write `train.npy`, `held_out.npy`, `calibration.npy` (int32 `[context, position]`) and `manifest.json`; a
+    finished build with the same key is reused. The corpus is read once, in memory that does not grow with it.
 
     Returns the manifest: the hash of each split, the hash of the corpus, and for the packaged corpus the versions it
-    was made from. A finished build with the same key is reused. A warning counts the rows that have no text.
-
-    Raises ArtifactError when the text cannot be read or is too little.
+    was made from. A warning counts the rows that have no text. Raises ArtifactError when the text cannot be read or is
+    too little.
     """
     versions = documentation.versions(config.packages) if config.source == "documentation" else {}
     key = result_key(
@@ -266,14 +257,14 @@ def build_tokens(config: CorpusConfig, data: DataConfig, tokenizer: Any, folder:
     )
     manifest_file = folder / "manifest.json"
     if manifest_file.is_file():
-        manifest = cast(dict[str, Any], read_json(manifest_file))
-        if manifest["key"] == key and _unaltered(folder, manifest["splits"]):
-            return manifest
+        there: dict[str, Any] = read_json(manifest_file)
+        if there["key"] == key and _unaltered(folder, there["splits"]):
+            return there
     texts = Texts(load_documents(config, cache), config.text_field)
-    documents = tokenised(((SPLITS.index(split_of(text, config)), text) for _, text in texts if text), tokenizer)
+    documents = tokenised(((split_of(text, config), text) for _, text in texts if text), tokenizer)
     contexts = contexts_needed(data)
     taught = round(contexts["train"] * config.lessons_fraction)
-    lessons: dict[Split, Lessons] = {"train": Lessons(tokenizer, contexts["train"], taught)} if taught else {}
+    lessons = Lessons(tokenizer, contexts["train"], taught) if taught else None
     hashes = write_contexts(folder, documents, tokenizer, data.context_length, contexts, data.train_tokens, lessons)
     manifest = {"key": key, "corpus_hash": json_key(hashes), "splits": hashes, "versions": versions}
     write_json(manifest_file, manifest)

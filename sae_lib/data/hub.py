@@ -84,15 +84,11 @@ def read_revision(found: Pin | None, revision: str | None) -> str | None:
 
 
 def explain(error: BaseException, name: str, revision: str | None, source: Source) -> str | None:
-    """What went wrong with reading a repository of the hub and what to do, in one line.
+    """What went wrong with reading a repository of the hub and what to do, in one line; None for an error that neither
+    the hub, the network nor the hub's cache has to do with.
 
-    None for an error that neither the hub, the network nor the hub's cache has to do with.
-
-    Args:
-        error: what huggingface_hub, datasets or httpx2 raised; its causes are looked at as well.
-        name: the repository that was asked for.
-        revision: its revision; None is the newest.
-        source: the fields that name both.
+    `error`: what huggingface_hub, datasets or httpx2 raised, whose causes are looked at as well; `revision`: None is
+    the newest; `source`: the fields that name repository and revision.
     """
     from huggingface_hub import constants, get_token
 

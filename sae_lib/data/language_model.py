@@ -30,20 +30,13 @@ if TYPE_CHECKING:
 class LanguageModel:
     """Any causal language model of transformers with its tokenizer, in evaluation mode and without gradients.
 
-    Attributes:
-        model: the transformers model; the base model alone, cut after `layer`, when it was loaded with
-            `whole=False`.
-        layer: 0-based index of the block whose output is read (Gemma's layer 12 is the output of the
-            thirteenth block).
-        d_in: width of the residual stream.
-        vocab_size: rows of the token embedding; every token id is below it.
-        max_positions: tokens in a context, where each position has an embedding that was learned; else None.
-        bos_token_id: the token that opens a context. A tokenizer without one lends its EOS.
-        special_ids: BOS, EOS, padding and every other special token: positions that no SAE sees. Entries of the
-            tokenizer that the model has no embedding for are among them: they are no words.
-        remarks: what there is to know about model and tokenizer; warnings say it too.
-        identity: sha256 over weights, configuration, tokenizer, layer and dtype (for a hub model: its commit
-            instead of its files). The same whether cut or whole.
+    `model`: the base model alone, cut after `layer`, where it was loaded with `whole=False`; `layer`: index of the
+    block whose output is read, counted from 0; `vocab_size`: rows of the token embedding, every token id is below it;
+    `max_positions`: tokens in a context, where each position has an embedding that was learned, else None;
+    `bos_token_id` opens a context (a tokenizer without one lends its EOS); `special_ids`: BOS, EOS, padding and other
+    special tokens, positions that no SAE sees, and entries of the tokenizer that the model has no embedding for;
+    `remarks`: what there is to know about model and tokenizer (warnings say it too); `identity`: sha256 over weights (a
+    hub model's commit), configuration, tokenizer, layer and dtype, whether cut or whole.
     """
 
     def __init__(
@@ -57,11 +50,8 @@ class LanguageModel:
         identity: str,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.name = name
-        self.layer = layer
-        self.whole = whole
-        self.identity = identity
+        self.tokenizer, self.name, self.identity = tokenizer, name, identity
+        self.layer, self.whole = layer, whole
         config = model.config.get_text_config()
         self.d_in: int = config.hidden_size
         embedding: Any = model.get_input_embeddings()
@@ -91,16 +81,11 @@ class LanguageModel:
 
     @classmethod
     def load(cls, config: ModelConfig, *, whole: bool) -> LanguageModel:
-        """Load the model that a profile names.
+        """Load the model that a profile names; `whole` keeps the later blocks and the head, for `logits`.
 
-        Args:
-            config: name ("pocket", a local folder, or a hub id), revision, layer, dtype, device.
-            whole: keep the later blocks and the head, for `logits`; otherwise the model is cut after `layer`.
-
-        Raises:
-            ArtifactError: one line, for a model that is not there or may not be read, a layer it does not
-                have, a dtype or device that is not available, weights larger than the free memory, damaged
-                files, a tokenizer without BOS and EOS, an encoder.
+        Raises ArtifactError, one line, for a model that is not there or may not be read, a layer it does not have, a
+        dtype or device that is not available, weights larger than the free memory, damaged files, a tokenizer without
+        BOS and EOS, an encoder.
         """
         model, tokenizer, identity = load_model(config, whole=whole)
         lm = cls(model, tokenizer, name=config.name, layer=config.layer, whole=whole, identity=identity)
@@ -115,29 +100,18 @@ class LanguageModel:
 
     def centre(self) -> None:
         """From now on the residual stream after block `layer` is x - mean(x), the mean over d_in: what TransformerLens
-        makes of it by `center_writing_weights`, which leaves the logits as they are.
-
-        Raises:
-            ArtifactError: the model's norms see the mean, so that it could not be left out (RMSNorm).
-        """
+        makes of it by `center_writing_weights`, which leaves the logits as they are. Raises ArtifactError where the
+        model's norms see the mean, so that it could not be left out (RMSNorm)."""
         if not self.can_be_centred:
             raise ArtifactError(f"centre: the norms of {self.name} see the mean of the residual stream; leave it out")
-
-        def take_off(block: nn.Module, inputs: Any, output: Any) -> Any:
-            residual = output[0] if isinstance(output, tuple) else output
-            centred = residual - residual.mean(dim=-1, keepdim=True)
-            return (centred, *output[1:]) if isinstance(output, tuple) else centred
-
         if not self.centred:
-            self._block.register_forward_hook(take_off)
+            self._block.register_forward_hook(
+                lambda block, inputs, output: _changed(output, lambda x: x - x.mean(dim=-1, keepdim=True))
+            )
             self.centred, self.identity = True, f"{self.identity} centred"
 
     def finite_stream(self, tokens: Int[Tensor, "context position"]) -> Float[Tensor, "context position d_in"]:
-        """As `residual_stream`.
-
-        Raises:
-            ArtifactError: it holds NaN or infinity; and as `residual_stream`.
-        """
+        """As `residual_stream`. Raises ArtifactError also where it holds NaN or infinity."""
         residual = self.residual_stream(tokens)
         finite = residual.isfinite().all(dim=-1)
         if not finite.all():
@@ -147,17 +121,14 @@ class LanguageModel:
 
     @torch.no_grad()
     def residual_stream(self, tokens: Int[Tensor, "context position"]) -> Float[Tensor, "context position d_in"]:
-        """The residual stream after block `layer`, in the model's dtype. Nothing later is computed.
-
-        Raises:
-            ArtifactError: a context longer than the model has positions, or a token that it does not know.
-        """
+        """The residual stream after block `layer`, in the model's dtype. Nothing later is computed. Raises as
+        `check_tokens`."""
 
         def stop(block: nn.Module, inputs: Any, output: Any) -> None:
             self._returns_tuple = isinstance(output, tuple)
             raise _Reached(output[0] if isinstance(output, tuple) else output)
 
-        with self._hook(stop):
+        with self._block.register_forward_hook(stop):
             try:
                 self.model.base_model(input_ids=self._ids(tokens), use_cache=False)
             except _Reached as reached:
@@ -169,25 +140,19 @@ class LanguageModel:
         self, tokens: Int[Tensor, "context position"], splice: Callable[[Tensor], Tensor] | None = None
     ) -> Float[Tensor, "context position vocab"]:
         """Next-token logits, in the model's dtype; with `splice`, the residual stream after block `layer` is
-        replaced by `splice(residual)`, which must keep its shape `[context, position, d_in]`.
-
-        Raises:
-            ArtifactError: the model was cut.
-            ValueError: `splice` changed the shape.
-        """
+        replaced by `splice(residual)`. Raises ArtifactError when the model was cut, ValueError when `splice` changed
+        the shape."""
         self._require_whole()
         if splice is None:
             return self.model(input_ids=self._ids(tokens), use_cache=False).logits
 
-        def replace(block: nn.Module, inputs: Any, output: Any) -> Any:
-            residual = output[0] if isinstance(output, tuple) else output
-            spliced = splice(residual)
-            if spliced.shape != residual.shape:
-                raise ValueError(f"splice made {tuple(spliced.shape)} of a residual stream {tuple(residual.shape)}")
-            spliced = spliced.to(residual.dtype)
-            return (spliced, *output[1:]) if isinstance(output, tuple) else spliced
+        def spliced(residual: Tensor) -> Tensor:
+            found = splice(residual)
+            if found.shape != residual.shape:
+                raise ValueError(f"splice made {tuple(found.shape)} of a residual stream {tuple(residual.shape)}")
+            return found.to(residual.dtype)
 
-        with self._hook(replace):
+        with self._block.register_forward_hook(lambda block, inputs, output: _changed(output, spliced)):
             return self.model(input_ids=self._ids(tokens), use_cache=False).logits
 
     def not_special(self, tokens: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
@@ -226,38 +191,29 @@ class LanguageModel:
 
     @torch.no_grad()
     def resume(self, residual: Float[Tensor, "context position d_in"]) -> Float[Tensor, "context position d_out"]:
-        """What the head reads, from the residual stream after block `layer`: only the later blocks are computed.
-
-        Raises:
-            ArtifactError: the model was cut.
-        """
+        """What the head reads, from the residual stream after block `layer`: only the later blocks are computed. Raises
+        ArtifactError when the model was cut."""
         self._require_whole()
         residual = residual.to(self.device, self.dtype)
+        output = (residual,) if self._returns_tuple else residual  # as this family's blocks return it
         with ExitStack() as stack:
             for block in self._blocks[: self.layer + 1]:
-                stack.enter_context(_instead(block, lambda *_, **__: self._as_output(residual)))
+                stack.enter_context(_instead(block, output))
             return self.model.base_model(inputs_embeds=residual, use_cache=False).last_hidden_state
 
     @torch.no_grad()
     def head(self, hidden: Float[Tensor, "*position d_out"]) -> Float[Tensor, "*position vocab"]:
-        """Next-token logits of what `resume` gives, by the model's own code, in the model's dtype.
-
-        Raises:
-            ArtifactError: the model was cut.
-        """
+        """Next-token logits of what `resume` gives, by the model's own code, in the model's dtype. Raises ArtifactError
+        when the model was cut."""
         from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
         self._require_whole()
         states = hidden.to(self.device, self.dtype).reshape(1, -1, hidden.shape[-1])
         given = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=states)
         ids = torch.zeros(states.shape[:2], dtype=torch.long, device=self.device)
-        with _instead(self.model.base_model, lambda *_, **__: given):
+        with _instead(self.model.base_model, given):
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
         return logits.reshape(*hidden.shape[:-1], -1)
-
-    def _as_output(self, residual: Tensor) -> Any:
-        """The residual stream as this family's blocks return it."""
-        return (residual,) if self._returns_tuple else residual
 
     def _require_causal(self) -> None:
         """transformers loads an encoder (BERT) as a causal model too: it gives numbers, which mean nothing."""
@@ -280,19 +236,16 @@ class LanguageModel:
             self.check_tokens(tokens)
         return tokens.to(self.device, torch.long)
 
-    @contextmanager
-    def _hook(self, hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
-        handle = self._block.register_forward_hook(hook)
-        try:
-            yield
-        finally:
-            handle.remove()
+
+def _changed(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What a block returns, its residual stream changed."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 
 @contextmanager
-def _instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Have a module answer with `forward`, an attribute of its own that hides its class's method."""
-    module.forward = forward
+def _instead(module: nn.Module, output: Any) -> Iterator[None]:
+    """Have a module answer with `output`, by an attribute of its own that hides its class's method."""
+    module.forward = lambda *_, **__: output
     try:
         yield
     finally:

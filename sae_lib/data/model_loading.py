@@ -2,8 +2,7 @@
 
 Four kinds of name, one kind of folder: "pocket" is the packaged model, an existing folder is itself, a GGUF file (also
 one inside a pinned wheel) is converted once, anything else is an id on the Hugging Face hub, downloaded once into the
-hub's own cache. torch is imported only where
-weights are read.
+hub's own cache. torch is imported only where weights are read.
 """
 
 from __future__ import annotations
@@ -38,10 +37,7 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 def readable_name(config: ModelConfig) -> str:
     """What `model_folder` reads: the name of a profile's model, or the folder that its GGUF file is converted into.
-
-    Raises:
-        ArtifactError: as `gguf.converted_file` and `gguf.converted_wheel`.
-    """
+    Raises as `gguf.converted_file` and `gguf.converted_wheel`."""
     if config.wheel is not None:
         return str(gguf.converted_wheel(config.wheel))
     return str(gguf.converted_file(config.name)) if gguf.is_gguf(config.name) else config.name
@@ -50,15 +46,12 @@ def readable_name(config: ModelConfig) -> str:
 def model_folder(name: str, revision: str | None, *, weights: bool) -> Path:
     """The local folder of a model, downloaded first where `name` is a hub id.
 
-    Args:
-        name: "pocket", a folder, or a hub id such as "google/gemma-2-2b"; from `readable_name`.
-        revision: branch, tag or commit on the hub; a local folder has none. Without one the newest commit is read,
-            and a warning names it.
-        weights: also fetch the weights; without them a hub model costs a few kilobytes.
+    `name`: "pocket", a folder, or a hub id such as "google/gemma-2-2b", from `readable_name`; `revision`: branch, tag
+    or commit on the hub, without one the newest commit is read, and a warning names it; `weights`: also fetch the
+    weights, without them a hub model costs a few kilobytes.
 
-    Raises:
-        ArtifactError: no such folder or hub id, no network, gated without a token, no such revision, a cache that
-            cannot be written, no config.json, no safetensors.
+    Raises ArtifactError: no such folder or hub id, no network, gated without a token, no such revision, a cache that
+    cannot be written, no config.json, no safetensors.
     """
     folder = _local_folder(name) or _hub_folder(name, revision, weights=weights)
     if not (folder / "config.json").is_file():
@@ -69,17 +62,6 @@ def model_folder(name: str, revision: str | None, *, weights: bool) -> Path:
             "convert it with save_pretrained, other formats are not loaded"
         )
     return folder
-
-
-def content(folder: Path, name: str) -> dict[str, str]:
-    """What identifies a model: the commit of a hub snapshot, or the sha256 of each file of a local folder.
-
-    The path of a local folder is no part of it, so a copy is the same model.
-    """
-    if _local_folder(name) is None:
-        return {"hub": name, "commit": folder.name}
-    files = {path for pattern in (*DESCRIPTION_FILES, *WEIGHT_FILES) for path in folder.glob(pattern)}
-    return {path.name: remembered_sha256(path) for path in sorted(files)}
 
 
 def _local_folder(name: str) -> Path | None:
@@ -121,12 +103,9 @@ def _hub_folder(name: str, revision: str | None, *, weights: bool) -> Path:
 def load_model(config: ModelConfig, *, whole: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """The model that a profile names, whole or cut after `config.layer`, its tokenizer and its identity.
 
-    A cut model is the base model with blocks 0 .. layer: the weights of later blocks and of the head are
-    never read. Everything that can be refused from the configuration alone is refused before the weights are
-    fetched.
-
-    Raises:
-        ArtifactError: see `LanguageModel.load`.
+    A cut model is the base model with blocks 0 .. layer: the weights of later blocks and of the head are never read.
+    What can be refused from the configuration alone is refused before the weights are fetched. Raises as
+    `LanguageModel.load`.
     """
     import torch
     from transformers import AutoModel, AutoModelForCausalLM
@@ -147,17 +126,19 @@ def load_model(config: ModelConfig, *, whole: bool) -> tuple[PreTrainedModel, Pr
 
 
 def model_identity(config: ModelConfig) -> str:
-    """The `identity` that the model of a profile has when it is loaded, without loading it.
-
-    Raises:
-        ArtifactError: as `model_folder` does.
-    """
+    """The `identity` that the model of a profile has when it is loaded, without loading it."""
     name = readable_name(config)
     return _identity(model_folder(name, config.revision, weights=True), name, config)
 
 
 def _identity(folder: Path, name: str, config: ModelConfig) -> str:
-    source = content(folder, name)
+    """What identifies a model: the commit of a hub snapshot, or the sha256 of each file of a local folder, a copy of
+    which is the same model; and the layer and the type."""
+    if _local_folder(name) is None:
+        source = {"hub": name, "commit": folder.name}
+    else:
+        files = {path for pattern in (*DESCRIPTION_FILES, *WEIGHT_FILES) for path in folder.glob(pattern)}
+        source = {path.name: remembered_sha256(path) for path in sorted(files)}
     return json_key({"source": source, "layer": config.layer, "dtype": config.dtype})
 
 

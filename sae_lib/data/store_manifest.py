@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +18,7 @@ Check = Literal["size", "full"]
 
 
 def check_source(folder: Path, manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse a store that was made from something else than what is asked for.
-
-    Raises:
-        ArtifactError: names every field that differs.
-    """
+    """Raises ArtifactError, naming every field that differs, for a store made from something else than is asked for."""
     differing = [
         f"{field} {_short(manifest.get(field))} instead of {_short(value)}"
         for field, value in asked.items()
@@ -36,18 +32,12 @@ def check_source(folder: Path, manifest: Mapping[str, Any], asked: Mapping[str, 
 
 
 def finished_manifest(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a store that has once been made to its end.
-
-    Args:
-        asked: fields that must have these values; None accepts any.
-
-    Raises:
-        ArtifactError: there is no store, an unfinished one, or one of another model, corpus or layer.
-    """
+    """The manifest of a store that has once been made to its end. Raises ArtifactError: there is no store, an
+    unfinished one, or one whose fields are not those `asked`."""
     if not (folder / MANIFEST).exists():
         raise ArtifactError(f"store: there are no activations in {folder}; harvest them first (notebook 01_data)")
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
-    check_source(folder, manifest, {"format": FORMAT} | {k: v for k, v in asked.items() if v is not None})
+    check_source(folder, manifest, {"format": FORMAT, **asked})
     if any(shard["sha256"] is None for shard in manifest["shards"]):
         raise ArtifactError(
             f"store: the shards in {folder} are not all made yet; "
@@ -63,12 +53,8 @@ def content_key(manifest: Mapping[str, Any]) -> str:
 
 
 def damage(folder: Path, entry: Mapping[str, Any], check: Check) -> str | None:
-    """What is wrong with one file of the store, or None.
-
-    Args:
-        entry: `file`, and the `bytes` and `sha256` it had when it was made (None: it was never finished).
-        check: compare the size, or ("full") the sha256 as well.
-    """
+    """What is wrong with one file of the store, or None. `entry`: the file, and the bytes and sha256 it had when it was
+    made (None: it was never finished); `check`: compare the size, or ("full") the sha256 as well."""
     path = folder / entry["file"]
     if entry["sha256"] is None or not path.is_file():
         return "missing"
@@ -77,11 +63,16 @@ def damage(folder: Path, entry: Mapping[str, Any], check: Check) -> str | None:
     return "altered" if check == "full" and file_sha256(path) != entry["sha256"] else None
 
 
+def damaged_files(folder: Path, manifest: Mapping[str, Any], check: Check) -> Iterator[tuple[str, str]]:
+    """The files of a finished store with which something is wrong, and what."""
+    for entry in (*manifest["index"].values(), *manifest["shards"]):
+        if fault := damage(folder, entry, check):
+            yield entry["file"], fault
+
+
 def lost_file(folder: Path) -> str | None:
     """The first file of a finished store that is missing or has another size, or None."""
-    manifest = read_json(folder / MANIFEST)
-    entries = (*manifest["index"].values(), *manifest["shards"])
-    return next((entry["file"] for entry in entries if damage(folder, entry, "size")), None)
+    return next((file for file, _ in damaged_files(folder, read_json(folder / MANIFEST), "size")), None)
 
 
 def _short(value: Any) -> str:

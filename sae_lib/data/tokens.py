@@ -30,7 +30,7 @@ SPLITS: tuple[Split, ...] = ("train", "held_out", "calibration")
 DOCUMENTS_PER_BATCH = 256  # tokenised together
 BATCHES_AHEAD = 4
 
-Document = tuple[int, NDArray[np.int32]]  # the number of its split, its tokens with the one that closes it
+Document = tuple[Split, NDArray[np.int32]]  # its tokens with the one that closes it
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -68,14 +68,9 @@ def tokenizer_key(tokenizer: Any) -> str:
 class ContextWriter:
     """Packs a stream of tokens into contexts `[context, position]`: an opening token, then `length - 1` of the stream.
 
-    Args:
-        file: where they go, as .npy of int32.
-        tokenizer: the stream's.
-        length: tokens of a context.
-        contexts: how many are wanted; what comes after them is dropped.
-        rows: so many tokens that are not special are wanted too, in as many more contexts as that takes. Where the
-            stream ends with enough rows, fewer contexts will do.
-        lessons: what replaces some contexts.
+    `file`: where they go, as .npy of int32; `contexts`: how many are wanted, what comes after them is dropped; `rows`:
+    so many tokens that are not special are wanted too, in as many more contexts as that takes, and where the stream
+    ends with enough rows, fewer contexts will do; `lessons`: what replaces some contexts.
     """
 
     def __init__(
@@ -148,32 +143,25 @@ def write_contexts(
     length: int,
     contexts: Mapping[Split, int],
     train_rows: int,
-    lessons: Mapping[Split, Lessons],
+    lessons: Lessons | None = None,
 ) -> dict[str, Any]:
-    """Write `<split>.npy` for every split, from no more documents than it takes; all of them whole, or none.
+    """Write `<split>.npy` for every split, from no more batches of documents than it takes; all of them whole, or none.
 
-    Args:
-        folder: where they go.
-        documents: batches of them; the number of a split is its place in `contexts`.
-        contexts: how many each split is to have.
-        train_rows: how many tokens of the training split are not to be special.
-        lessons: what replaces some contexts of a split.
+    `contexts`: how many each split is to have; `train_rows`: how many tokens of the training split are not to be
+    special; `lessons`: what replaces some of its contexts.
 
-    Returns:
-        For each split the number of its contexts and the sha256 of their values.
-
-    Raises:
-        ArtifactError: too little text; the disk is full.
+    Returns for each split the number of its contexts and the sha256 of their values. Raises ArtifactError: too little
+    text; the disk is full.
     """
     with ExitStack() as stack:
         writers: dict[Split, ContextWriter] = {}
         for split, count in contexts.items():
             file = stack.enter_context(atomic_write(folder / f"{split}.npy", "wb"))
-            rows = train_rows if split == "train" else 0
-            writers[split] = ContextWriter(file, tokenizer, length, count, rows, lessons.get(split))
+            rows, taught = (train_rows, lessons) if split == "train" else (0, None)
+            writers[split] = ContextWriter(file, tokenizer, length, count, rows, taught)
         for batch in documents:
-            for number, writer in enumerate(writers.values()):
-                if ids := [ids for split, ids in batch if split == number]:
+            for split, writer in writers.items():
+                if ids := [ids for own, ids in batch if own == split]:
                     writer.add(np.concatenate(ids))
             if all(writer.full for writer in writers.values()):
                 break
@@ -195,18 +183,15 @@ def _too_little_text(split: Split, found: ContextWriter, length: int, contexts: 
     return ArtifactError(f"{field}: {what}; {lower}give more text{share}")
 
 
-def tokenised(rows: Iterable[tuple[int, str]], tokenizer: Any) -> Iterator[list[Document]]:
-    """The rows, (number of the split, text), in batches of `DOCUMENTS_PER_BATCH`.
-
-    A thread tokenises up to `BATCHES_AHEAD` batches ahead, with the tokenizer's own threads below it, while the
-    caller reads rows and uses the documents. No more than that is ever in memory.
-    """
+def tokenised(rows: Iterable[tuple[Split, str]], tokenizer: Any) -> Iterator[list[Document]]:
+    """The rows in batches of `DOCUMENTS_PER_BATCH`. A thread tokenises up to `BATCHES_AHEAD` batches ahead, with the
+    tokenizer's own threads below it, while the caller reads rows and uses the documents."""
     _, closing = boundary_tokens(tokenizer)
     rows = iter(rows)
 
-    def documents(batch: list[tuple[int, str]]) -> list[Document]:
-        numbers, texts = zip(*batch, strict=True)
-        return [*zip(numbers, encode(texts, tokenizer, closing), strict=True)]
+    def documents(batch: list[tuple[Split, str]]) -> list[Document]:
+        splits, texts = zip(*batch, strict=True)
+        return [*zip(splits, encode(texts, tokenizer, closing), strict=True)]
 
     return ahead(documents, iter(lambda: list(islice(rows, DOCUMENTS_PER_BATCH)), []), BATCHES_AHEAD)
 

@@ -25,8 +25,7 @@ ALPHABETIC = re.compile(r" ?[A-Za-z]+")
 
 
 class Word(NamedTuple):
-    """A vocabulary entry: its text (with its leading space), its token id, its letter as an index into
-    LETTERS."""
+    """A vocabulary entry: its text (with its leading space), its token id, its letter as an index into LETTERS."""
 
     text: str
     token: int
@@ -50,12 +49,7 @@ class Prompts(NamedTuple):
 
 
 def alphabetic_words(tokenizer: Any, special_ids: frozenset[int]) -> list[Word]:
-    """Every alphabetic word of a Hugging Face tokenizer's vocabulary, sorted by its text.
-
-    Args:
-        tokenizer: has `get_vocab` and `convert_tokens_to_string`.
-        special_ids: token ids that are never words.
-    """
+    """Every alphabetic word of a Hugging Face tokenizer's vocabulary that is not special, sorted by its text."""
     words: dict[str, Word] = {}
     for entry, token in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         text = entry_text(tokenizer, entry)
@@ -79,8 +73,7 @@ def single_token_words(tokenizer: Any, words: Sequence[Word], pieces: PromptPiec
 
 
 def choose_words(words: Sequence[Word], max_words: int | None, seed: int) -> list[Word]:
-    """At most `max_words` words, seeded, as even over the letters as the vocabulary allows; in the given
-    order."""
+    """At most `max_words` words, seeded, as even over the letters as the vocabulary allows; in the given order."""
     if max_words is None or len(words) <= max_words:
         return list(words)
     generator = random.Random(seed)
@@ -102,11 +95,8 @@ def split_words(words: Sequence[Word], train_fraction: float, seed: int) -> tupl
 
 
 def prompt_pieces(tokenizer: Any) -> PromptPieces:
-    """Tokenise what stands between the words, in the surroundings it has in a prompt.
-
-    Raises:
-        ModelLacks: the tokenizer joins a piece with its neighbour.
-    """
+    """Tokenise what stands between the words, in the surroundings it has in a prompt. Raises ModelLacks: the tokenizer
+    joins a piece with its neighbour."""
 
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False))
@@ -138,14 +128,8 @@ def build_prompts(
 
         <bos>\\nDog has the first letter: D\\n cat has the first letter:
 
-    Args:
-        words: whose prompts to build.
-        pool: where examples are drawn from, without replacement; a prompt's own word is never drawn.
-        bos: token id of the beginning of a sequence.
-        examples: example lines in a prompt.
-
-    Raises:
-        ArtifactError: the pool is too small.
+    `pool`: where examples are drawn from, without replacement; a prompt's own word is never drawn; `examples`: example
+    lines in a prompt. Raises ArtifactError: the pool is too small.
     """
     if len(pool) < examples + 1:
         raise ArtifactError(

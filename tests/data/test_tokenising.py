@@ -6,24 +6,25 @@ import numpy as np
 import pytest
 
 from sae_lib.data import tokens as tokenising
-from sae_lib.data.tokens import ahead, tokenised, write_contexts
+from sae_lib.data.tokens import SPLITS, Split, ahead, tokenised, write_contexts
 from tests.data.test_corpus import EOS, TOKENIZER
 
 
 def test_documents_by_hand(monkeypatch):
-    rows = [(0, "w0 w1"), (1, "w2"), (0, "w3 w4 w5")]
+    rows: list[tuple[Split, str]] = [("train", "w0 w1"), ("held_out", "w2"), ("train", "w3 w4 w5")]
     [made] = tokenised(rows, TOKENIZER)
-    assert [(number, ids.tolist()) for number, ids in made] == [(0, [3, 4, EOS]), (1, [5, EOS]), (0, [6, 7, 8, EOS])]
+    assert [split for split, _ in made] == ["train", "held_out", "train"]
+    assert [ids.tolist() for _, ids in made] == [[3, 4, EOS], [5, EOS], [6, 7, 8, EOS]]
     assert {ids.dtype for _, ids in made} == {np.dtype(np.int32)}
     monkeypatch.setattr(tokenising, "DOCUMENTS_PER_BATCH", 2)
     assert [len(batch) for batch in tokenised(rows, TOKENIZER)] == [2, 1]
 
 
 def test_batches_leave_no_trace(tmp_path, monkeypatch):
-    rows = [(i % 2, f"w{i} w{i + 1}") for i in range(50)]
+    rows: list[tuple[Split, str]] = [(SPLITS[i % 2], f"w{i} w{i + 1}") for i in range(50)]
 
     def written(folder):
-        return write_contexts(folder, tokenised(rows, TOKENIZER), TOKENIZER, 8, {"train": 6, "held_out": 4}, 20, {})
+        return write_contexts(folder, tokenised(rows, TOKENIZER), TOKENIZER, 8, {"train": 6, "held_out": 4}, 20)
 
     whole = written(tmp_path / "whole")
     monkeypatch.setattr(tokenising, "DOCUMENTS_PER_BATCH", 3)

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.tasks import (
     LabelledTexts,
+    ProbingTask,
     draw_tasks,
     logistic_accuracy,
     sparse_accuracies,
@@ -94,10 +95,11 @@ def test_one_dimension_that_holds_the_label_is_enough():
     labels = torch.arange(80) % 2 == 0
     means = torch.rand(80, 6, generator=generator)
     means[:, 4] += 5 * labels
-    train, test = slice(0, 60), slice(60, 80)
-    assert sparse_accuracies(means[train], labels[train], means[test], labels[test], (1, 2), 1000) == [1.0, 1.0]
+    train, test = torch.arange(60), torch.arange(60, 80)
+    task = ProbingTask("letters", "a", train, labels[train], test, labels[test])
+    assert sparse_accuracies(means, task, (1, 2), 1000) == [1.0, 1.0]
     # A label that was turned round in the test texts is never predicted.
-    assert sparse_accuracies(means[train], labels[train], means[test], ~labels[test], (1,), 1000) == [0.0]
+    assert sparse_accuracies(means, task._replace(test_labels=~labels[test]), (1,), 1000) == [0.0]
 
 
 def test_the_probe_is_the_minimum_of_the_regularised_loss():
@@ -113,7 +115,9 @@ def test_the_probe_is_the_minimum_of_the_regularised_loss():
         w -= np.linalg.solve(rows.T @ (rows * (p * (1 - p))[:, None]) + penalty, rows.T @ (p - y) + penalty @ w)
     test = rng.normal(size=(100, 3)).astype(np.float32)
     expected = test @ w[:3] + w[3] > 0
-    assert logistic_accuracy(x, y, test, expected, 1000) >= 0.99
+    means, train = torch.from_numpy(np.concatenate([x, test])), torch.arange(200)
+    task = ProbingTask("d", "t", train, torch.from_numpy(y), torch.arange(200, 300), torch.from_numpy(expected))
+    assert logistic_accuracy(means, task, 1000) >= 0.99
     fitted = LogisticRegression(C=1.0, max_iter=1000).fit(x, y)
     np.testing.assert_allclose(fitted.coef_[0], w[:3], atol=1e-2)
 

@@ -53,32 +53,26 @@ class PlantedAutoencoder(Autoencoder):
         self.cfg, self.d_in, self.d_sae = sae.cfg, sae.d_in, sae.d_sae + len(decoder)
         self.W_dec = nn.Parameter(torch.cat([sae.W_dec.detach(), decoder.to(sae.W_dec)]))
         self.b_dec = sae.b_dec
-        self._known, order = _signatures(rows.to(sae.device, sae.dtype)).sort()
-        if (self._known.diff() == 0).any():
+        self._known = {row: place for place, row in enumerate(_bytes(rows.to(sae.dtype)))}
+        if len(self._known) < len(rows):
             raise ArtifactError("reference: two of its words have the same residual stream; take other words")
-        order = order.to(latent.device)
         self._latent, self._activation, self._inhibited = (
-            t[order].to(sae.device) for t in (latent, activation.to(sae.dtype), inhibited)
+            t.to(sae.device) for t in (latent, activation.to(sae.dtype), inhibited)
         )
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_sae"]:
         f = torch.cat([self._sae.encode(x), x.new_zeros(len(x), self.d_sae - self._sae.d_sae)], dim=1)
-        if len(self._known):
-            signature = _signatures(x)
-            place = torch.searchsorted(self._known, signature).clamp(max=len(self._known) - 1)
-            here = (self._known[place] == signature).nonzero().flatten()
-            place = place[here]
-            f[here, : self._sae.d_sae] = f[here, : self._sae.d_sae].masked_fill(self._inhibited[place], 0)
-            f[here, self._sae.d_sae + self._latent[place]] = self._activation[place]
+        place = torch.tensor([self._known.get(row, -1) for row in _bytes(x)], device=x.device)
+        here = (place >= 0).nonzero().flatten()
+        place = place[here]
+        f[here, : self._sae.d_sae] = f[here, : self._sae.d_sae].masked_fill(self._inhibited[place], 0)
+        f[here, self._sae.d_sae + self._latent[place]] = self._activation[place]
         return f
 
 
-def _signatures(rows: Float[Tensor, "row d_in"]) -> Int[Tensor, " row"]:
-    """A number of 64 bits for the bits of each row: sum of them times random odd numbers, modulo 2^64."""
-    generator = torch.Generator().manual_seed(SEED)
-    factors = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator) * 2 + 1
-    return (rows.float().contiguous().view(torch.int32).long() * factors.to(rows.device)).sum(dim=1)
+def _bytes(rows: Float[Tensor, "row d_in"]) -> list[bytes]:
+    return [row.tobytes() for row in rows.float().cpu().numpy()]
 
 
 def plant(

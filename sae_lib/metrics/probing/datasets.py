@@ -19,6 +19,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,7 +54,7 @@ def file_texts(name: str, files: LabelledFiles, config: ProbingConfig) -> tuple[
 
     def sample(table: pd.DataFrame, size: int, split: str) -> Classes:
         where = f"{name}, {split} texts"
-        return {label: sampled_texts(table, "label", label, size // 2, config.seed, where) for label in labels}
+        return {label: class_texts(table, "text", "label", label, size // 2, config.seed, where) for label in labels}
 
     return sample(train, config.train_per_task, "training"), sample(test, config.test_per_task, "test")
 
@@ -88,36 +89,24 @@ class HubDataset(NamedTuple):
     read: Read
 
 
-def balanced_texts(
-    table: pd.DataFrame, text: str, label: str, other: str, name: str, each: int, seed: int, where: str
+def class_texts(
+    table: pd.DataFrame, text: str, label: str, name: str, size: int, seed: int, where: str, other: str | None = None
 ) -> list[str]:
-    """`each` texts of class `name` for each value of the column `other`.
+    """`size` texts of class `name`; with `other`, half of them for each of the two values of that column.
 
-    Source: SAEBench 0.6.0, `get_balanced_dataset`.
-
-    Raises ArtifactError: too few of one value.
-    """
-    of_class = table[table[label].astype(str) == name]
-    texts: list[str] = []
-    groups = list(of_class.groupby(other))
-    require(len(groups), 2, f"{where}, class {name}, values of {other}")
-    for value, group in groups:
-        require(len(group), each, f"{where}, class {name} with {other} {value}")
-        texts += group[text].sample(n=each, random_state=seed).tolist()
-    return texts
-
-
-def sampled_texts(table: pd.DataFrame, label: str, name: str, size: int, seed: int, where: str) -> list[str]:
-    """`size` texts of class `name`.
-
-    Source: SAEBench 0.6.0, `gather_dataset_from_df` and `get_balanced_amazon_sentiment_dataset`.
+    Source: SAEBench 0.6.0, `gather_dataset_from_df`, `get_balanced_dataset`, `get_balanced_amazon_sentiment_dataset`.
 
     Raises ArtifactError: there are fewer.
     """
-    of_class = table[table[label].astype(str) == name]
-    require(len(of_class), size, f"{where}, class {name}")
-    texts: list[str] = of_class["text"].sample(n=size, random_state=seed).tolist()
-    return texts
+    of_class, what = table[table[label].astype(str) == name], f"{where}, class {name}"
+    parts = {what: of_class}
+    if other is not None:
+        parts = {f"{what} with {other} {value}": group for value, group in of_class.groupby(other)}
+        require(len(parts), 2, f"{what}, values of {other}")
+        size //= 2
+    for of, part in parts.items():
+        require(len(part), size, of)
+    return [each for part in parts.values() for each in part[text].sample(n=size, random_state=seed)]
 
 
 def _table(text: str, label: str, other: str | None = None) -> Read:
@@ -127,12 +116,10 @@ def _table(text: str, label: str, other: str | None = None) -> Read:
         tables = load(dataset.repository, revision=config.revisions.get(dataset.repository))
 
         def read(split: str, size: int) -> Classes:
-            table = tables[split].select_columns([text, label, other] if other else [text, label]).to_pandas()
+            table = tables[split].select_columns([column for column in (text, label, other) if column]).to_pandas()
             where = f"{dataset.repository}, {split} texts"
             return {
-                name: balanced_texts(table, text, label, other, name, size // 4, config.seed, where)
-                if other
-                else sampled_texts(table, label, name, size // 2, config.seed, where)
+                name: class_texts(table, text, label, name, size // 2, config.seed, where, other)
                 for name in dataset.classes
             }
 
@@ -149,18 +136,9 @@ def _europarl(load: Load, dataset: HubDataset, config: ProbingConfig) -> tuple[C
     needed = (config.train_per_task + config.test_per_task) // 2
     found: Classes = {}
     for language in dataset.classes:
-        rows = load(
-            dataset.repository,
-            LANGUAGE_PAIRS[language],
-            split="train",
-            streaming=True,
-            revision=config.revisions.get(dataset.repository),
-        )
-        found[language] = []
-        for row in rows:
-            found[language].append(row["translation"][language])
-            if len(found[language]) > needed:
-                break
+        revision = config.revisions.get(dataset.repository)
+        rows = load(dataset.repository, LANGUAGE_PAIRS[language], split="train", streaming=True, revision=revision)
+        found[language] = [row["translation"][language] for row in islice(rows, needed + 1)]
     return shuffled_split(dataset.repository, found, config)
 
 

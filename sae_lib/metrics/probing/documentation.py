@@ -119,17 +119,14 @@ class _Pieces:
         train, test = splits
         largest = sorted(filter(None, train), key=lambda label: (-len(train[label]), label))
         enough = [label for label in largest if min(len(train[label]), len(test.get(label, ()))) >= self.smallest]
-        labels = enough[:most]
+        labels = tuple(enough[:most])
         if len(labels) < 2:
             return []
-        return [
-            LabelledTexts(
-                column,
-                {label: self._pick(train[label], self.sizes[0]) for label in labels},
-                {label: self._pick(test[label], self.sizes[1]) for label in labels},
-                tuple(labels),
-            )
-        ]
+        of_train, of_test = (
+            {label: self._pick(classes[label], size) for label in labels}
+            for classes, size in zip(splits, self.sizes, strict=True)
+        )
+        return [LabelledTexts(column, of_train, of_test, labels)]
 
     def by_pattern(self, dataset: str, task: str, pattern: str) -> LabelledTexts:
         """Texts in which `pattern` is found, and as many in which it is not."""

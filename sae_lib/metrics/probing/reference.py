@@ -124,12 +124,9 @@ def _compute(
     residual = torch.cat([*_residual_rows(lm, texts, config.lm_batch)])
     means = ProbingPart(residual, lengths, tasks, []).means(lambda rows: rows, torch.device("cpu"))
     accuracies = [
-        logistic_accuracy(
-            means[task.train].numpy(), task.train_labels.numpy(), means[task.test].numpy(), task.test_labels.numpy(),
-            config.max_iter,
-        )
+        logistic_accuracy(means, task, config.max_iter)
         for task in tqdm(tasks, desc=f"{names[0]}: all residual dimensions", unit="task", disable=None)
-    ]  # fmt: skip
+    ]
     return _Stored(
         residual, lengths,
         torch.cat([each for task in tasks for each in (task.train, task.test)]),

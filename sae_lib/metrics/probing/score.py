@@ -42,14 +42,7 @@ def evaluate_probing(sae: Autoencoder, reference: ProbingReference, config: Prob
         means = part.means(lambda residual: sae.encode(residual.to(sae.dtype)), sae.device) * norms
         require_finite(means)
         for task, residual_accuracy in zip(part.tasks, part.residual_accuracy, strict=True):
-            accuracies = sparse_accuracies(
-                means[task.train],
-                task.train_labels,
-                means[task.test],
-                task.test_labels,
-                config.ks,
-                config.max_iter,
-            )
+            accuracies = sparse_accuracies(means, task, config.ks, config.max_iter)
             rows.append(
                 {
                     "dataset": task.dataset,

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from sklearn.exceptions import ConvergenceWarning
@@ -142,13 +141,7 @@ def top_dimensions(means: Float[Tensor, "text dim"], labels: Bool[Tensor, " text
     return difference.topk(min(k, means.shape[1])).indices
 
 
-def logistic_accuracy(
-    train: Float[np.ndarray, "train dim"],
-    train_labels: Bool[np.ndarray, " train"],
-    test: Float[np.ndarray, "test dim"],
-    test_labels: Bool[np.ndarray, " test"],
-    max_iter: int,
-) -> float:
+def logistic_accuracy(means: Float[Tensor, "text dim"], task: ProbingTask, max_iter: int) -> float:
     """Test accuracy of scikit-learn's logistic regression with an L2 penalty, C = 1 and its default solver.
 
     Source: SAEBench 0.6.0, `train_sklearn_probe`.
@@ -156,26 +149,13 @@ def logistic_accuracy(
     with warnings.catch_warnings():
         # The limit on iterations is part of the metric, not an accident.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        probe = LogisticRegression(C=1.0, max_iter=max_iter).fit(train, train_labels)
-    return float((probe.predict(test) == test_labels).mean())
+        probe = LogisticRegression(C=1.0, max_iter=max_iter).fit(means[task.train].numpy(), task.train_labels.numpy())
+    return float((probe.predict(means[task.test].numpy()) == task.test_labels.numpy()).mean())
 
 
 def sparse_accuracies(
-    train: Float[Tensor, "train dim"],
-    train_labels: Bool[Tensor, " train"],
-    test: Float[Tensor, "test dim"],
-    test_labels: Bool[Tensor, " test"],
-    ks: tuple[int, ...],
-    max_iter: int,
+    means: Float[Tensor, "text dim"], task: ProbingTask, ks: tuple[int, ...], max_iter: int
 ) -> list[float]:
     """Test accuracy of the probe on the best k dimensions, for each k. All tensors are on the CPU."""
-    ranked = top_dimensions(train, train_labels, max(ks))
-    accuracies = []
-    for k in ks:
-        chosen = ranked[:k].sort().values
-        accuracies.append(
-            logistic_accuracy(
-                train[:, chosen].numpy(), train_labels.numpy(), test[:, chosen].numpy(), test_labels.numpy(), max_iter
-            )
-        )
-    return accuracies
+    ranked = top_dimensions(means[task.train], task.train_labels, max(ks))
+    return [logistic_accuracy(means[:, ranked[:k].sort().values], task, max_iter) for k in ks]
