@@ -2,7 +2,7 @@
 
 SAEs are trained and scored in an order in which every hour ends with something to show: first what needs no sweep, the
 methods that are told their L0 and the controls, seed by seed; then the papers' coefficients as written and the L1
-methods' sweep; then the rest of the main table with what explains it, and the ablations. What is finished is kept as
+methods' sweep; then the rest of the main table, what explains the first paper's, and the ablations. What is finished is kept as
 rows (`rows`) in `figures/<profile>/rows`, to be committed, and is not computed again by the next sitting, wherever that
 is. At the end of a sitting the tables and figures that the rows allow are written beside them.
 """
@@ -47,7 +47,7 @@ from sae_lib.study.show import probe_letters
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_parquet
 
-WITH_EACH_SEED = ("sequence", "collapse")  # after that seed's main table: they explain the paper's main result
+EXPLAINING = ("as_written", "sequence", "collapse")  # the first paper's main result
 ABLATION_ORDER = ("factorial", "atm_importance", "sensitivity")
 FIRST_SEEDS = 3  # of the methods that are told their L0, before the L1 methods are swept
 SWEPT = ("sweep", "fair_sweep")  # whose L0 on the calibration documents decides
@@ -88,6 +88,10 @@ def steps(profile: Profile, decide: Decisions) -> Iterator[Step]:
     def of(groups: Sequence[str], seed: int | None, known: Calibration | None = None) -> list[RunSpec]:
         return [spec for spec in plan_runs(profile, known, groups) if seed in (None, spec.seed)]
 
+    def explaining(seed: int) -> Iterator[Step]:
+        for group in EXPLAINING:
+            yield Step(f"{group}, seed {seed}", of((group,), seed, known))
+
     for seed in seeds[:FIRST_SEEDS]:
         told = [spec for spec in of(table, seed) if spec.method not in swept]
         told.sort(key=lambda spec: not spec.trained)  # pairs that train
@@ -100,14 +104,16 @@ def steps(profile: Profile, decide: Decisions) -> Iterator[Step]:
     if "dropout" in swept:
         yield Step("sweep of dropout", sweep_runs(profile, "dropout", known.dropout_probability))
     for seed in seeds:
-        yield Step(f"main table, seed {seed}", of((*table, "as_written"), seed, known))
+        yield Step(f"main table, seed {seed}", of(table, seed, known))
         if seed == seeds[0]:
             yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
-        for group in WITH_EACH_SEED:
-            yield Step(f"{group}, seed {seed}", of((group,), seed, known))
+            yield from explaining(seed)
+    for seed in profile.training.ablation_seeds:
+        yield from explaining(seed)
     for group in ABLATION_ORDER:
         yield Step(group, of((group,), None, known))
     yield Step("sweep", of(("sweep",), None, known))
+    yield Step("coefficients as written, all seeds", of(("as_written",), None, known))
     yield Step("grid of ATM's c and r", of(("atm_grid",), None, known))
     if fairly_compared(profile):
         known = decide.choose_atm(known)

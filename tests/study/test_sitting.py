@@ -58,7 +58,7 @@ def profile(folder):
 def experiment(profile, folder, monkeypatch):
     monkeypatch.setenv("SAE_LIB_OUTPUT", str(folder / "out"))
     monkeypatch.setattr(sitting, "ABLATION_ORDER", ())
-    monkeypatch.setattr(sitting, "WITH_EACH_SEED", ())
+    monkeypatch.setattr(sitting, "EXPLAINING", ("as_written",))
     return Experiment.open(str(profile))
 
 
