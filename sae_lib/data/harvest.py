@@ -256,20 +256,17 @@ def _take_in(folder: Path, manifest: dict[str, Any]) -> None:
     for shard in manifest["shards"]:
         path = folder / shard["file"]
         if shard["sha256"] is None and path.is_file():
-            if _is_whole(path, (shard["rows"], manifest["d_in"])):
+            try:
+                values = np.load(path, mmap_mode="r")
+                whole = values.shape == (shard["rows"], manifest["d_in"]) and values.dtype == np.uint16
+            except (ValueError, EOFError):  # of a file that is shorter than it says, and of an empty one
+                whole = False
+            if whole:
                 shard |= _entry(folder, shard["file"])
                 write_json(folder / MANIFEST, manifest)
             else:
                 path.unlink()
     write_json(folder / MANIFEST, manifest)
-
-
-def _is_whole(shard: Path, shape: tuple[int, int]) -> bool:
-    try:
-        values = np.load(shard, mmap_mode="r")
-    except (ValueError, EOFError):  # of a file that is shorter than it says, and of an empty one
-        return False
-    return values.shape == shape and values.dtype == np.uint16
 
 
 def _entry(folder: Path, name: str) -> dict[str, Any]:

@@ -73,7 +73,12 @@ class LanguageModel:
             )
         for remark in self.remarks:
             warnings.warn(remark, stacklevel=3)
-        self._blocks = _blocks(model, name)
+        path = blocks_path(model.base_model)
+        if path is None:
+            kind = type(model).__name__
+            raise ArtifactError(f"model.name: {name} ({kind}) has no list of decoder blocks to read from")
+        blocks: Any = model.base_model.get_submodule(path)
+        self._blocks: nn.ModuleList = blocks
         self._block = self._blocks[layer]
         self.centred = False
         self._returns_tuple = False
@@ -284,12 +289,3 @@ def blocks_path(model: Any) -> str | None:
         path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
     ]
     return min(lists, key=lambda path: path.count("."), default=None)
-
-
-def _blocks(model: PreTrainedModel, name: str) -> nn.ModuleList:
-    path = blocks_path(model.base_model)
-    if path is None:
-        raise ArtifactError(f"model.name: {name} ({type(model).__name__}) has no list of decoder blocks to read from")
-    blocks = model.base_model.get_submodule(path)
-    assert isinstance(blocks, nn.ModuleList)
-    return blocks

@@ -1,6 +1,7 @@
 """How much memory is free, and whether something fits into it, asked before anything is loaded."""
 
 import resource
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sae_lib.util.errors import ArtifactError
@@ -25,6 +26,22 @@ def readable_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def portions(sizes: Iterable[int], most: int) -> Iterator[slice]:
+    """Consecutive things whose sizes are at most `most` together; at least one thing each.
+
+    >>> [*portions([3, 1, 2, 9], 5)]
+    [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
+    """
+    first, end, total = 0, 0, 0
+    for end, size in enumerate(sizes, 1):
+        if end - 1 > first and total + size > most:
+            yield slice(first, end - 1)
+            first, total = end - 1, 0
+        total += size
+    if end:
+        yield slice(first, end)
 
 
 def free_memory(device: str) -> int:

@@ -325,7 +325,7 @@ def test_quantised_weights_have_no_such_dtype(config):
 
 def test_too_large_for_memory_says_how_much_before_loading(config, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10_000))
-    monkeypatch.setattr(model_loading, "content", lambda *_: pytest.fail("went on to load"))
+    monkeypatch.setattr(model_loading, "_load_weights", lambda *_: pytest.fail("went on to load"))
     whole, cut = refusal(config, whole=True), refusal(config, whole=False)
     parameters = {
         "whole": sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(config.name).parameters()),

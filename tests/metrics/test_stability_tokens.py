@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.metrics.stability import tokens
-from sae_lib.metrics.stability.tokens import token_stability
+from sae_lib.metrics.stability import score
+from sae_lib.metrics.stability.score import token_stability
 from sae_lib.util.errors import ArtifactError
 from tests.metrics.tiny_saes import make_sae
 
@@ -70,7 +70,7 @@ def test_what_stays_and_what_never_stays():
 @pytest.mark.parametrize("elements", [2**22, 64, 1])
 @pytest.mark.parametrize("architecture", [{"architecture": "standard"}, {"architecture": "topk", "k": 5}])
 def test_definitions_on_random_rows(architecture: dict, elements: int, monkeypatch):
-    monkeypatch.setattr(tokens, "_CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(score, "_CHUNK_ELEMENTS", elements)
     sae = make_sae(d_sae=24, d_in=8, seed=5, **architecture)
     with torch.no_grad():
         sae.b_enc.copy_(torch.linspace(-2.5, 0.5, 24))
@@ -80,7 +80,7 @@ def test_definitions_on_random_rows(architecture: dict, elements: int, monkeypat
     with torch.no_grad():
         f = (sae.encode(rows) * sae.W_dec.norm(dim=1)).double().numpy()
     change, autocorrelation, latents = by_hand(f, mask.numpy(), 0.1)
-    monkeypatch.setattr(tokens, "MIN_DENSITY", 0.1)
+    monkeypatch.setattr(score, "MIN_DENSITY", 0.1)
     found = token_stability(sae, rows, mask)
     assert found["token_change"] == pytest.approx(change, rel=1e-5)
     assert found["token_autocorrelation"] == pytest.approx(autocorrelation, rel=1e-4)

@@ -8,35 +8,17 @@ from sae_lib.util.strict import Strict
 
 # What only the scoring of an SAE reads: changing it does not make a language model's reference stale.
 _SCORING_FIELDS = {
-    "lm_batch",
-    "min_probe_f1",
-    "min_letters",
-    "sparse_batch",
-    "sparse_min_steps",
-    "sparse_weight_decay",
-    "sparse_l1",
-    "latent_bytes",
-    "k_max",
-    "f1_jump",
-    "logistic_max_iter",
-    "fraction_min_cosine",
-    "full_min_cosine",
-    "min_projection_share",
-    "max_absorbing_latents",
-    "silent_below",
-}
+    "lm_batch", "min_probe_f1", "min_letters", "sparse_batch", "sparse_min_steps", "sparse_weight_decay", "sparse_l1",
+    "latent_bytes", "k_max", "f1_jump", "logistic_max_iter", "fraction_min_cosine", "full_min_cosine",
+    "min_projection_share", "max_absorbing_latents", "silent_below",
+}  # fmt: skip
 
 
 class AbsorptionConfig(Strict):
-    """Configuration of first-letter absorption.
-
-    >>> AbsorptionConfig(k_max=5).k_max
-    5
-    """
+    """Configuration of first-letter absorption."""
 
     max_words: int | None = Field(default=None, gt=0)
-    """At most this many words, taken evenly over the letters; None takes the whole vocabulary, as SAEBench
-    does."""
+    """At most this many words, taken evenly over the letters; None takes the whole vocabulary, as SAEBench does."""
     train_fraction: float = Field(default=0.8, gt=0, lt=1)
     """Share of the shuffled words that trains the probes; the rest tests them."""
     icl_examples: int = Field(default=10, ge=0)

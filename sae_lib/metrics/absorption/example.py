@@ -4,14 +4,13 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import main_latents, unit_latents
 from sae_lib.metrics.absorption.reference import AbsorptionReference
-from sae_lib.metrics.absorption.score import Letters, score_words_of_letters
+from sae_lib.metrics.absorption.score import Letters, letters_of, score_words_of_letters
 from sae_lib.util.errors import ArtifactError
 
 
@@ -38,16 +37,15 @@ def explain_word(
     if not counted or not len(reference.scored):
         raise ArtifactError("absorption: the probe finds no letter in this language model, so no word is evaluated")
     labels = reference.test_labels[reference.scored]
-    directions = F.normalize(reference.probe.weight, dim=1)
-    cosines = directions @ F.normalize(sae.W_dec.float().cpu(), dim=1).T
-    is_main, found = torch.zeros_like(cosines, dtype=torch.bool), []
-    for letter, (main, _) in zip(counted, main_latents(sae, reference, counted, config), strict=True):
+    mains, found = main_latents(sae, reference, counted, config), []
+    letters = Letters(*(each.cpu() for each in letters_of(sae, reference, counted, mains)))
+    directions, cosines, _ = letters
+    for letter, (main, _) in zip(counted, mains, strict=True):
         words = (labels == letter).nonzero().flatten()
         if len(words):
             x = reference.scored_activations[words]
             f, main = unit_latents(sae, x).cpu(), main.cpu()
-            is_main[letter, main] = True
-            scores = score_words_of_letters(x, f, labels[words], Letters(directions, cosines, is_main), config)
+            scores = score_words_of_letters(x, f, labels[words], letters, config)
             ranks = list(zip(scores.fraction.tolist(), scores.unthresholded.tolist(), strict=True))
             top = max(range(len(ranks)), key=ranks.__getitem__)
             found.append((ranks[top], letter, int(words[top]), x[top], f[top], main, float(scores.full[top])))

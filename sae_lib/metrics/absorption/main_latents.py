@@ -46,16 +46,14 @@ def latent_bytes(sae: Autoencoder, words: int) -> int:
 class WordLatents:
     """Latents of words that are read in batches again and again.
 
-    Attributes:
-        live: latents that some word turns on; the others cannot change a logit.
+    `live`: latents that some word turns on; the others cannot change a logit.
     """
 
     live: Bool[Tensor, " d_sae"]
 
     def __init__(self, sae: Autoencoder, activations: Float[Tensor, "word d_in"], keep: bool) -> None:
         """Encode the words; without `keep` they are encoded again whenever they are read."""
-        self._sae = sae
-        self._activations = activations.to(sae.device)
+        self._sae, self._activations = sae, activations.to(sae.device)
         self.live = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device)
         kept = []
         for chunk in self._activations.split(ROWS):
@@ -63,33 +61,32 @@ class WordLatents:
             self.live |= latents.any(dim=0)
             if keep:
                 kept.append(latents)
-        self._dense: Tensor | None = None
-        self._sparse: csr_array | None = None
+        self._kept: Tensor | csr_array | None = None
         active = sum(int(latents.count_nonzero()) for latents in kept)
         if keep and sae.device.type == "cpu" and active < _SPARSE_BELOW * len(activations) * sae.d_sae:
-            self._sparse = vstack([csr_array(latents[:, self.live].numpy()) for latents in kept], format="csr")
+            self._kept = vstack([csr_array(latents[:, self.live].numpy()) for latents in kept], format="csr")
         elif keep:
-            self._dense = torch.cat([latents[:, self.live] for latents in kept])
+            self._kept = torch.cat([latents[:, self.live] for latents in kept])
 
     def rows(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch live"] | csr_array:
         """The live latents of some words."""
-        if self._sparse is not None:
-            return self._sparse[index.numpy()]
-        if self._dense is not None:
-            return self._dense.index_select(0, index)
-        return unit_latents(self._sae, self._activations[index])[:, self.live]
+        if self._kept is None:
+            return unit_latents(self._sae, self._activations[index])[:, self.live]
+        return self._kept.index_select(0, index) if isinstance(self._kept, Tensor) else self._kept[index.numpy()]
 
     def columns(self, latents: Int[Tensor, " chosen"]) -> Float[np.ndarray, "word chosen"]:
         """Some latents of every word."""
-        if self._sparse is None and self._dense is None:
+        if self._kept is None:
             return latent_columns(self._sae, self._activations, latents)
         alive = self.live[latents]
         place = (self.live.cumsum(0) - 1)[latents[alive]]
+        own = (
+            self._kept[:, place].cpu().numpy()
+            if isinstance(self._kept, Tensor)
+            else self._kept[:, place.numpy()].toarray()
+        )
         chosen = np.zeros((len(self._activations), len(latents)), dtype=np.float32)
-        if self._sparse is not None:
-            chosen[:, alive.numpy()] = self._sparse[:, place.numpy()].toarray()
-        elif self._dense is not None:
-            chosen[:, alive.cpu().numpy()] = self._dense[:, place].cpu().numpy()
+        chosen[:, alive.cpu().numpy()] = own
         return chosen
 
 
@@ -115,40 +112,23 @@ def main_latents(
 def main_latents_of_many(
     saes: Sequence[Autoencoder], reference: AbsorptionReference, counted: list[int], config: AbsorptionConfig
 ) -> list[MainLatents]:
-    """`main_latents` of several SAEs on one device, whose sparse probes are trained together."""
+    """`main_latents` of several SAEs on one device, whose sparse probes are trained together: as many of each letter's
+    best latents as the split rule accepts."""
     words = len(reference.train_words)
     keep = sum(latent_bytes(sae, words) for sae in saes) <= config.latent_bytes
     latents = [WordLatents(sae, reference.train_activations, keep) for sae in saes]
-    rankings = _rank_latents(saes, latents, reference, config)
-    return [
-        _accepted(sae, own, ranking[counted], reference, counted, config)
-        for sae, own, ranking in zip(saes, latents, rankings, strict=True)
-    ]
-
-
-def _accepted(
-    sae: Autoencoder,
-    latents: WordLatents,
-    ranking: Int[Tensor, "counted k"],
-    reference: AbsorptionReference,
-    counted: list[int],
-    config: AbsorptionConfig,
-) -> MainLatents:
-    """As many of each letter's best latents as the split rule accepts."""
-    columns, slot = ranking.unique(return_inverse=True)
-    train, test = latents.columns(columns), latent_columns(sae, reference.test_activations, columns)
-    mains = []
-    for letter, best, own in zip(counted, ranking, slot.cpu().numpy(), strict=True):
-        f1_by_k = sparse_f1(
-            train[:, own],
-            test[:, own],
-            (reference.train_labels == letter).numpy(),
-            reference.test_labels == letter,
-            config.logistic_max_iter,
-        )
-        accepted = accepted_f1(f1_by_k, config.f1_jump)
-        mains.append((best[: len(accepted)], accepted))
-    return mains
+    found: list[MainLatents] = []
+    for sae, own, ranking in zip(saes, latents, _rank_latents(saes, latents, reference, config), strict=True):
+        columns, slot = ranking[counted].unique(return_inverse=True)
+        train, test = own.columns(columns), latent_columns(sae, reference.test_activations, columns)
+        mains = []
+        for letter, best, places in zip(counted, ranking[counted], slot.cpu().numpy(), strict=True):
+            train_truth, test_truth = (reference.train_labels == letter).numpy(), reference.test_labels == letter
+            f1_by_k = sparse_f1(train[:, places], test[:, places], train_truth, test_truth, config.logistic_max_iter)
+            accepted = accepted_f1(f1_by_k, config.f1_jump)
+            mains.append((best[: len(accepted)], accepted))
+        found.append(mains)
+    return found
 
 
 def _rank_latents(

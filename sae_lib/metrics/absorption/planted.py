@@ -24,7 +24,7 @@ from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import ROWS, MainLatents, main_latents, unit_latents
 from sae_lib.metrics.absorption.reference import AbsorptionReference
-from sae_lib.metrics.absorption.score import evaluate_absorption, score_letters
+from sae_lib.metrics.absorption.score import evaluate_absorption, letters_of, score_letters
 from sae_lib.util.errors import ArtifactError
 
 SEED = 0
@@ -83,7 +83,7 @@ def plant(
 
     `mains`: the letters' main latents in `sae`.
     """
-    probe = F.normalize(reference.probe.weight, dim=1)
+    probe, cosines, is_main = (each.cpu() for each in letters_of(sae, reference, counted, mains))
     train, test = reference.train_labels, reference.test_labels
     scored = torch.zeros(len(test), dtype=torch.bool).index_fill(0, reference.scored, True)
     generator = torch.Generator().manual_seed(SEED)
@@ -105,33 +105,18 @@ def plant(
     rows = torch.cat([first, reference.scored_activations[again]])
     latent = torch.cat([own, own_test[reference.scored[again]]])
     letters = torch.cat([train[chosen_train], test[chosen_test], test[reference.scored[again]]])
-
-    is_main = torch.zeros(len(LETTERS), sae.d_sae, dtype=torch.bool)
-    for letter, (latents, _) in zip(counted, mains, strict=True):
-        is_main[letter, latents.cpu()] = True
-    written = _written(sae, rows, letters, probe, is_main)
+    # M: what the main latents write along their letter's direction; the letter's mean where that is nothing.
+    of_main, parts = cosines.masked_fill(~is_main, 0), zip(rows.split(ROWS), letters.split(ROWS), strict=True)
+    written = torch.cat([(unit_latents(sae, x).cpu() * of_main[letter]).sum(dim=1) for x, letter in parts])
+    some = written > 0
+    sums = torch.zeros(len(LETTERS)).index_add_(0, letters[some], written[some])
+    mean = sums / letters[some].bincount(minlength=len(LETTERS)).clamp(min=1)
+    written = torch.where(some, written, mean[letters])
     of_word = letters[: len(own)]
     aside = first - (first * probe[of_word]).sum(dim=1, keepdim=True) * probe[of_word]
     decoder = (probe[of_word] + F.normalize(aside, dim=1)) / 2**0.5
     along = (decoder * probe[of_word]).sum(dim=1)[latent]
     return PlantedAutoencoder(sae, rows, latent, written / along, is_main[letters], decoder)
-
-
-def _written(
-    sae: Autoencoder,
-    rows: Float[Tensor, "row d_in"],
-    letters: Int[Tensor, " row"],
-    probe: Float[Tensor, "letter d_in"],
-    is_main: Bool[Tensor, "letter d_sae"],
-) -> Float[Tensor, " row"]:
-    """M: what the main latents write along their letter's direction; the letter's mean where that is nothing."""
-    cosines = (probe @ F.normalize(sae.W_dec.detach().float().cpu(), dim=1).T).masked_fill(~is_main, 0)
-    parts = zip(rows.split(ROWS), letters.split(ROWS), strict=True)
-    written = torch.cat([(unit_latents(sae, x).cpu() * cosines[letter]).sum(dim=1) for x, letter in parts])
-    some = written > 0
-    sums = torch.zeros(len(LETTERS)).index_add_(0, letters[some], written[some])
-    mean = sums / letters[some].bincount(minlength=len(LETTERS)).clamp(min=1)
-    return torch.where(some, written, mean[letters])
 
 
 @torch.no_grad()

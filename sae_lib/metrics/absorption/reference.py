@@ -139,7 +139,14 @@ def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference
     test_activations = read(test, test, config.probe_prompt_seed + 1, "words for its test")
     train_labels = torch.tensor([word.letter for word in train])
     test_labels = torch.tensor([word.letter for word in test])
-    probe = _train_ground_truth(train_activations, train_labels, config, lm.device)
+    rows = train_activations.to(lm.device)  # float32, whatever the language model's type
+    initial = LinearProbes(*(each.to(lm.device) for each in initial_probes(lm.d_in, len(LETTERS), config.seed)))
+    trained = train_probes(
+        lambda index: rows[index], train_labels.to(lm.device), initial, epochs=config.probe_epochs,
+        batch=config.probe_batch, learning_rate=config.probe_learning_rate,
+        final_learning_rate=config.probe_final_learning_rate, weight_decay=config.probe_weight_decay, seed=config.seed,
+    )  # fmt: skip
+    probe = LinearProbes(*(each.cpu() for each in trained))
     found = probe.logits(test_activations) > 0
     probe_f1 = [f1_score(found[:, letter], test_labels == letter) for letter in range(len(LETTERS))]
     scored = found[torch.arange(len(test)), test_labels].nonzero().flatten()
@@ -157,29 +164,6 @@ def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference
         left_out=len(left_out),
         left_out_examples=[word.text for word in left_out[:LEFT_OUT_EXAMPLES]],
     )
-
-
-def _train_ground_truth(
-    activations: Float[Tensor, "word d_in"],
-    labels: Int[Tensor, " word"],
-    config: AbsorptionConfig,
-    device: torch.device,
-) -> LinearProbes:
-    """The probe of all letters on the residual stream, in float32 whatever the language model's type."""
-    rows = activations.to(device)
-    initial = initial_probes(rows.shape[1], len(LETTERS), config.seed)
-    probe = train_probes(
-        lambda index: rows[index],
-        labels.to(device),
-        LinearProbes(initial.weight.to(device), initial.bias.to(device)),
-        epochs=config.probe_epochs,
-        batch=config.probe_batch,
-        learning_rate=config.probe_learning_rate,
-        final_learning_rate=config.probe_final_learning_rate,
-        weight_decay=config.probe_weight_decay,
-        seed=config.seed,
-    )
-    return LinearProbes(probe.weight.cpu(), probe.bias.cpu())
 
 
 def residual_at_words(lm: LanguageModel, prompts: Prompts, batch: int, what: str) -> Float[Tensor, "word d_in"]:

@@ -6,7 +6,7 @@ The score of a word: how much of its letter is carried by latents that are not t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -23,6 +23,7 @@ from sae_lib.metrics.absorption.reference import AbsorptionReference, build_abso
 from sae_lib.metrics.registry import Column, Earlier, Inputs, Measured, Score, register
 from sae_lib.metrics.stored_reference import require_width
 from sae_lib.util.errors import ModelLacks
+from sae_lib.util.memory import portions
 
 
 class WordScores(NamedTuple):
@@ -151,7 +152,8 @@ def evaluate_absorption_many(
     counted = reference.counted(config.min_probe_f1)
     notes = _notes(reference, len(counted), config)
     results = []
-    for group in _groups(saes, len(reference.train_words), config.latent_bytes):
+    for some in portions([latent_bytes(sae, len(reference.train_words)) for sae in saes], config.latent_bytes):
+        group = saes[some]
         nothing: list[MainLatents] = [[] for _ in group]
         mains = main_latents_of_many(group, chosen_on or reference, counted, config) if counted else nothing
         for sae, main in zip(group, mains, strict=True):
@@ -162,19 +164,15 @@ def evaluate_absorption_many(
     return results
 
 
-def _groups(saes: Sequence[Autoencoder], words: int, most: int) -> Iterator[list[Autoencoder]]:
-    """Consecutive SAEs whose latents fit into `most` bytes together; at least one."""
-    group: list[Autoencoder] = []
-    total = 0
-    for sae in saes:
-        size = latent_bytes(sae, words)
-        if group and total + size > most:
-            yield group
-            group, total = [], 0
-        group.append(sae)
-        total += size
-    if group:
-        yield group
+@torch.no_grad()
+def letters_of(sae: Autoencoder, reference: AbsorptionReference, counted: Sequence[int], mains: MainLatents) -> Letters:
+    """What an SAE's latents are to the letters, on its device; `mains`: main latents of the letters `counted`."""
+    directions = F.normalize(reference.probe.weight.to(sae.device), dim=1)
+    cosines = directions @ F.normalize(sae.W_dec.float(), dim=1).T
+    is_main = torch.zeros_like(cosines, dtype=torch.bool)
+    for letter, (main, _) in zip(counted, mains, strict=True):
+        is_main[letter, main] = True
+    return Letters(directions, cosines, is_main)
 
 
 def score_letters(
@@ -185,12 +183,7 @@ def score_letters(
     config: AbsorptionConfig,
 ) -> pd.DataFrame:
     """One row for each letter that counts."""
-    probe = F.normalize(reference.probe.weight.to(sae.device), dim=1)
-    cosines = probe @ F.normalize(sae.W_dec.float(), dim=1).T
-    is_main = torch.zeros_like(cosines, dtype=torch.bool)
-    for letter, (main, _) in zip(counted, mains, strict=True):
-        is_main[letter, main] = True
-    means = _letter_means(sae, reference, Letters(probe, cosines, is_main), config)
+    means = _letter_means(sae, reference, letters_of(sae, reference, counted, mains), config)
     test_words = reference.test_labels.bincount(minlength=len(LETTERS)).tolist()
     scored = reference.test_labels[reference.scored].bincount(minlength=len(LETTERS)).tolist()
     rows = [

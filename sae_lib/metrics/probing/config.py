@@ -40,11 +40,7 @@ class LabelledFiles(Strict):
 
 
 class ProbingConfig(Strict):
-    """Configuration of sparse probing.
-
-    >>> ProbingConfig(ks=(1,)).ks
-    (1,)
-    """
+    """Configuration of sparse probing."""
 
     source: Literal["documentation", "hub", "files"] = "hub"
     """`documentation`: the packaged corpus; `hub`: SAEBench's datasets; `files`: labelled local files."""

@@ -7,7 +7,7 @@ bfloat16, so each of the eight datasets has a file, which is mapped into memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from sae_lib.metrics.probing.tasks import ProbingTask, Tokens, draw_tasks, logis
 from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.keys import Stage
+from sae_lib.util.memory import portions
 
 if TYPE_CHECKING:
     from sae_lib.data.config import CorpusConfig
@@ -52,9 +53,9 @@ class ProbingPart:
         tokens."""
         ends = self.lengths.cumsum(0).tolist()
         means = []
-        for first, last in _chunks(self.lengths.tolist(), _ROWS[device.type]):
-            lengths = self.lengths[first:last]
-            rows = self.residual[ends[first] - int(lengths[0]) : ends[last - 1]].to(device)
+        for texts in portions(self.lengths.tolist(), _ROWS[device.type]):
+            lengths = self.lengths[texts]
+            rows = self.residual[ends[texts.start] - int(lengths[0]) : ends[texts.stop - 1]].to(device)
             # A product with a small matrix of 1 / length averages several times faster than a sum by index.
             of_text = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
             weights = torch.zeros(len(lengths), len(rows))
@@ -146,16 +147,3 @@ def _residual_rows(lm: LanguageModel, texts: list[Tokens], batch: int) -> Iterat
         )
         kept = lm.not_special(tokens)
         yield lm.finite_stream(tokens)[kept.to(lm.device)].cpu()
-
-
-def _chunks(lengths: Iterable[int], most: int) -> Iterator[tuple[int, int]]:
-    """Stretches of texts of at most `most` tokens together, and of at least one text."""
-    first = total = 0
-    index = -1
-    for index, length in enumerate(lengths):
-        if index > first and total + length > most:
-            yield first, index
-            first, total = index, 0
-        total += length
-    if index >= 0:
-        yield first, index + 1
