@@ -19,6 +19,8 @@ from sae_lib.autoencoders.matryoshka import TOY_PREFIXES, Matryoshka, Matryoshka
 from sae_lib.autoencoders.method import Look, Method, register
 from sae_lib.autoencoders.topk import TOPK
 
+PRESENT = 0.75  # of a latent's mean activation
+
 
 class ListaMatryoshkaConfig(MatryoshkaConfig):
     """The Matryoshka SAE's settings, and what is added to it; each can be switched off."""
@@ -28,8 +30,9 @@ class ListaMatryoshkaConfig(MatryoshkaConfig):
     """Length of the LISTA step; 0 for none."""
     detached: bool = True
     """Whether a prefix takes the reconstruction by the one before it as given."""
-    order: Literal["frequency", "index"] = "frequency"
-    """By what the prefixes are filled."""
+    order: Literal["frequency", "index", "magnitude", "presence"] = "frequency"
+    """By what the prefixes are filled: how often latents fire, their places, their mean activation where they do, or
+    how often they would be read off the input, on or not."""
     frequency_momentum: Momentum = 0.99
     tilt: float = Field(0.002, ge=0.0)
     """How much more badly reconstructed rows count."""
@@ -60,11 +63,15 @@ class ListaMatryoshka(Matryoshka):
     exportable = False
     frequency: Tensor
     first_threshold: Tensor
+    level: Tensor
+    """Mean activation of each latent where it is on; where prefixes are filled by it."""
 
     def __init__(self, config: ListaMatryoshkaConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
         self.register_buffer("frequency", torch.zeros(config.d_sae))
         self.register_buffer("first_threshold", torch.zeros(()))
+        if config.order not in ("frequency", "index"):
+            self.register_buffer("level", torch.zeros(config.d_sae))
         self._first_guess = 0.0
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
@@ -106,7 +113,7 @@ class ListaMatryoshka(Matryoshka):
         assert step.f is not None
         f: Latents = step.f
         W_dec: Tensor = self.W_dec
-        if self.cfg.order == "frequency":
+        if self.cfg.order != "index":
             order = self._counted(step).argsort(descending=True, stable=True)
             f, W_dec = f.reordered(order), W_dec.index_select(0, order)
         x_hat: Tensor = self.b_dec
@@ -120,11 +127,23 @@ class ListaMatryoshka(Matryoshka):
 
     @torch.no_grad()
     def _counted(self, step: Step) -> Float[Tensor, " d_sae"]:
-        """How often each latent fires, this step included."""
-        assert step.firing_rate is not None
-        momentum = self.cfg.frequency_momentum
-        average = momentum * self.frequency + (1 - momentum) * step.firing_rate
-        self.frequency.copy_(torch.where(self.frequency.any(), average, step.firing_rate))
+        """By what latents are ordered, this step included.
+
+        Presence is the share of rows on which d_i . (x - b_dec) is above three quarters of the latent's mean activation
+        where it is on: a parent is as present under a child that has absorbed it, and a child (p + c) / sqrt 2 is at
+        half of its own level where the parent is alone.
+        """
+        assert step.firing_rate is not None and step.latents is not None
+        momentum, value = self.cfg.frequency_momentum, step.firing_rate
+        if self.cfg.order != "frequency":
+            seen = torch.where(value > 0, step.latents.mean() / value.clamp_min(1e-12), self.level)
+            self.level.copy_(torch.where(self.level > 0, momentum * self.level + (1 - momentum) * seen, seen))
+            value = self.level
+        if self.cfg.order == "presence":
+            there = ((step.x - self.b_dec) @ self.W_dec.T > PRESENT * self.level) & (self.level > 0)
+            value = there.mean(dim=0, dtype=torch.float32)
+        average = momentum * self.frequency + (1 - momentum) * value
+        self.frequency.copy_(torch.where(self.frequency.any(), average, value))
         return self.frequency
 
     def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:

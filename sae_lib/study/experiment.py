@@ -30,6 +30,7 @@ from sae_lib.data.model_loading import model_identity
 from sae_lib.data.store_manifest import content_key, finished_manifest
 from sae_lib.data.tokens import load_tokens
 from sae_lib.metrics.toy.experiments import absorption_picture, field, ground_truth
+from sae_lib.metrics.toy.ideas import ideas
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.profiles.runs import FAIR, Calibration, FairATM, RunSpec, fair_sweep, fairly_compared, sweep_runs
@@ -217,12 +218,13 @@ class Experiment:
                 for_each(_train_one, self, jobs, self.workers, description)
 
     def ground_truth(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The toys, one row per SAE (`toy.experiments.ground_truth`, where the papers' mechanisms are taken apart, and
-        `toy.experiments.field`), and what the former's latents have become (`toy.experiments.absorption_picture`)."""
+        """The toys, one row per SAE: where the papers' mechanisms are taken apart `toy.experiments.ground_truth`, whose
+        latents `toy.experiments.absorption_picture` shows; where a profile names the field `toy.experiments.field` and
+        `toy.ideas.ideas`."""
         folder, settings, papers = self.paths.runs / "toy", self.profile.ablations.toy, self.profile.ablations.papers
         with self.writing():
             parts = [ground_truth(folder, settings, self.workers)] if papers else []
-            parts.append(field(folder, settings, self.workers))
+            parts += [field(folder, settings, self.workers), ideas(folder, settings, self.workers)]
             summary = concat([part for part in parts if len(part)])
             return summary, absorption_picture(folder, settings, self.workers) if papers else pd.DataFrame()
 

@@ -17,6 +17,7 @@ from tests.tiny_training import make_step, tiny_config
 X = torch.tensor([[2.0, 1.0]])
 NEEDS: dict[str, dict[str, Any]] = {
     "standard": {},
+    "onset_priced": {},
     "gated": {},
     "topk": {"k": 1},
     "batchtopk": {"k": 1},

@@ -13,7 +13,7 @@ from sae_lib.autoencoders.base import Autoencoder, Step, squared_error
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.autoencoders.latents import DenseLatents
-from sae_lib.autoencoders.lista_matryoshka import tilted_mean
+from sae_lib.autoencoders.lista_matryoshka import ListaMatryoshka, tilted_mean
 from sae_lib.share.weights import inference_form
 from sae_lib.util.errors import ArtifactError
 from tests.autoencoders.test_autoencoders import random_sae, rows
@@ -115,6 +115,32 @@ def test_frequency_is_an_average_that_begins_with_the_first_batch():
     for rate, expected in (([0.5, 0.0, 1.0], [0.5, 0.0, 1.0]), ([0.0, 1.0, 1.0], [0.45, 0.1, 1.0])):
         decoded(sae, firing_rate=torch.tensor(rate))
         torch.testing.assert_close(sae.get_buffer("frequency"), torch.tensor(expected))
+
+
+def test_presence_is_read_off_the_input_also_where_a_latent_is_silent():
+    """A parent (1, 0) and a child (.6, .8) that has absorbed it. Under the child the parent reads 1.2, above its level
+    of 1; where the parent is alone the child reads .6, below three quarters of its level of 2."""
+    x = torch.tensor([[1.0, 0.0], [1.2, 1.6], [1.2, 1.6]])
+    f = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
+    step = make_step(f, x=x)
+    found = {}
+    for order in ("presence", "magnitude", "frequency"):
+        config = tiny_config("lista_matryoshka", {"d_sae": 2, "k": 1, "prefixes": (1.0,), "order": order})
+        sae = build_autoencoder(config, 2)
+        sae.W_dec.data = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+        assert isinstance(sae, ListaMatryoshka)
+        found[order] = sae._counted(step).tolist()
+    assert found["presence"] == pytest.approx([1.0, 2 / 3])
+    assert found["magnitude"] == pytest.approx([1.0, 2.0]) and found["frequency"] == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_a_latent_that_never_fired_is_not_present():
+    config = tiny_config("lista_matryoshka", {"d_sae": 2, "k": 1, "prefixes": (1.0,), "order": "presence"})
+    sae = build_autoencoder(config, 2)
+    assert isinstance(sae, ListaMatryoshka)
+    sae.W_dec.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    step = make_step(torch.tensor([[1.0, 0.0]]), x=torch.tensor([[1.0, 1.0]]))
+    assert sae._counted(step).tolist() == [1.0, 0.0]
 
 
 def test_a_prefix_takes_the_one_before_it_as_given():

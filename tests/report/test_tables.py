@@ -242,8 +242,10 @@ def test_ground_truth_stands_beside_what_was_published() -> None:
     assert [published[name] for name in ("F1 ↑", "MCC ↑", "explained variance ↑")] == ["0.732", "0.753", "0.795"]
     assert published["excess absorption ↓"] == "–"
     assert set(table.data["metric"]) >= {"f1", "mcc", "explained_variance", "l0", "excess_absorption"}
-    results.toy_summary = results.toy_summary[results.toy_summary["experiment"] != "field"]
-    assert not make_tables(results, profile, ["table_ground_truth"]), "only where a profile asks for it"
+    ideas = make_tables(results, profile, ["table_ideas"])["table_ideas"].shown.set_index(["data", "change"])
+    assert len(ideas) == 4 and ideas.loc[("chain, rho = 0.9", "1"), "excess absorption ↓"] == "0.500 ± 0.002"
+    results.toy_summary = results.toy_summary[~results.toy_summary["experiment"].isin(["field", "ideas"])]
+    assert not make_tables(results, profile, ["table_ground_truth", "table_ideas"]), "only where a profile asks for it"
 
 
 def test_labels_are_for_reading_alone(evaluation: pd.DataFrame) -> None:

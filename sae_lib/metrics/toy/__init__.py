@@ -9,6 +9,6 @@ taken over by the child's decoder row (Chanin et al. 2024, arXiv 2409.14507).
 - `methods`: what is trained on them, at which sparsity.
 - `training`: toy SAEs, trained by the `Trainer` of every other SAE, on several cores, each once.
 - `score`: their metrics, latents matched to true features; which latents fire on which inputs.
-- `experiments`: the tables of the ground-truth study, sparsity matched to the true L0; and the two toys and measures
-  that a profile asks for beside them.
+- `experiments`: the tables of the ground-truth study, sparsity matched to the true L0; and the toys and measures
+  that a profile asks for beside them; `ideas`: ideas against absorption, and what would refute them.
 """

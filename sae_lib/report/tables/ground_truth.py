@@ -52,3 +52,33 @@ def ground_truth_table(toy_summary: pd.DataFrame) -> Table:
         f"{ARROW_NOTE}. {seeds_note(used)}"
     )
     return Table(pd.DataFrame(lines).fillna("–"), pd.DataFrame(data), caption)
+
+
+IDEA_COLUMNS = ("l0", "explained_variance", "f1", "parent_silent_rate", "miss_rate", "excess_absorption")
+
+
+def ideas_table(toy_summary: pd.DataFrame) -> Table:
+    """Ideas against absorption, by toy and change. Raises ArtifactError without rows of them."""
+    rows = toy_rows(toy_summary, "ideas")
+    if rows.empty:
+        raise ArtifactError("toy_summary: no rows of experiment 'ideas'; set ablations.toy.field and run `make field`")
+    lines, data = [], []
+    for (idea, toy, rho, method, label), part in rows.groupby(["idea", "toy", "rho", "method", "label"], sort=False):
+        intervals = {column: t_interval(seeds_of(part, column)) for column in IDEA_COLUMNS}
+        place = f"{toy}, rho = {rho:g}" if toy == "chain" else str(toy)
+        line = {"idea": idea, "data": place, "method": method_name(str(method)), "change": label}
+        lines.append(
+            line | {METRICS[c].header: cell(interval, METRICS[c].decimals) for c, interval in intervals.items()}
+        )
+        data += [
+            {"idea": idea, "toy": place, "change": label, **record(method_name(str(method)), column, interval)}
+            for column, interval in intervals.items()
+        ]
+    caption = (
+        "Ideas against absorption where the true features are known; mean ± sd over seeds. order: what fills the "
+        "prefixes of a LISTA-Matryoshka, k = 2. consistency: weight of a penalty on encoders that are inhibited along "
+        "similar decoder rows. onset: share of the L1 penalty that a latent is let off where it was on at the token "
+        "before; chain: parents and singles persist with rho. The last two at the true L0, or as near as they come. "
+        f"{ARROW_NOTE}. {seeds_note([rows])}"
+    )
+    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
