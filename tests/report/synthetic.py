@@ -244,9 +244,9 @@ def toy_summary(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
         found = {"f1": f1 + 0.001 * seed, "mcc": 0.7, "excess_absorption": silent - 0.01}
         rows.append(row("field", toy, method, seed, silent, **found))
     for toy, weight, seed in itertools.product(("tree", "chain"), (0, 1), seeds):
-        found = {"f1": 0.5, "excess_absorption": 0.8 - 0.3 * weight + 0.001 * (seed - 44), "idea": "consistency"}
+        excess = 0.8 - 0.3 * weight + 0.001 * (seed - 44)
         named = {"idea": "consistency", "label": str(weight), "rho": 0.9 * (toy == "chain")}
-        rows.append(row("ideas", toy, "standard", seed, 0.9, **found) | named)
+        rows.append(row("ideas", toy, "standard", seed, 0.9, f1=0.5, excess_absorption=excess) | named)
     return pd.DataFrame(rows)
 
 
