@@ -25,7 +25,7 @@ from typing import Any, cast
 from sae_lib.data import documentation, hub
 from sae_lib.data.config import CorpusConfig, DataConfig
 from sae_lib.data.spelling import Lessons
-from sae_lib.data.tokens import SPLITS, Split, load_tokens, tokenised, tokenizer_key, write_contexts
+from sae_lib.data.tokens import SPLITS, Split, contexts_needed, load_tokens, tokenised, tokenizer_key, write_contexts
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import file_sha256, json_key, read_json, write_json, write_parquet
 from sae_lib.util.keys import Stage, result_key
@@ -230,13 +230,6 @@ def _hub_dataset(config: CorpusConfig) -> Any:
         ) from error
 
 
-def contexts_needed(data: DataConfig) -> dict[Split, int]:
-    """How many contexts each split has; the training split has more where these do not hold enough rows."""
-    # EOS and BOS give no activation rows; 3 % more contexts than rows covers documents of 40 tokens and longer.
-    train = -(-int(data.train_tokens * 1.03) // (data.context_length - 1)) + 1
-    return {"train": train, "held_out": data.held_out_contexts, "calibration": data.calibration_contexts}
-
-
 def build_tokens(config: CorpusConfig, data: DataConfig, tokenizer: Any, folder: Path, cache: Path) -> dict[str, Any]:
     """Write `train.npy`, `held_out.npy`, `calibration.npy` (int32 `[context, position]`) and `manifest.json`; a
     finished build with the same key is reused. The corpus is read once, in memory that does not grow with it.
@@ -262,10 +255,10 @@ def build_tokens(config: CorpusConfig, data: DataConfig, tokenizer: Any, folder:
             return there
     texts = Texts(load_documents(config, cache), config.text_field)
     documents = tokenised(((split_of(text, config), text) for _, text in texts if text), tokenizer)
-    contexts = contexts_needed(data)
-    taught = round(contexts["train"] * config.lessons_fraction)
-    lessons = Lessons(tokenizer, contexts["train"], taught) if taught else None
-    hashes = write_contexts(folder, documents, tokenizer, data.context_length, contexts, data.train_tokens, lessons)
+    contexts = contexts_needed(data)["train"]
+    taught = round(contexts * config.lessons_fraction)
+    lessons = Lessons(tokenizer, contexts, taught) if taught else None
+    hashes = write_contexts(folder, documents, tokenizer, data, lessons)
     manifest = {"key": key, "corpus_hash": json_key(hashes), "splits": hashes, "versions": versions}
     write_json(manifest_file, manifest)
     if texts.note:

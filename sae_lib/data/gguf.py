@@ -59,11 +59,6 @@ class Wheel(Strict):
     """As the wheel states it; its text is kept beside the converted model."""
 
 
-def is_gguf(name: str) -> bool:
-    """Whether `model.name` is a GGUF file."""
-    return name.lower().endswith(".gguf")
-
-
 def converted_file(file: Path | str) -> Path:
     """The local folder of a GGUF file; converted when it is first asked for. Raises ArtifactError: no such file, no
     GGUF, an architecture that transformers does not read, no room on the disk."""

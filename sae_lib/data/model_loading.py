@@ -40,7 +40,7 @@ def readable_name(config: ModelConfig) -> str:
     Raises as `gguf.converted_file` and `gguf.converted_wheel`."""
     if config.wheel is not None:
         return str(gguf.converted_wheel(config.wheel))
-    return str(gguf.converted_file(config.name)) if gguf.is_gguf(config.name) else config.name
+    return str(gguf.converted_file(config.name)) if config.name.lower().endswith(".gguf") else config.name
 
 
 def model_folder(name: str, revision: str | None, *, weights: bool) -> Path:

@@ -10,7 +10,7 @@ import io
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
@@ -20,6 +20,7 @@ from typing import IO, Any, Literal, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from sae_lib.data.config import DataConfig
 from sae_lib.data.spelling import Lessons
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import atomic_write, file_sha256, json_key
@@ -136,29 +137,27 @@ class ContextWriter:
         np.lib.format.write_array_header_1_0(self._file, description)
 
 
+def contexts_needed(data: DataConfig) -> dict[Split, int]:
+    """How many contexts each split has; the training split has more where these do not hold enough rows."""
+    # EOS and BOS give no activation rows; 3 % more contexts than rows covers documents of 40 tokens and longer.
+    train = -(-int(data.train_tokens * 1.03) // (data.context_length - 1)) + 1
+    return {"train": train, "held_out": data.held_out_contexts, "calibration": data.calibration_contexts}
+
+
 def write_contexts(
-    folder: Path,
-    documents: Iterable[list[Document]],
-    tokenizer: Any,
-    length: int,
-    contexts: Mapping[Split, int],
-    train_rows: int,
-    lessons: Lessons | None = None,
+    folder: Path, documents: Iterable[list[Document]], tokenizer: Any, data: DataConfig, lessons: Lessons | None = None
 ) -> dict[str, Any]:
     """Write `<split>.npy` for every split, from no more batches of documents than it takes; all of them whole, or none.
 
-    `contexts`: how many each split is to have; `train_rows`: how many tokens of the training split are not to be
-    special; `lessons`: what replaces some of its contexts.
-
-    Returns for each split the number of its contexts and the sha256 of their values. Raises ArtifactError: too little
-    text; the disk is full.
+    `lessons`: what replaces some of the training contexts. Returns for each split the number of its contexts and the
+    sha256 of their values. Raises ArtifactError: too little text; the disk is full.
     """
     with ExitStack() as stack:
         writers: dict[Split, ContextWriter] = {}
-        for split, count in contexts.items():
+        for split, count in contexts_needed(data).items():
             file = stack.enter_context(atomic_write(folder / f"{split}.npy", "wb"))
-            rows, taught = (train_rows, lessons) if split == "train" else (0, None)
-            writers[split] = ContextWriter(file, tokenizer, length, count, rows, taught)
+            rows, taught = (data.train_tokens, lessons) if split == "train" else (0, None)
+            writers[split] = ContextWriter(file, tokenizer, data.context_length, count, rows, taught)
         for batch in documents:
             for split, writer in writers.items():
                 if ids := [ids for own, ids in batch if own == split]:
@@ -167,19 +166,19 @@ def write_contexts(
                 break
         for split, writer in writers.items():
             if not writer.enough:
-                raise _too_little_text(split, writer, length, contexts[split], train_rows)
+                raise _too_little_text(split, writer, data)
         return {split: writer.finish() for split, writer in writers.items()}
 
 
-def _too_little_text(split: Split, found: ContextWriter, length: int, contexts: int, rows: int) -> ArtifactError:
+def _too_little_text(split: Split, found: ContextWriter, data: DataConfig) -> ArtifactError:
     if split == "train":
-        field, asked, given = "data.train_tokens", rows, found.rows
-        what = f"the training documents give {given:,} tokens, needed: {rows:,}"
+        field, given, share = "data.train_tokens", found.rows, ""
+        what = f"the training documents give {given:,} tokens, needed: {data.train_tokens:,}"
     else:
-        field, asked, given = f"data.{split}_contexts", contexts, found.contexts
-        what = f"their documents fill {given:,} contexts of {length}, needed: {asked:,}"
+        field, given, share = f"data.{split}_contexts", found.contexts, f" or raise corpus.{split}_fraction"
+        asked = contexts_needed(data)[split]
+        what = f"their documents fill {given:,} contexts of {data.context_length}, needed: {asked:,}"
     lower = f"lower it to {given} or less, or " if given else ""
-    share = "" if split == "train" else f" or raise corpus.{split}_fraction"
     return ArtifactError(f"{field}: {what}; {lower}give more text{share}")
 
 

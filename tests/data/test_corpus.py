@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from sae_lib.data import corpus, documentation
 from sae_lib.data import tokens as tokenising
 from sae_lib.data.config import CorpusConfig, DataConfig
-from sae_lib.data.corpus import build_tokens, contexts_needed, documents_of, load_documents, split_of
-from sae_lib.data.tokens import SPLITS, load_tokens, pack
+from sae_lib.data.corpus import build_tokens, documents_of, load_documents, split_of
+from sae_lib.data.tokens import SPLITS, contexts_needed, load_tokens, pack
 from sae_lib.profiles.profile import Profile
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json

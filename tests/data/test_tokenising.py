@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sae_lib.data import tokens as tokenising
+from sae_lib.data.config import DataConfig
 from sae_lib.data.tokens import SPLITS, Split, ahead, tokenised, write_contexts
 from tests.data.test_corpus import EOS, TOKENIZER
 
@@ -21,10 +22,14 @@ def test_documents_by_hand(monkeypatch):
 
 
 def test_batches_leave_no_trace(tmp_path, monkeypatch):
-    rows: list[tuple[Split, str]] = [(SPLITS[i % 2], f"w{i} w{i + 1}") for i in range(50)]
+    rows: list[tuple[Split, str]] = [(SPLITS[i % 3], f"w{i} w{i + 1}") for i in range(50)]
+    data = DataConfig(
+        context_length=8, train_tokens=20, held_out_contexts=4, calibration_contexts=3, window=1, batch_tokens=1,
+        shard_rows=1,
+    )  # fmt: skip
 
     def written(folder):
-        return write_contexts(folder, tokenised(rows, TOKENIZER), TOKENIZER, 8, {"train": 6, "held_out": 4}, 20)
+        return write_contexts(folder, tokenised(rows, TOKENIZER), TOKENIZER, data)
 
     whole = written(tmp_path / "whole")
     monkeypatch.setattr(tokenising, "DOCUMENTS_PER_BATCH", 3)

@@ -52,11 +52,12 @@ def file_texts(name: str, files: LabelledFiles, config: ProbingConfig) -> tuple[
         )
     test = _read_file(name, files.test, files)
 
-    def sample(table: pd.DataFrame, size: int, split: str) -> Classes:
-        where = f"{name}, {split} texts"
+    def sample(table: pd.DataFrame, size: int, where: str) -> Classes:
         return {label: class_texts(table, "text", "label", label, size // 2, config.seed, where) for label in labels}
 
-    return sample(train, config.train_per_task, "training"), sample(test, config.test_per_task, "test")
+    return sample(train, config.train_per_task, f"{name}, training texts"), sample(
+        test, config.test_per_task, f"{name}, test texts"
+    )
 
 
 def _read_file(name: str, path: str, files: LabelledFiles) -> pd.DataFrame:

@@ -171,7 +171,15 @@ def _compute(
     pool = [vocabulary[text] for text in (*absorption.train_words, *absorption.test_words)]
     evaluated = [vocabulary[absorption.test_words[index]] for index in absorption.scored.tolist()]
     chosen = _choose(evaluated, config.words_per_letter, config.seed)
-    in_prompts = _read_in_prompts(lm, chosen, pool, prompts, config)
+    # The residual stream at each word, in prompts with one example up to as many as absorption's have.
+    in_prompts = torch.empty(0, config.contexts, lm.d_in)
+    if chosen:
+        pieces, read = prompt_pieces(lm.tokenizer), []
+        for context in range(config.contexts):
+            examples = 1 + context * (prompts.icl_examples - 1) // (config.contexts - 1)
+            asked = build_prompts(chosen, pool, pieces, lm.bos_token_id, examples, config.seed + context)
+            read.append(residual_at_words(lm, asked, prompts.lm_batch, f"words in context {context + 1}"))
+        in_prompts = torch.stack(read, dim=1)
 
     kept = lm.not_special(tokens)
     has_predecessor = kept.clone()
@@ -191,7 +199,9 @@ def _compute(
     def finds(activations: Float[Tensor, "row d_in"], letter: Int[Tensor, " row"]) -> Bool[Tensor, " row"]:
         return (absorption.probe.logits(activations) > 0)[torch.arange(len(letter)), letter]
 
-    letters, text_letters = _letters(chosen), _letters(in_text_words)
+    letters, text_letters = (
+        torch.tensor([word.letter for word in some], dtype=torch.long) for some in (chosen, in_text_words)
+    )
     probe = finds(in_prompts.flatten(0, 1), letters.repeat_interleave(config.contexts))
     return StabilityReference(
         prompt_words=[word.text for word in chosen],
@@ -216,22 +226,3 @@ def _choose(words: list[Word], per_letter: int, seed: int) -> list[Word]:
         of_letter = [word for word in words if word.letter == letter]
         chosen += generator.sample(of_letter, min(per_letter, len(of_letter)))
     return chosen
-
-
-def _read_in_prompts(
-    lm: LanguageModel, words: list[Word], pool: list[Word], prompts: AbsorptionConfig, config: StabilityConfig
-) -> Float[Tensor, "word context d_in"]:
-    """The residual stream at each word, in as many prompts as there are contexts: from one example in front of
-    the word to as many as absorption's prompts have."""
-    if not words:
-        return torch.empty(0, config.contexts, lm.d_in)
-    pieces, read = prompt_pieces(lm.tokenizer), []
-    for context in range(config.contexts):
-        examples = 1 + context * (prompts.icl_examples - 1) // (config.contexts - 1)
-        asked = build_prompts(words, pool, pieces, lm.bos_token_id, examples, config.seed + context)
-        read.append(residual_at_words(lm, asked, prompts.lm_batch, f"words in context {context + 1}"))
-    return torch.stack(read, dim=1)
-
-
-def _letters(words: list[Word]) -> Int[Tensor, " word"]:
-    return torch.tensor([word.letter for word in words], dtype=torch.long)

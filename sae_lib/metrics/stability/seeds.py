@@ -42,10 +42,8 @@ def seed_stability(
     `saes`: seed -> SAE, of one residual stream; `firing`: seed -> which latents ever fire. Where it is given, the
     others are left out: nothing has trained the direction of a dead latent.
 
-    Returns one row for each pair of seeds, seed_a < seed_b: seed_a, seed_b, matched_cosine, max_cosine, share_matched,
-    latents, matching. No row for fewer than two SAEs.
-
-    Raises ArtifactError: a decoder is not finite.
+    Returns one row for each pair of seeds, seed_a < seed_b; none for fewer than two SAEs. Raises ArtifactError where a
+    decoder is not finite.
     """
     directions = {}
     for seed in sorted(saes):
