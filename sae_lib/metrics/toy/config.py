@@ -17,6 +17,8 @@ class FieldConfig(Strict):
     methods: tuple[str, ...] = Field(
         ("standard", "gated", "topk", "batchtopk", "matryoshka", "jumprelu", "temporal_sae", "atm"), min_length=1
     )
+    ranked: bool = False
+    """Whether they are also trained over a range of L0, on these toys and four more (experiment 'field_sweep')."""
     steps: int = Field(2000, ge=10)
     """Of an SAE on the synthetic data, as are the next four."""
     batch: int = Field(512, ge=8, multiple_of=8)

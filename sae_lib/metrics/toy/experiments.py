@@ -111,7 +111,8 @@ def field(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataF
         raise ArtifactError(f"ablations.toy.field.methods: no toy for '{unknown[0]}'; known: {', '.join(known)}")
     with ToyPool(folder, workers) as pool:
         parts = [field_matched(pool, settings, toy) for toy in (LOUD, SMALL)]
-        parts += [field_sweep(pool, settings, toy) for toy in (TREE, LOUD, SMALL, SHUFFLED, SIMILAR, FLAT)]
+        ranked = (TREE, LOUD, SMALL, SHUFFLED, SIMILAR, FLAT) if settings.field.ranked else ()
+        parts += [field_sweep(pool, settings, toy) for toy in ranked]
     return pd.concat(parts, ignore_index=True)
 
 

@@ -63,16 +63,16 @@ def toy_config(
 ) -> SAEConfig:
     """The recipe of `method` at the size of `toy`: one latent per feature; schedules and momenta for `settings.steps`.
 
-    `k` is the nearest whole number to the true L0 of the toy, at least 1, and JumpReLU's target is the true L0 itself.
+    `k` is the nearest whole number to the true L0 of the toy, at least 1 (in a Tree SAE one for each level), and
+    JumpReLU's target is the true L0 itself.
     """
     settings = settings or ToyConfig()
-    kind = config_class(METHODS[method].recipe["architecture"])
+    kind, levels = config_class(METHODS[method].recipe["architecture"]), METHODS[method].recipe.get("shares", ())
+    told = {"k": max(whole_l0(toy), len(levels)), "target_l0": toy.true_l0}
     values: dict[str, Any] = {
         "dead_after_tokens": settings.steps * settings.batch // 10,
         "optimizer": {"learning_rate": METHODS[method].toy_rate},
-        kind.knob: {"k": whole_l0(toy), "target_l0": toy.true_l0, "l1_coefficient": L1_COEFFICIENT * kind.l1_scale}[
-            kind.knob
-        ],
+        kind.knob: told.get(kind.knob, L1_COEFFICIENT * kind.l1_scale),
     }
     if method in SHARES:
         values["temporal"] = {"coefficient": SHARES[method] * settings.temporal_coefficient}

@@ -32,8 +32,9 @@ def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Ta
         raise ArtifactError("toy_summary: no rows of experiment 'field'; set ablations.toy.field and run `make field`")
     rows = main_rows(evaluation)
     caption = (
-        "Methods at matched L0 on the language model, and at the true L0 where features are known; mean ± sd over "
-        f"seeds. Seconds: to train one on one core, as a multiple of TopK's mean. {ARROW_NOTE}. {MATCHED_NOTE}."
+        "Methods at matched L0 on the language model, and at the true L0 where features are known, with one Matryoshka of "
+        "three levels; mean ± sd over seeds. Seconds: to train one on one core, as a multiple of TopK's mean. "
+        f"{ARROW_NOTE}. {MATCHED_NOTE}."
     )
     table = table_of("method", {method_name(method): part for method, part in rows.items()}, COLUMNS, caption)
     table = with_marks(marked(table), Results(evaluation=evaluation), COLUMNS)
@@ -50,15 +51,10 @@ def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Ta
 
     for header, (toy, metric) in ON_TOYS.items():
         column = METRICS[metric]._replace(label=header)
-        add(
-            column,
-            f"{toy}_{metric}",
-            {m: t_interval(seeds_of(toys[(toys["toy"] == toy) & (toys["method"] == m)], metric)) for m in rows},
-        )
+        # On toys there is one Matryoshka.
+        of_toy = {m: toy_rows(toys, "field", toy, "matryoshka" if m.startswith("matryoshka") else m) for m in rows}
+        add(column, f"{toy}_{metric}", {m: t_interval(seeds_of(part, metric)) for m, part in of_toy.items()})
     of_none = pd.Series(dtype=float)
-    add(
-        COST,
-        "seconds_of_topk",
-        {m: t_interval(seeds_of(rows[m], "train_seconds") / topk if m in trained else of_none) for m in rows},
-    )
+    cost = {m: seeds_of(rows[m], "train_seconds") / topk if m in trained else of_none for m in rows}
+    add(COST, "seconds_of_topk", {m: t_interval(values) for m, values in cost.items()})
     return Table(shown, pd.concat(data, ignore_index=True), table.caption)
