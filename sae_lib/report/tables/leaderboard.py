@@ -32,8 +32,8 @@ def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Ta
         raise ArtifactError("toy_summary: no rows of experiment 'field'; set ablations.toy.field and run `make field`")
     rows = main_rows(evaluation)
     caption = (
-        "Methods at matched L0 on the language model, and at the true L0 where features are known, with one Matryoshka of "
-        "three levels; mean ± sd over seeds. Seconds: to train one on one core, as a multiple of TopK's mean. "
+        "Methods at matched L0 on the language model, and at the true L0 where features are known, with one Matryoshka "
+        "of three levels; mean ± sd over seeds. Seconds: to train one on one core, as a multiple of TopK's mean. "
         f"{ARROW_NOTE}. {MATCHED_NOTE}."
     )
     table = table_of("method", {method_name(method): part for method, part in rows.items()}, COLUMNS, caption)
