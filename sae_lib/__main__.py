@@ -12,10 +12,9 @@ import select
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from sae_lib.util.errors import ArtifactError, shortened
 from sae_lib.util.memory import require_address_space
@@ -28,7 +27,6 @@ KEPT = {"run", "study", "pocket-lm", "evaluate"}  # what they have finished when
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
 
 Options = argparse.Namespace
-Command = Callable[[Options], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,12 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # without a line of our code
     # `kill` ends a command as Ctrl-C does: what it started is stopped and nothing half-written stays.
     signal.signal(signal.SIGTERM, _interrupt)
-    do: Command = options.do
     try:
         _refuse_empty(options)
         require_address_space()
         _check_interpreter()
-        code = do(options)
+        code = _do(options)
         print(end="", flush=True)
         return code
     except ArtifactError as error:
@@ -72,51 +69,44 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m sae_lib", description="Sparse autoencoders with temporal mechanisms.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, do: Command, what: str) -> argparse.ArgumentParser:
-        new = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
-        new.set_defaults(do=do)
-        return new
+    def command(name: str, what: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
 
-    run = command("run", _run, "run the notebooks of a profile that are not up to date")
-    plan = command("plan", _plan, "say what `run` would do: time, disk, memory, and what stands in the way")
-    verify = command("verify", _verify, "print the claims table; exit code 1 where a verdict is not the committed one")
-    accept = command("accept", _accept, "make the verdicts of these results the ones that `verify` compares with")
-    clean = command("clean", _clean, "remove what a profile made under the output folder")
+    run = command("run", "run the notebooks of a profile that are not up to date")
+    plan = command("plan", "say what `run` would do: time, disk, memory, and what stands in the way")
+    verify = command("verify", "print the claims table; exit code 1 where a verdict is not the committed one")
+    accept = command("accept", "make the verdicts of these results the ones that `verify` compares with")
+    clean = command("clean", "remove what a profile made under the output folder")
     for each in (run, plan, verify, accept, clean):
         _add_profile(each)
     verify.add_argument("--long", action="store_true", help="each claim with all its evidence")
     run.add_argument("--only", metavar="NN", help="run one notebook, such as 03")
 
-    study = command("study", _study, "go on with a study of many hours for a while; what is finished is kept as rows")
+    study = command("study", "go on with a study of many hours for a while; what is finished is kept as rows")
     _add_profile(study)
-    study.add_argument(
-        "--hours", type=float, default=1.0, help="how long (0: only the tables and figures of what is known)"
-    )
+    only = "how long (0: only the tables and figures of what is known)"
+    study.add_argument("--hours", type=float, default=1.0, help=only)
 
-    evaluate = command("evaluate", _evaluate, "measure an SAE of this package or of others on a language model")
+    evaluate = command("evaluate", "measure an SAE of this package or of others on a language model")
     evaluate.add_argument("folder", help="folder of the SAE")
     _add_model(evaluate)
-    evaluate.add_argument(
-        "--metrics",
-        nargs="+",
-        default=["core", "absorption"],
-        help="any of core, absorption, null_absorption, probing, stability",
-    )
+    scores = "any of core, absorption, null_absorption, probing, stability"
+    evaluate.add_argument("--metrics", nargs="+", default=["core", "absorption"], help=scores)
     evaluate.add_argument("--contexts", type=int, default=64, help="contexts of held-out text")
     evaluate.add_argument("--json", type=_path, metavar="FILE", help="write summary, letters, tasks and notes here")
 
-    export = command("export", _export, "write a trained SAE, with a README, as other libraries load it")
+    export = command("export", "write a trained SAE, with a README, as other libraries load it")
     export.add_argument("run", help="folder of one run: build/<profile>/runs/<run>")
     export.add_argument("--to", default="both", metavar="FORMAT", help="saelens, dictionary_learning or both (default)")
     export.add_argument("--out", required=True, type=_path, metavar="FOLDER", help="new folder for the files")
 
-    pocket = command("pocket-lm", _pocket_lm, "train the packaged language model again; goes on where it stopped")
+    pocket = command("pocket-lm", "train the packaged language model again; goes on where it stopped")
     pocket.add_argument("--output", type=_path, help="where the finished model goes (default: into the package)")
 
-    command("readme", _readme, "fill the tables of README.md from the files that `make paper` made")
-    environment = command("environment", _environment, "compare the installed packages with requirements.lock")
+    command("readme", "fill the tables of README.md from the files that `make paper` made")
+    environment = command("environment", "compare the installed packages with requirements.lock")
     environment.add_argument("action", choices=("check", "link"), help="say what differs, or make sae_lib importable")
-    rank = command("rank", _rank, "be one rank of a distributed run, under torchrun --virtual-local-rank")
+    rank = command("rank", "be one rank of a distributed run, under torchrun --virtual-local-rank")
     _add_profile(rank)
     return top
 
@@ -178,82 +168,82 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     add("--centre", action="store_true", help="take the residual stream's mean off, as TransformerLens's centring does")
 
 
-def _model_options(options: Options) -> dict[str, Any]:
-    names = (
-        "revision", "files", "text_field", "context_length", "contexts", "device", "dtype", "cache", "any_origin",
-        "centre",
-    )  # fmt: skip
-    return {name: getattr(options, name) for name in names}
+def _do(options: Options) -> int:
+    """Run the command; returns its exit code."""
+    match options.command:
+        # The notebooks of a profile.
+        case "run" | "plan" | "clean":
+            from sae_lib.profiles.profile import load_profile
+            from sae_lib.study.pipeline import clean_command, plan_command, run_command
+            from sae_lib.util.paths import NOTEBOOKS
 
+            profile, named = load_profile(options.profile), Path(options.profile)
+            if options.command == "plan":
+                return plan_command(profile, NOTEBOOKS)
+            if options.command == "clean":
+                return clean_command(profile)
+            source = str(named.resolve()) if named.is_file() else options.profile
+            return run_command(profile, {"profile": source}, NOTEBOOKS, options.only)
+        case "verify":
+            from sae_lib.profiles.profile import load_profile
+            from sae_lib.report.claims.ledger import verify
+            from sae_lib.util.paths import Paths, verdicts_file
 
-# The notebooks of a profile.
+            profile = load_profile(options.profile)
+            results = Paths(profile.name).known_results
+            return int(verify(profile, results, verdicts_file(profile.name), long=options.long))
+        case "accept":
+            from sae_lib.profiles.profile import load_profile
+            from sae_lib.report.claims.ledger import evaluate_claims, write_verdicts
+            from sae_lib.report.results import Results
+            from sae_lib.util.paths import Paths, shown, verdicts_file
 
+            profile = load_profile(options.profile)
+            file = verdicts_file(profile.name)
+            write_verdicts(evaluate_claims(profile, Results.load(Paths(profile.name).known_results)), profile, file)
+            print(f"wrote {shown(file)}; commit it with the results it stands for")
+        case "study":
+            from sae_lib.study.experiment import Experiment
+            from sae_lib.study.sitting import sit
+            from sae_lib.util.paths import shown
 
-def _run(options: Options) -> int:
-    from sae_lib.profiles.profile import load_profile
-    from sae_lib.study.pipeline import run_command
-    from sae_lib.util.paths import NOTEBOOKS
+            experiment = Experiment.open(options.profile)
+            rest = "the study is complete" if sit(experiment, options.hours) else "the same command goes on from there"
+            print(f"rows, tables and figures are in {shown(experiment.paths.figures)}; {rest}")
+        # SAEs of ours and of others.
+        case "evaluate":
+            _evaluate(options)
+        case "export":
+            from sae_lib.share.export import export_run
 
-    profile = load_profile(options.profile)
-    named = Path(options.profile)
-    source = str(named.resolve()) if named.is_file() else options.profile
-    return run_command(profile, {"profile": source}, NOTEBOOKS, options.only)
+            export_run(options.run, options.to, options.out)
+            print(f"wrote {options.out}")
+        # The rest.
+        case "pocket-lm":
+            from sae_lib.study.pocket_lm import make_pocket_lm
 
+            make_pocket_lm(options.output)
+        case "readme":
+            from sae_lib.report.readme import fill_readme
 
-def _plan(options: Options) -> int:
-    from sae_lib.profiles.profile import load_profile
-    from sae_lib.study.pipeline import plan_command
-    from sae_lib.util.paths import NOTEBOOKS
+            fill_readme()
+        case "environment":
+            from sae_lib.util.environment import differences, link
 
-    return plan_command(load_profile(options.profile), NOTEBOOKS)
+            if options.action == "link":
+                link()
+                return 0
+            found = differences()
+            print("\n".join(found) or "every pin of requirements.lock is installed")
+            return 1 if found else 0
+        case "rank":
+            from sae_lib.study.distributed import be_a_rank
 
-
-def _verify(options: Options) -> int:
-    from sae_lib.profiles.profile import load_profile
-    from sae_lib.report.claims.ledger import verify
-    from sae_lib.util.paths import Paths, verdicts_file
-
-    profile = load_profile(options.profile)
-    results = Paths(profile.name).known_results
-    return int(verify(profile, results, verdicts_file(profile.name), long=options.long))
-
-
-def _study(options: Options) -> int:
-    from sae_lib.study.experiment import Experiment
-    from sae_lib.study.sitting import sit
-    from sae_lib.util.paths import shown
-
-    experiment = Experiment.open(options.profile)
-    finished = sit(experiment, options.hours)
-    rest = "the study is complete" if finished else "the same command goes on from there"
-    print(f"rows, tables and figures are in {shown(experiment.paths.figures)}; {rest}")
+            be_a_rank(options.profile)
     return 0
 
 
-def _accept(options: Options) -> int:
-    from sae_lib.profiles.profile import load_profile
-    from sae_lib.report.claims.ledger import evaluate_claims, write_verdicts
-    from sae_lib.report.results import Results
-    from sae_lib.util.paths import Paths, shown, verdicts_file
-
-    profile = load_profile(options.profile)
-    file = verdicts_file(profile.name)
-    write_verdicts(evaluate_claims(profile, Results.load(Paths(profile.name).known_results)), profile, file)
-    print(f"wrote {shown(file)}; commit it with the results it stands for")
-    return 0
-
-
-def _clean(options: Options) -> int:
-    from sae_lib.profiles.profile import load_profile
-    from sae_lib.study.pipeline import clean_command
-
-    return clean_command(load_profile(options.profile))
-
-
-# SAEs of ours and of others.
-
-
-def _evaluate(options: Options) -> int:
+def _evaluate(options: Options) -> None:
     from sae_lib.metrics.absorption.config import AbsorptionConfig
     from sae_lib.share.evaluate import default_settings, evaluate_sae
     from sae_lib.util.files import check_writable, write_json
@@ -264,69 +254,25 @@ def _evaluate(options: Options) -> int:
         output_folder(output.parent, "--json")
         try:
             output = Path(os.path.realpath(output))  # a link stays one, as /dev/stdout is
-            folder = output.is_dir()
-            other = output.exists() and not output.is_file()
+            other = "a folder" if output.is_dir() else "a device or a pipe" if output.exists() else ""
+            other = "" if output.is_file() else other
         except OSError as error:
             raise ArtifactError(f"--json: no file can have that name ({error.strerror})") from None
-        if folder:
-            raise ArtifactError(f"--json: {options.json} is a folder; name a file")
         if other:
-            raise ArtifactError(f"--json: {options.json} is a device or a pipe; name a file")
+            raise ArtifactError(f"--json: {options.json} is {other}; name a file")
         check_writable(output.parent, "--json")
     if options.max_words is not None and options.max_words < 1:
         raise ArtifactError(f"--max-words {options.max_words}: must be 1 or more")
     settings = default_settings().model_copy(update={"absorption": AbsorptionConfig(max_words=options.max_words)})
-    result = evaluate_sae(
-        options.folder, options.model, options.layer, metrics=options.metrics, settings=settings,
-        **_model_options(options),
+    names = (
+        "revision", "files", "text_field", "metrics", "context_length", "contexts", "device", "dtype", "cache",
+        "any_origin", "centre",
     )  # fmt: skip
+    given = {name: getattr(options, name) for name in names}
+    result = evaluate_sae(options.folder, options.model, options.layer, settings=settings, **given)
     if output is not None:
         write_json(output, result.as_json())
     print(result.as_text())
-    return 0
-
-
-def _export(options: Options) -> int:
-    from sae_lib.share.export import export_run
-
-    export_run(options.run, options.to, options.out)
-    print(f"wrote {options.out}")
-    return 0
-
-
-# The rest.
-
-
-def _pocket_lm(options: Options) -> int:
-    from sae_lib.study.pocket_lm import make_pocket_lm
-
-    make_pocket_lm(options.output)
-    return 0
-
-
-def _readme(options: Options) -> int:
-    from sae_lib.report.readme import fill_readme
-
-    fill_readme()
-    return 0
-
-
-def _environment(options: Options) -> int:
-    from sae_lib.util.environment import differences, link
-
-    if options.action == "link":
-        link()
-        return 0
-    found = differences()
-    print("\n".join(found) or "every pin of requirements.lock is installed")
-    return 1 if found else 0
-
-
-def _rank(options: Options) -> int:
-    from sae_lib.study.distributed import be_a_rank
-
-    be_a_rank(options.profile)
-    return 0
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

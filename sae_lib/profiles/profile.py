@@ -199,10 +199,6 @@ def nearest_hint(word: str, known: Any) -> str:
 
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """One line for the first problem of a validation error: the field, what is wrong, and the nearest known key."""
-    return " ".join(_explained(error, model, where).split())
-
-
-def _explained(error: ValidationError, model: type[BaseModel], where: str) -> str:
     errors = error.errors()
     # A misspelt key also leaves the right one missing: the misspelling is what to tell.
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
@@ -212,9 +208,11 @@ def _explained(error: ValidationError, model: type[BaseModel], where: str) -> st
     begin = f"{path}: " if path else ""
     if first["type"] == "extra_forbidden":
         owner = _model_at(model, first["loc"][:-1])
-        return f"{begin}unknown key{nearest_hint(str(first['loc'][-1]), owner.model_fields if owner else [])}"
-    got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-    return f"{begin}{first['msg'].removeprefix('Value error, ')}{got}"
+        fault = f"unknown key{nearest_hint(str(first['loc'][-1]), owner.model_fields if owner else [])}"
+    else:
+        got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+        fault = f"{first['msg'].removeprefix('Value error, ')}{got}"
+    return " ".join(f"{begin}{fault}".split())
 
 
 def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:

@@ -8,11 +8,12 @@ the range, which is enough to count.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
@@ -20,23 +21,8 @@ from sae_lib.profiles.profile import Profile
 from sae_lib.training.recipes import merged
 from sae_lib.util.strict import Strict
 
-Group = Literal[
-    "sweep",
-    "main",
-    "untrained",
-    "control",
-    "as_written",
-    "factorial",
-    "sequence",
-    "collapse",
-    "sensitivity",
-    "atm_importance",
-    "atm_grid",
-    "fair_sweep",
-    "atm_fair",
-]
-MAIN_GROUPS: tuple[Group, ...] = ("main", "untrained", "control", "as_written", "sweep")
-ABLATION_GROUPS: tuple[Group, ...] = (
+MAIN_GROUPS = ("main", "untrained", "control", "as_written", "sweep")
+ABLATION_GROUPS = (
     "factorial", "sequence", "collapse", "sensitivity", "atm_importance", "atm_grid", "fair_sweep", "atm_fair",
 )  # fmt: skip
 ABLATION_SCORES = ("reconstruction", "absorption")
@@ -90,16 +76,19 @@ class Calibration(Strict):
     """Decided later, by group `atm_grid`."""
 
 
+Made = Literal["trained", "untrained", "permuted"]
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """One SAE: the group it is shown in, the method, what sets it apart there, and its configuration."""
 
-    group: Group
+    group: str
     method: str
     label: str
     seed: int
     config: SAEConfig
-    made: Literal["trained", "untrained", "permuted"] = "trained"
+    made: Made = "trained"
     """By training; as it is before the first step; or from the trained one of this configuration and seed, by dealing
     its decoder rows out to other latents."""
     fields: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -123,43 +112,29 @@ def expected_calibration(profile: Profile) -> Calibration:
     return Calibration(coefficients=middle, dropout_probability=0.3)
 
 
-def sweep_runs(profile: Profile, method: str, dropout_probability: float = 0.3) -> list[RunSpec]:
-    """One method over a range of L0: by its L1 coefficient where it has one, else by the L0 that it is told."""
-    settings = profile.sweep
-    knob = profile.sae_config(method).knob
-    values = settings.coefficients[method] if knob == "l1_coefficient" else settings.levels
-    dropout = {"dropout": {"probability": dropout_probability}} if method == "dropout" else {}
-    return [
-        RunSpec(
-            "sweep", method, f"{knob.replace('l1_coefficient', 'l1')}={value:g}", seed,
-            profile.sae_config(method, {knob: value} | dropout), fields={"level": value},
-        )
-        for value in values
-        for seed in settings.seeds
-    ]  # fmt: skip
+Cell = Callable[..., RunSpec]
+"""The `RunSpec`s of a group that differ by their seed alone: given `group` and `seed`, one of them."""
+
+
+def _cell(method: str, label: str, config: SAEConfig, made: Made = "trained", **fields: Any) -> Cell:
+    return partial(RunSpec, method=method, label=label, config=config, made=made, fields=fields)
 
 
 def plan_runs(profile: Profile, calibration: Calibration | None = None, groups: Any = None) -> list[RunSpec]:
     """Every SAE of `groups` (all groups by default), in the order in which they are trained."""
     known = calibration or expected_calibration(profile)
-    wanted = TypeAdapter(tuple[Group, ...]).validate_python(tuple(groups or (*MAIN_GROUPS, *ABLATION_GROUPS)))
-    makers = {
-        "sweep": _sweep,
-        "main": _main,
-        "untrained": _untrained,
-        "control": _control,
-        "as_written": _as_written,
-        "factorial": _factorial,
-        "sequence": _sequence,
-        "collapse": _collapse,
-        "sensitivity": _sensitivity,
-        "atm_importance": _atm_importance,
-        "atm_grid": _atm_grid,
-        "fair_sweep": _fair_sweep,
-        "atm_fair": _atm_fair,
-    }
     left_out = () if profile.ablations.papers else ABLATION_GROUPS
-    return [spec for group in wanted if group not in left_out for spec in makers[group](profile, known)]
+    wanted = [group for group in groups or (*MAIN_GROUPS, *ABLATION_GROUPS) if group not in left_out]
+    return [spec for group in wanted for spec in _seeded(profile, group, _cells(profile, known, group))]
+
+
+def _seeded(profile: Profile, group: str, cells: Iterable[Cell]) -> list[RunSpec]:
+    training, sweep = profile.training, profile.sweep
+    seeds = {
+        **dict.fromkeys(ABLATION_GROUPS, training.ablation_seeds), "atm_grid": profile.ablations.atm_grid_seeds,
+        "sweep": sweep.seeds, "fair_sweep": sweep.seeds, "atm_fair": training.seeds,
+    }.get(group, training.seeds)  # fmt: skip
+    return [cell(group=group, seed=seed) for cell in cells for seed in seeds]
 
 
 def different(runs: Iterable[RunSpec]) -> list[RunSpec]:
@@ -172,114 +147,11 @@ def different(runs: Iterable[RunSpec]) -> list[RunSpec]:
 
 def calibrated(profile: Profile, known: Calibration, method: str, overrides: dict[str, Any] | None = None) -> SAEConfig:
     """The configuration of a method of the main table, at the calibrated sparsity."""
-    values: dict[str, Any] = {}
-    if method in known.coefficients:
-        values["l1_coefficient"] = known.coefficients[method]
+    coefficient = known.coefficients.get(method)
+    values: dict[str, Any] = {} if coefficient is None else {"l1_coefficient": coefficient}
     if method == "dropout":
         values["dropout"] = {"probability": known.dropout_probability}
     return profile.sae_config(method, merged(values, overrides or {}))
-
-
-def _sweep(profile: Profile, known: Calibration) -> list[RunSpec]:
-    return [spec for method in profile.main_methods for spec in sweep_runs(profile, method, known.dropout_probability)]
-
-
-def _main(profile: Profile, known: Calibration) -> list[RunSpec]:
-    return [
-        RunSpec("main", method, "", seed, calibrated(profile, known, method))
-        for method in profile.main_methods
-        for seed in profile.training.seeds
-    ]
-
-
-def _untrained(profile: Profile, known: Calibration) -> list[RunSpec]:
-    config = profile.sae_config("topk")
-    return [RunSpec("untrained", "untrained", "", seed, config, made="untrained") for seed in profile.training.seeds]
-
-
-def _control(profile: Profile, known: Calibration) -> list[RunSpec]:
-    made: dict[str, RunSpec] = {
-        "soft_frozen": RunSpec("control", "soft_frozen", "", 0, profile.sae_config("topk", {"soft_frozen": {}})),
-        "permuted": RunSpec("control", "permuted", "", 0, profile.sae_config("topk"), made="permuted"),
-    }
-    return [replace(made[method], seed=seed) for method in profile.controls for seed in profile.training.seeds]
-
-
-def _as_written(profile: Profile, known: Calibration) -> list[RunSpec]:
-    return [
-        RunSpec("as_written", method, "as written", seed, profile.sae_config(method, overrides))
-        for method, overrides in profile.as_written.items()
-        for seed in profile.training.seeds
-    ]
-
-
-def _temporal(
-    profile: Profile, known: Calibration, group: Group, label: str, overrides: dict[str, Any], **fields: Any
-) -> list[RunSpec]:
-    config = calibrated(profile, known, "temporal_sae", overrides)
-    seeds = profile.training.ablation_seeds
-    return [RunSpec(group, "temporal_sae", label, seed, config, fields=fields) for seed in seeds]
-
-
-def _factorial(profile: Profile, known: Calibration) -> list[RunSpec]:
-    parts = ("temporal", "resampling", "gradient_scaling")
-    specs: list[RunSpec] = []
-    for switches in itertools.product((False, True), repeat=3):
-        off: dict[str, Any] = {part: None for part, on in zip(parts, switches, strict=True) if not on}
-        label = " + ".join(part.replace("_", " ") for part, on in zip(parts, switches, strict=True) if on) or "none"
-        specs += _temporal(profile, known, "factorial", label, off)
-    return specs
-
-
-def _sequence(profile: Profile, known: Calibration) -> list[RunSpec]:
-    runs: dict[str, dict[str, Any]] = {
-        "run 1": RUN_1 | {"resampling": None, "gradient_scaling": None},
-        "run 2": {"resampling": None, "gradient_scaling": None},
-        "run 3": {"gradient_scaling": None},
-        "run 4": {},
-    }
-    # The paper's own sparsity coefficient: run 4 is the SAE that the as-written table shows.
-    written = profile.as_written.get("temporal_sae", {})
-    return [
-        RunSpec(
-            "sequence", "temporal_sae", label, seed, profile.sae_config("temporal_sae", merged(written, change)),
-            fields={"paper_run": label.replace(" ", "_")},
-        )
-        for label, change in runs.items()
-        for seed in profile.training.ablation_seeds
-    ]  # fmt: skip
-
-
-def _collapse(profile: Profile, known: Calibration) -> list[RunSpec]:
-    """Each mechanism of TemporalSAE alone, with the paper's coefficients; resampling made milder in two ways; and dense
-    SAEs that are useless for reasons of their own."""
-    if not profile.ablations.collapse:
-        return []
-    written = profile.as_written.get("temporal_sae", {})
-
-    def alone(part: str, **values: Any) -> SAEConfig:
-        off: dict[str, Any] = {other: None for other in ALONE if other != part}
-        return profile.sae_config("temporal_sae", merged(written, off | ({part: values} if values else {})))
-
-    base = profile.sae_config("paper_standard", profile.as_written.get("paper_standard"))
-    fast = {"optimizer": {"learning_rate": FASTER * base.optimizer.learning_rate}}
-    variants: dict[str, tuple[str, SAEConfig]] = {
-        **{label: ("temporal_sae", alone(part)) for part, label in ALONE.items()},
-        "resampling alone, threshold 0.0005": ("temporal_sae", alone("resampling", threshold=0.0005)),
-        "resampling alone, small encoder rows": ("temporal_sae", alone("resampling", encoder_norm="alive_fraction")),
-        f"baseline, {FASTER} x learning rate": (
-            "paper_standard",
-            profile.sae_config("paper_standard", merged(profile.as_written.get("paper_standard", {}), fast)),
-        ),
-        UNTRAINED_BASELINE: ("paper_standard", base),
-    }
-    return [
-        RunSpec(
-            "collapse", method, label, seed, config, made="untrained" if label == UNTRAINED_BASELINE else "trained",
-        )
-        for label, (method, config) in variants.items()
-        for seed in profile.training.ablation_seeds
-    ]  # fmt: skip
 
 
 def along_the_run(profile: Profile) -> list[RunSpec]:
@@ -299,58 +171,140 @@ def planted_in(profile: Profile) -> list[RunSpec]:
     ]
 
 
-def _sensitivity(profile: Profile, known: Calibration) -> list[RunSpec]:
-    default = calibrated(profile, known, "temporal_sae")
-    variants: dict[tuple[str, str], dict[str, Any]] = {
-        ("temporal_coefficient", f"temporal coefficient {value:g}"): {"temporal": {"coefficient": value}}
-        for value in (default.get("temporal").coefficient, *profile.ablations.temporal_coefficients)
-    }
-    variants |= {
-        ("resampling_threshold", f"resampling threshold {value:g}"): {"resampling": {"threshold": value}}
-        for value in profile.ablations.resampling_thresholds
-    }
-    variants[WARM_UP, "no warm-up"] = WITHOUT_WARM_UP
+def _cells(profile: Profile, known: Calibration, group: str) -> list[Cell]:
+    """The SAEs of a group, without their seeds."""
+    fair = FAIR if fairly_compared(profile) else ()
+    match group:
+        case "main":
+            return [_cell(method, "", calibrated(profile, known, method)) for method in profile.main_methods]
+        case "untrained":
+            return [_cell("untrained", "", profile.sae_config("topk"), "untrained")]
+        case "control":
+            controls = {
+                "soft_frozen": _cell("soft_frozen", "", profile.sae_config("topk", {"soft_frozen": {}})),
+                "permuted": _cell("permuted", "", profile.sae_config("topk"), "permuted"),
+            }
+            return [controls[name] for name in profile.controls]
+        case "as_written":
+            return [_cell(method, "as written", _written(profile, method)) for method in profile.as_written]
+        case "sweep":
+            swept = (_levels(profile, method, known.dropout_probability) for method in profile.main_methods)
+            return [cell for levels in swept for cell in levels]
+        case "factorial":
+            return _factorial(profile, known)
+        case "sequence":
+            return _sequence(profile)
+        case "collapse":
+            return _collapse(profile) if profile.ablations.collapse else []
+        case "sensitivity":
+            return _sensitivity(profile, known)
+        case "atm_importance":
+            return _atm_importance(profile, known)
+        case "atm_grid":
+            return [
+                _cell("atm", f"c={c:g} r={r:g}", calibrated(profile, known, "atm", {"masking": {"c": c, "r": r}}))
+                for c, r in itertools.product(profile.ablations.atm_c, profile.ablations.atm_r)
+            ]
+        case "fair_sweep":
+            return [cell for method in fair for cell in _fair_levels(profile, known, method)]
+        case "atm_fair":  # both at the L1 coefficient that their sweep gives
+            chosen = expected_calibration(profile).coefficients | known.coefficients
+            chosen |= known.fair.coefficients if known.fair else {}
+            return [_cell(method, "", _fair(profile, known, method, chosen[method])) for method in fair]
+    raise ValueError(f"there is no group '{group}'")
+
+
+def _levels(profile: Profile, method: str, dropout_probability: float) -> list[Cell]:
+    knob = profile.sae_config(method).knob
+    values = profile.sweep.coefficients[method] if knob == "l1_coefficient" else profile.sweep.levels
+    dropout = {"dropout": {"probability": dropout_probability}} if method == "dropout" else {}
+    name = knob.replace("l1_coefficient", "l1")
     return [
-        spec
-        for (varied, label), change in variants.items()
-        for spec in _temporal(profile, known, "sensitivity", label, change, varied=varied)
+        _cell(method, f"{name}={value:g}", profile.sae_config(method, {knob: value} | dropout), level=value)
+        for value in values
     ]
 
 
-def _atm(
-    profile: Profile, known: Calibration, group: Group, label: str, masking: dict[str, Any], seeds: Any, **fields: Any
-) -> list[RunSpec]:
-    config = calibrated(profile, known, "atm", {"masking": masking})
-    return [RunSpec(group, "atm", label, seed, config, fields=fields) for seed in seeds]
+def sweep_runs(profile: Profile, method: str, dropout_probability: float = 0.3) -> list[RunSpec]:
+    """One method over a range of L0: by its L1 coefficient where it has one, else by the L0 that it is told."""
+    return _seeded(profile, "sweep", _levels(profile, method, dropout_probability))
 
 
-def _atm_importance(profile: Profile, known: Calibration) -> list[RunSpec]:
-    variants: dict[str, tuple[str | None, dict[str, Any]]] = {"+".join(COMPONENTS): ("nothing", {})}
+def _factorial(profile: Profile, known: Calibration) -> list[Cell]:
+    parts = ("temporal", "resampling", "gradient_scaling")
+    cells: list[Cell] = []
+    for switches in itertools.product((False, True), repeat=3):
+        off: dict[str, Any] = {part: None for part, on in zip(parts, switches, strict=True) if not on}
+        label = " + ".join(part.replace("_", " ") for part in parts if part not in off) or "none"
+        cells.append(_cell("temporal_sae", label, calibrated(profile, known, "temporal_sae", off)))
+    return cells
+
+
+def _sequence(profile: Profile) -> list[Cell]:
+    runs: dict[str, dict[str, Any]] = {
+        "run 1": RUN_1 | {"resampling": None, "gradient_scaling": None},
+        "run 2": {"resampling": None, "gradient_scaling": None},
+        "run 3": {"gradient_scaling": None},
+        "run 4": {},
+    }
+    # The paper's own sparsity coefficient: run 4 is the SAE that the as-written table shows.
+    return [
+        _cell("temporal_sae", label, _written(profile, "temporal_sae", change), paper_run=label.replace(" ", "_"))
+        for label, change in runs.items()
+    ]
+
+
+def _written(profile: Profile, method: str, overrides: Mapping[str, Any] | None = None) -> SAEConfig:
+    """The configuration of a method with the papers' own coefficients, and with `overrides`."""
+    return profile.sae_config(method, merged(profile.as_written.get(method, {}), overrides or {}))
+
+
+def _collapse(profile: Profile) -> list[Cell]:
+    """Each mechanism of TemporalSAE alone, with the paper's coefficients; resampling made milder in two ways; and dense
+    SAEs that are useless for reasons of their own."""
+
+    def alone(part: str, label: str, **values: Any) -> Cell:
+        off: dict[str, Any] = {other: None for other in ALONE if other != part}
+        return _cell("temporal_sae", label, _written(profile, "temporal_sae", off | ({part: values} if values else {})))
+
+    base = _written(profile, "paper_standard")
+    fast = {"optimizer": {"learning_rate": FASTER * base.optimizer.learning_rate}}
+    return [
+        *(alone(part, label) for part, label in ALONE.items()),
+        alone("resampling", "resampling alone, threshold 0.0005", threshold=0.0005),
+        alone("resampling", "resampling alone, small encoder rows", encoder_norm="alive_fraction"),
+        _cell("paper_standard", f"baseline, {FASTER} x learning rate", _written(profile, "paper_standard", fast)),
+        _cell("paper_standard", UNTRAINED_BASELINE, base, "untrained"),
+    ]
+
+
+def _sensitivity(profile: Profile, known: Calibration) -> list[Cell]:
+    default, ablations = calibrated(profile, known, "temporal_sae"), profile.ablations
+    variants: list[tuple[str, str, dict[str, Any]]] = [
+        ("temporal_coefficient", f"temporal coefficient {value:g}", {"temporal": {"coefficient": value}})
+        for value in (default.get("temporal").coefficient, *ablations.temporal_coefficients)
+    ]
+    variants += [
+        ("resampling_threshold", f"resampling threshold {value:g}", {"resampling": {"threshold": value}})
+        for value in ablations.resampling_thresholds
+    ]
+    variants.append((WARM_UP, "no warm-up", WITHOUT_WARM_UP))
+    return [
+        _cell("temporal_sae", label, calibrated(profile, known, "temporal_sae", change), varied=varied)
+        for varied, label, change in variants
+    ]
+
+
+def _atm_importance(profile: Profile, known: Calibration) -> list[Cell]:
+    def cell(label: str, dropped: str | None, masking: dict[str, Any]) -> Cell:
+        config = calibrated(profile, known, "atm", {"masking": masking})
+        return _cell("atm", label, config, importance=label, dropped=dropped)
+
+    cells = [cell("+".join(COMPONENTS), "nothing", {})]
     for part in COMPONENTS:
         kept = tuple(other for other in COMPONENTS if other != part)
-        variants["+".join(kept)] = (part, {"components": kept})
-    variants["product"] = (None, {"combine": "product"})
-    seeds = profile.training.ablation_seeds
-    return [
-        spec
-        for label, (dropped, masking) in variants.items()
-        for spec in _atm(profile, known, "atm_importance", label, masking, seeds, importance=label, dropped=dropped)
-    ]
-
-
-def _atm_grid(profile: Profile, known: Calibration) -> list[RunSpec]:
-    grid = itertools.product(profile.ablations.atm_c, profile.ablations.atm_r)
-    seeds = profile.ablations.atm_grid_seeds
-    return [s for c, r in grid for s in _atm(profile, known, "atm_grid", f"c={c:g} r={r:g}", {"c": c, "r": r}, seeds)]
-
-
-def fair_sweep(profile: Profile, known: Calibration, method: str) -> list[RunSpec]:
-    """ATM with the chosen c and r, or the dropout that belongs to it, over the L1 coefficients of the sweep."""
-    return [
-        replace(_fair(profile, known, method, value, seed), group="fair_sweep", label=f"l1={value:g}")
-        for value in profile.sweep.coefficients[method]
-        for seed in profile.sweep.seeds
-    ]
+        cells.append(cell("+".join(kept), part, {"components": kept}))
+    return [*cells, cell("product", None, {"combine": "product"})]
 
 
 def fairly_compared(profile: Profile) -> bool:
@@ -358,25 +312,20 @@ def fairly_compared(profile: Profile) -> bool:
     return profile.ablations.papers and all(method in profile.sweep.coefficients for method in FAIR)
 
 
-def _fair_sweep(profile: Profile, known: Calibration) -> list[RunSpec]:
-    return [s for method in FAIR for s in fair_sweep(profile, known, method)] if fairly_compared(profile) else []
+def fair_sweep(profile: Profile, known: Calibration, method: str) -> list[RunSpec]:
+    """ATM with the chosen c and r, or the dropout that belongs to it, over the L1 coefficients of the sweep."""
+    return _seeded(profile, "fair_sweep", _fair_levels(profile, known, method))
 
 
-def _atm_fair(profile: Profile, known: Calibration) -> list[RunSpec]:
-    """Both methods at the L1 coefficient that their sweep gives."""
-    if not fairly_compared(profile):
-        return []
-    chosen = expected_calibration(profile).coefficients | known.coefficients
-    chosen |= known.fair.coefficients if known.fair else {}
-    seeds = profile.training.seeds
-    return [_fair(profile, known, method, chosen[method], seed) for method in FAIR for seed in seeds]
+def _fair_levels(profile: Profile, known: Calibration, method: str) -> list[Cell]:
+    values = profile.sweep.coefficients[method]
+    return [_cell(method, f"l1={value:g}", _fair(profile, known, method, value)) for value in values]
 
 
-def _fair(profile: Profile, known: Calibration, method: str, coefficient: float, seed: int) -> RunSpec:
+def _fair(profile: Profile, known: Calibration, method: str, coefficient: float) -> SAEConfig:
     fair = known.fair or FairATM(c=profile.ablations.atm_c[0], r=profile.ablations.atm_r[0])
     settings: dict[str, Any] = {
         "atm": {"masking": {"c": fair.c, "r": fair.r}},
         "dropout": {"dropout": {"probability": fair.dropout_probability}},
     }[method]
-    config = profile.sae_config(method, settings | {"l1_coefficient": coefficient})
-    return RunSpec("atm_fair", method, "", seed, config)
+    return profile.sae_config(method, settings | {"l1_coefficient": coefficient})

@@ -411,7 +411,7 @@ def fake_runs(monkeypatch: pytest.MonkeyPatch, profile: Profile, **groups: list[
     """Let a profile train one SAE for each group and seed, all of one configuration."""
     config = profile.sae_config("topk", {"k": 1})
     runs = [
-        RunSpec(group, "topk", "", seed, config, made="untrained" if group == "untrained" else "trained")  # type: ignore[arg-type]
+        RunSpec(group, "topk", "", seed, config, made="untrained" if group == "untrained" else "trained")
         for group, seeds in groups.items()
         for seed in seeds
     ]
