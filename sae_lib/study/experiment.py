@@ -356,10 +356,10 @@ def _train_one(experiment: Experiment, job: list[RunSpec]) -> None:
         folder = experiment.run_folder(spec, store.key)
         if spec.trained:
             events = experiment.paths.root / "tensorboard" / spec.group / spec.method / (spec.label or "-")
-            with run_log(events / f"seed-{spec.seed}") as log:
+            with run_log(events / f"seed-{spec.seed}") as watch:
                 train_sae(
                     spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
-                    device=experiment.device, log=log, names={"method": spec.method, "group": spec.group},
+                    device=experiment.device, watch=watch, names={"method": spec.method, "group": spec.group},
                 )  # fmt: skip
         elif spec.made == "untrained":
             sae = build_autoencoder(spec.config, store.d_in, spec.seed)

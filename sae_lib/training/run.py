@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import WEIGHTS_FILE
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.data.activations import ActivationStore
@@ -32,8 +31,6 @@ from sae_lib.util.keys import Stage, result_key
 TRAINING = Stage("training", 1)
 CHECKPOINT_FILE = "checkpoint.safetensors"
 WITHOUT_WEIGHTS = "weights_not_kept"
-Report = Callable[[int], None]
-Log = Callable[[dict[str, float]], None]
 
 
 def run_key(config: SAEConfig, store_key: str, data: DataConfig, training: TrainingConfig, seed: int) -> str:
@@ -80,15 +77,12 @@ def train_sae(
     folder: Path,
     *,
     device: str = "cpu",
-    report: Report | None = None,
-    log: Log | None = None,
+    watch: Callable[[Trainer], None] = lambda trainer: None,
     names: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Train one SAE, or return at once when `folder` already holds this very run.
 
-    `report(step)` is called after each step, and `log(row)` with each row of the training curves as soon as there is
-    one; a run that goes on from a checkpoint passes the rows before it too. `names` (method and group) go
-    into run.json, whose content is returned.
+    `watch` sees the trainer after each step. `names` (method and group) go into run.json, whose content is returned.
 
     Raises ArtifactError when the loss is NaN or infinite (the last checkpoint stays) or the disk is full.
     """
@@ -102,41 +96,31 @@ def train_sae(
         tensors, state = load_checkpoint(checkpoint, device)
         if state["key"] == key:
             trainer.load(tensors, state)
-    started = time.monotonic()
-    spent = trainer.seconds
-    logged = 0
+    started = time.monotonic() - trainer.seconds
     while trainer.index < training.steps:
         trainer.step()
-        trainer.seconds = spent + time.monotonic() - started
-        if log is not None:
-            for row in trainer.history[logged:]:
-                log(row)
-            logged = len(trainer.history)
+        trainer.seconds = time.monotonic() - started
         if trainer.index % training.checkpoint_every == 0 and trainer.index < training.steps:
             trainer.check_finite()
             save_checkpoint(checkpoint, trainer.tensors(), trainer.state() | {"key": key})
-        if report is not None:
-            report(trainer.index)
-    _leave_files(trainer, trainer.finish(), folder, {"key": key, **(names or {})})
-    return dict(read_json(folder / "run.json"))
-
-
-def _leave_files(trainer: Trainer, sae: Autoencoder, folder: Path, named: dict[str, str]) -> None:
-    history = pd.DataFrame(trainer.history)
+        watch(trainer)
+    sae = trainer.finish()
     run = {
-        **named,
-        "seed": trainer.seed,
-        "config": trainer.cfg.model_dump(mode="json"),
-        "store_key": trainer.store.key,
-        "model": trainer.store.manifest.get("model"),
-        "layer": trainer.store.manifest.get("layer"),
+        "key": key,
+        **(names or {}),
+        "seed": seed,
+        "config": config.model_dump(mode="json"),
+        "store_key": store.key,
+        "model": store.manifest.get("model"),
+        "layer": store.manifest.get("layer"),
         "input_scale": trainer.input_scale,
         "steps": trainer.index,
-        "tokens": trainer.index * trainer.data.batch_tokens,
+        "tokens": trainer.index * data.batch_tokens,
         "seconds": round(trainer.seconds, 3),
         "final": {name: value for name, value in trainer.history[-1].items() if value == value},  # NaN is no JSON
     }
-    write_parquet(folder / "history.parquet", history, index=False)
-    save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), {"config": run["config"], "key": named["key"]})
+    write_parquet(folder / "history.parquet", pd.DataFrame(trainer.history), index=False)
+    save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), {"config": run["config"], "key": key})
     write_json(folder / "run.json", run)
-    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
+    return dict(read_json(folder / "run.json"))

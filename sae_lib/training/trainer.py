@@ -1,7 +1,4 @@
-"""One run's state, and its step: the same for every method.
-
-Batches made ready in a thread while the one before is trained on.
-"""
+"""One run's state, and its step: the same for every method."""
 
 from __future__ import annotations
 
@@ -115,7 +112,11 @@ class Trainer:
                 "activations: their mean squared norm is zero, NaN or infinite, so they cannot be scaled to 1; "
                 "harvest them again, with another model.dtype if that does not help"
             )
-        self.optimizer = _optimizer(self.sae, config.optimizer)
+        kind = torch.optim.AdamW if config.optimizer.name == "adamw" else torch.optim.Adam
+        betas, decay = (config.optimizer.beta1, config.optimizer.beta2), config.optimizer.weight_decay
+        self.optimizer: torch.optim.Optimizer = kind(
+            self.sae.parameters(), lr=config.optimizer.learning_rate, betas=betas, weight_decay=decay, fused=True
+        )
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.since_fired = torch.zeros(config.d_sae, dtype=torch.long, device=self.device)
         self.bad = torch.full((), -1, device=self.device)  # the first step with a loss that is no number
@@ -127,10 +128,22 @@ class Trainer:
     def step(self) -> None:
         """One optimiser step."""
         with products_in(self.training.products):
-            self._step()
+            self._step(self.batches.batch(self.index))
 
-    def _step(self) -> None:
-        step = self._forward()
+    def _step(self, batch: Batch) -> None:
+        x = batch.activations.flatten(0, 1)
+        if self.index == 0:
+            self.sae.initialise(x * self.input_scale)
+        step = Step(
+            index=self.index,
+            total=self.training.steps,
+            x=x * self.input_scale if self.cfg.normalize_inputs else x,
+            has_predecessor=batch.has_predecessor.flatten(),
+            dead=self.since_fired >= self.cfg.dead_after_tokens,
+            any_dead=self.any_dead,
+            generator=self.generator,
+        )
+        forward(self.sae, self.mechanisms, step, self.training.autocast == "bfloat16")
         loss, parts = losses(self.sae, self.mechanisms, step)
         # Noted without waiting for a GPU.
         self.bad = self.bad.masked_fill((self.bad < 0) & ~loss.detach().isfinite(), self.index)
@@ -157,23 +170,6 @@ class Trainer:
         if self.index % self.training.log_every == 0 or self.index + 1 == self.training.steps:
             self._log(step, loss, parts)
         self.index += 1
-
-    def _forward(self) -> Step:
-        batch = self.batches.batch(self.index)
-        x = batch.activations.flatten(0, 1)
-        if self.index == 0:
-            self.sae.initialise(x * self.input_scale)
-        step = Step(
-            index=self.index,
-            total=self.training.steps,
-            x=x * self.input_scale if self.cfg.normalize_inputs else x,
-            has_predecessor=batch.has_predecessor.flatten(),
-            dead=self.since_fired >= self.cfg.dead_after_tokens,
-            any_dead=self.any_dead,
-            generator=self.generator,
-        )
-        forward(self.sae, self.mechanisms, step, self.training.autocast == "bfloat16")
-        return step
 
     def _clip(self, most: float) -> None:
         """Scale all gradients to a norm of `most` at most, summed in two parts: those of latents, and all others."""
@@ -272,12 +268,6 @@ class Trainer:
     def _modules(self) -> dict[str, nn.Module]:
         """Everything with weights or buffers, by a name that stays the same for one configuration."""
         return {"sae": self.sae} | {f"mechanism{i}": m for i, m in enumerate(self.mechanisms)}
-
-
-def _optimizer(sae: Autoencoder, config: OptimizerConfig) -> torch.optim.Optimizer:
-    options = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "weight_decay": config.weight_decay}
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(sae.parameters(), fused=True, **options)  # type: ignore[arg-type]
 
 
 @contextmanager

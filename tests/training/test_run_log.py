@@ -12,6 +12,7 @@ import pytest
 from sae_lib.data.activations import ActivationStore
 from sae_lib.training.log import run_log
 from sae_lib.training.run import train_sae
+from sae_lib.training.trainer import Trainer
 from sae_lib.util.errors import ArtifactError
 from tests.source import closure
 from tests.tiny_training import DATA, tiny_config, tiny_store, tiny_training
@@ -31,12 +32,14 @@ class Killed(BaseException):
 def train(store: ActivationStore, folder: Path, events: Path, stop: int | None = None) -> None:
     """40 steps with a checkpoint every 10; `stop` is the step after which the run is broken off."""
 
-    def report(step: int) -> None:
-        if step == stop:
-            raise Killed
-
     with run_log(events) as log:
-        train_sae(tiny_config("atm"), store, DATA, tiny_training(), 0, folder, report=report, log=log)
+
+        def watch(trainer: Trainer) -> None:
+            log(trainer)
+            if trainer.index == stop:
+                raise Killed
+
+        train_sae(tiny_config("atm"), store, DATA, tiny_training(), 0, folder, watch=watch)
 
 
 def records(file: Path) -> list[bytes]:
@@ -98,7 +101,7 @@ def test_a_run_that_is_finished_already_keeps_its_events(store, tmp_path):
     assert scalars(tmp_path / "events") == before
 
 
-def test_a_disk_that_is_full_once_the_events_are_closed_is_told_in_one_line(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_once_the_events_are_closed_is_told_in_one_line(store, tmp_path, monkeypatch):
     import tensorboardX
 
     def full(*_: object) -> None:
@@ -106,7 +109,7 @@ def test_a_disk_that_is_full_once_the_events_are_closed_is_told_in_one_line(tmp_
 
     monkeypatch.setattr(tensorboardX.SummaryWriter, "close", full)
     with pytest.raises(ArtifactError, match="disk full"), run_log(tmp_path / "events") as log:
-        log({"step": 0, "loss": 1.0})
+        train_sae(tiny_config("atm"), store, DATA, tiny_training(), 0, tmp_path / "run", watch=log)
 
 
 def test_no_weights_depend_on_how_training_is_watched():

@@ -51,12 +51,12 @@ def train(store, folder: Path, method: str = "standard", changes: dict[str, Any]
     """Train in `folder`; `stop` is the step after which the run is broken off."""
     stop, seed = options.pop("stop", None), options.pop("seed", 0)
 
-    def report(step: int) -> None:
-        if step == stop:
+    def watch(trainer: Trainer) -> None:
+        if trainer.index == stop:
             raise Stopped
 
     config = tiny_config(method, changes)
-    return train_sae(config, store, DATA, tiny_training(**options), seed, folder, report=report)
+    return train_sae(config, store, DATA, tiny_training(**options), seed, folder, watch=watch)
 
 
 def sparser(method: str) -> dict[str, float]:
@@ -98,7 +98,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(store, tmp_path, method, 
         train(store, broken, method, changes, stop=26)
     assert (broken / CHECKPOINT_FILE).is_file() and not (broken / "sae.safetensors").exists()
     seen: list[int] = []
-    train_sae(tiny_config(method, changes), store, DATA, tiny_training(), 0, broken, report=seen.append)
+    train_sae(
+        tiny_config(method, changes), store, DATA, tiny_training(), 0, broken, watch=lambda t: seen.append(t.index)
+    )
     assert seen == list(range(21, 41)), "it goes on from the checkpoint of step 20"
     assert same(weights(whole), weights(broken))
     assert not (broken / CHECKPOINT_FILE).exists()
@@ -162,7 +164,7 @@ def test_a_checkpoint_of_another_run_is_not_used(store, tmp_path):
     with pytest.raises(Stopped):
         train(store, tmp_path, stop=26)
     seen: list[int] = []
-    train_sae(tiny_config("standard"), store, DATA, tiny_training(), 1, tmp_path, report=seen.append)
+    train_sae(tiny_config("standard"), store, DATA, tiny_training(), 1, tmp_path, watch=lambda t: seen.append(t.index))
     assert seen[0] == 1
 
 

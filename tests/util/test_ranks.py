@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sae_lib.data.activations import ActivationStore
-from sae_lib.training.run import CHECKPOINT_FILE, Report, train_sae
+from sae_lib.training.run import CHECKPOINT_FILE, train_sae
+from sae_lib.training.trainer import Trainer
 from sae_lib.util import ranks
 from sae_lib.util.files import FolderLock, write_json
 from sae_lib.util.paths import ROOT
@@ -82,9 +84,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
     return tiny_store(tmp_path_factory.mktemp("store"))
 
 
-def train(store: ActivationStore, folder: Path, method: str, report: Report | None = None) -> None:
+def train(
+    store: ActivationStore, folder: Path, method: str, watch: Callable[[Trainer], None] = lambda trainer: None
+) -> None:
     """One of the SAEs of these tests, in this process."""
-    train_sae(tiny_config(method), store, DATA, TRAINING, 3, folder / method, report=report)
+    train_sae(tiny_config(method), store, DATA, TRAINING, 3, folder / method, watch=watch)
 
 
 def on_two_ranks(store: ActivationStore, folder: Path, trouble: str) -> subprocess.CompletedProcess[str]:
@@ -130,7 +134,7 @@ def test_a_killed_rank_ends_the_run_and_one_process_goes_on_to_the_same_saes(
     assert (tmp_path / cut / CHECKPOINT_FILE).is_file() and cut not in weights(tmp_path)
     begun: list[int] = []
     with FolderLock(tmp_path):  # which no lost process still holds
-        train(store, tmp_path, cut, begun.append)
+        train(store, tmp_path, cut, lambda trainer: begun.append(trainer.index))
     assert begun[0] == 6, "from the checkpoint on"
     for method in METHODS:
         train(store, tmp_path, method)
