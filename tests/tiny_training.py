@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Step
 from sae_lib.autoencoders.config import config_class, sae_config
-from sae_lib.autoencoders.latents import DenseLatents
+from sae_lib.autoencoders.latents import Latents
 from sae_lib.data.activations import ActivationStore
 from sae_lib.data.config import DataConfig
 from sae_lib.data.harvest import harvest
@@ -32,7 +32,7 @@ def make_step(f: Tensor, **known: Any) -> Step:
     values: dict[str, Any] = {
         "index": 0, "total": 100, "x": torch.zeros(len(f), 2), "has_predecessor": linked,
         "dead": torch.zeros(f.shape[1], dtype=torch.bool), "any_dead": False,
-        "generator": torch.Generator().manual_seed(0), "latents": DenseLatents(f), "f": DenseLatents(f),
+        "generator": torch.Generator().manual_seed(0), "latents": Latents(f), "f": Latents(f),
         "reconstruction": torch.tensor(1.0),
         "firing_rate": (f > 0).float().mean(dim=0),
     }  # fmt: skip

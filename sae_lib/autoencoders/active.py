@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_matrix
 from torch import Tensor
 from torch.nn import functional
 
@@ -54,8 +55,9 @@ class Entries:
     @cached_property
     def by_latent(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " latents_and_1"]]:
         """The entries' order by latent (and row), their rows in that order, and where each latent's begin."""
-        order, row, starts = kernels.by_latent(self.latent.numpy(), self.row_starts.numpy(), self.shape[1])
-        return torch.from_numpy(order), torch.from_numpy(row), torch.from_numpy(starts)
+        number = np.arange(len(self.latent), dtype=np.int32)
+        turned = csr_matrix((number, self.latent.numpy(), self.row_starts.numpy()), self.shape).tocsc()
+        return torch.from_numpy(turned.data), torch.from_numpy(turned.indices), torch.from_numpy(turned.indptr)
 
     def sum_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
         """The sum of each latent's `values`."""
@@ -102,45 +104,37 @@ class EncoderProduct:
         with torch.no_grad():
             inputs = _joined("inputs", x, x.new_ones(len(x), 1))
             weights = _joined("weights", W_enc.T, bias[:, None])
-            self.pre: Tensor = torch.mm(inputs, weights.T, out=_space("pre", (len(x), len(bias)), x.dtype))
+            self.pre: Tensor = torch.mm(inputs, weights.T, out=kernels.space("pre", (len(x), len(bias)), x.dtype))
 
     def at(self, entries: Entries) -> Float[Tensor, " n"]:
         """The product at entries found in it."""
-        values: Tensor = _EncodeEntries.apply(*self._inputs, entries)
+        values: Tensor = _Encode.apply(*self._inputs, self.pre, entries)
         return values
 
     def whole(self) -> Float[Tensor, "batch d_sae"]:
         """All of it, in memory of its own."""
-        product: Tensor = _EncodeAll.apply(*self._inputs, self.pre)
+        product: Tensor = _Encode.apply(*self._inputs, self.pre, None)
         return product
 
 
-class _EncodeEntries(torch.autograd.Function):
+class _Encode(torch.autograd.Function):
+    """x W_enc + bias, which is known: at entries, or where there are none all of it, `pre`."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, entries: Entries) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, pre: Tensor, entries: Entries | None) -> Tensor:
         ctx.save_for_backward(x, W_enc)
         ctx.entries = entries
-        return entries.found
+        return pre.clone() if entries is None else entries.found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
         x, W_enc = ctx.saved_tensors
-        entries: Entries = ctx.entries
+        entries: Entries | None = ctx.entries
+        if entries is None:
+            of_x = grad @ W_enc.T if ctx.needs_input_grad[0] else None
+            return of_x, (grad.T @ x).T, grad.sum(dim=0), None, None
         of_x = _sum_bags(entries.latent, W_enc.T, entries.row_starts, grad) if ctx.needs_input_grad[0] else None
-        return of_x, entries.weighted_rows(x, grad).T, entries.sum_by_latent(grad), None
-
-
-class _EncodeAll(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, pre: Tensor) -> Tensor:
-        ctx.save_for_backward(x, W_enc)
-        return pre.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
-        x, W_enc = ctx.saved_tensors
-        of_x = grad @ W_enc.T if ctx.needs_input_grad[0] else None
-        return of_x, (grad.T @ x).T, grad.sum(dim=0), None
+        return of_x, entries.weighted_rows(x, grad).T, entries.sum_by_latent(grad), None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -157,7 +151,8 @@ class _Decode(torch.autograd.Function):
         values, W_dec, starts = ctx.saved_tensors
         entries: Entries = ctx.entries
         grad = grad.contiguous()
-        of_values = _products_at(grad, W_dec, starts, entries.latent)
+        places = torch.sparse_csr_tensor(starts, entries.latent, torch.zeros_like(values), (len(grad), len(W_dec)))
+        of_values = torch.sparse.sampled_addmm(places, grad, W_dec.detach().T, beta=0.0).values()
         if not ctx.needs_input_grad[1]:
             return of_values, None, None, None
         # The rows of the output are those of the entries, unless a row is decoded in several pieces.
@@ -183,16 +178,10 @@ class _Change(torch.autograd.Function):
         return 2.0 * grad * half, None, None, None
 
 
-@kernels.per_thread(maxsize=4)
-def _space(purpose: str, shape: Sequence[int], dtype: torch.dtype) -> Shaped[Tensor, "..."]:
-    """Memory to work in, whatever is in it."""
-    return torch.empty(shape, dtype=dtype)
-
-
 def _joined(
     purpose: str, matrix: Float[Tensor, "rows n"], column: Float[Tensor, "rows 1"]
 ) -> Float[Tensor, "rows n_and_1"]:
-    space = _space(purpose, (len(matrix), matrix.shape[1] + 1), matrix.dtype)
+    space = kernels.space(purpose, (len(matrix), matrix.shape[1] + 1), matrix.dtype)
     return torch.cat([matrix, column], dim=1, out=space)
 
 
@@ -239,10 +228,6 @@ class ActiveLatents(Latents):
         return change
 
     def rate(self) -> Float[Tensor, " d_sae"]:
-        return self._rate
-
-    @cached_property
-    def _rate(self) -> Tensor:
         values = self.values.detach()
         if np.all(values.numpy() > 0):  # as many as there are entries
             return self.entries.by_latent[2].diff() / self.n_rows
@@ -275,14 +260,3 @@ def _sum_bags(
     return functional.embedding_bag(
         index, table.detach(), starts, mode="sum", per_sample_weights=weight, include_last_offset=True
     )
-
-
-def _products_at(
-    rows: Float[Tensor, "rows d_in"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    starts: Int[Tensor, " rows_and_1"],
-    latent: Int[Tensor, " n"],
-) -> Float[Tensor, " n"]:
-    """rows W_dec^T at the entries only."""
-    places = torch.sparse_csr_tensor(starts, latent, rows.new_zeros(len(latent)), (len(rows), len(W_dec)))
-    return torch.sparse.sampled_addmm(places, rows, W_dec.detach().T, beta=0.0).values()

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from sae_lib.autoencoders.active import EncoderProduct, worthwhile
 from sae_lib.autoencoders.config import CONFIGS, SAEConfig
-from sae_lib.autoencoders.latents import DenseLatents, Latents
+from sae_lib.autoencoders.latents import Latents
 
 
 @dataclass
@@ -162,7 +162,7 @@ class Autoencoder(nn.Module):
             step.pre = product.whole()
         else:
             step.pre = self.pre_activations(step.x)
-        return DenseLatents(self.activate_training(step))
+        return Latents(self.activate_training(step))
 
     def k_at(self, step: Step) -> float | None:
         """How many latents a row has at this step, where that is set."""

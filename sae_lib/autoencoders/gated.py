@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
 from sae_lib.autoencoders.base import Autoencoder, Step, architecture, indicator, squared_error
 from sae_lib.autoencoders.config import SAEConfig
-from sae_lib.autoencoders.latents import DenseLatents, Latents
+from sae_lib.autoencoders.latents import Latents
 from sae_lib.autoencoders.method import Look, Method, register
 
 
@@ -60,7 +60,7 @@ class Gated(Autoencoder):
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
         assert step.pre is not None
         gate = torch.relu_(step.pre + self.b_gate)
-        self._gate = DenseLatents(gate)
+        self._gate = Latents(gate)
         return self._magnitude(step.pre) * gate.detach().sign()
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable
-from functools import lru_cache, wraps
-from typing import Any, TypeVar, no_type_check
+from typing import no_type_check
 
 import numba
 import numpy as np
@@ -61,49 +59,34 @@ def compiled(**options):
     return decorated
 
 
-Made = TypeVar("Made")
 _ONE_AT_A_TIME = threading.Lock()  # not every threading layer of Numba takes calls from two threads at once
+_SPACES = threading.local()  # two threads that train at once must not work in the same memory
 
 
-def per_thread(maxsize: int) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
-    """`lru_cache`, but each thread has its own: two that train at once must not work in the same memory."""
-
-    def decorated(make: Callable[..., Made]) -> Callable[..., Made]:
-        held = threading.local()
-
-        @wraps(make)
-        def cached(*arguments: Any) -> Made:
-            if not hasattr(held, "cache"):
-                held.cache = lru_cache(maxsize)(make)
-            made: Made = held.cache(*arguments)
-            return made
-
-        return cached
-
-    return decorated
+def space(purpose: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Memory to work in, whatever is in it, until the next call for this purpose: new memory costs more."""
+    found: torch.Tensor | None = getattr(_SPACES, purpose, None)
+    if found is None or found.shape != shape or found.dtype != dtype:
+        found = torch.empty(shape, dtype=dtype)
+        setattr(_SPACES, purpose, found)
+    return found
 
 
-@per_thread(maxsize=2)
-def _rooms(pieces: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each piece notes latents and values, whatever is in there: memory that is new in each step costs more."""
-    return np.empty((pieces, size), np.int32), np.empty((pieces, size), np.float32)
-
-
-def _in_pieces(
-    one: Callable[..., None], several: Callable[..., None], most: int, pre: np.ndarray, *options: Any
-) -> Csr:
-    """What `one` notes of all rows, or `several` piece by piece: latents, values, and how many each row has. A
-    piece has places for `most` and for one row more.
+def _in_pieces(pre: np.ndarray, bound: np.ndarray, most: int, k: int, groups: int) -> Csr | None:
+    """The entries of all rows, cut into pieces for threads: those above `bound`, or None where they are more than
+    `most`; or where k > 0 each row's strongest.
     """
     pieces = use_threads()
-    latent, values = _rooms(pieces, most + pre.shape[1] + 8)
+    room = (pieces, most + pre.shape[1] + 8)  # for `most`, and for one row more
+    latent, values = space("latent", room, torch.int32).numpy(), space("values", room, torch.float32).numpy()
     counts = np.zeros(len(pre), np.int64)
     if pieces == 1:
-        one(pre, *options, latent[0], values[0], counts)
+        _piece(pre, bound, most, k, groups, latent[0], values[0], counts)
     else:
         with _ONE_AT_A_TIME:
-            several(pre, *options, latent, values, counts)
-    return latent, values, counts
+            _pieces(pre, bound, most, k, groups, latent, values, counts)
+    found: Csr | None = _gathered(latent, values, counts) if counts.sum() <= most else None
+    return found
 
 
 @no_type_check
@@ -142,37 +125,6 @@ def _gathered(latent, values, counts):
         all_latents[first:last] = latent[piece, : last - first]
         all_values[first:last] = values[piece, : last - first]
     return all_latents, all_values, starts
-
-
-@no_type_check
-@compiled()
-def _above_piece(pre, bound, most, latent, values, counts):
-    n, end = pre.shape[1], 0
-    flags, busy = np.empty(n, np.uint8), np.empty(n // 8 + 1, np.int32)
-    for i in range(len(pre)):
-        row, start = pre[i], end
-        for j in range(n):
-            flags[j] = row[j] > bound[j]
-        end = _noted(row, flags, busy, latent, values, start)
-        counts[i] = end - start
-        if end > most:
-            break
-
-
-@no_type_check
-@compiled(parallel=True)
-def _above_pieces(pre, bound, most, latent, values, counts):
-    pieces, rows = len(latent), len(pre)
-    for p in prange(pieces):
-        mine = slice(p * rows // pieces, (p + 1) * rows // pieces)
-        _above_piece(pre[mine], bound, most, latent[p], values[p], counts[mine])
-
-
-def above(pre: np.ndarray, bound: np.ndarray, most: int) -> Csr | None:
-    """The entries of `pre` above `bound`, which has one value for each column; None where they are more than `most`."""
-    latent, values, counts = _in_pieces(_above_piece, _above_pieces, most, pre, bound, most)
-    found: Csr | None = _gathered(latent, values, counts) if counts.sum() <= most else None
-    return found
 
 
 @no_type_check
@@ -239,51 +191,44 @@ def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
 
 @no_type_check
 @compiled()
-def _strongest_piece(pre, k, groups, latent, values, counts):
+def _piece(pre, bound, most, k, groups, latent, values, counts):
     n, end = pre.shape[1], 0
     flags, busy = np.empty(n, np.uint8), np.empty(n // 8 + 1, np.int32)
     maxima = np.empty(groups, np.float32)
     for i in range(len(pre)):
-        start = end
-        end = _strongest_of_row(pre[i], k, maxima, flags, busy, latent, values, start)
+        row, start = pre[i], end
+        if k > 0:
+            end = _strongest_of_row(row, k, maxima, flags, busy, latent, values, start)
+        else:
+            for j in range(n):
+                flags[j] = row[j] > bound[j]
+            end = _noted(row, flags, busy, latent, values, start)
         counts[i] = end - start
+        if end > most:
+            break
 
 
 @no_type_check
 @compiled(parallel=True)
-def _strongest_pieces(pre, k, groups, latent, values, counts):
+def _pieces(pre, bound, most, k, groups, latent, values, counts):
     pieces, rows = len(latent), len(pre)
     for p in prange(pieces):
         mine = slice(p * rows // pieces, (p + 1) * rows // pieces)
-        _strongest_piece(pre[mine], k, groups, latent[p], values[p], counts[mine])
+        _piece(pre[mine], bound, most, k, groups, latent[p], values[p], counts[mine])
+
+
+def above(pre: np.ndarray, bound: np.ndarray, most: int) -> Csr | None:
+    """The entries of `pre` above `bound`, which has one value for each column; None where they are more than `most`."""
+    return _in_pieces(pre, bound, most, 0, 1)
 
 
 def strongest_of_rows(pre: np.ndarray, k: int) -> Csr:
     """The positive ones of each row's k largest; of equal values the first."""
     rows, n = pre.shape
     fitting = [size for size in GROUP_SIZES if n % size == 0 and n >= GROUPS_FOR_EACH * k * size]
-    groups = n // max(fitting, default=1)
-    found: Csr = _gathered(*_in_pieces(_strongest_piece, _strongest_pieces, rows * k, pre, k, groups))
+    found = _in_pieces(pre, pre[0], rows * k, k, n // max(fitting, default=1))
+    assert found is not None, "no row has more than k"
     return found
-
-
-@no_type_check
-@compiled()
-def by_latent(latent, starts, n):
-    """The entries' order by latent (and row), their rows in that order, and where each latent's begin."""
-    first = np.zeros(n + 1, np.int32)
-    for j in latent:
-        first[j + 1] += 1
-    for j in range(n):
-        first[j + 1] += first[j]
-    place = first[:n].copy()
-    order, row = np.empty(len(latent), np.int32), np.empty(len(latent), np.int32)
-    for r in range(len(starts) - 1):
-        for i in range(starts[r], starts[r + 1]):
-            to = place[latent[i]]
-            order[to], row[to] = i, r
-            place[latent[i]] = to + 1
-    return order, row, first
 
 
 @no_type_check

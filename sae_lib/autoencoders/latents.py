@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,107 +10,65 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-class Latents(ABC):
-    """f, `[batch, d_sae]`, never negative.
+class Latents:
+    """f, `[batch, d_sae]`, never negative: held as a matrix here, by its entries in `active.ActiveLatents`.
 
     Gradients flow through `dense`, `l1`, `times`, `reordered`, `decode`, `decode_groups` and `change`; what describes
     each latent over the batch (`rate` and the means) has none.
     """
-
-    n_rows: int
-    d_sae: int
-
-    @abstractmethod
-    def dense(self) -> Float[Tensor, "batch d_sae"]:
-        """All of them, zeros included."""
-
-    @abstractmethod
-    def l1(self) -> Float[Tensor, ""]:
-        """||f||_1, mean over rows, in fp32."""
-
-    @abstractmethod
-    def times(self, factor: Float[Tensor, "..."]) -> Latents:
-        """f * factor, for a factor >= 0 that is broadcast to `[batch, d_sae]`."""
-
-    @abstractmethod
-    def reordered(self, order: Int[Tensor, " d_sae"]) -> Latents:
-        """f with latent `order[i]` in place i."""
-
-    @abstractmethod
-    def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
-        """f W_dec."""
-
-    @abstractmethod
-    def decode_groups(
-        self, W_dec: Float[Tensor, "d_sae d_in"], sizes: Sequence[int]
-    ) -> list[Float[Tensor, "batch d_in"]]:
-        """f W_dec of the first `sizes[0]` latents alone, of the next `sizes[1]` alone, and so on."""
-
-    @abstractmethod
-    def change(self, paired: Bool[Tensor, " batch"], *, both: bool) -> Float[Tensor, ""]:
-        """Sum of ||f_i - f_{i-1}||^2 over the rows that are `paired` (row 0 never is). The gradient reaches f_i, and
-        f_{i-1} if `both`.
-        """
-
-    @abstractmethod
-    def rate(self) -> Float[Tensor, " d_sae"]:
-        """Share of the rows on which each latent is above zero."""
-
-    @abstractmethod
-    def mean(self) -> Float[Tensor, " d_sae"]:
-        """E[f_i] over rows."""
-
-    @abstractmethod
-    def mean_square(self) -> Float[Tensor, " d_sae"]:
-        """E[f_i^2] over rows."""
-
-    @abstractmethod
-    def mean_product(self, error: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
-        """E[f_i error] over rows."""
-
-
-class DenseLatents(Latents):
-    """Held as a matrix."""
 
     def __init__(self, f: Float[Tensor, "batch d_sae"]) -> None:
         self.f = f
         self.n_rows, self.d_sae = f.shape
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
+        """All of them, zeros included."""
         return self.f
 
     def l1(self) -> Float[Tensor, ""]:
+        """||f||_1, mean over rows, in fp32."""
         return self.f.sum(dtype=torch.float32) / self.n_rows
 
-    def times(self, factor: Float[Tensor, "..."]) -> DenseLatents:
-        return DenseLatents(self.f * factor)
+    def times(self, factor: Float[Tensor, "..."]) -> Latents:
+        """f * factor, for a factor >= 0 that is broadcast to `[batch, d_sae]`."""
+        return Latents(self.f * factor)
 
-    def reordered(self, order: Int[Tensor, " d_sae"]) -> DenseLatents:
-        return DenseLatents(self.f[:, order])
+    def reordered(self, order: Int[Tensor, " d_sae"]) -> Latents:
+        """f with latent `order[i]` in place i."""
+        return Latents(self.f[:, order])
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
+        """f W_dec."""
         return _matching(self.f, W_dec) @ W_dec
 
     def decode_groups(
         self, W_dec: Float[Tensor, "d_sae d_in"], sizes: Sequence[int]
     ) -> list[Float[Tensor, "batch d_in"]]:
+        """f W_dec of the first `sizes[0]` latents alone, of the next `sizes[1]` alone, and so on."""
         parts = zip(self.f.split(list(sizes), dim=1), W_dec.split(list(sizes)), strict=True)
         return [_matching(f, directions) @ directions for f, directions in parts]
 
     def change(self, paired: Bool[Tensor, " batch"], *, both: bool) -> Float[Tensor, ""]:
+        """Sum of ||f_i - f_{i-1}||^2 over the rows that are `paired` (row 0 never is). The gradient reaches f_i, and
+        f_{i-1} if `both`.
+        """
         change: Tensor = _Change.apply(self.f.float(), paired[1:].float(), both)
         return change
 
     def rate(self) -> Float[Tensor, " d_sae"]:
+        """Share of the rows on which each latent is above zero."""
         return self.f.detach().sign().mean(dim=0, dtype=torch.float32)
 
     def mean(self) -> Float[Tensor, " d_sae"]:
+        """E[f_i] over rows."""
         return self.f.detach().mean(dim=0, dtype=torch.float32)
 
     def mean_square(self) -> Float[Tensor, " d_sae"]:
+        """E[f_i^2] over rows."""
         return self.f.detach().float().square().mean(dim=0)
 
     def mean_product(self, error: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
+        """E[f_i error] over rows."""
         return self.f.detach().to(error.dtype).T @ error / self.n_rows
 
 

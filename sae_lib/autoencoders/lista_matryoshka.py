@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from sae_lib.autoencoders.active import EncoderProduct, worthwhile
 from sae_lib.autoencoders.base import Step, architecture, indicator
 from sae_lib.autoencoders.config import Momentum
-from sae_lib.autoencoders.latents import DenseLatents, Latents
+from sae_lib.autoencoders.latents import Latents
 from sae_lib.autoencoders.matryoshka import TOY_PREFIXES, Matryoshka, MatryoshkaConfig
 from sae_lib.autoencoders.method import Look, Method, register
 from sae_lib.autoencoders.topk import TOPK
@@ -61,17 +61,13 @@ class ListaMatryoshka(Matryoshka):
 
     cfg: ListaMatryoshkaConfig
     exportable = False
-    frequency: Tensor
-    first_threshold: Tensor
-    level: Tensor
-    """Mean activation of each latent where it is on; where prefixes are filled by it."""
 
     def __init__(self, config: ListaMatryoshkaConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
-        self.register_buffer("frequency", torch.zeros(config.d_sae))
-        self.register_buffer("first_threshold", torch.zeros(()))
-        if config.order not in ("frequency", "index"):
-            self.register_buffer("level", torch.zeros(config.d_sae))
+        self.frequency: Tensor = nn.Buffer(torch.zeros(config.d_sae))
+        self.first_threshold: Tensor = nn.Buffer(torch.zeros(()))
+        if config.order not in ("frequency", "index"):  # mean activation of each latent where it is on
+            self.level: Tensor = nn.Buffer(torch.zeros(config.d_sae))
         self._first_guess = 0.0
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
@@ -96,7 +92,7 @@ class ListaMatryoshka(Matryoshka):
             step.pre = product.whole()
         else:
             step.pre = functional.linear(x, self.W_enc.T, self.b_enc)
-        return DenseLatents(self.activate_training(step))
+        return Latents(self.activate_training(step))
 
     def _refined(
         self, x: Float[Tensor, "*batch d_in"], x_hat: Float[Tensor, "*batch d_in"]

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lib.autoencoders.base import Autoencoder, Step, architecture
 from sae_lib.autoencoders.config import SAEConfig
-from sae_lib.autoencoders.latents import DenseLatents, Latents
+from sae_lib.autoencoders.latents import Latents
 from sae_lib.autoencoders.method import Look, Method, register
 from sae_lib.autoencoders.topk import TOPK, geometric_median, topk_rate
 
@@ -51,12 +51,11 @@ class MatchingPursuit(Autoencoder):
     exportable: ClassVar[bool] = False
 
     cfg: MatchingPursuitConfig
-    threshold: Tensor
 
     def __init__(self, config: MatchingPursuitConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
         del self.b_enc
-        self.register_buffer("threshold", torch.tensor(config.residual_threshold))
+        self.threshold: Tensor = nn.Buffer(torch.tensor(config.residual_threshold))
 
     def encoder_bias(self) -> Float[Tensor, " d_sae"]:
         return self.W_dec.new_zeros(self.d_sae)
@@ -88,7 +87,7 @@ class MatchingPursuit(Autoencoder):
         return f.view(*x.shape[:-1], self.d_sae)
 
     def encode_training(self, step: Step) -> Latents:
-        return DenseLatents(self.encode(step.x))
+        return Latents(self.encode(step.x))
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:

@@ -1,8 +1,10 @@
-"""The Matryoshka SAE: dictionaries nested in one another, each of which must reconstruct on its own."""
+"""The Matryoshka SAE: dictionaries nested in one another, each of which must reconstruct on its own. Balanced, the
+inner ones count less, so that they hedge less; sampled, they are others at every step: no width is special."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import math
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -10,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Step, architecture, squared_error
-from sae_lib.autoencoders.method import Look, Method, register
+from sae_lib.autoencoders.method import Look, Method, Shown, register
 from sae_lib.autoencoders.topk import TOPK, BatchTopK, BatchTopKConfig, topk_rate
 
 
@@ -78,21 +80,103 @@ class Matryoshka(BatchTopK):
         return [step.reconstruction, *(squared_error(step.x, x_hat) for x_hat in shorter)]
 
 
+class BalancedMatryoshkaConfig(MatryoshkaConfig):
+    """The balanced Matryoshka SAE."""
+
+    architecture: str = "balanced_matryoshka"
+    balance: float = Field(0.75, ge=0.0)
+    """m: the weight of each prefix, relative to the next longer one; 1 for equal weights, 0 for BatchTopK."""
+
+
+@architecture(BalancedMatryoshkaConfig)
+class BalancedMatryoshka(Matryoshka):
+    """Prefix i of n counts m^(n - i), the whole dictionary 1:
+
+        L = sum_i m^(n - i) ||x - x_hat_i||_2^2 + AuxK
+
+    (Chanin et al. 2025, arXiv 2505.11756). A narrow prefix mixes correlated features (hedging), which equal weights
+    ask of it; m = 0 lets the dictionary absorb; m = 0.75 balances the two. With m = 1 it is n times the Matryoshka's
+    reconstruction term.
+
+    The authors (chanind/feature-hedging-paper): Gemma-2-2b, layer 12, 500 M tokens in batches of 4,096, prefixes of
+    128, 512, 2,048, 8,192 and 32,768 latents, k = 40, Adam at 1e-4 without warm-up or decay, decoder rows of any norm,
+    an AuxK for each prefix. Here everything but the weights is as in `matryoshka_4`, which is thereby the control.
+    """
+
+    cfg: BalancedMatryoshkaConfig
+
+    def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:
+        total, *shorter = self.prefix_errors(step)
+        for distance, error in enumerate(reversed(shorter), start=1):
+            total = total + self.cfg.balance**distance * error
+        return total
+
+
+class SampledMatryoshkaConfig(MatryoshkaConfig):
+    """The sampled Matryoshka SAE."""
+
+    architecture: str = "sampled_matryoshka"
+    prefixes: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = (1.0,)
+    """Those that reconstruct at every step."""
+    levels: int = Field(2, ge=1)
+    """How many shorter prefixes are drawn at each step."""
+    narrowest: float = Field(1 / 512, gt=0.0, lt=1.0)
+    """The fraction of d_sae below which none is drawn."""
+
+
+@architecture(SampledMatryoshkaConfig)
+class SampledMatryoshka(Matryoshka):
+    """BatchTopK whose loss is the sum of the squared errors of the whole dictionary and of `levels` prefixes, their
+    widths drawn at each step with uniform logarithm,
+
+        L = ||x - x_hat||_2^2 + sum_j ||x - x_hat_{1:w_j}||_2^2 + AuxK,   ln w_j ~ U(ln w_min, ln d_sae)
+
+    (decoderesearch/saebench-reliability-audit, arXiv 2605.18229). The authors: Gemma-2-2b, layer 12, 32,768 latents of
+    which 64 at least, 1 to 4 levels, k = 150, Adam at 3e-4 without warm-up, decay over the last fifth, 300 M tokens in
+    batches of 4,096, an AuxK for each prefix; here one AuxK for all latents, as in Matryoshka.
+    """
+
+    cfg: SampledMatryoshkaConfig
+
+    def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
+        least = max(1.0, self.cfg.narrowest * self.d_sae)
+        uniform = torch.rand(self.cfg.levels, generator=step.generator, device=step.generator.device)
+        # A width that is drawn twice counts once, as the authors have it.
+        drawn = (math.log(least) + uniform * math.log(self.d_sae / least)).exp().int().clamp(1, self.d_sae - 1)
+        sizes = sorted({*drawn.tolist(), *self.cfg.prefix_sizes()})
+        self.groups = [after - before for before, after in zip((0, *sizes), sizes, strict=False)]
+        return super().decode_training(step)
+
+    def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:
+        whole, *shorter = self.prefix_errors(step)
+        return sum(shorter, whole)
+
+
 SOURCE = "Bussmann et al. 2025, *Learning Multi-Level Features with Matryoshka Sparse Autoencoders*, arXiv 2503.17547"
+CHANIN = "Chanin et al. 2025, *Feature Hedging: Correlated Features Break Narrow Sparse Autoencoders*, arXiv 2505.11756"
+AUDIT = "decoderesearch 2026, *SAEBench reliability audit*, arXiv 2605.18229"
 
 
-def _method(
-    key: str, name: str, prefixes: tuple[float, ...], look: Look, shown: Literal["main", "toy"], toy_rate: float | None
-) -> None:
-    recipe: dict[str, Any] = TOPK | {"architecture": "matryoshka", "prefixes": prefixes}
-    register(Method(key, name, recipe, look, shown, topk_rate, toy_rate, (SOURCE,)))
+def _method(key: str, name: str, look: Look, shown: Shown, toy_rate: float | None, paper: str, **values: Any) -> None:
+    recipe: dict[str, Any] = TOPK | {"architecture": "matryoshka"} | values
+    toy = {"prefixes": TOY_PREFIXES} if key == "balanced_matryoshka" else {}
+    register(Method(key, name, recipe, look, shown, topk_rate, toy_rate, (paper,), toy))
 
 
 VIOLET, WINE = Look("#4b0092", "<", (0, (5, 1, 1, 1, 1, 1))), Look("#882255", ">", (0, (2, 1)))
-_method("matryoshka_2", "Matryoshka (2 levels)", (0.25, 1.0), VIOLET, "main", None)
+ROSE, INDIGO = Look("#aa4499", "<", (0, (3, 1, 1, 1))), Look("#332288", ">", (0, (6, 1, 1, 1)))
 # Groups of latents that double in size, the last one taking what is left: Bussmann et al. 2025 (2,048, 6,144, 14,336,
 # 30,720 of 65,536 latents, i.e. 1/32, 3/32, ...), here with four levels instead of five.
-_method("matryoshka_4", "Matryoshka (4 levels)", (1 / 16, 3 / 16, 7 / 16, 1.0), WINE, "main", None)
+FOUR = (1 / 16, 3 / 16, 7 / 16, 1.0)
 # On a toy three parents, then as many as families have levels of detail, then all: 3, 8 and 20 of 20 latents.
 TOY_PREFIXES = (3 / 20, 8 / 20, 1.0)
-_method("matryoshka", "Matryoshka", TOY_PREFIXES, WINE, "toy", 1e-2)
+_method("matryoshka_2", "Matryoshka (2 levels)", VIOLET, "main", None, SOURCE, prefixes=(0.25, 1.0))
+_method("matryoshka_4", "Matryoshka (4 levels)", WINE, "main", None, SOURCE, prefixes=FOUR)
+_method("matryoshka", "Matryoshka", WINE, "toy", 1e-2, SOURCE, prefixes=TOY_PREFIXES)
+_method(
+    "balanced_matryoshka", "Balanced Matryoshka", ROSE, "field", 1e-2, CHANIN, architecture="balanced_matryoshka",
+    prefixes=FOUR,
+)  # fmt: skip
+_method(
+    "sampled_matryoshka", "Sampled Matryoshka", INDIGO, "field", 1e-2, AUDIT, architecture="sampled_matryoshka",
+)  # fmt: skip

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sae_lib.autoencoders.base import Step, architecture
-from sae_lib.autoencoders.latents import DenseLatents, Latents
+from sae_lib.autoencoders.latents import Latents
 from sae_lib.autoencoders.method import Look, Method, register
 from sae_lib.autoencoders.topk import TOPK, TopK, TopKConfig, strongest, topk_rate
 
@@ -91,7 +91,7 @@ class Switch(TopK):
 
     def encode_training(self, step: Step) -> Latents:
         self._chosen = self.route(step.x)
-        return DenseLatents(self._routed(step.x, self._chosen))
+        return Latents(self._routed(step.x, self._chosen))
 
     def auxiliary_loss(self, step: Step) -> Float[Tensor, ""]:
         assert self._chosen is not None

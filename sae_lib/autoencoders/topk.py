@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lib.autoencoders import kernels
 from sae_lib.autoencoders.active import LARGEST_SHARE, ActiveLatents, EncoderProduct, Entries, entries_above
 from sae_lib.autoencoders.base import Autoencoder, Step, architecture, indicator, squared_error
-from sae_lib.autoencoders.config import Momentum, SAEConfig, Steps
+from sae_lib.autoencoders.config import SECTIONS, MechanismConfig, Momentum, SAEConfig, Steps
 from sae_lib.autoencoders.latents import Latents
 from sae_lib.autoencoders.method import GREY, Look, Method, register
 
@@ -97,6 +97,35 @@ class TopKConfig(SAEConfig):
     """Weight of the AuxK loss."""
 
 
+class KAnnealingConfig(MechanismConfig):
+    """Section `k_annealing`: k falls linearly from `start` times k to k over the first `share` of the steps,
+
+        k_t = k (start + (1 - start) min(1, t / (share T)))
+
+    In dictionary_learning (`k_anneal_steps`) it falls from d_in to k, in sparsify (`k_decay_steps`) from 10 k, in
+    chanind's LISTA-Matryoshka from 60 to 25 over the whole run, which is the default here. A row gets the whole part
+    of it (TopK), a batch the whole part of its multiple (BatchTopK).
+    """
+
+    start: float = Field(2.4, ge=1.0)
+    share: float = Field(1.0, gt=0.0, le=1.0)
+
+    def check(self, config: SAEConfig) -> None:
+        if not isinstance(config, TopKConfig) or not config.annealed:
+            raise ValueError(f"k_annealing is for the TopK family, not for {config.architecture}; leave it out")
+        if self.start * config.k > config.d_sae:
+            most = f"{self.start:g} times k = {config.k} is above d_sae = {config.d_sae}"
+            raise ValueError(f"k_annealing.start: {most}; lower it or widen the SAE")
+
+    def k_at(self, k: int, time: float) -> float:
+        """k after the share `time` of the run."""
+        fallen = min(1.0, time / self.share)
+        return self.start * k + (k - self.start * k) * fallen if fallen < 1.0 else k
+
+
+SECTIONS["k_annealing"] = KAnnealingConfig
+
+
 @architecture(TopKConfig)
 class TopK(Autoencoder):
     """Only the k largest of ReLU(pre) of each row are kept (Gao et al. 2024, arXiv 2406.04093).
@@ -162,12 +191,11 @@ class BatchTopK(TopK):
     """
 
     cfg: BatchTopKConfig
-    threshold: Tensor
     _guess = 0.0  # see `strongest_of_batch`
 
     def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
-        self.register_buffer("threshold", torch.zeros(()))
+        self.threshold: Tensor = nn.Buffer(torch.zeros(()))
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return torch.relu(pre) * indicator(torch.ge, pre, self.threshold)
@@ -218,3 +246,7 @@ register(Method("batchtopk", "BatchTopK", BATCHTOPK, BROWN, at_width=topk_rate, 
 # dealt out to other latents.
 register(Method("untrained", "Untrained", TOPK, Look(GREY, "*", "-"), shown="control", at_width=topk_rate))
 register(Method("permuted", "Permuted decoder", TOPK, Look(GREY, "P", ":"), shown="control", at_width=topk_rate))
+# A threshold that averages over a thousand steps would be that of the larger k before.
+ANNEALED: dict[str, Any] = BATCHTOPK | {"k_annealing": {}, "threshold_momentum": 0.99}
+GOLD = Look("#b8860b", "d", (0, (4, 1, 1, 1, 1, 1)))
+register(Method("batchtopk_annealed", "BatchTopK, k annealed", ANNEALED, GOLD, "field", topk_rate, 1e-2, (BUSSMANN,)))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lib.autoencoders.active import EncoderProduct
 from sae_lib.autoencoders.base import Step, architecture
@@ -89,9 +89,6 @@ class Tree(Matryoshka):
     exportable: ClassVar[bool] = False
 
     cfg: TreeConfig
-    parent: Tensor
-    capacity: Tensor
-    silent_tokens: Tensor
 
     def __init__(self, config: TreeConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
@@ -102,10 +99,10 @@ class Tree(Matryoshka):
             if start:
                 drawn = torch.randint(0, start + 1, (size,), generator=generator)
                 parent[start : start + size] = torch.where(drawn == start, root, drawn)
-        self.register_buffer("parent", parent)
+        self.parent: Tensor = nn.Buffer(parent)
         # Of each level's parents; the root's is the last one.
-        self.register_buffer("capacity", torch.zeros(len(self.starts) - 1, root + 1))
-        self.register_buffer("silent_tokens", torch.zeros(root, dtype=torch.long))
+        self.capacity: Tensor = nn.Buffer(torch.zeros(len(self.starts) - 1, root + 1))
+        self.silent_tokens: Tensor = nn.Buffer(torch.zeros(root, dtype=torch.long))
         self._loss = torch.zeros(())  # of the current training step, as is the next
         self._first_level: Tensor | None = None
 

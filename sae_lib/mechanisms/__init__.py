@@ -9,22 +9,8 @@ from pkgutil import iter_modules
 from sae_lib.autoencoders.method import METHODS, methods
 from sae_lib.mechanisms.base import MECHANISMS, Mechanism, build_mechanisms
 
-# isort: off
-from sae_lib.mechanisms import temporal_penalty, gradient_scaling, resampling, adaptive_temporal_masking, soft_frozen
-# isort: on
+__all__ = ["MECHANISMS", "METHODS", "Mechanism", "build_mechanisms", "methods"]
 
-__all__ = [
-    "MECHANISMS",
-    "METHODS",
-    "Mechanism",
-    "adaptive_temporal_masking",
-    "build_mechanisms",
-    "gradient_scaling",
-    "methods",
-    "resampling",
-    "soft_frozen",
-    "temporal_penalty",
-]
-
-for _module in iter_modules(__path__, f"{__name__}."):
-    import_module(_module.name)
+_FIRST = ("temporal_penalty", "gradient_scaling", "resampling", "adaptive_temporal_masking", "soft_frozen")
+for _name in (*_FIRST, *(module.name for module in iter_modules(__path__))):
+    import_module(f"{__name__}.{_name}")

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.config import MechanismConfig, Momentum, SAEConfig, Steps
@@ -69,17 +69,14 @@ class AdaptiveTemporalMasking(Mechanism):
     """
 
     cfg: MaskingConfig
-    magnitude: Tensor
-    frequency: Tensor
-    contribution: Tensor
-    probability: Tensor
-    keep_rate: Tensor
 
     def __init__(self, settings: MaskingConfig, d_sae: int) -> None:
         super().__init__(settings, d_sae)
-        for name in ("magnitude", "frequency", "contribution", "probability"):
-            self.register_buffer(name, torch.zeros(d_sae))
-        self.register_buffer("keep_rate", torch.ones(()))
+        self.magnitude: Tensor = nn.Buffer(torch.zeros(d_sae))
+        self.frequency: Tensor = nn.Buffer(torch.zeros(d_sae))
+        self.contribution: Tensor = nn.Buffer(torch.zeros(d_sae))
+        self.probability: Tensor = nn.Buffer(torch.zeros(d_sae))
+        self.keep_rate: Tensor = nn.Buffer(torch.ones(()))
         self.removed = torch.zeros(())
         self._leaves_one_out = "contribution" in settings.components and settings.contribution == "leave_one_out"
 
@@ -91,9 +88,7 @@ class AdaptiveTemporalMasking(Mechanism):
 
     def threshold(self, importance: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
         """theta = mu + c sigma over the latents with a non-zero EMA (or over all)."""
-        counted = (
-            self.magnitude > 0 if self.cfg.population == "nonzero" else torch.ones_like(importance, dtype=torch.bool)
-        )
+        counted = self.magnitude > 0 if self.cfg.population == "nonzero" else torch.ones_like(importance)
         weight = counted.to(importance.dtype)
         n = weight.sum().clamp_min(1.0)
         mean = (importance * weight).sum() / n
@@ -161,13 +156,11 @@ class UniformDropout(Mechanism):
     """The control for ATM: every latent is masked with the same probability at each step, whatever its importance."""
 
     cfg: DropoutConfig
-    keep_rate: Tensor
-    probability: Tensor
 
     def __init__(self, settings: DropoutConfig, d_sae: int) -> None:
         super().__init__(settings, d_sae)
-        self.register_buffer("probability", torch.full((d_sae,), settings.probability))
-        self.register_buffer("keep_rate", torch.ones(()))
+        self.probability: Tensor = nn.Buffer(torch.full((d_sae,), settings.probability))
+        self.keep_rate: Tensor = nn.Buffer(torch.ones(()))
 
     def mask(self, step: Step) -> Float[Tensor, "..."] | None:
         if step.index < self.cfg.warmup_steps:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.config import MechanismConfig, Momentum
@@ -41,11 +41,10 @@ class GradientScaling(Mechanism):
     """
 
     cfg: GradientScalingConfig
-    rate: Tensor
 
     def __init__(self, settings: GradientScalingConfig, d_sae: int) -> None:
         super().__init__(settings, d_sae)
-        self.register_buffer("rate", torch.zeros(d_sae))
+        self.rate: Tensor = nn.Buffer(torch.zeros(d_sae))
         self._before: list[Tensor] = []
 
     def scale(self) -> Float[Tensor, " d_sae"]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.config import Interval, MechanismConfig, Momentum, Steps
@@ -42,13 +42,11 @@ class Resampling(Mechanism):
     """
 
     cfg: ResamplingConfig
-    rate: Tensor
-    resampled: Tensor
 
     def __init__(self, settings: ResamplingConfig, d_sae: int) -> None:
         super().__init__(settings, d_sae)
-        self.register_buffer("rate", torch.zeros(d_sae))
-        self.register_buffer("resampled", torch.zeros((), dtype=torch.long))
+        self.rate: Tensor = nn.Buffer(torch.zeros(d_sae))
+        self.resampled: Tensor = nn.Buffer(torch.zeros((), dtype=torch.long))
 
     def due(self, step: Step) -> bool:
         """Whether latents are resampled after this step (Eq. 6)."""

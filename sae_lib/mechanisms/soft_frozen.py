@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.config import MechanismConfig
@@ -32,11 +32,10 @@ class SoftFrozen(Mechanism):
     """
 
     cfg: SoftFrozenConfig
-    start: Tensor
 
     def __init__(self, settings: SoftFrozenConfig, d_sae: int) -> None:
         super().__init__(settings, d_sae)
-        self.register_buffer("start", torch.zeros(1, d_sae))  # [d_in, d_sae] from the first step on
+        self.start: Tensor = nn.Buffer(torch.zeros(1, d_sae))  # [d_in, d_sae] from the first step on
 
     @torch.no_grad()
     def before_update(self, sae: Autoencoder, step: Step) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lib.autoencoders.base import Step
 from sae_lib.autoencoders.config import MechanismConfig, Momentum
@@ -58,18 +58,15 @@ class TemporalPenalty(Mechanism):
     term = "temporal"
 
     cfg: TemporalConfig
-    beta: Tensor
-    begun: Tensor
-    previous: Tensor
-    alpha: Tensor
-    saturated: Tensor
-    counted: Tensor
 
     def __init__(self, settings: TemporalConfig, d_sae: int) -> None:
         super().__init__(settings, d_sae)
-        for name in ("beta", "begun", "alpha", "saturated", "counted"):
-            self.register_buffer(name, torch.zeros(()))
-        self.register_buffer("previous", torch.zeros(0, 0))
+        self.beta: Tensor = nn.Buffer(torch.zeros(()))
+        self.begun: Tensor = nn.Buffer(torch.zeros(()))
+        self.alpha: Tensor = nn.Buffer(torch.zeros(()))
+        self.saturated: Tensor = nn.Buffer(torch.zeros(()))
+        self.counted: Tensor = nn.Buffer(torch.zeros(()))
+        self.previous: Tensor = nn.Buffer(torch.zeros(0, 0))
 
     def loss(self, step: Step) -> Float[Tensor, ""] | None:
         assert step.f is not None and step.reconstruction is not None

@@ -15,7 +15,7 @@ import torch
 from sae_lib.autoencoders import active, kernels
 from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, Entries, entries_above
 from sae_lib.autoencoders.base import Step
-from sae_lib.autoencoders.latents import DenseLatents, Latents
+from sae_lib.autoencoders.latents import Latents
 from sae_lib.autoencoders.topk import strongest_of_batch, strongest_of_rows
 from sae_lib.data.activations import ActivationStore
 from sae_lib.mechanisms import methods
@@ -36,13 +36,13 @@ def f() -> torch.Tensor:
     return values
 
 
-def both_ways(f: torch.Tensor) -> tuple[ActiveLatents, torch.Tensor, DenseLatents, torch.Tensor]:
+def both_ways(f: torch.Tensor) -> tuple[ActiveLatents, torch.Tensor, Latents, torch.Tensor]:
     """The same latents by their entries and as a matrix, each with the leaf that its gradient reaches."""
     entries = entries_above(f, 0.0)
     assert entries is not None
     leaf = f[f > 0].clone().requires_grad_()
     matrix = f.clone().requires_grad_()
-    return ActiveLatents(leaf, entries), leaf, DenseLatents(matrix), matrix
+    return ActiveLatents(leaf, entries), leaf, Latents(matrix), matrix
 
 
 def directions() -> torch.Tensor:

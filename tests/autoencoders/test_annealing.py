@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_lib.autoencoders.annealing import KAnnealingConfig
 from sae_lib.autoencoders.config import sae_config
+from sae_lib.autoencoders.topk import KAnnealingConfig
 from sae_lib.training.trainer import Trainer
 from tests.autoencoders.test_autoencoders import random_sae
 from tests.tiny_training import DATA, make_step, tiny_config, tiny_store, tiny_training

@@ -8,7 +8,7 @@ import torch
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
-from sae_lib.autoencoders.latents import DenseLatents
+from sae_lib.autoencoders.latents import Latents
 from tests.autoencoders.test_autoencoders import random_sae, rows
 from tests.tiny_training import make_step, tiny_config
 
@@ -48,7 +48,7 @@ def test_one_prefix_is_batchtopk():
     for sae in (one, plain):
         pre = sae.pre_activations(rows())
         step = make_step(torch.zeros(40, 12), x=rows(), pre=pre)
-        step.f = DenseLatents(sae.activate_training(step))
+        step.f = Latents(sae.activate_training(step))
         losses.append(sae.reconstruction_loss(with_reconstruction(sae, step)))
         losses[-1].backward()
     torch.testing.assert_close(*losses)
