@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.matryoshka import Matryoshka
@@ -20,7 +19,6 @@ from sae_lib.autoencoders.topk import BatchTopK
 from sae_lib.share.facts import Facts
 from sae_lib.share.origin import Origin, hook_layer
 from sae_lib.share.weights import (
-    UNREADABLE,
     InferenceForm,
     Tensors,
     assemble,
@@ -79,12 +77,7 @@ KINDS = {
 
 
 def load(folder: Path) -> tuple[Autoencoder, Origin]:
-    """The SAE of a dictionary_learning folder and where it was trained.
-
-    Raises:
-        ArtifactError: a file is missing or damaged; ae.pt holds more than tensors; an unknown dict_class; tensors or
-            k that do not fit it.
-    """
+    """The SAE of a dictionary_learning folder and where it was trained."""
     config_file, file = folder / CONFIG, folder / WEIGHTS
     trainer = setting(read_config(config_file, LIBRARY), "trainer", dict, config_file)
     name = setting(trainer, "dict_class", str, config_file)
@@ -94,7 +87,10 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
     state = _state(file)
     optional = [key for key in kind.unused if key in state]
     check_keys(state, [*kind.names.values(), *optional], file, name)
-    k = _k(trainer, state, config_file) if kind.architecture == "topk" else None
+    k = setting(trainer, "k", int, config_file) if kind.architecture == "topk" else None
+    if k is not None and "k" in state and state["k"].tolist() not in (k, [k]):
+        says = f"says k = {k}, {WEIGHTS} says {state['k'].tolist()}; one is of another SAE"
+        raise ArtifactError(f"sae: {config_file} {says}")
     used = floats({theirs: state[theirs] for theirs in kind.names.values()}, file)
     tensors = {own: used[theirs] for own, theirs in kind.names.items()}
     if "encoder.weight" in state:
@@ -112,18 +108,11 @@ def _state(file: Path) -> Tensors:
             f"sae: {file} holds more than tensors, or is damaged; only a state_dict (torch.save(ae.state_dict(), ...)) "
             "is read"
         ) from error
-    except UNREADABLE as error:
+    except Exception as error:  # of any kind, for a file that is cut, altered, encrypted or something else
         raise ArtifactError(f"sae: {file} is damaged and cannot be read; fetch it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ArtifactError(f"sae: {file} is no state_dict: names and tensors; save ae.state_dict() there")
     return state
-
-
-def _k(trainer: dict[str, Any], state: Tensors, file: Path) -> int:
-    k: int = setting(trainer, "k", int, file)
-    if "k" in state and state["k"].tolist() not in (k, [k]):
-        raise ArtifactError(f"sae: {file} says k = {k}, {WEIGHTS} says {state['k'].tolist()}; one is of another SAE")
-    return k
 
 
 def _origin(trainer: dict[str, Any]) -> Origin:
@@ -147,9 +136,6 @@ def save_dictionary_learning(sae: Autoencoder, folder: Path, facts: Facts | None
 
     The classes fix whether b_dec is taken off the input, so where ours does otherwise the difference goes into the
     encoder's biases (`InferenceForm.centred`).
-
-    Raises:
-        OSError: the folder cannot be written.
     """
     form = inference_form(sae)
     name = _dict_class(sae, form)
@@ -165,9 +151,12 @@ def save_dictionary_learning(sae: Autoencoder, folder: Path, facts: Facts | None
         "activation_dim": sae.d_in,
         "dict_size": sae.d_sae,
     }
-    if "k" in kind.unused:
-        state |= _buffers(sae, form)
-        trainer["k"] = sae.cfg.get("k")
+    if "k" in kind.unused:  # the TopK family
+        k = trainer["k"] = sae.cfg.get("k")
+        threshold = form.tensors["threshold"][0].clone() if isinstance(sae, BatchTopK) else torch.tensor(NEVER_USED)
+        state |= {"k": torch.tensor(k, dtype=torch.int), "threshold": threshold}
+        if isinstance(sae, Matryoshka):
+            state["group_sizes"] = torch.tensor(sae.groups)
     if facts:
         layer = facts.place.layer
         trainer |= {
@@ -202,12 +191,3 @@ def _dict_class(sae: Autoencoder, form: InferenceForm) -> str:
     return {"gated": "GatedAutoEncoder", "topk": "AutoEncoderTopK", "jumprelu": "JumpReluAutoEncoder"}[
         form.architecture
     ]
-
-
-def _buffers(sae: Autoencoder, form: InferenceForm) -> dict[str, Tensor]:
-    """What the classes of the TopK family keep beside their parameters."""
-    threshold = form.tensors["threshold"][0].clone() if isinstance(sae, BatchTopK) else torch.tensor(NEVER_USED)
-    buffers = {"k": torch.tensor(sae.cfg.get("k"), dtype=torch.int), "threshold": threshold}
-    if isinstance(sae, Matryoshka):
-        buffers["group_sizes"] = torch.tensor(sae.groups)
-    return buffers

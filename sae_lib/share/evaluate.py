@@ -16,19 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from jaxtyping import Float, Int
+from pydantic import ValidationError
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.data.config import CorpusConfig, ModelConfig
+from sae_lib.data.corpus import Texts, documents_of, load_documents
 from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.tokens import pack
 from sae_lib.metrics.registry import Inputs, Measured, with_needs
 from sae_lib.metrics.scores import SCORES
-from sae_lib.profiles.profile import EvaluationConfig, load_profile
-from sae_lib.share.inputs import cache_folder, documents, given, open_model, read
+from sae_lib.profiles.profile import EvaluationConfig, explain, load_profile
 from sae_lib.share.load import load_with_origin
-from sae_lib.share.origin import Origin
+from sae_lib.share.origin import Origin, origin_faults
 from sae_lib.util.errors import ArtifactError, ModelLacks
-from sae_lib.util.paths import corpus_cache
+from sae_lib.util.files import check_writable
+from sae_lib.util.paths import corpus_cache, output_folder, output_root
 
 SHORT = {"core": "reconstruction"}  # what a score is called here, where the registry has another name
 
@@ -136,11 +141,27 @@ def evaluate_sae(
     if unknown or not asked:
         known = ", ".join([*SHORT, *(name for name in SCORES if name not in SHORT.values())])
         raise ArtifactError(f"metrics: {', '.join(unknown) or 'none'} asked for; choose from {known}")
-    folder = cache_folder(cache)
+    folder = output_root() / "evaluate" if cache is None else output_folder(cache, "cache")
+    check_writable(folder, "" if cache is None else "cache")
     sae, origin = (sae, Origin("the SAE")) if isinstance(sae, Autoencoder) else load_with_origin(sae)
-    lm, notes = open_model(
-        sae, origin, model, layer, revision=revision, device=device, dtype=dtype, any_origin=any_origin, centre=centre
-    )
+    layer = origin.layer if layer is None else layer
+    if layer is None:
+        raise ArtifactError("layer: the SAE's files name no layer; say after which block (from 0) it was trained")
+    faults = origin_faults(origin, model.name if isinstance(model, LanguageModel) else model, layer)
+    if faults and not any_origin:
+        raise ArtifactError(f"{'; '.join(faults[0])}, or set any_origin (--any-origin) to evaluate it all the same")
+    lm = _open_model(model, layer, revision, device, dtype)
+    _check_width(sae, lm)
+    notes = [fault for fault, _ in faults]
+    notes += [*(f"sae: {remark}" for remark in origin.remarks), *(f"model: {remark}" for remark in lm.remarks)]
+    if centre:
+        lm.centre()
+    elif origin.centred != "no" and lm.can_be_centred:
+        seen = "was" if origin.centred == "yes" else "may have been"
+        notes.append(
+            f"sae: it {seen} trained on a model whose weights TransformerLens centred (center_writing_weights); "
+            "centre=True (--centre) gives it such a residual stream"
+        )
 
     def held_out() -> Int[Tensor, "context position"]:
         source = given(texts) if texts is not None else documents(files, text_field)
@@ -188,3 +209,71 @@ def _measure(sae: Autoencoder, inputs: Inputs, asked: Sequence[str]) -> list[Mea
     if set(asked) <= set(failures):
         raise failures[asked[0]]
     return [found[name] for name in asked]
+
+
+def _open_model(model: str | LanguageModel, layer: int, revision: str | None, device: str, dtype: str) -> LanguageModel:
+    """The whole model, read after block `layer`; a loaded one is taken as it is."""
+    if isinstance(model, LanguageModel):
+        if model.layer != layer or not model.whole:
+            raise ArtifactError(
+                f"model: {model.name} was loaded {'whole' if model.whole else 'cut'} for layer {model.layer}; "
+                f"load it with whole=True for layer {layer}"
+            )
+        return model
+    values = {"name": model, "revision": revision, "layer": layer, "device": device, "dtype": dtype}
+    try:
+        config = ModelConfig.model_validate(values)
+    except ValidationError as error:
+        raise ArtifactError(explain(error, ModelConfig, "model")) from None
+    return LanguageModel.load(config, whole=True)
+
+
+def _check_width(sae: Autoencoder, lm: LanguageModel) -> None:
+    """Raises ArtifactError, with the likely cause, when the SAE is not as wide as the residual stream."""
+    if sae.d_in == lm.d_in:
+        return
+    if sae.d_in == getattr(lm.model.config.get_text_config(), "intermediate_size", None):
+        cause = f"{sae.d_in} is the width of that model's MLP, so the SAE reads its neurons"
+    else:
+        cause = "it was trained on another model, or on another place than the residual stream"
+    raise ArtifactError(f"sae: d_in is {sae.d_in}, the residual stream of {lm.name} is {lm.d_in} wide; {cause}")
+
+
+def documents(files: Sequence[Path | str], text_field: str) -> Texts:
+    """All texts of the user's files; without files, the held-out documents of the packaged corpus.
+
+    Raises:
+        ArtifactError: a file that is missing or of an unknown type; while iterating, as `Texts`.
+    """
+    if files:
+        config = CorpusConfig(source="files", files=tuple(str(file) for file in files), text_field=text_field)
+        return Texts(load_documents(config), text_field, "text_field")
+    packaged = load_profile("pocket").corpus
+    return given(documents_of("held_out", load_documents(packaged, corpus_cache()), packaged))
+
+
+def given(texts: Iterable[str] | str) -> Texts:
+    """Texts that somebody holds in their hands."""
+    return Texts(({"text": text} for text in ([texts] if isinstance(texts, str) else texts)), "text", "texts")
+
+
+def read(
+    lm: LanguageModel, texts: Texts, contexts: int, length: int
+) -> tuple[Int[Tensor, "context position"], list[str]]:
+    """As many contexts as were asked for, or as the text fills, and what there is to say about them."""
+    notes = []
+    longest = lm.max_positions
+    if longest is not None and length > longest:
+        notes.append(f"contexts have {longest} tokens, the most that {lm.name} takes, not {length}")
+        length = longest
+    if length < 2 or contexts < 1:
+        raise ArtifactError(
+            f"contexts, context_length: {contexts} and {length}; take 1 or more contexts of 2 or more tokens"
+        )
+    tokens = pack((text for _, text in texts if text), lm.tokenizer, length, contexts)
+    lm.check_tokens(tokens)
+    if texts.note:
+        notes.append(texts.note)
+    if len(tokens) < contexts:
+        notes.append(f"it fills {len(tokens)} contexts of {length} tokens, {contexts} were asked for")
+    return torch.from_numpy(tokens).long(), notes

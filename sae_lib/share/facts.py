@@ -5,19 +5,69 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import WEIGHTS_FILE, load_autoencoder
 from sae_lib.autoencoders.config import SAEConfig
+from sae_lib.data.language_model import blocks_path
+from sae_lib.data.model_loading import POCKET_FOLDER
 from sae_lib.data.store_manifest import MANIFEST, content_key
 from sae_lib.metrics.scores import SCORES
 from sae_lib.profiles.profile import load_profile
-from sae_lib.share.origin import Place, place
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
 
 RUN_FILE = "run.json"
+
+
+class Place(NamedTuple):
+    """The residual stream after a block of a language model, as other libraries call it.
+
+    `model` is the hub id, or for a local model the last part of its path; `block` is the module of transformers' class
+    whose output is read ("model.layers.12"), None where the model's configuration is not at hand.
+    """
+
+    model: str | None
+    on_hub: bool
+    layer: int | None
+    block: str | None = None
+
+    @property
+    def transformer_lens_hook(self) -> str | None:
+        """TransformerLens has one name for every family."""
+        return None if self.layer is None else f"blocks.{self.layer}.hook_resid_post"
+
+    @property
+    def saelens_hook(self) -> tuple[str, str | None]:
+        """SAELens's (model_class_name, hook_name).
+
+        Models of the hub go by TransformerLens's names, loaded without processing. Any other is one that
+        TransformerLens does not know, so its place is a module of the transformers model.
+        """
+        if not self.on_hub and self.block is not None:
+            return "AutoModelForCausalLM", self.block
+        return "HookedTransformer", self.transformer_lens_hook
+
+
+def place(model: str | None, layer: int | None) -> Place:
+    """The place of a model as run.json names it: "pocket", a folder, or a hub id. Nothing is downloaded."""
+    if model is None:
+        return Place(None, False, layer)
+    local = POCKET_FOLDER if model == "pocket" else Path(model).expanduser()
+    if not local.is_dir() and not model.startswith(("/", ".", "~")):
+        return Place(model, True, layer)
+    found = Place(Path(model).name, False, layer)
+    with suppress(OSError, ValueError, KeyError), torch.device("meta"):  # what transformers cannot say is left open
+        if layer is not None:
+            config = AutoConfig.from_pretrained(local, trust_remote_code=False)
+            path = blocks_path(AutoModelForCausalLM.from_config(config))
+            if path is not None and 0 <= layer < config.get_text_config().num_hidden_layers:
+                return found._replace(block=f"{path}.{layer}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -42,8 +92,7 @@ class Facts:
 def read_run(folder: Path) -> tuple[Autoencoder, Facts]:
     """The SAE of a finished run folder and what is known about it.
 
-    Raises:
-        ArtifactError: no such folder, no run in it, a run that has not finished, damaged files.
+    Raises ArtifactError: no such folder, no run in it, a run that has not finished, damaged files.
     """
     if not folder.is_dir():
         raise ArtifactError(f"run: there is no folder {folder}; give a folder of build/<profile>/runs")

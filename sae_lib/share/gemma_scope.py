@@ -17,7 +17,7 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.share.origin import Origin, hook_layer
-from sae_lib.share.weights import UNREADABLE, Tensors, assemble, check_keys, floats, read_config, read_safetensors
+from sae_lib.share.weights import Tensors, assemble, check_keys, floats, read_config, read_safetensors
 from sae_lib.util.errors import ArtifactError
 
 LIBRARY = "Gemma Scope"
@@ -28,11 +28,7 @@ SITES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
 
 
 def load(folder: Path) -> tuple[Autoencoder, Origin]:
-    """The SAE of a Gemma Scope folder and where it was trained.
-
-    Raises:
-        ArtifactError: a file is missing or damaged, or holds something else (a transcoder).
-    """
+    """The SAE of a Gemma Scope folder and where it was trained."""
     first = (folder / WEIGHTS).is_file()
     file = folder / (WEIGHTS if first else WEIGHTS_2)
     stored = _read_npz(file) if first else read_safetensors(file, LIBRARY)
@@ -47,9 +43,10 @@ def _read_npz(file: Path) -> Tensors:
         with np.load(file, allow_pickle=False) as arrays:
             # In this machine's byte order, which torch asks for.
             stored = {name: arrays[name].astype(arrays[name].dtype.newbyteorder("=")) for name in arrays}
-        return floats({name: torch.from_numpy(array) for name, array in stored.items()}, file)
-    except UNREADABLE as error:
+        tensors = {name: torch.from_numpy(array) for name, array in stored.items()}
+    except Exception as error:  # of any kind, as for ae.pt
         raise ArtifactError(f"sae: {file} is damaged or holds more than numbers; fetch it again") from error
+    return floats(tensors, file)
 
 
 def _origin(folder: Path) -> Origin:

@@ -1,15 +1,6 @@
 """SAEs from elsewhere: a folder that this package or another library wrote becomes an `Autoencoder`.
 
 Which one wrote a folder is told from its files; `share/README.md` says which versions and kinds of each are read.
-
-| files                                        | written by                        |
-|----------------------------------------------|-----------------------------------|
-| `run.json`, `sae.safetensors`                | this package (a run folder)       |
-| `cfg.json`, `sae_weights.safetensors`        | SAELens (`save_model`), 1 to 6    |
-| `config.json`, `ae.pt`                       | dictionary_learning               |
-| `cfg.json`, `sae.safetensors`                | sparsify                          |
-| `params.npz`; `config.json`, `params.safetensors` | Gemma Scope; Gemma Scope 2   |
-
 Latents and reconstructions are those of the library's own class: weights are transposed where they must be, never
 rescaled. Decoder rows that are not of norm 1 stay so; metrics fold the norms.
 """
@@ -50,11 +41,7 @@ def load_sae(folder: Path | str, device: str = "cpu") -> Autoencoder:
 
 
 def load_with_origin(folder: Path | str, device: str = "cpu") -> LoadedSAE:
-    """As `load_sae`, with the model and place that the folder names.
-
-    Raises:
-        ArtifactError: as `load_sae`.
-    """
+    """As `load_sae`, with the model and place that the folder names."""
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ArtifactError(f"sae: there is no folder {folder}; give the folder that holds the SAE's files")

@@ -1,5 +1,4 @@
-"""Where an SAE was trained: as its own files say it, checked against what is asked for; and as other libraries call
-the place."""
+"""Where an SAE was trained, as its own files say it, checked against what is asked for."""
 
 from __future__ import annotations
 
@@ -8,8 +7,6 @@ import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
-
-from sae_lib.data.model_loading import POCKET_FOLDER
 
 # Names that TransformerLens gives models of the hub; `same_name` knows those that differ in spelling only.
 ALIASES = {
@@ -102,61 +99,3 @@ def _plain_name(model: str) -> str:
     name = Path(model).name.lower()
     name = ALIASES.get(name, name).removesuffix("-hf")
     return re.sub(r"[^a-z0-9.]", "", re.sub(r"(?<=\d)layers?", "l", name))
-
-
-# --- the place in other libraries' words
-
-
-class Place(NamedTuple):
-    """The residual stream after a block of a language model.
-
-    `model` is the hub id, or for a local model the last part of its path; `block` is the module of transformers' class
-    whose output is read ("model.layers.12"), None where the model's configuration is not at hand.
-    """
-
-    model: str | None
-    on_hub: bool
-    layer: int | None
-    block: str | None = None
-
-    @property
-    def transformer_lens_hook(self) -> str | None:
-        """TransformerLens has one name for every family."""
-        return None if self.layer is None else f"blocks.{self.layer}.hook_resid_post"
-
-    @property
-    def saelens_hook(self) -> tuple[str, str | None]:
-        """SAELens's (model_class_name, hook_name).
-
-        Models of the hub go by TransformerLens's names, loaded without processing. Any other is one that
-        TransformerLens does not know, so its place is a module of the transformers model.
-        """
-        if not self.on_hub and self.block is not None:
-            return "AutoModelForCausalLM", self.block
-        return "HookedTransformer", self.transformer_lens_hook
-
-
-def place(model: str | None, layer: int | None) -> Place:
-    """The place of a model as run.json names it: "pocket", a folder, or a hub id. Nothing is downloaded."""
-    if model is None:
-        return Place(None, False, layer)
-    local = POCKET_FOLDER if model == "pocket" else Path(model).expanduser()
-    on_hub = not (local.is_dir() or model.startswith(("/", ".", "~")))
-    block = None if layer is None or on_hub else _block_name(local, layer)
-    return Place(model if on_hub else Path(model).name, on_hub, layer, block)
-
-
-def _block_name(folder: Path, layer: int) -> str | None:
-    """The name of block `layer` in the model of a local folder, built without weights; None where
-    transformers cannot say."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from sae_lib.data.language_model import blocks_path
-
-    with suppress(OSError, ValueError, KeyError), torch.device("meta"):
-        loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        path = blocks_path(AutoModelForCausalLM.from_config(loaded))
-        if path is not None and 0 <= layer < loaded.get_text_config().num_hidden_layers:
-            return f"{path}.{layer}"
-    return None

@@ -18,7 +18,6 @@ from sae_lib.share.facts import Facts
 from sae_lib.share.origin import Origin, hook_layer
 from sae_lib.share.weights import (
     InferenceForm,
-    Tensors,
     assemble,
     check_keys,
     check_shapes,
@@ -54,13 +53,7 @@ RENAMED = {"hook_point": "hook_name", "hook_point_layer": "hook_layer", "activat
 
 
 def load(folder: Path) -> tuple[Autoencoder, Origin]:
-    """The SAE of a SAELens folder and where it was trained.
-
-    Raises:
-        ArtifactError: a file is missing or damaged; an architecture other than standard, topk, jumprelu, gated,
-            batchtopk, matryoshka_batchtopk; inputs that are normalised row by row or whose scale is not stored;
-            reshaped inputs.
-    """
+    """The SAE of a SAELens folder and where it was trained."""
     file = folder / WEIGHTS
     config = _config(folder / CONFIG)
     architecture = config["architecture"]
@@ -69,7 +62,9 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
             f"sae: {folder / CONFIG} has architecture {architecture!r}, which is none of {', '.join(TENSORS)}"
         )
     tensors = read_safetensors(file, LIBRARY)
-    _drop_finetuning(tensors, file)
+    finetuned = tensors.pop("scaling_factor", torch.ones(()))  # of finetuning, which versions before 6 wrote
+    if not torch.equal(finetuned, torch.ones_like(finetuned)):
+        raise ArtifactError(f"sae: {file} holds a finetuning scaling_factor, which SAELens 6 no longer applies either")
     if "log_threshold" in tensors:  # training checkpoints before 6.0
         tensors["threshold"] = tensors.pop("log_threshold").exp()
     check_keys(tensors, TENSORS[architecture], file, architecture)
@@ -83,8 +78,14 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
             raise ArtifactError(f"sae: {folder / CONFIG} says {key} = {config[key]!r}, W_enc of {WEIGHTS} has {size}")
     k = setting(config, "k", int, folder / CONFIG) if architecture == "topk" else None
     if rescaled:
-        _take_norms_into_encoder(tensors)
-    _fold_input_scale(tensors, _input_scale(config, folder))
+        # f = activation(pre ||d_i||), x_hat = sum f_i d_i / ||d_i|| + b_dec: an SAE with unit decoder rows.
+        norms = tensors["W_dec"].norm(dim=1).clamp_min(1e-8)
+        tensors |= {"W_enc": tensors["W_enc"] * norms, "b_enc": tensors["b_enc"] * norms}
+        tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
+    # An SAE of s x as one of x, with the same latents (SAELens's `fold_activation_norm_scaling_factor`).
+    scale = _input_scale(config, folder)
+    for name, factor in (("W_enc", scale), ("W_dec", 1 / scale), ("b_dec", 1 / scale)):
+        tensors[name] = tensors[name] * factor
     sae = assemble(architecture, tensors, file, subtract_b_dec=config["apply_b_dec_to_input"], k=k)
     return sae, _origin(config)
 
@@ -129,24 +130,6 @@ def _centred(config: dict[str, Any]) -> Literal["no", "perhaps", "yes"]:
     return "perhaps" if "hook_point" in config or (major.isdigit() and int(major) < 4) else "no"
 
 
-def _drop_finetuning(tensors: Tensors, file: Path) -> None:
-    """Versions before 6 wrote a finetuning scale of ones that nothing uses."""
-    scale = tensors.pop("scaling_factor", torch.ones(()))
-    if not torch.equal(scale, torch.ones_like(scale)):
-        raise ArtifactError(f"sae: {file} holds a finetuning scaling_factor, which SAELens 6 no longer applies either")
-
-
-def _take_norms_into_encoder(tensors: Tensors) -> None:
-    """`rescale_acts_by_decoder_norm`: f = activation(pre ||d_i||), x_hat = sum f_i d_i / ||d_i|| + b_dec.
-
-    The same SAE with unit decoder rows, whose pre-activations have the norms already.
-    """
-    norms = tensors["W_dec"].norm(dim=1).clamp_min(1e-8)
-    tensors["W_enc"] = tensors["W_enc"] * norms
-    tensors["b_enc"] = tensors["b_enc"] * norms
-    tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
-
-
 def _input_scale(config: dict[str, Any], folder: Path) -> float:
     """The factor s of an SAE that takes s x in place of x."""
     normalisation = config.get("normalize_activations") or "none"
@@ -168,12 +151,6 @@ def _input_scale(config: dict[str, Any], folder: Path) -> float:
     return float(factor)
 
 
-def _fold_input_scale(tensors: Tensors, scale: float) -> None:
-    """The SAE of s x as an SAE of x, with the same latents (SAELens's `fold_activation_norm_scaling_factor`)."""
-    for name, factor in (("W_enc", scale), ("W_dec", 1 / scale), ("b_dec", 1 / scale)):
-        tensors[name] = tensors[name] * factor
-
-
 def _origin(config: dict[str, Any]) -> Origin:
     names = (config.get("model_name"), config.get("hook_name"))
     model, hook = (name if isinstance(name, str) else None for name in names)
@@ -186,11 +163,7 @@ def _origin(config: dict[str, Any]) -> Origin:
 
 
 def save_saelens(form: InferenceForm, folder: Path, facts: Facts | None = None) -> None:
-    """Write an SAE as SAELens does. Its layout is ours, so no weight is changed.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """Write an SAE as SAELens does. Its layout is ours, so no weight is changed."""
     d_in, d_sae = form.tensors["W_enc"].shape
     config: dict[str, Any] = {
         "architecture": form.architecture,

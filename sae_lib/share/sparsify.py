@@ -26,11 +26,7 @@ PLAIN = {"activation": "topk", "transcode": False, "skip_connection": False, "si
 
 
 def load(folder: Path) -> tuple[Autoencoder, Origin]:
-    """The SAE of a sparsify folder and where it was trained.
-
-    Raises:
-        ArtifactError: a file is missing or damaged; a transcoder, a skip connection, an activation other than topk.
-    """
+    """The SAE of a sparsify folder and where it was trained."""
     config_file, file = folder / CONFIG, folder / WEIGHTS
     config = read_config(config_file, LIBRARY)
     for key, plain in PLAIN.items():

@@ -3,9 +3,6 @@ without anything that only training uses."""
 
 from __future__ import annotations
 
-import struct
-import zipfile
-import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,23 +24,9 @@ from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
 
 Tensors = dict[str, Tensor]
-# What torch.load, NumPy and the archive within raise for a file that is cut, altered, encrypted or something else.
-UNREADABLE = (
-    RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, ImportError,
-    OverflowError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile,
-)  # fmt: skip
 Form = Literal["standard", "topk", "jumprelu", "gated"]
 FORMS: dict[Form, type[Autoencoder]] = {"standard": Standard, "topk": TopK, "jumprelu": JumpReLU, "gated": Gated}
-SHAPES = {
-    "W_enc": ("d_in", "d_sae"),
-    "W_dec": ("d_sae", "d_in"),
-    "b_enc": ("d_sae",),
-    "b_dec": ("d_in",),
-    "threshold": ("d_sae",),
-    "b_gate": ("d_sae",),
-    "b_mag": ("d_sae",),
-    "r_mag": ("d_sae",),
-}
+SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}  # all others: ("d_sae",)
 
 
 # --- reading
@@ -113,7 +96,7 @@ def check_shapes(tensors: Tensors, file: Path) -> None:
         raise ArtifactError(f"sae: {file} has an encoder of shape {shape}; it must have two dimensions, none of them 0")
     sizes = dict(zip(("d_in", "d_sae"), shape, strict=True))
     for name, tensor in tensors.items():
-        expected = [sizes[axis] for axis in SHAPES[name]]
+        expected = [sizes[axis] for axis in SHAPES.get(name, ("d_sae",))]
         # One threshold may stand for all latents.
         if list(tensor.shape) != expected and not (name == "threshold" and tensor.dim() == 0):
             raise ArtifactError(
@@ -127,16 +110,10 @@ def check_shapes(tensors: Tensors, file: Path) -> None:
 def assemble(
     architecture: str, tensors: Tensors, file: Path, *, subtract_b_dec: bool, k: int | None = None
 ) -> Autoencoder:
-    """An SAE with these weights, as float32. Training settings, which no file holds, have no meaning here.
+    """An SAE with these weights, in this package's layout and names, as float32; a threshold may be one number for all
+    latents. Training settings, which no file holds, have no meaning here.
 
-    Args:
-        architecture: one of this package's.
-        tensors: in this package's layout and names; a threshold may be one number for all latents.
-        file: where they come from, for messages.
-        k: active latents (topk).
-
-    Raises:
-        ArtifactError: shapes that do not fit together, NaN or infinite weights, k out of range.
+    Raises ArtifactError for shapes that do not fit together, NaN or infinite weights, k out of range.
     """
     check_shapes(tensors, file)
     d_in, d_sae = tensors["W_enc"].shape

@@ -79,14 +79,6 @@ def _elsewhere(place: Path) -> str:
 
 
 @contextmanager
-def _named(field: str) -> Iterator[None]:
-    try:
-        yield
-    except ArtifactError as error:
-        raise ArtifactError(f"{field}: {error}" if field else str(error)) from None
-
-
-@contextmanager
 def explain_refusal(place: Path) -> Iterator[None]:
     """Turn the system's refusal to make a folder or a file into one line that names it.
 
@@ -111,11 +103,13 @@ def check_writable(folder: Path, field: str = "") -> None:
     Raises:
         ArtifactError: it does not; the message begins with `field`, the option that named the folder.
     """
-    with _named(field), explain_full_disk(folder), explain_refusal(folder):
-        there = next(place for place in (folder, *folder.parents) if place.exists())
-        # Some file systems refuse only the attempt. The file is gone when it is closed.
-        with tempfile.TemporaryFile(dir=there):
-            pass
+    try:
+        with explain_full_disk(folder), explain_refusal(folder):
+            there = next(place for place in (folder, *folder.parents) if place.exists())
+            # Some file systems refuse only the attempt. The file is gone when it is closed.
+            tempfile.TemporaryFile(dir=there).close()
+    except ArtifactError as error:
+        raise ArtifactError(f"{field}: {error}" if field else str(error)) from None
 
 
 def make_folder(folder: Path) -> None:

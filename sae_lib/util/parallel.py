@@ -81,13 +81,13 @@ def use_one_core() -> None:
 
 def end_with_parent() -> None:
     """End this process soon after its parent has ended."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
+    threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
 
 
 _KEPT: dict[str, Any] = {}

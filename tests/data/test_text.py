@@ -21,7 +21,7 @@ from sae_lib.data.tokens import SPLITS, load_tokens, pack, special_ids, tokenize
 from sae_lib.data.words import alphabetic_words
 from sae_lib.metrics.probing.config import LabelledFiles
 from sae_lib.metrics.probing.datasets import _read_file
-from sae_lib.share.inputs import documents, given
+from sae_lib.share.evaluate import documents, given
 from sae_lib.util.errors import ArtifactError
 from tests.data.test_corpus import EOS, TEXTS, TOKENIZER, parts, sizes, word_tokenizer
 from tests.tiny_models import VOCABULARY, save_tiny_model

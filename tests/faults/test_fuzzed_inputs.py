@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from sae_lib.share.dictionary_learning import KINDS
-from sae_lib.share.inputs import documents
+from sae_lib.share.evaluate import documents
 from sae_lib.share.load import load_with_origin
 from sae_lib.share.origin import origin_faults
 from sae_lib.util.errors import ArtifactError

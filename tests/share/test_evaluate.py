@@ -28,7 +28,7 @@ from sae_lib.metrics.probing.config import LabelledFiles, ProbingConfig
 from sae_lib.metrics.reconstruction import evaluate_reconstruction
 from sae_lib.metrics.stability.reference import StabilityConfig
 from sae_lib.profiles.profile import EvaluationConfig, load_profile
-from sae_lib.share import evaluate, inputs
+from sae_lib.share import evaluate
 from sae_lib.share.evaluate import SAEEvaluation, evaluate_sae
 from sae_lib.share.load import load_sae
 from sae_lib.util.errors import ArtifactError
@@ -191,9 +191,9 @@ def test_files_are_read_whole(model, sae_folder, tmp_path):
 def test_without_text_the_held_out_documents_are_read(monkeypatch, tmp_path):
     profile = load_profile("smoke")
     corpus = profile.corpus.model_copy(update={"packages": ("tornado",)})
-    monkeypatch.setattr(inputs, "load_profile", lambda name: profile.model_copy(update={"corpus": corpus}))
-    texts = list(inputs.documents((), "text"))
-    assert 0 < len(texts) < 0.12 * len(list(inputs.load_documents(corpus, output_root() / "corpus")))
+    monkeypatch.setattr(evaluate, "load_profile", lambda name: profile.model_copy(update={"corpus": corpus}))
+    texts = list(evaluate.documents((), "text"))
+    assert 0 < len(texts) < 0.12 * len(list(evaluate.load_documents(corpus, output_root() / "corpus")))
 
 
 # --- notes
@@ -250,7 +250,7 @@ def pocket(tmp_path_factory) -> tuple[Path, Path]:
     """A SAELens folder for the packaged model, and a file of text: this package's own documentation strings."""
     folder = tmp_path_factory.mktemp("pocket")
     sae = write_sae(folder / "sae", 128, model_name="pocket", hook_name="blocks.2.hook_resid_post")
-    texts = [value.__doc__ for module in (evaluate, inputs, torch, np) for value in vars(module).values()]
+    texts = [value.__doc__ for module in (evaluate, torch, np) for value in vars(module).values()]
     rows = folder / "text.jsonl"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts if isinstance(text, str)))
     return sae, rows

@@ -17,9 +17,8 @@ from sae_lib.profiles.profile import load_profile
 from sae_lib.share import facts
 from sae_lib.share.dictionary_learning import save_dictionary_learning
 from sae_lib.share.export import export_run
-from sae_lib.share.facts import read_run
+from sae_lib.share.facts import place, read_run
 from sae_lib.share.load import load_sae, load_with_origin
-from sae_lib.share.origin import place
 from sae_lib.share.saelens import save_saelens
 from sae_lib.share.weights import inference_form, strict_threshold
 from sae_lib.util.errors import ArtifactError
