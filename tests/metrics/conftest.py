@@ -8,6 +8,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFas
 
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.words import LETTERS, QUESTION, alphabetic_words
+from sae_lib.metrics import scores as _scores  # noqa: F401 (registers them, in their order)
 
 D_IN = 32
 
