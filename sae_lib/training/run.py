@@ -27,6 +27,7 @@ from sae_lib.util.checkpoint import load_checkpoint, save_checkpoint
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import read_json, write_json, write_parquet
 from sae_lib.util.keys import Stage, result_key
+from sae_lib.util.memory import keep_freed_memory
 
 TRAINING = Stage("training", 1)
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -90,6 +91,8 @@ def train_sae(
     if is_finished(folder, key, weights=True):
         return dict(read_json(folder / "run.json"))
     folder.mkdir(parents=True, exist_ok=True)
+    if device == "cpu":
+        keep_freed_memory()
     trainer = Trainer(config, store, data, training, seed, device)
     checkpoint = folder / CHECKPOINT_FILE
     if checkpoint.is_file():

@@ -1,6 +1,8 @@
 """How much memory is free, and whether something fits into it, asked before anything is loaded."""
 
+import ctypes
 import resource
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,22 @@ CONTAINER_LIMITS = (
 )
 # What a process that has imported everything has mapped, most of which it never uses; with PyTorch's build for CPUs.
 ADDRESSES = 2 * 2**30
+
+
+# Of mallopt, in glibc's malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> None:
+    """From now on this process keeps up to 2 GiB of what it frees for what it asks for next.
+
+    glibc gives a block of more than 32 MiB back to the system as soon as it is freed. A training step frees and asks
+    for the same blocks again and again, and touching the new pages is a quarter to a third of a step whose latents are
+    dense. Other C libraries are left as they are.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def readable_bytes(count: float) -> str:

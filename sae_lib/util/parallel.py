@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sae_lib.util import ranks
 from sae_lib.util.errors import ArtifactError
+from sae_lib.util.memory import keep_freed_memory
 
 Job = TypeVar("Job")
 Work = Callable[[Any, list[Job]], None]
@@ -64,6 +65,7 @@ def _by_processes(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], worker
 def begin_worker() -> None:
     """One core for each worker; and a worker ends when its parent is gone, killed without a chance to say so."""
     use_one_core()
+    keep_freed_memory()
     end_with_parent()
 
 
