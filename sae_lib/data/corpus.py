@@ -26,7 +26,7 @@ from sae_lib.data import documentation, hub
 from sae_lib.data.config import CorpusConfig, DataConfig
 from sae_lib.data.spelling import Lessons
 from sae_lib.data.tokens import SPLITS, Split, contexts_needed, load_tokens, tokenised, tokenizer_key, write_contexts
-from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.errors import ArtifactError, first_line, told_as
 from sae_lib.util.files import file_sha256, json_key, read_json, write_json, write_parquet
 from sae_lib.util.keys import Stage, result_key
 
@@ -101,15 +101,8 @@ class Texts:
         return ArtifactError(f"{self._field}: no column '{self._column}' in the corpus; it has {has}")
 
     def _readable(self) -> Iterator[Row]:
-        try:
+        with told_as("corpus: the text cannot be read to its end", "; check the files or the network, then run again"):
             yield from self._rows
-        except ArtifactError:
-            raise
-        except Exception as error:  # datasets raises what its parsers raise
-            raise ArtifactError(
-                f"corpus: the text cannot be read to its end ({type(error).__name__}: {first_line(error)}); "
-                "check the files or the network, then run again"
-            ) from error
 
 
 def documents_of(split: Split, rows: Iterable[Row], config: CorpusConfig) -> Iterator[str]:
@@ -218,16 +211,9 @@ def _documentation_rows(config: CorpusConfig, cache: Path | None) -> Iterator[Ro
 def _hub_dataset(config: CorpusConfig) -> Any:
     import datasets  # half a second to import, so only where text is read from the hub
 
-    name = str(config.name)
-    try:
-        return datasets.load_dataset(name, config.subset, split=config.split, revision=config.revision, streaming=True)
-    except Exception as error:
-        told = hub.explain(error, name, config.revision, hub.CORPUS)
-        raise ArtifactError(
-            told
-            or f"corpus.name: cannot read '{name}' ({type(error).__name__}: {first_line(error)}); "
-            "check the name, the revision and the network, or set corpus.source to documentation or files"
-        ) from error
+    name, revision = str(config.name), config.revision
+    with hub.reading(name, revision, hub.CORPUS):
+        return datasets.load_dataset(name, config.subset, split=config.split, revision=revision, streaming=True)
 
 
 def build_tokens(config: CorpusConfig, data: DataConfig, tokenizer: Any, folder: Path, cache: Path) -> dict[str, Any]:

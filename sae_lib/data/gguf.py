@@ -23,7 +23,7 @@ from filelock import FileLock
 from pydantic import Field
 from tqdm import tqdm
 
-from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.errors import ArtifactError, told_as
 from sae_lib.util.files import (
     atomic_folder,
     check_writable,
@@ -162,13 +162,8 @@ def _convert(file: Path, folder: Path, source: dict[str, Any], licence: bytes | 
     from sae_lib.data.model_loading import quiet_transformers
 
     with quiet_transformers(), atomic_folder(folder) as building:
-        try:
+        with told_as(f"model.name: {file.name} cannot be converted"):
             model, tokenizer = _read(file, folder)
-        except ArtifactError:
-            raise
-        except Exception as error:  # what gguf and transformers raise for files they cannot read has no common type
-            reason = f"{type(error).__name__}: {first_line(error)}"[:200]
-            raise ArtifactError(f"model.name: {file.name} cannot be converted ({reason})") from error
         model.save_pretrained(building)
         tokenizer.save_pretrained(building)
         (building / "generation_config.json").unlink(missing_ok=True)

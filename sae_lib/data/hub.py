@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import yaml
+
+from sae_lib.util.errors import ArtifactError, first_line
 
 PINS = Path(__file__).with_suffix(".yaml")
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
@@ -123,6 +126,19 @@ def explain(error: BaseException, name: str, revision: str | None, source: Sourc
     connect = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect"
     what = f"{asked} is not wholly in the hub's cache and the hub cannot be reached"
     return f"{source.name}: {what}; {connect}, or {source.instead}"
+
+
+@contextmanager
+def reading(name: str, revision: str | None, source: Source) -> Iterator[None]:
+    """Whatever goes wrong with reading a repository is told in one line."""
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except Exception as error:
+        kind = f"{type(error).__name__}: {first_line(error)}"
+        cannot = f"{source.name}: cannot read '{name}' ({kind}); check the network and {source.revision}"
+        raise ArtifactError(explain(error, name, revision, source) or f"{cannot}, or {source.instead}") from error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_lib.data import gguf, hub
-from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.errors import ArtifactError, first_line, told_as
 from sae_lib.util.files import json_key, remembered_sha256
 from sae_lib.util.memory import require_memory
 
@@ -146,12 +146,8 @@ def _configuration(folder: Path, config: ModelConfig, *, whole: bool) -> PreTrai
     """The model's configuration, for the blocks that are kept."""
     from transformers import AutoConfig
 
-    try:
+    with told_as(f"model.name: transformers does not know the model in {config.name}"):
         loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers raises what the checks of its configurations raise
-        raise ArtifactError(
-            f"model.name: transformers does not know the model in {config.name} ({first_line(error)})"
-        ) from error
     if getattr(loaded, "quantization_config", None):
         raise ArtifactError(
             f"model.dtype: the weights of {config.name} are quantised, so {config.dtype} is not available; "
@@ -171,15 +167,9 @@ def _check_memory(auto: Any, kept: PreTrainedConfig, config: ModelConfig, device
     """Count the parameters on the meta device, which holds none, and compare with what is free."""
     import torch
 
-    try:
-        with torch.device("meta"), quiet_transformers():
-            parameters = sum(parameter.numel() for parameter in auto.from_config(kept).parameters())
-    except MemoryError:
-        raise
-    except Exception as error:  # what the code of its architecture raises
-        raise ArtifactError(
-            f"model.name: config.json of {config.name} makes no language model ({first_line(error)})"
-        ) from error
+    unfit = told_as(f"model.name: config.json of {config.name} makes no language model")
+    with unfit, torch.device("meta"), quiet_transformers():
+        parameters = sum(parameter.numel() for parameter in auto.from_config(kept).parameters())
     needed = parameters * ITEM[config.dtype]
     what = f"model.name: {config.name} ({parameters / 1e6:.3g} M parameters read, {config.dtype})"
     for place in dict.fromkeys(("cpu", device)):  # weights pass through CPU memory on their way to a GPU
@@ -189,21 +179,11 @@ def _check_memory(auto: Any, kept: PreTrainedConfig, config: ModelConfig, device
 def _load_weights(auto: Any, folder: Path, kept: PreTrainedConfig, dtype: torch.dtype, name: str) -> Any:
     for file in folder.glob(WEIGHT_FILES[0]):
         file.open("rb").close()  # safetensors says of a file that may not be read that it is not there
-    try:
+    with told_as(f"model.name: the weights of {name} cannot be read", "; fetch them again"):
         model, report = auto.from_pretrained(
-            folder,
-            config=kept,
-            dtype=dtype,
-            ignore_mismatched_sizes=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except MemoryError:
-        raise
-    except Exception as error:  # of transformers and of safetensors
-        why = f"{type(error).__name__}: {first_line(error)}"
-        raise ArtifactError(f"model.name: the weights of {name} cannot be read ({why}); fetch them again") from error
+            folder, config=kept, dtype=dtype, ignore_mismatched_sizes=True, use_safetensors=True,
+            trust_remote_code=False, output_loading_info=True,
+        )  # fmt: skip
     if report["mismatched_keys"]:
         tensor, *shapes = min(report["mismatched_keys"])
         stored, asked = map(list, shapes)

@@ -1,5 +1,8 @@
 """The one exception a user is meant to read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ArtifactError(Exception):
     """A mistake in the input or the surroundings, told in one line: which field, what is wrong, what to do.
@@ -30,3 +33,14 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines() or [""]
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
+
+
+@contextmanager
+def told_as(what: str, fix: str = "") -> Iterator[None]:
+    """Whatever goes wrong in another library, whose errors have no common type, is told as `what`; but for memory."""
+    try:
+        yield
+    except (ArtifactError, MemoryError):
+        raise
+    except Exception as error:
+        raise ArtifactError(f"{what} ({type(error).__name__}: {first_line(error)[:200]}){fix}") from error

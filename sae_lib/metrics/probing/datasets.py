@@ -31,7 +31,7 @@ from sae_lib.data.corpus import Texts, file_rows, text_files
 from sae_lib.metrics.probing.config import LabelledFiles, ProbingConfig
 from sae_lib.metrics.probing.documentation import DATASETS, documentation_texts
 from sae_lib.metrics.probing.tasks import LabelledTexts, require, tasks_of, tokenise
-from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import file_sha256
 
 if TYPE_CHECKING:
@@ -217,18 +217,8 @@ def hub_texts(name: str, config: ProbingConfig, load: Load | None = None) -> tup
     import datasets  # half a second to import, so only where text is read
 
     dataset = HUB_DATASETS[name]
-    try:
+    with hub.reading(dataset.repository, config.revisions.get(dataset.repository), hub.PROBING):
         return dataset.read(load or datasets.load_dataset, dataset, config)
-    except ArtifactError:
-        raise
-    except Exception as error:
-        repository = dataset.repository
-        told = hub.explain(error, repository, config.revisions.get(repository), hub.PROBING)
-        raise ArtifactError(
-            told
-            or f"probing.datasets: cannot read '{repository}' ({type(error).__name__}: {first_line(error)}); "
-            "check the network and probing.revisions, or set probing.source to documentation or files"
-        ) from error
 
 
 def known_datasets(config: ProbingConfig) -> tuple[str, ...]:
