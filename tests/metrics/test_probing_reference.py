@@ -13,7 +13,7 @@ from sae_lib.data import corpus as corpora
 from sae_lib.data.config import CorpusConfig
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing.config import LabelledFiles, ProbingConfig
-from sae_lib.metrics.probing.reference import ProbingPart, ProbingReference, build_probing_reference
+from sae_lib.metrics.probing.reference import ProbingPart, build_probing_reference
 from sae_lib.metrics.probing.score import evaluate_probing
 from sae_lib.util import files
 from sae_lib.util.errors import ArtifactError
@@ -45,12 +45,12 @@ def config(tmp_path_factory) -> ProbingConfig:
 
 
 @pytest.fixture(scope="module")
-def built(lm, config, tmp_path_factory) -> tuple[ProbingReference, Path]:
+def built(lm, config, tmp_path_factory) -> tuple[list[ProbingPart], Path]:
     folder = tmp_path_factory.mktemp("reference")
     return build_probing_reference(lm, config, None, folder), folder
 
 
-def same(one: ProbingReference, other: ProbingReference) -> bool:
+def same(one: list[ProbingPart], other: list[ProbingPart]) -> bool:
     """Whether every number and tensor agrees."""
 
     def parts(part: ProbingPart) -> list:
@@ -59,20 +59,20 @@ def same(one: ProbingReference, other: ProbingReference) -> bool:
     def equal(a, b) -> bool:
         return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
-    return len(one.parts) == len(other.parts) and all(
+    return len(one) == len(other) and all(
         equal(a, b)
-        for mine, theirs in zip(one.parts, other.parts, strict=True)
+        for mine, theirs in zip(one, other, strict=True)
         for a, b in zip(parts(mine), parts(theirs), strict=True)
     )
 
 
 def test_one_part_for_each_dataset(built):
     reference, _ = built
-    assert reference.d_in == 32
-    assert [[(task.dataset, task.name) for task in part.tasks] for part in reference.parts] == [
+    assert all(part.residual.shape[1] == 32 for part in reference)
+    assert [[(task.dataset, task.name) for task in part.tasks] for part in reference] == [
         [(name, letter) for letter in LETTERS] for name in ("one", "two")
     ]
-    for part in reference.parts:
+    for part in reference:
         assert part.residual.dtype == torch.float32
         assert len(part.residual) == part.lengths.sum()
         assert {(len(task.train), len(task.test)) for task in part.tasks} == {(40, 20)}
@@ -83,7 +83,7 @@ def test_one_part_for_each_dataset(built):
 def test_the_residual_stream_is_the_language_models_at_each_token_behind_bos(lm, config, built):
     """The means of a task's texts, computed text by text with transformers' own hidden states."""
     reference, _ = built
-    part = reference.parts[0]
+    part = reference[0]
     means = part.means(lambda rows: rows, torch.device("cpu"))
     table = labelled_rows(160, 0)
     expected = {}
@@ -107,7 +107,7 @@ def test_means_leave_special_tokens_out_and_stand_texts_without_any_other(lm, co
     rows.loc[rows["label"] == "d", "text"] = "ba <eos> de"
     rows.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
     files = {"special": LabelledFiles(train=str(tmp_path / "rows.jsonl"))}
-    (part,) = build_probing_reference(lm, config.model_copy(update={"files": files}), None, tmp_path).parts
+    (part,) = build_probing_reference(lm, config.model_copy(update={"files": files}), None, tmp_path)
     means = part.means(lambda rows: rows, torch.device("cpu"))
     empty = part.lengths == 0
     assert empty.sum() == 1 and (means[empty] == 0).all() and means.isfinite().all()
@@ -124,9 +124,9 @@ def test_a_model_in_half_precision_is_kept_in_half_precision(lm, config, tmp_pat
     )
     one = config.model_copy(update={"datasets": ("one",)})
     reference = build_probing_reference(half, one, None, tmp_path)
-    assert reference.parts[0].residual.dtype == torch.bfloat16
+    assert reference[0].residual.dtype == torch.bfloat16
     full = build_probing_reference(lm, one, None, tmp_path)
-    torch.testing.assert_close(reference.parts[0].residual.float(), full.parts[0].residual, atol=0.5, rtol=0.1)
+    torch.testing.assert_close(reference[0].residual.float(), full[0].residual, atol=0.5, rtol=0.1)
     sae = make_sae(architecture="standard", d_sae=48, d_in=32)
     in_half, in_full = (evaluate_probing(sae, each, one).summary["probing_k5"] for each in (reference, full))
     assert in_half == pytest.approx(in_full, abs=0.1) and in_full > 0.6
@@ -170,14 +170,14 @@ def test_its_files_are_read_through_only_where_they_were_touched(lm, config, bui
 @pytest.mark.parametrize("suffix", ["safetensors", "json"])
 def test_an_altered_file_is_made_again(lm, config, built, counted, suffix):
     reference, folder = built
-    expected = [part.residual.clone() for part in reference.parts]
+    expected = [part.residual.clone() for part in reference]
     file, _ = folder.glob(f"probing-*.{suffix}")
     content = file.read_bytes()
     file.unlink()
     file.write_bytes(content[: len(content) // 2])
     again = build_probing_reference(lm, config, None, folder)
     assert counted
-    assert all(torch.equal(part.residual, rows) for part, rows in zip(again.parts, expected, strict=True))
+    assert all(torch.equal(part.residual, rows) for part, rows in zip(again, expected, strict=True))
     assert file.suffix == ".json" or file.read_bytes() == content  # the record has the time of its files
 
 
@@ -213,7 +213,7 @@ def test_the_packaged_corpus_is_one_part_of_held_out_documents(lm, monkeypatch, 
     rows = documents(700)
     monkeypatch.setattr(corpora, "load_documents", lambda config, cache: iter(rows))
     reference = build_probing_reference(lm, ON_DOCUMENTATION, CORPUS, tmp_path)
-    (part,) = reference.parts
+    (part,) = reference
     assert {task.dataset for task in part.tasks} == {"package", "layout"} and len(part.tasks) == 17
     assert set(part.lengths.tolist()) == {16}
     held_out = [row for row in rows if corpora.split_of(row["text"], CORPUS) == "held_out"]

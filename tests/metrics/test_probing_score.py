@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.reference import ProbingPart, ProbingReference
+from sae_lib.metrics.probing.reference import ProbingPart
 from sae_lib.metrics.probing.score import evaluate_probing
 from sae_lib.metrics.probing.tasks import ProbingTask
 from sae_lib.util.errors import ArtifactError
@@ -17,9 +17,9 @@ from tests.metrics.tiny_saes import make_sae
 CONFIG = ProbingConfig(ks=(1, 2))
 
 
-def reference_of(residual: torch.Tensor, lengths: list[int], tasks: list[ProbingTask]) -> ProbingReference:
+def reference_of(residual: torch.Tensor, lengths: list[int], tasks: list[ProbingTask]) -> list[ProbingPart]:
     accuracies = [0.75 + 0.05 * i for i in range(len(tasks))]
-    return ProbingReference(residual.shape[1], [ProbingPart(residual, torch.tensor(lengths), tasks, accuracies)])
+    return [ProbingPart(residual, torch.tensor(lengths), tasks, accuracies)]
 
 
 def task(dataset: str, name: str, positive: torch.Tensor, tested: int) -> ProbingTask:

@@ -20,7 +20,7 @@ from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.topk import TopKConfig
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.reference import ProbingPart, ProbingReference
+from sae_lib.metrics.probing.reference import ProbingPart
 from sae_lib.metrics.probing.score import evaluate_probing
 from sae_lib.metrics.probing.tasks import LabelledTexts, Tokens, draw_tasks, top_dimensions
 
@@ -45,7 +45,7 @@ def test_a_dataset_has_the_accuracies_of_saebench(
     part = ProbingPart(
         pocket.residual_stream(tokens)[:, 1:].flatten(0, 1), torch.full((len(distinct),), LENGTH), tasks, [0.5] * 3
     )
-    ours = evaluate_probing(sae, ProbingReference(pocket.d_in, [part]), CONFIG).tables["tasks"].set_index("task")
+    ours = evaluate_probing(sae, [part], CONFIG).tables["tasks"].set_index("task")
 
     means = [
         get_sae_meaned_activations(_activations(pocket, hooked, texts), PeerSAE(sae, "pocket", pocket.layer), 16)

@@ -65,14 +65,6 @@ class ProbingPart:
 
 
 @dataclass(frozen=True)
-class ProbingReference:
-    """Everything that is the same for every SAE: the parts, in the order of their datasets."""
-
-    d_in: int
-    parts: list[ProbingPart]
-
-
-@dataclass(frozen=True)
 class _Stored:
     """A `ProbingPart` as it is kept: the texts and labels of its tasks' training and test, end to end."""
 
@@ -97,8 +89,9 @@ def build_probing_reference(
     corpus: CorpusConfig | None,
     folder: Path | str,
     cache: Path | None = None,
-) -> ProbingReference:
-    """Compute the reference of a language model, or read it from `folder` where it has been computed before.
+) -> list[ProbingPart]:
+    """Compute the reference of a language model, or read it from `folder` where it has been computed before: the parts,
+    in the order of their datasets.
 
     For source `documentation`, `corpus` is the packaged corpus, whose held-out documents are probed, and `cache` where
     it is kept between calls.
@@ -112,7 +105,7 @@ def build_probing_reference(
         compute = partial(_compute, lm, config, some, corpus, cache)
         of_part = made_from | {"datasets": some}
         parts.append(kept_reference(folder, PROBING_REFERENCE, of_part, _Stored, compute, mapped=True).part())
-    return ProbingReference(lm.d_in, parts)
+    return parts
 
 
 def _compute(

@@ -10,7 +10,7 @@ import torch
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.datasets import text_key
-from sae_lib.metrics.probing.reference import ProbingReference, build_probing_reference
+from sae_lib.metrics.probing.reference import ProbingPart, build_probing_reference
 from sae_lib.metrics.probing.tasks import sparse_accuracies
 from sae_lib.metrics.registry import Column, Earlier, Inputs, Measured, Score, register
 from sae_lib.metrics.stored_reference import require_finite, require_width
@@ -19,7 +19,7 @@ CHANCE = 0.5  # every task has as many positives as negatives
 
 
 @torch.no_grad()
-def evaluate_probing(sae: Autoencoder, reference: ProbingReference, config: ProbingConfig) -> Measured:
+def evaluate_probing(sae: Autoencoder, reference: Sequence[ProbingPart], config: ProbingConfig) -> Measured:
     """k-sparse probing of an SAE (higher is better), encoded on the device that holds it.
 
     Latents, scaled as for decoder rows of unit norm, are averaged over the tokens of a text that are not special. For
@@ -35,10 +35,10 @@ def evaluate_probing(sae: Autoencoder, reference: ProbingReference, config: Prob
 
     Source: SAEBench 0.6.0, `sparse_probing`.
     """
-    require_width(sae, reference.d_in)
+    require_width(sae, reference[0].residual.shape[1])
     norms = sae.W_dec.float().norm(dim=1).cpu()
     rows = []
-    for part in reference.parts:
+    for part in reference:
         means = part.means(lambda residual: sae.encode(residual.to(sae.dtype)), sae.device) * norms
         require_finite(means)
         for task, residual_accuracy in zip(part.tasks, part.residual_accuracy, strict=True):
@@ -60,7 +60,7 @@ def evaluate_probing(sae: Autoencoder, reference: ProbingReference, config: Prob
     return Measured({**summary, "probing_chance": CHANCE}, {"tasks": tasks})
 
 
-def _reference(inputs: Inputs) -> ProbingReference:
+def _reference(inputs: Inputs) -> list[ProbingPart]:
     settings = inputs.settings("probing")
     return build_probing_reference(inputs.lm, settings, inputs.corpus, inputs.folder, inputs.corpus_cache)
 
