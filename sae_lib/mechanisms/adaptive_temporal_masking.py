@@ -56,8 +56,33 @@ class MaskingConfig(MechanismConfig):
             raise ValueError(f"masking.inference 'scale' would change what {config.architecture} selects; take 'off'")
 
 
+class Masking(Mechanism):
+    """Latents masked at random, each with its `probability`, once the warm-up is over: one draw per latent and step,
+    shared by the batch, without rescaling; or as `MaskingConfig.granularity` and `rescale` say."""
+
+    def __init__(self, settings: Any, d_sae: int) -> None:
+        super().__init__(settings, d_sae)
+        self.probability: Tensor = nn.Buffer(torch.zeros(d_sae))
+        self.keep_rate: Tensor = nn.Buffer(torch.ones(()))
+
+    @torch.no_grad()
+    def mask(self, step: Step) -> Float[Tensor, "..."] | None:
+        if step.index < self.cfg.warmup_steps:
+            return None
+        assert step.latents is not None
+        by_activation = getattr(self.cfg, "granularity", "feature") == "activation"
+        shape = (step.latents.n_rows, step.latents.d_sae) if by_activation else self.probability.shape
+        uniform = torch.rand(shape, generator=step.generator, device=self.probability.device)
+        kept = (uniform >= self.probability).to(self.probability.dtype)
+        self.keep_rate.copy_(kept.mean())
+        return kept / (1.0 - self.probability).clamp_min(1e-6) if getattr(self.cfg, "rescale", False) else kept
+
+    def log(self) -> dict[str, float]:
+        return {"mask_rate": 1.0 - float(self.keep_rate)}
+
+
 @mechanism("masking", MaskingConfig)
-class AdaptiveTemporalMasking(Mechanism):
+class AdaptiveTemporalMasking(Masking):
     """Three EMAs per latent - activation magnitude, activation frequency, reconstruction contribution - make an
     importance I. With theta = mu + c sigma over latents, a latent with I < theta is masked with probability
 
@@ -75,8 +100,6 @@ class AdaptiveTemporalMasking(Mechanism):
         self.magnitude: Tensor = nn.Buffer(torch.zeros(d_sae))
         self.frequency: Tensor = nn.Buffer(torch.zeros(d_sae))
         self.contribution: Tensor = nn.Buffer(torch.zeros(d_sae))
-        self.probability: Tensor = nn.Buffer(torch.zeros(d_sae))
-        self.keep_rate: Tensor = nn.Buffer(torch.ones(()))
         self.removed = torch.zeros(())
         self._leaves_one_out = "contribution" in settings.components and settings.contribution == "leave_one_out"
 
@@ -102,15 +125,6 @@ class AdaptiveTemporalMasking(Mechanism):
         below = ((theta - importance) / theta.clamp_min(1e-12)).clamp_min(0.0)
         # theta <= 0 (a low c) is under every importance: nothing is masked.
         self.probability.copy_(torch.where(theta > 0, 1.0 - torch.exp(-self.cfg.r * below), 0.0))
-
-    def mask(self, step: Step) -> Float[Tensor, "..."] | None:
-        if step.index < self.cfg.warmup_steps:
-            return None
-        assert step.latents is not None
-        shape = self.probability.shape
-        if self.cfg.granularity == "activation":
-            shape = torch.Size((step.latents.n_rows, step.latents.d_sae))
-        return draw_mask(self.probability, shape, step, self.cfg.rescale, self.keep_rate)
 
     @torch.no_grad()
     def before_update(self, sae: Autoencoder, step: Step) -> None:
@@ -141,7 +155,7 @@ class AdaptiveTemporalMasking(Mechanism):
         sae.scale_latents(gain)
 
     def log(self) -> dict[str, float]:
-        return {"mask_rate": 1.0 - float(self.keep_rate), "removed": float(self.removed)}
+        return super().log() | {"removed": float(self.removed)}
 
 
 class DropoutConfig(MechanismConfig):
@@ -152,38 +166,14 @@ class DropoutConfig(MechanismConfig):
 
 
 @mechanism("dropout", DropoutConfig)
-class UniformDropout(Mechanism):
+class UniformDropout(Masking):
     """The control for ATM: every latent is masked with the same probability at each step, whatever its importance."""
 
     cfg: DropoutConfig
 
     def __init__(self, settings: DropoutConfig, d_sae: int) -> None:
         super().__init__(settings, d_sae)
-        self.probability: Tensor = nn.Buffer(torch.full((d_sae,), settings.probability))
-        self.keep_rate: Tensor = nn.Buffer(torch.ones(()))
-
-    def mask(self, step: Step) -> Float[Tensor, "..."] | None:
-        if step.index < self.cfg.warmup_steps:
-            return None
-        return draw_mask(self.probability, self.probability.shape, step, False, self.keep_rate)
-
-    def log(self) -> dict[str, float]:
-        return {"mask_rate": 1.0 - float(self.keep_rate)}
-
-
-@torch.no_grad()
-def draw_mask(
-    probability: Float[Tensor, " d_sae"],
-    shape: torch.Size,
-    step: Step,
-    rescale: bool,
-    keep_rate: Float[Tensor, ""],
-) -> Float[Tensor, "..."]:
-    """Bernoulli(1 - p) of `shape`, divided by 1 - p if `rescale`; the share that is kept is written to `keep_rate`."""
-    uniform = torch.rand(shape, generator=step.generator, device=probability.device)
-    kept = (uniform >= probability).to(probability.dtype)
-    keep_rate.copy_(kept.mean())
-    return kept / (1.0 - probability).clamp_min(1e-6) if rescale else kept
+        self.probability.fill_(settings.probability)
 
 
 RED = Look("#d55e00", "X", "-.")

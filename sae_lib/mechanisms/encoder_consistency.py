@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from sae_lib.autoencoders.base import Autoencoder, Step
@@ -37,11 +37,10 @@ class EncoderConsistency(Mechanism):
     """
 
     cfg: ConsistencyConfig
-    value: Tensor
 
     def __init__(self, settings: ConsistencyConfig, d_sae: int) -> None:
         super().__init__(settings, d_sae)
-        self.register_buffer("value", torch.zeros(()))
+        self.value: Tensor = nn.Buffer(torch.zeros(()))
 
     def before_update(self, sae: Autoencoder, step: Step) -> None:
         order = torch.randperm(sae.d_sae, generator=step.generator, device=sae.device)[: self.cfg.latents]
