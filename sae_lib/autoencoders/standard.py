@@ -71,8 +71,5 @@ HUBEN = (
 TEMPORAL_PAPER = "*TemporalSAE: Stabilizing Neural Features through Adaptive Regularization*, anonymous, under review"
 register(Method("standard", "Standard", STANDARD, BLUE, toy_rate=5e-2, papers=(HUBEN,)))
 # The papers' recipe without mechanisms: what TemporalSAE is compared with when its parts are switched.
-register(
-    Method(
-        "paper_standard", "Standard (paper's recipe)", PAPER, BLUE, shown="as written", papers=(HUBEN, TEMPORAL_PAPER)
-    )
-)
+PAPERS = (HUBEN, TEMPORAL_PAPER)
+register(Method("paper_standard", "Standard (paper's recipe)", PAPER, BLUE, shown="as written", papers=PAPERS))

@@ -148,14 +148,10 @@ class Profile(Strict):
                 if method not in known:
                     raise ValueError(f"{field}.{method} is no method{nearest_hint(method, known)}")
         for method in (m for m in known if m in self.methods or m in self.sweep.coefficients):
-            config = self.sae_config(method)
-            if method in self.sweep.coefficients and config.knob != "l1_coefficient":
+            config, swept = self.sae_config(method), method in self.sweep.coefficients
+            if swept and config.knob != "l1_coefficient":
                 raise ValueError(f"sweep.coefficients.{method}: its sparsity is set by {config.knob}; leave it out")
-            if (
-                method in self.main_methods
-                and config.knob == "l1_coefficient"
-                and method not in self.sweep.coefficients
-            ):
+            if not swept and config.knob == "l1_coefficient" and method in self.main_methods:
                 raise ValueError(f"sweep.coefficients.{method} is missing: the values of its l1_coefficient to try")
             begins = config.get("threshold_start_step")
             if begins is not None and begins >= self.training.steps:

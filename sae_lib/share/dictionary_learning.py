@@ -17,7 +17,7 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.matryoshka import Matryoshka
 from sae_lib.autoencoders.topk import BatchTopK
 from sae_lib.share.facts import Facts
-from sae_lib.share.origin import Origin, hook_layer
+from sae_lib.share.origin import Origin, hook_layer, texts
 from sae_lib.share.weights import (
     InferenceForm,
     Tensors,
@@ -117,9 +117,7 @@ def _state(file: Path) -> Tensors:
 
 def _origin(trainer: dict[str, Any]) -> Origin:
     """`layer` counts blocks from 0; `submodule_name` names the place, where a name was given."""
-    model, hook = (
-        value if isinstance(value := trainer.get(key), str) else None for key in ("lm_name", "submodule_name")
-    )
+    model, hook = texts(trainer, "lm_name", "submodule_name")
     layer = trainer.get("layer")
     if not isinstance(layer, int) or isinstance(layer, bool):
         return Origin(CONFIG, model)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.share.origin import Origin, hook_layer
+from sae_lib.share.origin import Origin, hook_layer, texts
 from sae_lib.share.weights import Tensors, assemble, check_keys, floats, read_config, read_safetensors
 from sae_lib.util.errors import ArtifactError
 
@@ -63,8 +63,5 @@ def _origin(folder: Path) -> Origin:
 
 
 def _origin_2(file: Path) -> Origin:
-    config = read_config(file, LIBRARY)
-    model, hook = (
-        value if isinstance(value := config.get(key), str) else None for key in ("model_name", "hf_hook_point_in")
-    )
-    return Origin(CONFIG_2, model and model.replace("-v3", "-3"), hook, hook_layer(hook) if hook else None)
+    model, hook = texts(read_config(file, LIBRARY), "model_name", "hf_hook_point_in")
+    return Origin(CONFIG_2, model and model.replace("-v3", "-3"), hook, hook_layer(hook))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import WEIGHTS_FILE, load_autoencoder
 from sae_lib.share import dictionary_learning, gemma_scope, saelens, sparsify
-from sae_lib.share.origin import Origin
+from sae_lib.share.origin import Origin, texts
 from sae_lib.share.weights import read_config
 from sae_lib.util.errors import ArtifactError
 
@@ -68,6 +68,6 @@ def load_with_origin(folder: Path | str, device: str = "cpu") -> LoadedSAE:
 
 def _own(folder: Path) -> tuple[Autoencoder, Origin]:
     run = read_config(folder / "run.json", "sae_lib")
-    model, layer = run.get("model"), run.get("layer")
-    model, layer = model if isinstance(model, str) else None, layer if isinstance(layer, int) else None
+    (model,), layer = texts(run, "model"), run.get("layer")
+    layer = layer if isinstance(layer, int) else None
     return load_autoencoder(folder), Origin("run.json", model, None if layer is None else f"layer {layer}", layer)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 # Names that TransformerLens gives models of the hub; `same_name` knows those that differ in spelling only.
 ALIASES = {
@@ -48,7 +49,12 @@ class Origin(NamedTuple):
     """What else a reader of its numbers should know."""
 
 
-def hook_layer(hook: str) -> int | None:
+def texts(values: Mapping[str, Any], *keys: str) -> list[str | None]:
+    """What a file says under `keys`; None where it is no text."""
+    return [value if isinstance(value := values.get(key), str) else None for key in keys]
+
+
+def hook_layer(hook: str | None) -> int | None:
     """The block after which a hook reads the residual stream, from 0; None for any other place.
 
     The stream before block i is the one after block i - 1.
@@ -56,10 +62,10 @@ def hook_layer(hook: str) -> int | None:
     >>> hook_layer("blocks.8.hook_resid_pre"), hook_layer("model.layers.12"), hook_layer("blocks.3.hook_mlp_out")
     (7, 12, None)
     """
-    if match := RESIDUAL.fullmatch(hook):
+    if match := RESIDUAL.fullmatch(hook or ""):
         after = int(match[1]) - (match[2] in ("resid_pre", "in"))
         return after if after >= 0 else None
-    match = BLOCK.fullmatch(hook)
+    match = BLOCK.fullmatch(hook or "")
     return int(match[1]) if match else None
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from sae_lib import __version__
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.share.facts import Facts
-from sae_lib.share.origin import Origin, hook_layer
+from sae_lib.share.origin import Origin, hook_layer, texts
 from sae_lib.share.weights import (
     InferenceForm,
     assemble,
@@ -152,11 +152,10 @@ def _input_scale(config: dict[str, Any], folder: Path) -> float:
 
 
 def _origin(config: dict[str, Any]) -> Origin:
-    names = (config.get("model_name"), config.get("hook_name"))
-    model, hook = (name if isinstance(name, str) else None for name in names)
+    model, hook = texts(config, "model_name", "hook_name")
     remark = "it was trained on contexts without BOS; here every context opens with BOS"
     remarks = (remark,) if config.get("prepend_bos") is False else ()
-    return Origin(CONFIG, model, hook, hook_layer(hook) if hook else None, config["centred"], remarks)
+    return Origin(CONFIG, model, hook, hook_layer(hook), config["centred"], remarks)
 
 
 # --- writing

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.share.origin import Origin, hook_layer
+from sae_lib.share.origin import Origin, hook_layer, texts
 from sae_lib.share.weights import assemble, check_keys, read_config, read_safetensors, setting
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
@@ -43,7 +43,7 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
 def _origin(folder: Path) -> Origin:
     """Where the folder's name and the run's own file put it; a folder that was renamed says nothing."""
     run = read_json(folder.parent / "config.json") if (folder.parent / "config.json").is_file() else {}
-    model = run.get("model") if isinstance(run, dict) and "sae" in run else None
+    (model,) = texts(run if isinstance(run, dict) and "sae" in run else {}, "model")
     named = any(part.isdigit() for part in folder.name.split("."))  # layers.5, h.3.mlp
     hook = folder.name if named else None
-    return Origin("its folder", model if isinstance(model, str) else None, hook, hook_layer(hook) if hook else None)
+    return Origin("its folder", model, hook, hook_layer(hook))

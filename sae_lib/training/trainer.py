@@ -117,6 +117,7 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer = kind(
             self.sae.parameters(), lr=config.optimizer.learning_rate, betas=betas, weight_decay=decay, fused=True
         )
+        self._turned = [p for p in self.sae.parameters() if p.ndim == 2 and not p.is_contiguous()]
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.since_fired = torch.zeros(config.d_sae, dtype=torch.long, device=self.device)
         self.bad = torch.full((), -1, device=self.device)  # the first step with a loss that is no number
@@ -159,8 +160,9 @@ class Trainer:
             self._clip(self.cfg.optimizer.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.index, self.training.steps, self.cfg.optimizer)
-        with _matrices_contiguous(self.optimizer):
-            self.optimizer.step()
+        self._turn_matrices()
+        self.optimizer.step()
+        self._turn_matrices()
         for mechanism in self.mechanisms:
             mechanism.after_update(self.sae, self.optimizer, step)
         if self.cfg.unit_norm_decoder:
@@ -170,6 +172,16 @@ class Trainer:
         if self.index % self.training.log_every == 0 or self.index + 1 == self.training.steps:
             self._log(step, loss, parts)
         self.index += 1
+
+    @torch.no_grad()
+    def _turn_matrices(self) -> None:
+        """Let W_enc, its gradient and its moments be [d_sae, d_in], as they lie in memory, and back: fused Adam goes
+        through memory, and copies what is not contiguous.
+        """
+        for parameter in self._turned:
+            for tensor in (parameter, parameter.grad, *self.optimizer.state[parameter].values()):
+                if isinstance(tensor, Tensor) and tensor.ndim == 2:
+                    tensor.t_()
 
     def _clip(self, most: float) -> None:
         """Scale all gradients to a norm of `most` at most, summed in two parts: those of latents, and all others."""
@@ -268,27 +280,6 @@ class Trainer:
     def _modules(self) -> dict[str, nn.Module]:
         """Everything with weights or buffers, by a name that stays the same for one configuration."""
         return {"sae": self.sae} | {f"mechanism{i}": m for i, m in enumerate(self.mechanisms)}
-
-
-@contextmanager
-def _matrices_contiguous(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Within, W_enc, its gradient and its moments are [d_sae, d_in], as they lie in memory: fused Adam goes through
-    memory, and copies what is not contiguous.
-    """
-    turned = [p for group in optimizer.param_groups for p in group["params"] if p.ndim == 2 and not p.is_contiguous()]
-
-    def turn() -> None:
-        with torch.no_grad():
-            for parameter in turned:
-                for tensor in (parameter, parameter.grad, *optimizer.state[parameter].values()):
-                    if isinstance(tensor, Tensor) and tensor.ndim == 2:
-                        tensor.t_()
-
-    turn()
-    try:
-        yield
-    finally:
-        turn()
 
 
 def learning_rate(index: int, total: int, config: OptimizerConfig) -> float:
