@@ -94,10 +94,18 @@ class _Pieces:
         self.sizes = (config.train_per_task // 2, config.test_per_task // 2)
         self.smallest = config.min_per_class
         self.used: set[Tokens] = set()
-        of_document = _cut(list(documents), tokenizer, config.context - 1)
+        rows, length = list(documents), config.context - 1
+        texts = [row["text"] for row in rows]
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if rows else []
+        of_document: list[list[_Piece]] = []
+        for row, ids in zip(rows, encoded, strict=True):
+            whole = [tuple(ids[start : start + length]) for start in range(0, len(ids) - length + 1, length)]
+            kinds = [row["kind"], *[None] * len(whole)]
+            cut = [_Piece(ids, tokenizer.decode(list(ids)), row["package"], kinds[i]) for i, ids in enumerate(whole)]
+            of_document += [cut] if cut else []
         if not of_document:
             raise ArtifactError(
-                f"probing.context: no held-out document has {config.context - 1} tokens; lower it, or give more text"
+                f"probing.context: no held-out document has {length} tokens; lower it, or give more text"
             )
         rng = np.random.default_rng(config.seed)
         tested = config.test_per_task / (config.train_per_task + config.test_per_task)
@@ -151,22 +159,3 @@ class _Pieces:
         picked = sorted(candidates, key=lambda tokens: tokens not in self.used)[:size]
         self.used.update(picked)
         return picked
-
-
-def _cut(documents: list[dict[str, Any]], tokenizer: Any, length: int) -> list[list[_Piece]]:
-    """The whole pieces of each document that has any."""
-    if not documents:
-        return []
-    encoded = tokenizer([row["text"] for row in documents], add_special_tokens=False, verbose=False)["input_ids"]
-    cut = []
-    for row, ids in zip(documents, encoded, strict=True):
-        starts = range(0, len(ids) - length + 1, length)
-        pieces = [tuple(ids[start : start + length]) for start in starts]
-        kinds = [row["kind"], *[None] * len(pieces)]
-        cut.append(
-            [
-                _Piece(piece, tokenizer.decode(list(piece)), row["package"], kind)
-                for piece, kind in zip(pieces, kinds, strict=False)
-            ]
-        )
-    return [pieces for pieces in cut if pieces]

@@ -170,7 +170,10 @@ def _compute(
     vocabulary = {word.text: word for word in alphabetic_words(lm.tokenizer, lm.special_ids)}
     pool = [vocabulary[text] for text in (*absorption.train_words, *absorption.test_words)]
     evaluated = [vocabulary[absorption.test_words[index]] for index in absorption.scored.tolist()]
-    chosen = _choose(evaluated, config.words_per_letter, config.seed)
+    generator, chosen = random.Random(config.seed), []
+    for letter in range(len(LETTERS)):
+        of_letter = [word for word in evaluated if word.letter == letter]
+        chosen += generator.sample(of_letter, min(config.words_per_letter, len(of_letter)))
     # The residual stream at each word, in prompts with one example up to as many as absorption's have.
     in_prompts = torch.empty(0, config.contexts, lm.d_in)
     if chosen:
@@ -216,13 +219,3 @@ def _compute(
         text_activations=in_text,
         has_predecessor=has_predecessor[kept],
     )
-
-
-def _choose(words: list[Word], per_letter: int, seed: int) -> list[Word]:
-    """At most `per_letter` words of each letter, seeded, letter by letter."""
-    generator = random.Random(seed)
-    chosen = []
-    for letter in range(len(LETTERS)):
-        of_letter = [word for word in words if word.letter == letter]
-        chosen += generator.sample(of_letter, min(per_letter, len(of_letter)))
-    return chosen
