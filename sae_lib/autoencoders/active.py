@@ -108,13 +108,11 @@ class EncoderProduct:
 
     def at(self, entries: Entries) -> Float[Tensor, " n"]:
         """The product at entries found in it."""
-        values: Tensor = _Encode.apply(*self._inputs, self.pre, entries)
-        return values
+        return _Encode.apply(*self._inputs, self.pre, entries)
 
     def whole(self) -> Float[Tensor, "batch d_sae"]:
         """All of it, in memory of its own."""
-        product: Tensor = _Encode.apply(*self._inputs, self.pre, None)
-        return product
+        return _Encode.apply(*self._inputs, self.pre, None)
 
 
 class _Encode(torch.autograd.Function):
@@ -204,8 +202,7 @@ class ActiveLatents(Latents):
         return ActiveLatents(self.values * factor.view(-1).index_select(0, place), self.entries)
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
-        x_hat: Tensor = _Decode.apply(self.values, W_dec, self.entries, self.entries.row_starts)
-        return x_hat
+        return _Decode.apply(self.values, W_dec, self.entries, self.entries.row_starts)
 
     def reordered(self, order: Int[Tensor, " d_sae"]) -> ActiveLatents:
         place = order.argsort().to(self.entries.latent.dtype)[self.entries.latent.long()]
@@ -224,8 +221,7 @@ class ActiveLatents(Latents):
         return list(parts.view(self.n_rows, len(sizes), -1).unbind(dim=1))
 
     def change(self, paired: Bool[Tensor, " batch"], *, both: bool) -> Float[Tensor, ""]:
-        change: Tensor = _Change.apply(self.values, self.entries, paired, both)
-        return change
+        return _Change.apply(self.values, self.entries, paired, both)
 
     def rate(self) -> Float[Tensor, " d_sae"]:
         values = self.values.detach()

@@ -15,6 +15,8 @@ from sae_lib.autoencoders.active import EncoderProduct, worthwhile
 from sae_lib.autoencoders.config import CONFIGS, SAEConfig
 from sae_lib.autoencoders.latents import Latents
 
+LATER: Any = None  # until a step has come so far
+
 
 @dataclass
 class Step:
@@ -32,16 +34,16 @@ class Step:
     """Latents that have not fired for `dead_after_tokens` tokens."""
     any_dead: bool
     generator: torch.Generator
-    pre: Float[Tensor, "batch d_sae"] | None = None
+    pre: Float[Tensor, "batch d_sae"] = LATER
     """Pre-activations, where latents are held as a matrix."""
-    latents: Latents | None = None
+    latents: Latents = LATER
     """Activations as the encoder gives them, before any mask."""
-    f: Latents | None = None
+    f: Latents = LATER
     """Activations as the decoder gets them, after any mask."""
-    x_hat: Float[Tensor, "batch d_in"] | None = None
-    reconstruction: Float[Tensor, ""] | None = None
+    x_hat: Float[Tensor, "batch d_in"] = LATER
+    reconstruction: Float[Tensor, ""] = LATER
     """||x - x_hat||^2, summed over d_in, mean over the batch."""
-    firing_rate: Float[Tensor, " d_sae"] | None = None
+    firing_rate: Float[Tensor, " d_sae"] = LATER
     """Share of the batch on which each latent is above zero (Eq. 5's indicator), before any mask."""
 
 
@@ -135,8 +137,7 @@ class Autoencoder(nn.Module):
         """`bias`, through which b_dec gets its gradient: through x - b_dec that would cost a product over the batch."""
         if not self.cfg.subtract_b_dec:
             return bias
-        offset: Tensor = _ProductOffset.apply(bias, self.b_dec, self.W_enc)
-        return offset
+        return _ProductOffset.apply(bias, self.b_dec, self.W_enc)
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """The activation function, as evaluation uses it."""
@@ -144,7 +145,6 @@ class Autoencoder(nn.Module):
 
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
         """The activation function, as training uses it; differs where a batch statistic is used (BatchTopK)."""
-        assert step.pre is not None
         return self.activate(step.pre)
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
@@ -166,8 +166,7 @@ class Autoencoder(nn.Module):
 
     def k_at(self, step: Step) -> float | None:
         """How many latents a row has at this step, where that is set."""
-        k: float | None = self.cfg.get("k")
-        return k
+        return self.cfg.get("k")
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents of `x`; deterministic, without masks."""
@@ -186,12 +185,10 @@ class Autoencoder(nn.Module):
 
     def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
         """The reconstruction from `step.f`, as training uses it."""
-        assert step.f is not None
         return step.f.decode(self.W_dec) + self.b_dec
 
     def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:
         """The reconstruction term of the loss; by default that of the whole dictionary."""
-        assert step.reconstruction is not None
         return step.reconstruction
 
     def sparsity_ramp(self, step: Step) -> float:

@@ -27,8 +27,7 @@ class Schedule:
     def fitted(self, value: float, scale: float) -> float:
         """`value` for a run of `scale` times the steps."""
         if self.kind == "momentum":
-            fitted: float = value ** (1.0 / scale)
-            return fitted
+            return value ** (1.0 / scale)
         return max(self.least, round(value * scale))
 
 
@@ -128,8 +127,7 @@ def config_class(architecture: str) -> type[SAEConfig]:
 @cache
 def _with_sections(config: type[SAEConfig], sections: tuple[tuple[str, type[MechanismConfig]], ...]) -> type[SAEConfig]:
     fields: dict[str, Any] = {name: (settings | None, None) for name, settings in sections}
-    made: type[SAEConfig] = create_model(config.__name__, __base__=config, __module__=config.__module__, **fields)
-    return made
+    return create_model(config.__name__, __base__=config, __module__=config.__module__, **fields)
 
 
 def sae_config(values: Mapping[str, Any]) -> SAEConfig:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
-from sae_lib.autoencoders.base import Autoencoder, Step, architecture, indicator, squared_error
+from sae_lib.autoencoders.base import LATER, Autoencoder, Step, architecture, indicator, squared_error
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.latents import Latents
 from sae_lib.autoencoders.method import Look, Method, register
@@ -48,7 +48,7 @@ class Gated(Autoencoder):
         self.b_gate = nn.Parameter(torch.zeros(config.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
         self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
-        self._gate: Latents | None = None  # ReLU(pi_gate) of the current training step
+        self._gate: Latents = LATER  # ReLU(pi_gate) of the current training step
 
     def encoder_bias(self) -> Float[Tensor, " d_sae"]:
         """None: `pre_activations` are u, x W_enc or (x - b_dec) W_enc."""
@@ -58,7 +58,6 @@ class Gated(Autoencoder):
         return self._magnitude(pre) * indicator(torch.gt, pre + self.b_gate, torch.zeros(()))
 
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
-        assert step.pre is not None
         gate = torch.relu_(step.pre + self.b_gate)
         self._gate = Latents(gate)
         return self._magnitude(step.pre) * gate.detach().sign()
@@ -77,12 +76,10 @@ class Gated(Autoencoder):
         return torch.relu_(torch.addcmul(self.b_mag, self.r_mag.exp(), pre))
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
-        assert self._gate is not None
         return self.cfg.l1_coefficient * self.sparsity_ramp(step) * self._gate.l1()
 
     def auxiliary_loss(self, step: Step) -> Float[Tensor, ""]:
-        assert self._gate is not None
-        gate, self._gate = self._gate, None
+        gate, self._gate = self._gate, LATER
         x_hat = gate.decode(self.W_dec.detach()) + self.b_dec.detach()
         return squared_error(step.x, x_hat)
 

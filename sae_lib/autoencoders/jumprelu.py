@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
-from sae_lib.autoencoders.base import Autoencoder, Step, architecture, indicator
+from sae_lib.autoencoders.base import LATER, Autoencoder, Step, architecture, indicator
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.latents import Latents
 from sae_lib.autoencoders.method import Look, Method, register
@@ -71,7 +71,7 @@ class JumpReLU(Autoencoder):
     def __init__(self, config: JumpReLUConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
         self.threshold = nn.Parameter(torch.full((config.d_sae,), config.initial_threshold))
-        self._l0: Tensor | None = None  # of the current training step
+        self._l0: Tensor = LATER  # of the current training step
 
     def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """In fp32, under autocast too: above 0.25 bf16 is spaced wider than the kernel, which would miss most of it."""
@@ -99,8 +99,7 @@ class JumpReLU(Autoencoder):
         return ActiveLatents(f, entries)
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
-        assert self._l0 is not None
-        l0, self._l0 = self._l0, None
+        l0, self._l0 = self._l0, LATER
         return self.cfg.l0_coefficient * self.sparsity_ramp(step) * (l0 / self.cfg.target_l0 - 1.0).square()
 
     def encoder_offsets(self) -> list[Tensor]:

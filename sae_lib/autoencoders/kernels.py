@@ -85,8 +85,7 @@ def _in_pieces(pre: np.ndarray, bound: np.ndarray, most: int, k: int, groups: in
     else:
         with _ONE_AT_A_TIME:
             _pieces(pre, bound, most, k, groups, latent, values, counts)
-    found: Csr | None = _gathered(latent, values, counts) if counts.sum() <= most else None
-    return found
+    return _gathered(latent, values, counts) if counts.sum() <= most else None
 
 
 @no_type_check

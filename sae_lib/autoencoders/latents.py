@@ -52,8 +52,7 @@ class Latents:
         """Sum of ||f_i - f_{i-1}||^2 over the rows that are `paired` (row 0 never is). The gradient reaches f_i, and
         f_{i-1} if `both`.
         """
-        change: Tensor = _Change.apply(self.f.float(), paired[1:].float(), both)
-        return change
+        return _Change.apply(self.f.float(), paired[1:].float(), both)
 
     def rate(self) -> Float[Tensor, " d_sae"]:
         """Share of the rows on which each latent is above zero."""

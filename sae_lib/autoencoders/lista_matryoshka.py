@@ -106,7 +106,6 @@ class ListaMatryoshka(Matryoshka):
         self._guess, self._first_guess = self._first_guess, self._guess
 
     def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
-        assert step.f is not None
         f: Latents = step.f
         W_dec: Tensor = self.W_dec
         if self.cfg.order != "index":
@@ -129,7 +128,6 @@ class ListaMatryoshka(Matryoshka):
         where it is on: a parent is as present under a child that has absorbed it, and a child (p + c) / sqrt 2 is at
         half of its own level where the parent is alone.
         """
-        assert step.firing_rate is not None and step.latents is not None
         momentum, value = self.cfg.frequency_momentum, step.firing_rate
         if self.cfg.order != "frequency":
             seen = torch.where(value > 0, step.latents.mean() / value.clamp_min(1e-12), self.level)
@@ -143,7 +141,6 @@ class ListaMatryoshka(Matryoshka):
         return self.frequency
 
     def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:
-        assert step.x_hat is not None
         shorter, self._shorter = self._shorter, []
         errors = [(step.x - x_hat).square().sum(dim=1) for x_hat in (step.x_hat, *shorter)]
         return torch.stack([tilted_mean(error, self.cfg.tilt) for error in errors]).sum()

@@ -61,7 +61,6 @@ class Matryoshka(BatchTopK):
         self._shorter: list[Tensor] = []  # reconstructions by all prefixes but the last, of the current training step
 
     def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
-        assert step.f is not None
         x_hat: Tensor = self.b_dec
         self._shorter = []
         for part in step.f.decode_groups(self.W_dec, self.groups):
@@ -75,7 +74,6 @@ class Matryoshka(BatchTopK):
 
     def prefix_errors(self, step: Step) -> list[Float[Tensor, ""]]:
         """||x - x_hat||^2 by the whole dictionary, then by each shorter prefix, the shortest first."""
-        assert step.reconstruction is not None
         shorter, self._shorter = self._shorter, []
         return [step.reconstruction, *(squared_error(step.x, x_hat) for x_hat in shorter)]
 

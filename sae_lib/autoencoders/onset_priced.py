@@ -34,7 +34,6 @@ class OnsetPriced(Standard):
     cfg: OnsetPricedConfig
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
-        assert step.f is not None
         let_off = self.cfg.discount * lasting(step.f.dense(), step.has_predecessor)
         return self.cfg.l1_coefficient * self.sparsity_ramp(step) * (step.f.l1() - let_off)
 

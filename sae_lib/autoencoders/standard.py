@@ -37,7 +37,6 @@ class Standard(Autoencoder):
         return torch.relu(pre)
 
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
-        assert step.pre is not None
         return step.pre.relu_()  # nothing else needs the pre-activations
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
@@ -45,7 +44,6 @@ class Standard(Autoencoder):
         return None if entries is None else ActiveLatents(product.at(entries), entries)
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
-        assert step.f is not None
         return self.cfg.l1_coefficient * self.sparsity_ramp(step) * step.f.l1()
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sae_lib.autoencoders.base import Step, architecture
+from sae_lib.autoencoders.base import LATER, Step, architecture
 from sae_lib.autoencoders.latents import Latents
 from sae_lib.autoencoders.method import Look, Method, register
 from sae_lib.autoencoders.topk import TOPK, TopK, TopKConfig, strongest, topk_rate
@@ -62,7 +62,7 @@ class Switch(TopK):
         router = torch.rand(d_in, config.experts, generator=generator) * 2 - 1
         self.W_router = nn.Parameter(router / d_in**0.5)
         self.b_router = nn.Parameter(torch.zeros(d_in))
-        self._chosen: Tensor | None = None  # p of the current training step
+        self._chosen: Tensor = LATER  # p of the current training step
 
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
         super().initialise(x)
@@ -94,8 +94,7 @@ class Switch(TopK):
         return Latents(self._routed(step.x, self._chosen))
 
     def auxiliary_loss(self, step: Step) -> Float[Tensor, ""]:
-        assert self._chosen is not None
-        p, self._chosen = self._chosen.float(), None
+        p, self._chosen = self._chosen.float(), LATER
         share = torch.bincount(p.argmax(dim=1), minlength=self.cfg.experts) / len(p)
         balance = self.cfg.balance_coefficient * self.cfg.experts * (share * p.mean(dim=0)).sum()
         auxk = super().auxiliary_loss(step)

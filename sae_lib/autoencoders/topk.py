@@ -146,7 +146,6 @@ class TopK(Autoencoder):
         return self.cfg.k if annealing is None else annealing.k_at(self.cfg.k, step.index / step.total)
 
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
-        assert step.pre is not None
         return strongest(step.pre, int(self.k_at(step)))
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
@@ -159,7 +158,6 @@ class TopK(Autoencoder):
     def auxiliary_loss(self, step: Step) -> Float[Tensor, ""] | None:
         if not step.any_dead or not self.cfg.auxk_coefficient:
             return None
-        assert step.x_hat is not None
         residual = (step.x - step.x_hat).detach()
         dead = step.dead.nonzero().squeeze(1)
         candidates = self.encoder_product(step.x, self.b_enc, dead)
@@ -201,7 +199,6 @@ class BatchTopK(TopK):
         return torch.relu(pre) * indicator(torch.ge, pre, self.threshold)
 
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
-        assert step.pre is not None
         # At least the smallest positive number: zeros are never kept.
         tiny = torch.finfo(step.pre.dtype).tiny
         count = int(self.k_at(step) * len(step.pre))

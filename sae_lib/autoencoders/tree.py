@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import replace
+from copy import copy
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from sae_lib.autoencoders.active import EncoderProduct
-from sae_lib.autoencoders.base import Step, architecture
+from sae_lib.autoencoders.base import LATER, Step, architecture
 from sae_lib.autoencoders.latents import Latents
 from sae_lib.autoencoders.matryoshka import Matryoshka, MatryoshkaConfig
 from sae_lib.autoencoders.method import Look, Method, register
@@ -104,7 +104,7 @@ class Tree(Matryoshka):
         self.capacity: Tensor = nn.Buffer(torch.zeros(len(self.starts) - 1, root + 1))
         self.silent_tokens: Tensor = nn.Buffer(torch.zeros(root, dtype=torch.long))
         self._loss = torch.zeros(())  # of the current training step, as is the next
-        self._first_level: Tensor | None = None
+        self._first_level: Tensor = LATER
 
     def _levels(self) -> list[tuple[int, int]]:
         """The levels' first latents and sizes."""
@@ -123,7 +123,6 @@ class Tree(Matryoshka):
         return torch.cat(found, dim=-1)
 
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
-        assert step.pre is not None
         return self.activate(step.pre)
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
@@ -139,13 +138,13 @@ class Tree(Matryoshka):
         """AuxK of the first level: its dead latents, and what it leaves of x."""
         dead = step.dead.clone()
         dead[self.starts[1] :] = False
-        first = replace(step, dead=dead, any_dead=step.any_dead and bool(dead.any()), x_hat=self._first_level)
-        self._first_level = None  # it holds a graph
+        first = copy(step)
+        first.dead, first.any_dead, first.x_hat = dead, step.any_dead and bool(dead.any()), self._first_level
+        self._first_level = LATER  # it holds a graph
         return super().auxiliary_loss(first)
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
-        assert step.firing_rate is not None
         fired = step.firing_rate > 0
         self.silent_tokens.add_(len(step.x)).masked_fill_(fired, 0)
         dead = self.silent_tokens >= self.cfg.dead_after_tokens

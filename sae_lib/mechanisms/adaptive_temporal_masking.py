@@ -69,7 +69,6 @@ class Masking(Mechanism):
     def mask(self, step: Step) -> Float[Tensor, "..."] | None:
         if step.index < self.cfg.warmup_steps:
             return None
-        assert step.latents is not None
         by_activation = getattr(self.cfg, "granularity", "feature") == "activation"
         shape = (step.latents.n_rows, step.latents.d_sae) if by_activation else self.probability.shape
         uniform = torch.rand(shape, generator=step.generator, device=self.probability.device)
@@ -128,7 +127,6 @@ class AdaptiveTemporalMasking(Masking):
 
     @torch.no_grad()
     def before_update(self, sae: Autoencoder, step: Step) -> None:
-        assert step.latents is not None and step.f is not None
         f = step.latents if self.cfg.fed_by == "pre_mask" else step.f
         mean = f.mean()
         # Of a batch's whole activation, what a mask at these probabilities takes away.

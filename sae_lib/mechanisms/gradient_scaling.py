@@ -53,7 +53,6 @@ class GradientScaling(Mechanism):
 
     @torch.no_grad()
     def before_update(self, sae: Autoencoder, step: Step) -> None:
-        assert step.firing_rate is not None
         moving_average(self.rate, step.firing_rate, self.cfg.momentum)
         if self.cfg.placement == "post_adam":
             self._before = [tensor.detach().clone() for tensor, _ in sae.per_latent()]

@@ -58,14 +58,13 @@ class Resampling(Mechanism):
 
     @torch.no_grad()
     def before_update(self, sae: Autoencoder, step: Step) -> None:
-        assert step.firing_rate is not None
         moving_average(self.rate, step.firing_rate, self.cfg.momentum)
 
     @torch.no_grad()
     def after_update(self, sae: Autoencoder, optimizer: torch.optim.Optimizer, step: Step) -> None:
         if not self.due(step):
             return
-        assert self.cfg.threshold is not None and step.x_hat is not None
+        assert self.cfg.threshold is not None
         dead = (self.rate < self.cfg.threshold).nonzero().squeeze(1)
         if not len(dead):
             return

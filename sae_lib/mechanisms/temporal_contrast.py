@@ -50,7 +50,6 @@ class TemporalContrast(Mechanism):
         self.seen = max(1, round(settings.share * d_sae))
 
     def loss(self, step: Step) -> Float[Tensor, ""] | None:
-        assert step.f is not None
         token = step.has_predecessor.nonzero().squeeze(1)
         if not len(token):
             return None

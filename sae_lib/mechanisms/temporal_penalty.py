@@ -69,7 +69,6 @@ class TemporalPenalty(Mechanism):
         self.previous: Tensor = nn.Buffer(torch.zeros(0, 0))
 
     def loss(self, step: Step) -> Float[Tensor, ""] | None:
-        assert step.f is not None and step.reconstruction is not None
         alpha = self._alpha(step.reconstruction)
         if self.cfg.pairing == "none":
             return None
@@ -78,7 +77,6 @@ class TemporalPenalty(Mechanism):
 
     def _difference(self, step: Step) -> Float[Tensor, ""]:
         """Mean over rows of ||f_t - f_{t-1}||^2."""
-        assert step.f is not None
         if self.cfg.pairing == "adjacent_token":
             total = step.f.change(step.has_predecessor, both=self.cfg.gradient == "both")
             return total / step.has_predecessor[1:].sum().clamp_min(1)

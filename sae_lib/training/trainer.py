@@ -206,7 +206,6 @@ class Trainer:
 
     @torch.no_grad()
     def _count_firing(self, step: Step) -> None:
-        assert step.firing_rate is not None
         self.since_fired.add_(len(step.x)).masked_fill_(step.firing_rate > 0, 0)
         # Reading a device's value waits for the device: often enough on a GPU is every 16 steps.
         if self.device.type == "cpu" or self.index % 16 == 0:
@@ -214,7 +213,6 @@ class Trainer:
 
     @torch.no_grad()
     def _log(self, step: Step, loss: Tensor, parts: dict[str, Tensor]) -> None:
-        assert step.firing_rate is not None and step.reconstruction is not None
         variance = (step.x - step.x.mean(dim=0)).square().sum(dim=1).mean()
         silent = self.since_fired >= min(self.cfg.dead_after_tokens, self.training.log_every * self.data.batch_tokens)
         row = {

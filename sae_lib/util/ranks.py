@@ -65,5 +65,4 @@ def from_first(make: Callable[[], Value]) -> Value:
         return make()
     sent: list[Any] = [make() if rank() == 0 else None]
     dist.broadcast_object_list(sent, src=0)
-    value: Value = sent[0]
-    return value
+    return sent[0]

@@ -30,7 +30,6 @@ def test_mean_error_of_the_prefixes_by_hand():
     sae.b_dec.data = torch.tensor([1.0, -1.0])
     f = torch.tensor([[2.0, 3.0, 5.0], [0.0, 1.0, 0.0]], requires_grad=True)
     step = with_reconstruction(sae, make_step(f, x=torch.tensor([[4.0, 4.0], [1.0, 1.0]])))
-    assert step.x_hat is not None and step.reconstruction is not None
     torch.testing.assert_close(step.x_hat, torch.tensor([[6.0, 6.0], [1.0, 0.0]]))
     # First row: (3, -1), (3, 2), (6, 6) against (4, 4): 26, 5, 8. Second: (1, -1), (1, 0), (1, 0): 4, 1, 1.
     assert float(step.reconstruction.detach()) == (8 + 1) / 2, "the whole dictionary's, for explained variance"

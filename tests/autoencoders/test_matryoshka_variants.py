@@ -51,7 +51,7 @@ def test_balance_between_batchtopk_and_matryoshka():
         losses[balance] = float(sae.reconstruction_loss(decoded(sae)).detach())
     matryoshka = three("matryoshka")
     step = decoded(matryoshka)
-    assert step.reconstruction is not None and losses[0.0] == float(step.reconstruction.detach()) == 4.5
+    assert losses[0.0] == float(step.reconstruction.detach()) == 4.5
     assert losses[1.0] == pytest.approx(3 * float(matryoshka.reconstruction_loss(step).detach()))
 
 

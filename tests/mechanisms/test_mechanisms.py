@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -310,7 +309,6 @@ def test_uniform_dropout_masks_every_latent_alike():
 def test_contribution_is_the_rise_in_error_without_the_latent():
     sae, x = make_sae(), rows(25)
     step = trained_step(sae, x)
-    assert step.latents is not None and step.x_hat is not None
     latents = step.latents.dense()
     mechanism, energy = masking(6), masking(6, contribution="energy")
     mechanism.before_update(sae, step)
@@ -333,7 +331,6 @@ def test_statistics_before_or_after_the_mask():
     keep = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
     for fed_by, factor in (("pre_mask", torch.ones(6)), ("post_mask", keep)):
         step = trained_step(sae, x)
-        assert step.latents is not None
         unmasked, latents = step.x_hat, step.latents.dense()
         step.f = step.latents.times(keep)
         step.x_hat = sae.decode(latents * keep).detach()
@@ -392,8 +389,8 @@ def resampling(rate: list[float], **config: Any) -> Resampling:
 
 def resampled_steps(total: int, **config: Any) -> list[int]:
     mechanism = Resampling(ResamplingConfig.model_validate(config), 2)
-    step = make_step(torch.zeros(1, 2), total=total)
-    return [index + 1 for index in range(total) if mechanism.due(replace(step, index=index))]
+    steps = (make_step(torch.zeros(1, 2), total=total, index=index) for index in range(total))
+    return [step.index + 1 for step in steps if mechanism.due(step)]
 
 
 def test_schedule_of_eq_6():
