@@ -10,7 +10,7 @@ from sae_lib.metrics.toy import experiments
 from sae_lib.metrics.toy.config import FieldConfig, ToyConfig
 from sae_lib.metrics.toy.data import LOUD, PAIR, SHUFFLED, TREE
 from sae_lib.metrics.toy.score import held_out, leave_similar_out, recovery_metrics
-from sae_lib.metrics.toy.synthetic import FLAT, SMALL, published, synthetic
+from sae_lib.metrics.toy.synthetic import FLAT, SMALL, synthetic
 from sae_lib.metrics.toy.training import ToyRun
 from sae_lib.util.errors import ArtifactError
 from tests.metrics.test_toy import SMALL as FEW
@@ -87,7 +87,7 @@ def test_no_sae_starts_at_the_true_directions(seed: int):
 
 
 def test_sizes():
-    toy = published()
+    toy = synthetic("synthsaebench", 16_384, 768, 4096, roots=128)
     assert (toy.n_features, toy.d_in, toy.n_latents, len(toy.children)) == (16_384, 768, 4096, 128 + 512 + 2048)
     assert toy.true_l0 == pytest.approx(25, abs=2), "as its authors say of the 4,096 most frequent features"
     assert SMALL.true_l0 == pytest.approx(5.6, abs=0.1) and not FLAT.children

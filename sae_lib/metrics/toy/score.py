@@ -200,10 +200,9 @@ def leave_similar_out(
     - similar_missed = P(silent | present), over all latents
     - similar_excess = P(silent | present, another of N(i) on) - P(silent | present, none on)
 
-    Neither is to be ranked by. Seven methods at five levels of sparsity, two seeds: Spearman of similar_missed and
-    excess_absorption 0.48 on TREE and 0.2 on LOUD, where 0.8 was wanted (with parent_silent_rate 0.82 and 0.5); other
-    values of `similar` and `share`, or the true parents' latents alone, reach 0.75 and 0.64. Where nothing can be
-    absorbed it is 0.5 for TopK (SHUFFLED, k = 1) and 0.3 to 0.6 for all (SIMILAR). See `experiments.rank_agreement`.
+    Neither is to be ranked by: over seven methods at five levels of sparsity, Spearman of similar_missed and
+    excess_absorption is 0.48 on TREE and 0.2 on LOUD, where 0.8 was wanted (`experiments.rank_agreement`), and where
+    nothing can be absorbed it is 0.3 to 0.6.
     """
     norm = sae.W_dec.norm(dim=1).clamp_min(1e-8)
     rows = normalize(sae.W_dec, dim=1)  # [d_sae, d_in]

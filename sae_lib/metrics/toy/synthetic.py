@@ -176,14 +176,10 @@ def synthetic(
     )  # fmt: skip
 
 
-def published() -> Synthetic:
-    """SynthSAEBench-16k as its authors describe it. They train on 200 million rows: not on a CPU."""
-    return synthetic("synthsaebench", 16_384, 768, 4096, roots=128)
-
-
-# The same shape at 1 / 32 of the features: two thirds of them in trees, a latent for every fourth. With one level less
-# parents are as much more frequent than their children as there; with 128 dimensions, not 24, as much of what a latent
-# reads is noise of other features (L0 / d_in), nearly.
+# The shape of SynthSAEBench-16k, which is synthetic("synthsaebench", 16_384, 768, 4096, roots=128) and takes 2 * 10^8
+# rows, at 1 / 32 of the features: two thirds of them in trees, a latent for every fourth. With one level less parents
+# are as much more frequent than their children as there; with 128 dimensions, not 24, as much of what a latent reads is
+# noise of other features (L0 / d_in), nearly.
 SMALL = synthetic("synthetic", 512, 128, 128, roots=16, depth=2)
 # Its features without trees: as frequent, as correlated, as similar to one another; nothing can be absorbed.
 FLAT = synthetic("flat", 512, 128, 128, roots=0, depth=0)
