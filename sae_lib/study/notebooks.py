@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import explain_full_disk, make_folder
+from sae_lib.util.files import explain_writing, make_folder
 from sae_lib.util.paths import PROFILE_VARIABLE, ROOT, shown
 
 TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -39,7 +39,7 @@ def run_notebook(source: Path, folder: Path, failed: Path, log: Path, parameters
     for needed in (folder, log.parent):
         make_folder(needed)
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what matters of its messages is told in one line
-    with explain_full_disk(folder), open(log, "w", encoding="utf-8") as stream:
+    with explain_writing(folder), open(log, "w", encoding="utf-8") as stream:
         printed = _Printed(stream)
         try:
             papermill.execute_notebook(

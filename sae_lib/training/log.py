@@ -13,7 +13,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 
 from sae_lib.training.trainer import Trainer
-from sae_lib.util.files import explain_full_disk
+from sae_lib.util.files import explain_writing
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def run_log(folder: Path) -> Iterator[Callable[[Trainer], None]]:
                     opened[0].add_scalar(name, value, int(row["step"]))
         logged = len(trainer.history)
 
-    with explain_full_disk(folder):
+    with explain_writing(folder):
         try:
             yield watch
         finally:

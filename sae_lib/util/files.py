@@ -47,27 +47,27 @@ def free_bytes(folder: Path) -> int:
 
 
 @contextmanager
-def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turn "no space left", "quota exceeded" and "file too large" into one line that names the folder and what is free.
+def explain_writing(place: Path, *, refusals: bool = False) -> Iterator[None]:
+    """Turn "no space left", "quota exceeded" and "file too large" into one line that names the place and what is free;
+    with `refusals`, also what else the system says when it makes no folder or file.
 
-    Raises:
-        ArtifactError: in place of an `OSError` that is one of `FULL`.
+    Raises ArtifactError in place of such an `OSError`.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in FULL and not refusals:
             raise
         if error.errno == errno.EFBIG:
-            raise ArtifactError(
-                f"a file is too large for {folder}; raise the limit of this shell (ulimit -f), or {_elsewhere(folder)} "
-                "on another disk, then run again"
-            ) from error
-        free = free_bytes(folder) / 2**20
-        raise ArtifactError(
-            f"disk full while writing into {folder}: {free:.0f} MiB free; "
-            f"make room or {_elsewhere(folder)} on a larger disk, then run again"
-        ) from error
+            fault = f"a file is too large for {place}; raise the limit of this shell (ulimit -f), or "
+            after = " on another disk, then run again"
+        elif error.errno in FULL:
+            fault = f"disk full while writing into {place}: {free_bytes(place) / 2**20:.0f} MiB free; make room or "
+            after = " on a larger disk, then run again"
+        else:
+            fault, after = f"cannot write into {place} ({error.strerror or error}); ", ""
+            fault += "remove what has that name, or " if error.errno in (errno.EEXIST, errno.EISDIR) else ""
+        raise ArtifactError(f"{fault}{_elsewhere(place)}{after}") from error
 
 
 def _elsewhere(place: Path) -> str:
@@ -78,25 +78,6 @@ def _elsewhere(place: Path) -> str:
     return "name a folder of yours"
 
 
-@contextmanager
-def explain_refusal(place: Path) -> Iterator[None]:
-    """Turn the system's refusal to make a folder or a file into one line that names it.
-
-    Raises:
-        ArtifactError: in place of an `OSError` that is not about room on the disk.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-        in_the_way = error.errno in (errno.EEXIST, errno.EISDIR)
-        fix = "remove what has that name, or " if in_the_way else ""
-        raise ArtifactError(
-            f"cannot write into {place} ({error.strerror or error}); {fix}{_elsewhere(place)}"
-        ) from None
-
-
 def check_writable(folder: Path, field: str = "") -> None:
     """Before the work for it: whether a folder, or the nearest above it that is there, takes a file.
 
@@ -104,7 +85,7 @@ def check_writable(folder: Path, field: str = "") -> None:
         ArtifactError: it does not; the message begins with `field`, the option that named the folder.
     """
     try:
-        with explain_full_disk(folder), explain_refusal(folder):
+        with explain_writing(folder, refusals=True):
             there = next(place for place in (folder, *folder.parents) if place.exists())
             # Some file systems refuse only the attempt. The file is gone when it is closed.
             tempfile.TemporaryFile(dir=there).close()
@@ -118,7 +99,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         ArtifactError: a file has its name, or nothing can be written there.
     """
-    with explain_full_disk(folder), explain_refusal(folder):
+    with explain_writing(folder, refusals=True):
         folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -144,8 +125,8 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
     if path.is_char_device() or path.is_block_device() or path.is_fifo() or path.is_socket():
         raise ArtifactError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
-    with explain_full_disk(path.parent):
-        with explain_refusal(path.parent):
+    with explain_writing(path.parent):
+        with explain_writing(path.parent, refusals=True):
             name = _beside(path)
             # Unlike mkstemp's, as readable as any other file of the user.
             handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -154,7 +135,7 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            with explain_refusal(path):
+            with explain_writing(path, refusals=True):
                 os.replace(name, path)
         except BaseException:
             with suppress(FileNotFoundError):
@@ -172,9 +153,9 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     make_folder(path.parent)
-    with explain_full_disk(path.parent):
+    with explain_writing(path.parent):
         building = _beside(path)
-        with explain_refusal(path.parent):
+        with explain_writing(path.parent, refusals=True):
             building.mkdir()
         try:
             yield building
@@ -310,7 +291,7 @@ def FolderLock(folder: Path | str) -> Iterator[None]:
     """
     folder, note = Path(folder), Path(folder) / ".lock.json"
     lock = FileLock(folder / ".lock")
-    with explain_refusal(folder):
+    with explain_writing(folder, refusals=True):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
