@@ -99,20 +99,6 @@ def score_words_of_letters(
     return WordScores(fraction, full, unthresholded)
 
 
-LETTER_COLUMNS = [
-    "letter",
-    "probe_f1",
-    "test_words",
-    "true_positives",
-    "absorption_fraction",
-    "absorption_full",
-    "absorption_unthresholded",
-    "num_split_features",
-    "k1_f1",
-    "main_f1",
-]
-
-
 def evaluate_absorption(sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig) -> Measured:
     """First-letter absorption of an SAE (lower is better), on the device that holds it.
 
@@ -186,22 +172,20 @@ def score_letters(
     means = _letter_means(sae, reference, letters_of(sae, reference, counted, mains), config)
     test_words = reference.test_labels.bincount(minlength=len(LETTERS)).tolist()
     scored = reference.test_labels[reference.scored].bincount(minlength=len(LETTERS)).tolist()
-    rows = [
+    return pd.DataFrame(
         {
-            "letter": LETTERS[letter],
-            "probe_f1": reference.probe_f1[letter],
-            "test_words": test_words[letter],
-            "true_positives": scored[letter],
-            "absorption_fraction": means[letter][0],
-            "absorption_full": means[letter][1],
-            "absorption_unthresholded": means[letter][2],
-            "num_split_features": len(main),
-            "k1_f1": f1[0],
-            "main_f1": f1[-1],
+            "letter": [LETTERS[letter] for letter in counted],
+            "probe_f1": [reference.probe_f1[letter] for letter in counted],
+            "test_words": [test_words[letter] for letter in counted],
+            "true_positives": [scored[letter] for letter in counted],
+            "absorption_fraction": [means[letter][0] for letter in counted],
+            "absorption_full": [means[letter][1] for letter in counted],
+            "absorption_unthresholded": [means[letter][2] for letter in counted],
+            "num_split_features": [len(main) for main, _ in mains],
+            "k1_f1": [f1[0] for _, f1 in mains],
+            "main_f1": [f1[-1] for _, f1 in mains],
         }
-        for letter, (main, f1) in zip(counted, mains, strict=True)
-    ]
-    return pd.DataFrame(rows, columns=LETTER_COLUMNS)
+    )
 
 
 def _letter_means(
@@ -219,7 +203,7 @@ def _letter_means(
 
 def _summary(letters: pd.DataFrame, reference: AbsorptionReference) -> dict[str, float]:
     present = reference.test_labels.unique().tolist()
-    means = {name: name for name in LETTER_COLUMNS if name.startswith("absorption_")} | {
+    means = {name: name for name in letters if name.startswith("absorption_")} | {
         "num_split_features": "num_split_features", "main_latent_f1": "k1_f1", "main_latents_f1": "main_f1",
     }  # fmt: skip
     return {
