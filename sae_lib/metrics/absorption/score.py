@@ -184,7 +184,8 @@ def score_letters(
             "num_split_features": [len(main) for main, _ in mains],
             "k1_f1": [f1[0] for _, f1 in mains],
             "main_f1": [f1[-1] for _, f1 in mains],
-        }
+        },
+        dtype=None if counted else object,
     )
 
 
