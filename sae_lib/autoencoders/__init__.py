@@ -1,4 +1,4 @@
-"""The SAE variants, one per file with its configuration and its methods; `build` makes and loads them.
+"""The SAE variants, each beside its configuration and its methods; `build` makes and loads them.
 
 A file that is added here is found. The order of import is that of every table.
 """
