@@ -16,7 +16,7 @@ from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
 from sae_lib.metrics.toy.training import TOY
 from sae_lib.study.experiment import CALIBRATION_L0
-from sae_lib.study.extras import ALONG, PLANTED
+from sae_lib.study.extras import ALONG, CARRIER, PLANTED
 from sae_lib.study.scoring import ACROSS_SEEDS
 from sae_lib.training.run import TRAINING
 from sae_lib.util.files import read_json, write_json
@@ -35,6 +35,7 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     **{score.stage: (score.evaluate.__module__,) for score in SCORES.values()},
     CALIBRATION_L0: ("sae_lib.autoencoders.build",),
     ACROSS_SEEDS: ("sae_lib.metrics.stability.seeds",),
+    CARRIER: ("sae_lib.metrics.absorption.carrier",),
     PLANTED: ("sae_lib.metrics.absorption.planted",),
     ALONG: ("sae_lib.training.trainer", "sae_lib.metrics.absorption.score"),
     TOY: ("sae_lib.metrics.toy.experiments",),

@@ -1,4 +1,4 @@
-"""What is measured of a few SAEs only: absorption along a run, and absorption that was planted.
+"""What is measured of a few SAEs only: absorption along a run, absorption that was planted, and whether it carries.
 
 A score of a finished SAE does not say how it came about, nor how much of what is there it finds. Each SAE has a table
 of its own, kept in the run's folder, and with its rows (`rows`).
@@ -13,6 +13,7 @@ from functools import partial
 import pandas as pd
 
 from sae_lib.autoencoders.build import load_autoencoder
+from sae_lib.metrics.absorption.carrier import carrier_test
 from sae_lib.metrics.absorption.planted import planted_absorption
 from sae_lib.metrics.absorption.score import evaluate_absorption
 from sae_lib.profiles.runs import RunSpec
@@ -25,6 +26,7 @@ from sae_lib.util.parallel import for_each, kept
 
 ALONG = Stage("absorption along a run", 1)
 PLANTED = Stage("planted absorption", 1)
+CARRIER = Stage("carrier test", 1)
 POINTS = 20  # evenly over a run, its end among them
 METRICS = ("absorption_fraction", "absorption_full", "main_latent_f1")
 
@@ -99,6 +101,14 @@ def _planted(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
     return planted_absorption(sae, inputs.reference("absorption"), inputs.settings("absorption"))
 
 
+def _carriers(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
+    """Whether absorbing latents carry the letter: two rows."""
+    inputs = score_inputs(experiment)
+    sae = load_autoencoder(experiment.run_folder(spec, experiment.store_key), experiment.device)
+    return carrier_test(sae, inputs.lm, inputs.reference("absorption"), inputs.settings("absorption"))
+
+
 TRAJECTORY = Extra("trajectory", ALONG, _along_the_run, needs_weights=False, settings=(POINTS,))
 PLANTED_CURVE = Extra("planted", PLANTED, _planted)
-EXTRAS = (TRAJECTORY, PLANTED_CURVE)
+CARRIERS = Extra("carriers", CARRIER, _carriers)
+EXTRAS = (TRAJECTORY, PLANTED_CURVE, CARRIERS)

@@ -292,6 +292,17 @@ def trajectory() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def carriers(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
+    kinds = {"absorbed": 0.3, "found": 0.9}
+    rows = [
+        {"group": "main", "method": "topk", "seed": seed, "kind": kind, "words": 200, "carried": 0.5 + 0.5 * lost,
+         "named": lost + 0.01 * (seed - 44), "random": 0.02, "direction": 0.1}
+        for kind, lost in kinds.items()
+        for seed in seeds
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     table = evaluation(seeds)
     toy, summary = toys(seeds)
@@ -304,5 +315,5 @@ def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     logs = pd.concat([logs, plain[["run", "group", "method", "seed"]].merge(standard, on="seed")], ignore_index=True)
     return Results(
         table, letters(seeds), density(table), logs, probing_tasks(table), seed_stability(seeds), toy, summary,
-        trajectory=trajectory(),
+        carriers=carriers(seeds), trajectory=trajectory(),
     )  # fmt: skip

@@ -248,6 +248,15 @@ def test_ground_truth_stands_beside_what_was_published() -> None:
     assert not make_tables(results, profile, ["table_ground_truth", "table_ideas"]), "only where a profile asks for it"
 
 
+def test_what_latents_carry_stands_beside_what_others_do() -> None:
+    table = make_tables(synthetic.results(), load_profile("pocket"), ["table_carriers"])["table_carriers"]
+    shown = table.shown.set_index(["method", "latents"])
+    assert shown.loc[("TopK", "absorbed"), "logit lost: these latents –"] == "0.300 ± 0.016"
+    assert shown.loc[("TopK", "found"), "carried –"] == "0.95 ± 0.00"
+    with pytest.raises(ArtifactError, match="carriers: no rows"):
+        Results().into(TABLES["table_carriers"], load_profile("pocket"))
+
+
 def test_labels_are_for_reading_alone(evaluation: pd.DataFrame) -> None:
     """What a row is stands in columns: with other labels, and other names of the runs, every table is the same."""
     renamed = evaluation.assign(label=evaluation["label"].where(evaluation["group"] == "sensitivity", "x"))

@@ -63,7 +63,7 @@ class PlantedAutoencoder(Autoencoder):
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_sae"]:
         f = torch.cat([self._sae.encode(x), x.new_zeros(len(x), self.d_sae - self._sae.d_sae)], dim=1)
-        place = torch.tensor([self._known.get(row, -1) for row in _bytes(x)], device=x.device)
+        place = torch.tensor([self._known.get(row, -1) for row in _bytes(x)], dtype=torch.long, device=x.device)
         here = (place >= 0).nonzero().flatten()
         place = place[here]
         f[here, : self._sae.d_sae] = f[here, : self._sae.d_sae].masked_fill(self._inhibited[place], 0)

@@ -125,11 +125,27 @@ def words_of_model(
     return usable, sorted(set(alphabetic) - set(usable)), pieces
 
 
+def _drawn(usable: Sequence[Word], config: AbsorptionConfig) -> tuple[list[Word], list[Word], list[Word]]:
+    """The words that are used, for training and for testing."""
+    words = choose_words(usable, config.max_words, config.seed)
+    return words, *split_words(words, config.train_fraction, config.seed)
+
+
+def prompts_of_scored(
+    lm: LanguageModel, reference: AbsorptionReference, config: AbsorptionConfig
+) -> tuple[Prompts, PromptPieces]:
+    """The prompts in which the scored words were read, and what stands between their words."""
+    usable, _, pieces = words_of_model(lm.tokenizer, lm.special_ids, lm.max_positions, lm.name, config)
+    words, _, test = _drawn(usable, config)
+    scored = [test[index] for index in reference.scored.tolist()]
+    seed = config.absorption_prompt_seed
+    return build_prompts(scored, words, pieces, lm.bos_token_id, config.icl_examples, seed), pieces
+
+
 @torch.no_grad()
 def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference:
     usable, left_out, pieces = words_of_model(lm.tokenizer, lm.special_ids, lm.max_positions, lm.name, config)
-    words = choose_words(usable, config.max_words, config.seed)
-    train, test = split_words(words, config.train_fraction, config.seed)
+    words, train, test = _drawn(usable, config)
 
     def read(asked: list[Any], pool: list[Any], seed: int, what: str) -> Float[Tensor, "word d_in"]:
         prompts = build_prompts(asked, pool, pieces, lm.bos_token_id, config.icl_examples, seed)
