@@ -224,7 +224,7 @@ def _do(options: Options) -> int:
 
             make_pocket_lm(options.output)
         case "readme":
-            from sae_lib.report.readme import fill_readme
+            from sae_lib.report.tables.write import fill_readme
 
             fill_readme()
         case "environment":

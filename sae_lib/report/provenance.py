@@ -36,34 +36,55 @@ def provenance(profile: "Profile", started: float) -> Provenance:
         profile: the profile it ran at.
         started: `time.time()` at its beginning.
     """
-    paths = Paths(profile.name)
-    seeds = ", ".join(map(str, profile.training.seeds))
-    revision = f" at {profile.model.revision}" if profile.model.revision else ""
-    different = differences()
+    import torch
+
+    paths, model, different = Paths(profile.name), profile.model, differences()
+    revision = f" at {model.revision}" if model.revision else ""
+    more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+    pins = f"differs: {different[0]}{more}" if different else "all pins installed"
+    if model.device != "cpu" and torch.cuda.is_available():
+        device = f"{torch.cuda.get_device_name(0)}, {torch.cuda.device_count()} visible"
+    else:
+        device = f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
     return Provenance(
         {
             "profile": profile.name,
             "code": code_revision(),
-            "lock": f"{file_sha256(LOCK_FILE)[:12]} ({_agreement(different)})",
+            "lock": f"{file_sha256(LOCK_FILE)[:12]} ({pins})",
             "corpus": _from_manifest(paths.tokens, "corpus_hash"),
-            "model": f"{profile.model.name}{revision}, layer {profile.model.layer}, {profile.model.dtype}",
+            "model": f"{model.name}{revision}, layer {model.layer}, {model.dtype}",
             "model identity": _from_manifest(paths.store, "identity"),
-            "seeds": seeds,
-            "device": _device(profile.model.device),
+            "seeds": ", ".join(map(str, profile.training.seeds)),
+            "device": device,
             "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS),
             "wall time": f"{time.time() - started:.0f} s",
         }
     )
 
 
+def _from_manifest(folder: Path, field: str) -> str:
+    """The first characters of a hash in the folder's manifest."""
+    try:
+        return str(read_json(folder / "manifest.json")[field])[:12]
+    except (FileNotFoundError, KeyError):
+        return "not made yet"
+
+
 def code_revision() -> str:
     """The commit of the checkout, "and local changes" where the code differs; "unknown" without one."""
-    # A copy without its own history may lie inside another repository, whose commit says nothing about it.
-    top = _git("rev-parse", "--show-toplevel")
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    if top is None or commit is None or Path(top).resolve() != ROOT:
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+    try:
+        # A copy without its own history may lie inside another repository, whose commit says nothing about it.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return "unknown"
+        changed = " and local changes" if git("status", "--porcelain", "--", *CODE) else ""
+        return git("rev-parse", "--short=12", "HEAD") + changed
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return f"{commit} and local changes" if _git("status", "--porcelain", "--", *CODE) else commit
 
 
 def manifest_file(paths: Paths, stage: str) -> Path:
@@ -86,12 +107,8 @@ def write_stage_manifest(paths: Paths, stage: str, outputs: Iterable[Path]) -> P
         if not file.is_file():
             raise ArtifactError(f"{stage}: the output {shown(file)} was not written; run the notebook from its top")
         hashes[_output_name(paths, file)] = file_sha256(file)
-    upstream = {}
-    for earlier in sorted(paths.results.glob("[0-9][0-9].json")):
-        if earlier.stem < stage.partition("_")[0]:
-            upstream[earlier.stem] = file_sha256(earlier)
     file = manifest_file(paths, stage)
-    write_json(file, {"profile": paths.profile, "outputs": hashes, "upstream": upstream})
+    write_json(file, {"profile": paths.profile, "outputs": hashes})
     return file
 
 
@@ -106,36 +123,3 @@ def _output_name(paths: Paths, file: Path) -> str:
         if file.is_relative_to(folder):
             return prefix + file.relative_to(folder).as_posix()
     raise ArtifactError(f"the output {shown(file)} lies outside {shown(paths.root)} and {shown(paths.figures)}")
-
-
-def _agreement(different: list[str]) -> str:
-    if not different:
-        return "all pins installed"
-    more = f" and {len(different) - 1} more" if len(different) > 1 else ""
-    return f"differs: {different[0]}{more}"
-
-
-def _from_manifest(folder: Path, field: str) -> str:
-    """The first characters of a hash in the folder's manifest."""
-    try:
-        return str(read_json(folder / "manifest.json")[field])[:12]
-    except (FileNotFoundError, KeyError):
-        return "not made yet"
-
-
-def _device(asked: str) -> str:
-    import torch
-
-    if asked != "cpu" and torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name(0)}, {torch.cuda.device_count()} visible"
-    return f"CPU, {torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -15,8 +15,8 @@ import pandas as pd
 
 from sae_lib.mechanisms import methods
 from sae_lib.profiles.profile import Profile
-from sae_lib.report.names import IMPORTANCE_PARTS, NOT_MEASURABLE, in_order
-from sae_lib.report.statistics import Interval, difference, pair_values, seeds_of
+from sae_lib.report.names import IMPORTANCE_PARTS, MECHANISMS, NOT_MEASURABLE, in_order
+from sae_lib.report.statistics import Interval, difference, pair_values, seeds_of, t_interval
 from sae_lib.util.errors import ArtifactError
 
 Made = TypeVar("Made")
@@ -164,3 +164,22 @@ def drop_effect(parts: pd.DataFrame, column: str, part: str) -> Interval:
     """`column` without `part` of ATM's importance, minus with all parts, seed by seed; empty without such a column."""
     dropped = parts["dropped"] if "dropped" in parts else pd.Series(None, index=parts.index)
     return difference(seeds_of(parts[dropped == part], column), seeds_of(parts[dropped == "nothing"], column))
+
+
+def main_effect(rows: pd.DataFrame, column: str, factor: str) -> Interval:
+    """Main effect of one of `MECHANISMS` in their full factorial, over seeds: of one seed, the mean of `column` over
+    the cells with the mechanism minus that over the cells without it. A seed with a missing cell is left out, since
+    its effects would mix; without such columns it is empty."""
+    factors = [*MECHANISMS]
+    if rows.empty or not {column, *factors} <= set(rows.columns):
+        return t_interval([])
+    numbers = rows.assign(**{column: pd.to_numeric(rows[column])})
+    cells = numbers.groupby(["seed", *factors])[column].mean().unstack(factors)
+    cells = cells.dropna() if cells.shape[1] == 2 ** len(factors) else cells.iloc[:0]
+    on = cells.columns.get_level_values(factor).astype(bool)
+    return t_interval(cells.loc[:, on].mean(axis=1) - cells.loc[:, ~on].mean(axis=1))
+
+
+def without_mechanisms(factorial: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the factorial's cell in which all of `MECHANISMS` are off."""
+    return factorial[~factorial.reindex(columns=[*MECHANISMS]).astype(bool).any(axis=1)]

@@ -139,20 +139,3 @@ def pair_values(pairs: pd.DataFrame, column: str) -> pd.Series:
     total = known["value"].mean()
     without = {s: known.loc[(known["seed_a"] != s) & (known["seed_b"] != s), "value"].mean() for s in seeds}
     return pd.Series({s: n * total - (n - 1) * value for s, value in without.items()}, dtype=float)
-
-
-def main_effects(frame: pd.DataFrame, column: str, factors: Iterable[str]) -> dict[str, Interval]:
-    """Main effect of each two-level factor of a full factorial, over seeds.
-
-    For one seed: the mean of `column` over the cells with the factor minus the mean over the cells without
-    it. A seed with a missing cell is left out, since its effects would mix. Without the column or a factor, effects are
-    empty.
-    """
-    factors = list(factors)
-    if frame.empty or not {column, *factors} <= set(frame.columns):
-        return {factor: t_interval([]) for factor in factors}
-    numbers = frame.assign(**{column: pd.to_numeric(frame[column])})
-    cells = numbers.groupby(["seed", *factors])[column].mean().unstack(factors)
-    cells = cells.dropna() if cells.shape[1] == 2 ** len(factors) else cells.iloc[:0]
-    on = {factor: cells.columns.get_level_values(factor).astype(bool) for factor in factors}
-    return {f: t_interval(cells.loc[:, on[f]].mean(axis=1) - cells.loc[:, ~on[f]].mean(axis=1)) for f in factors}

@@ -6,7 +6,7 @@ In a distributed run every rank makes the same calls: the work is shared out, an
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +53,6 @@ EV_KEPT = 0.05  # of the variance: the margin of the claim that reconstruction i
 class Experiment:
     """One profile and its folders; what the notebooks hold in their hands."""
 
-    source: str
-    """Name or path that the profile was loaded by."""
     profile: Profile
     paths: Paths
 
@@ -62,7 +60,7 @@ class Experiment:
     def open(cls, profile: str) -> Experiment:
         """The experiment of the profile with this name or path. Raises ArtifactError for a wrong profile."""
         loaded = load_profile(profile)
-        return cls(str(profile), loaded, Paths(loaded.name))
+        return cls(loaded, Paths(loaded.name))
 
     @classmethod
     def of_notebook(cls, profile: str) -> Experiment:
@@ -99,7 +97,13 @@ class Experiment:
     def harvest(self, lm: LanguageModel) -> ActivationStore:
         """The activation store of the training contexts, made or completed."""
         data = self.profile.data
-        with self.writing(), self._harvest_bar() as progress:
+        quiet = ranks.rank() > 0
+        with self.writing(), tqdm(desc="harvest", unit="token", unit_scale=True, mininterval=5, disable=quiet) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
             return harvest(
                 lm, self._train_tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=data.train_tokens,
                 rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier, progress=progress,
@@ -136,16 +140,6 @@ class Experiment:
             "corpus_sha256": tokens_sha256(self._train_tokens),
             "layer": self.profile.model.layer,
         }
-
-    @contextmanager
-    def _harvest_bar(self) -> Iterator[Callable[[int, int], None]]:
-        with tqdm(desc="harvest", unit="token", unit_scale=True, mininterval=5, disable=ranks.rank() > 0) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            yield progress
 
     def run_folder(self, spec: RunSpec, store_key: str) -> Path:
         """Where a run lies: named by its content, so the same SAE in two tables is trained once."""
@@ -186,11 +180,8 @@ class Experiment:
     def at_hand(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
         """Those of `specs` whose weights are here: of an SAE that was trained elsewhere only rows may be."""
         store_key = self.store_key
-        return [
-            spec
-            for spec in specs
-            if is_finished(self.run_folder(spec, store_key), self.run_key(spec, store_key), weights=True)
-        ]
+        keys = {spec: self.run_key(spec, store_key) for spec in specs}
+        return [s for s in specs if is_finished(self.run_folder(s, store_key), keys[s], weights=True)]
 
     def need_weights(self, specs: Sequence[RunSpec]) -> None:
         """Train those of `specs` whose weights are not here, though rows may be known of them."""
@@ -198,23 +189,19 @@ class Experiment:
 
     def _train(self, specs: Sequence[RunSpec], description: str, *, weights: bool) -> None:
         store_key = self.store_key
-        todo = {self.run_key(spec, store_key): spec for spec in specs}
-        of_others = {
-            self.run_key(spec.permuted_from, store_key): spec.permuted_from
-            for key, spec in todo.items()
-            if spec.made == "permuted" and not is_finished(self.run_folder(spec, store_key), key, weights=weights)
-        }
 
-        def missing(key: str, spec: RunSpec) -> bool:
-            needed = weights or key in of_others
-            return not is_finished(self.run_folder(spec, store_key), key, weights=needed)
+        def lacks(spec: RunSpec, weights: bool) -> bool:
+            return not is_finished(self.run_folder(spec, store_key), self.run_key(spec, store_key), weights=weights)
 
-        waiting = [spec for key, spec in (of_others | todo).items() if missing(key, spec)]
+        waiting = {self.run_key(spec, store_key): spec for spec in specs if lacks(spec, weights)}
+        for spec in [spec.permuted_from for spec in waiting.values() if spec.made == "permuted"]:
+            if lacks(spec, True):
+                waiting[self.run_key(spec, store_key)] = spec
         if waiting and ranks.rank() == 0:
             self._check_store()
         with self.writing():
             for permuted in (False, True):  # last, because they are made from others
-                jobs = [[spec] for spec in waiting if (spec.made == "permuted") == permuted]
+                jobs = [[spec] for spec in waiting.values() if (spec.made == "permuted") == permuted]
                 for_each(_train_one, self, jobs, self.workers, description)
 
     def ground_truth(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -284,26 +271,24 @@ class Experiment:
             store_key = self.store_key
             text = read_json(self.paths.tokens / "manifest.json")["splits"]["calibration"]
             key = result_key(CALIBRATION_L0, model_identity(self.profile.model), text)
-            return [self._calibration_l0(spec, self.run_folder(spec, store_key), key) for spec in specs]
+            files = [self.run_folder(spec, store_key) / "calibration.json" for spec in specs]
+            for file, spec in zip(files, specs, strict=True):
+                if not file.is_file() or read_json(file).get("key") != key:
+                    write_json(file, {"key": key, "l0": self._calibration_l0(spec)})
+            return [float(read_json(file)["l0"]) for file in files]
 
         with self.writing():
             return ranks.from_first(measure)
 
-    def _calibration_l0(self, spec: RunSpec, folder: Path, key: str) -> float:
-        file = folder / "calibration.json"
-        known = read_json(file) if file.is_file() else {}
-        if known.get("key") != key:
-            rows: Tensor = kept(self, "calibration rows", self._calibration_rows)
-            self.need_weights([spec])
-            sae = load_autoencoder(folder, self.device)
-            with torch.no_grad():
-                active = [
-                    (sae.encode(part.to(sae.device)) != 0).float().sum(dim=1)
-                    for part in rows.split(max(1, LATENTS_AT_ONCE // sae.d_sae))
-                ]
-            known = {"key": key, "l0": float(torch.cat(active).mean())}
-            write_json(file, known)
-        return float(known["l0"])
+    def _calibration_l0(self, spec: RunSpec) -> float:
+        rows: Tensor = kept(self, "calibration rows", self._calibration_rows)
+        sae = self.autoencoder(spec).to(self.device)
+        with torch.no_grad():
+            active = [
+                (sae.encode(part.to(sae.device)) != 0).float().sum(dim=1)
+                for part in rows.split(max(1, LATENTS_AT_ONCE // sae.d_sae))
+            ]
+        return float(torch.cat(active).mean())
 
     def _calibration_rows(self) -> Float[Tensor, "row d_in"]:
         folder = self.paths.reference / "calibration"
@@ -362,13 +347,12 @@ def _train_one(experiment: Experiment, job: list[RunSpec]) -> None:
                     device=experiment.device, watch=watch, names={"method": spec.method, "group": spec.group},
                 )  # fmt: skip
         elif spec.made == "untrained":
-            sae = build_autoencoder(spec.config, store.d_in, spec.seed)
             spent = {"steps": 0, "tokens": 0, "seconds": 0.0, "final": {}}
-            _leave(spec, sae, spent, folder, experiment.run_key(spec, store.key))
+            _leave(experiment, spec, build_autoencoder(spec.config, store.d_in, spec.seed), spent, store.key)
         else:
             trained = experiment.run_folder(spec.permuted_from, store.key)
-            sae = with_permuted_decoder(load_autoencoder(trained), spec.seed)
-            _leave(spec, sae, read_json(trained / "run.json"), folder, experiment.run_key(spec, store.key))
+            permuted = with_permuted_decoder(load_autoencoder(trained), spec.seed)
+            _leave(experiment, spec, permuted, read_json(trained / "run.json"), store.key)
 
 
 def with_permuted_decoder(sae: Autoencoder, seed: int) -> Autoencoder:
@@ -378,8 +362,9 @@ def with_permuted_decoder(sae: Autoencoder, seed: int) -> Autoencoder:
     return sae
 
 
-def _leave(spec: RunSpec, sae: Autoencoder, spent: dict[str, Any], folder: Path, key: str) -> None:
+def _leave(experiment: Experiment, spec: RunSpec, sae: Autoencoder, spent: dict[str, Any], store_key: str) -> None:
     """A run folder with the weights of an SAE that was not trained for it; `spent` is what its training took."""
+    folder, key = experiment.run_folder(spec, store_key), experiment.run_key(spec, store_key)
     config = spec.config.model_dump(mode="json")
     save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), {"config": config, "key": key})
     run = {"key": key, "method": spec.method, "group": spec.group, "seed": spec.seed, "config": config}

@@ -15,14 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from sae_lib.metrics.registry import with_needs
 from sae_lib.metrics.scores import SCORES
 from sae_lib.profiles.runs import ABLATION_GROUPS, ABLATION_SCORES, RunSpec
 from sae_lib.study.experiment import Experiment
 from sae_lib.study.extras import EXTRAS
-from sae_lib.study.scoring import score_keys, stored
+from sae_lib.study.scoring import score_keys, stored, table_from_json
 from sae_lib.training.run import WITHOUT_WEIGHTS, read_history
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import atomic_write, read_json, write_json, write_parquet
@@ -75,31 +73,30 @@ def restore(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> i
     """
     if not folder.is_dir():
         return 0
-    with experiment.writing():
-        return _restore(experiment, specs, folder)
-
-
-def _restore(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> int:
     keys, store_key, restored = score_keys(experiment), experiment.store_key, 0
-    for spec in specs:
-        run = experiment.run_folder(spec, store_key)
-        file = folder / f"{run.name}.json.gz"
-        if (run / "run.json").is_file() or not file.is_file():
-            continue
-        try:
-            content = json.loads(gzip.decompress(file.read_bytes()))
-            scores = {name: score for name, score in content["scores"].items() if score["key"] == keys.get(name)}
-            scores |= {name: content["scores"][name] for name in OF_SOME if name in content["scores"]}
-            history = content["history"] if spec.trained else None
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-            raise ArtifactError(f"rows: {file} cannot be read ({first_line(error)}); restore it with git") from None
-        if not set(scores_of(spec)) <= set(scores):
-            continue
-        for name, score in scores.items():
-            write_json(run / f"{name}.json", score)
-        if history is not None:
-            table = pd.DataFrame(history["data"], columns=history["columns"])
-            write_parquet(run / "history.parquet", table, index=False)
-        write_json(run / "run.json", content["run"])  # last: with it the run counts as finished
-        restored += 1
+    with experiment.writing():
+        for spec in specs:
+            run = experiment.run_folder(spec, store_key)
+            file = folder / f"{run.name}.json.gz"
+            if file.is_file() and not (run / "run.json").is_file():
+                restored += _lay_out(file, run, spec, keys)
     return restored
+
+
+def _lay_out(file: Path, run: Path, spec: RunSpec, keys: Mapping[str, str]) -> bool:
+    """Whether all scores of an SAE in `file` have their keys; if so, they are written into its run folder."""
+    try:
+        content = json.loads(gzip.decompress(file.read_bytes()))
+        scores = {name: score for name, score in content["scores"].items() if score["key"] == keys.get(name)}
+        scores |= {name: content["scores"][name] for name in OF_SOME if name in content["scores"]}
+        history = content["history"] if spec.trained else None
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise ArtifactError(f"rows: {file} cannot be read ({first_line(error)}); restore it with git") from None
+    if not set(scores_of(spec)) <= set(scores):
+        return False
+    for name, score in scores.items():
+        write_json(run / f"{name}.json", score)
+    if history is not None:
+        write_parquet(run / "history.parquet", table_from_json(history), index=False)
+    write_json(run / "run.json", content["run"])  # last: with it the run counts as finished
+    return True

@@ -24,7 +24,7 @@ from torch import Tensor
 from sae_lib.autoencoders.build import load_autoencoder
 from sae_lib.data.model_loading import model_identity
 from sae_lib.data.tokens import load_tokens
-from sae_lib.metrics.registry import Inputs, Measured, with_needs
+from sae_lib.metrics.registry import Inputs, with_needs
 from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.seeds import COLUMNS, seed_stability
 from sae_lib.profiles.runs import RunSpec
@@ -64,9 +64,7 @@ class Evaluation:
     tables: dict[str, pd.DataFrame]
 
 
-def evaluate(
-    experiment: Experiment, specs: Sequence[RunSpec], scores: Sequence[str] = (), description: str = "evaluate"
-) -> Evaluation:
+def evaluate(experiment: Experiment, specs: Sequence[RunSpec], scores: Sequence[str] = ()) -> Evaluation:
     """Compute the scores (all by default) that are not computed yet; the results of all `specs`, tidy."""
     known = score_keys(experiment)
     keys = {name: known[name] for name in with_needs(scores or tuple(SCORES))}
@@ -82,7 +80,7 @@ def evaluate(
         jobs = [waiting[i : i + size] for i in range(0, len(waiting), size)]
         modules = tuple(dict.fromkeys(SCORES[name].evaluate.__module__ for name in keys))
         work = partial(_evaluate_job, keys, store_key, modules)
-        for_each(work, experiment, jobs, experiment.workers, description)
+        for_each(work, experiment, jobs, experiment.workers, "evaluate")
     rows = []
     tables: dict[str, list[pd.DataFrame]] = {}
     for spec in specs:
@@ -143,7 +141,10 @@ def _evaluate_job(
         earlier = [{need: (stored(folders[i], need, keys[need]) or {})["kept"] for need in needs} for i in waiting]
         found = SCORES[name].evaluate([saes[i] for i in waiting], score_inputs(experiment), earlier)
         for i, measured in zip(waiting, found, strict=True):
-            write_json(_file(folders[i], name), {"key": key, **_as_json(measured)})
+            summary = {column: None if value != value else value for column, value in measured.summary.items()}
+            tables = {table: table_as_json(rows) for table, rows in measured.tables.items()}
+            content = {"key": key, "summary": summary, "tables": tables, "kept": measured.kept}
+            write_json(folders[i] / f"{name}.json", content)
 
 
 def across_seeds(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFrame:
@@ -169,34 +170,18 @@ def across_seeds(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFra
     return pd.DataFrame(read_json(file)["rows"], columns=[*COLUMNS, "group", "method"])
 
 
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.json"
-
-
 def stored(folder: Path, name: str, key: str) -> dict[str, Any] | None:
     """The finished score in a run folder, if it is the one with this key."""
-    file = _file(folder, name)
+    file = folder / f"{name}.json"
     result = read_json(file) if file.is_file() else None
     return result if isinstance(result, dict) and result.get("key") == key else None
 
 
-def _as_json(measured: Measured) -> dict[str, Any]:
-    """What is kept of a score. JSON has no NaN: a value that is not there is null."""
-    tables = {name: table_as_json(table) for name, table in measured.tables.items()}
-    summary: Mapping[str, Any] = {name: _no_nan(value) for name, value in measured.summary.items()}
-    return {"summary": summary, "tables": tables, "kept": measured.kept}
-
-
 def table_as_json(table: pd.DataFrame) -> dict[str, Any]:
-    """Columns and rows of a table; NaN is null."""
-    rows = [[_no_nan(value) for value in row.values()] for row in table.to_dict(orient="records")]
-    return {"columns": [*table.columns], "data": rows}
+    """Columns and rows of a table. JSON has no NaN: it is null."""
+    return table.astype(object).where(table.notna(), None).to_dict(orient="split", index=False)
 
 
 def table_from_json(content: Mapping[str, Any]) -> pd.DataFrame:
     """The table that `table_as_json` wrote."""
     return pd.DataFrame(content["data"], columns=content["columns"])
-
-
-def _no_nan(value: Any) -> Any:
-    return None if isinstance(value, float) and value != value else value

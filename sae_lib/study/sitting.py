@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
 
-from sae_lib.profiles.profile import Profile
 from sae_lib.profiles.runs import (
     ABLATION_GROUPS,
     ABLATION_SCORES,
@@ -42,7 +39,7 @@ from sae_lib.report.tables.write import TABLES, write_table
 from sae_lib.study.experiment import Experiment, choose_atm
 from sae_lib.study.extras import CARRIERS, EXTRAS, PLANTED_CURVE, TRAJECTORY, Extra
 from sae_lib.study.rows import is_known, keep, restore, rows_folder, scores_of
-from sae_lib.study.scoring import Evaluation, evaluate, score_inputs, score_keys
+from sae_lib.study.scoring import evaluate, score_inputs, score_keys
 from sae_lib.study.show import probe_letters
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_parquet
@@ -55,10 +52,6 @@ TOYS = "toy_summary.parquet"
 ROUNDS = 2  # SAEs a worker trains before they are scored together: no core waits for long, and little is at stake
 
 
-class _NotYet(Exception):
-    """The rest of the study needs what a later sitting will find."""
-
-
 class Step(NamedTuple):
     """SAEs that are made one after the other, and what they are for."""
 
@@ -68,25 +61,18 @@ class Step(NamedTuple):
     """What is wanted beside their scores."""
 
 
-@dataclass(frozen=True)
-class Decisions:
-    """What a part of the study decides about the next one. Each is asked for when its SAEs are done."""
-
-    calibrate: Callable[[], Calibration]
-    """By the L1 methods' part of the sweep."""
-    choose_atm: Callable[[Calibration], Calibration]
-    """By the grid of c and r."""
-    match_fair: Callable[[Calibration, str], Calibration]
-    """By the sweep of a method of `FAIR`."""
-
-
-def steps(profile: Profile, decide: Decisions) -> Iterator[Step]:
-    """The whole study in order."""
+def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
+    """The whole study in order; it ends early where what comes next depends on SAEs that a sitting left undone, which
+    its caller adds to `missing`."""
+    profile = experiment.profile
     swept, seeds = profile.sweep.coefficients, profile.training.seeds
     table = tuple(group for group in MAIN_GROUPS if group not in ("sweep", "as_written"))
 
     def of(groups: Sequence[str], seed: int | None, known: Calibration | None = None) -> list[RunSpec]:
         return [spec for spec in plan_runs(profile, known, groups) if seed in (None, spec.seed)]
+
+    def lacks(group: str) -> bool:
+        return any(spec.group == group for spec in missing)
 
     def explaining(seed: int) -> Iterator[Step]:
         for group in EXPLAINING:
@@ -101,7 +87,9 @@ def steps(profile: Profile, decide: Decisions) -> Iterator[Step]:
     # Dropout masks as much as ATM turns out to.
     first = [spec for method in swept if method != "dropout" for spec in sweep_runs(profile, method)]
     yield Step("coefficients as written, and a sweep of the L1 methods", [*of(("as_written",), seeds[0]), *first])
-    known = decide.calibrate()
+    if lacks("sweep"):
+        return
+    known = experiment.calibrate()
     if "dropout" in swept:
         yield Step("sweep of dropout", sweep_runs(profile, "dropout", known.dropout_probability))
     for seed in seeds:
@@ -115,13 +103,17 @@ def steps(profile: Profile, decide: Decisions) -> Iterator[Step]:
         yield Step(group, of((group,), None, known))
     yield Step("sweep", of(("sweep",), None, known))
     yield Step("coefficients as written, all seeds", of(("as_written",), None, known))
-    yield Step("grid of ATM's c and r", of(("atm_grid",), None, known))
-    if fairly_compared(profile):
-        known = decide.choose_atm(known)
-        for method in FAIR:
-            yield Step(f"sweep of {method} for a fair ATM", fair_sweep(profile, known, method))
-            known = decide.match_fair(known, method)
-        yield Step("a fair ATM", of(("atm_fair",), None, known))
+    grid = of(("atm_grid",), None, known)
+    yield Step("grid of ATM's c and r", grid)
+    if not fairly_compared(profile) or lacks("atm_grid"):
+        return
+    known = known.model_copy(update={"fair": choose_atm(evaluate(experiment, grid, ABLATION_SCORES).rows)})
+    for method in FAIR:
+        yield Step(f"sweep of {method} for a fair ATM", fair_sweep(profile, known, method))
+        if lacks("fair_sweep"):
+            return
+        known = experiment.match_fair(known, method)
+    yield Step("a fair ATM", of(("atm_fair",), None, known))
 
 
 def sit(experiment: Experiment, hours: float) -> bool:
@@ -139,47 +131,28 @@ def sit(experiment: Experiment, hours: float) -> bool:
     del lm
     known: list[RunSpec] = []
     missing: list[RunSpec] = []
-
-    def finished(group: str) -> None:
-        if any(spec.group == group for spec in missing):
-            raise _NotYet
-
-    def calibrate() -> Calibration:
-        finished("sweep")
-        return experiment.calibrate()
-
-    def choose(known: Calibration) -> Calibration:
-        finished("atm_grid")
-        grid = evaluate(experiment, plan_runs(experiment.profile, known, ["atm_grid"]), ABLATION_SCORES).rows
-        return known.model_copy(update={"fair": choose_atm(grid)})
-
-    def match(known: Calibration, method: str) -> Calibration:
-        finished("fair_sweep")
-        return experiment.match_fair(known, method)
-
-    with suppress(_NotYet):
-        for what, specs, extra in steps(experiment.profile, Decisions(calibrate, choose, match)):
-            restore(experiment, specs, folder)
-            keys, store_key = score_keys(experiment), experiment.store_key
-            runs = {spec: experiment.run_folder(spec, store_key) for spec in specs}
-            todo = [spec for spec in specs if not is_known(runs[spec], spec, keys)]
+    for what, specs, extra in steps(experiment, missing):
+        restore(experiment, specs, folder)
+        keys, store_key = score_keys(experiment), experiment.store_key
+        runs = {spec: experiment.run_folder(spec, store_key) for spec in specs}
+        todo = [spec for spec in specs if not is_known(runs[spec], spec, keys)]
+        if extra:
+            todo = extra.missing(experiment, specs)
+        while todo and time.monotonic() < until:
+            size = ROUNDS * experiment.workers
+            chunk, todo = todo[:size], todo[size:]
+            done = len(specs) - len(todo) - len(chunk)
+            tqdm.write(f"{time.strftime('%H:%M')} {what}: {done} of {len(specs)} done")
+            experiment.train(chunk)
             if extra:
-                todo = extra.missing(experiment, specs)
-            while todo and time.monotonic() < until:
-                size = ROUNDS * experiment.workers
-                chunk, todo = todo[:size], todo[size:]
-                done = len(specs) - len(todo) - len(chunk)
-                tqdm.write(f"{time.strftime('%H:%M')} {what}: {done} of {len(specs)} done")
-                experiment.train(chunk)
-                if extra:
-                    extra.of(experiment, chunk)
-                experiment.calibration_l0([spec for spec in chunk if spec.group in SWEPT])
-                evaluate(experiment, chunk, scores_of(chunk[0]))
-                keep(experiment, chunk, folder)
-            known += [spec for spec in specs if is_known(runs[spec], spec, keys)]
-            missing += todo
-        if experiment.profile.ablations.toy.field and not missing and hours:
-            write_parquet(experiment.paths.figures / "results" / TOYS, experiment.ground_truth()[0], index=False)
+                extra.of(experiment, chunk)
+            experiment.calibration_l0([spec for spec in chunk if spec.group in SWEPT])
+            evaluate(experiment, chunk, scores_of(chunk[0]))
+            keep(experiment, chunk, folder)
+        known += [spec for spec in specs if is_known(runs[spec], spec, keys)]
+        missing += todo
+    if experiment.profile.ablations.toy.field and not missing and hours:
+        write_parquet(experiment.paths.figures / "results" / TOYS, experiment.ground_truth()[0], index=False)
     publish(experiment, list(dict.fromkeys(known)))
     return not missing
 
@@ -187,20 +160,18 @@ def sit(experiment: Experiment, hours: float) -> bool:
 def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
     """Write results, tables, figures and the ledger of those SAEs. A table or figure that lacks rows is left out, and
     goes where an older one is there."""
-    folder, files = experiment.paths.figures, []
+    folder = experiment.paths.figures
+    tables = {extra.name: extra.known(experiment, specs) for extra in EXTRAS}
+    tables["probe"] = probe_letters(score_inputs(experiment).reference("absorption"))
     for part, groups in (("main", MAIN_GROUPS), ("ablations", ABLATION_GROUPS)):
-        of_part = [spec for spec in specs if spec.group in groups]
-        if of_part:
-            tables = _tables(evaluate(experiment, of_part, scores_of(of_part[0])), experiment.train(of_part))
-            for name, table in tables.items():
-                files.append(folder / "results" / f"{name}_{part}.parquet")
-                write_parquet(files[-1], table, index=False)
-    for extra in EXTRAS:
-        if len(found := extra.known(experiment, specs)):
-            files.append(folder / "results" / f"{extra.name}.parquet")
-            write_parquet(files[-1], found, index=False)
-    files.append(folder / "results" / "probe.parquet")
-    write_parquet(files[-1], probe_letters(score_inputs(experiment).reference("absorption")), index=False)
+        if of_part := [spec for spec in specs if spec.group in groups]:
+            found = evaluate(experiment, of_part, scores_of(of_part[0]))
+            made = {"evaluation": found.rows, "history": experiment.train(of_part), **found.tables}
+            made["probing_tasks"] = made.pop("tasks", pd.DataFrame())
+            tables |= {f"{name}_{part}": table for name, table in made.items()}
+    files = [folder / "results" / f"{name}.parquet" for name, table in tables.items() if len(table)]
+    for file in files:
+        write_parquet(file, tables[file.stem], index=False)
     results = Results.load(folder / "results")
     for name in (*TABLES, *FIGURES):
         try:
@@ -214,10 +185,3 @@ def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
     evaluated = evaluate_claims(experiment.profile, results)
     return [*files, *write_claims(evaluated, experiment.profile, folder)]
-
-
-def _tables(found: Evaluation, history: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    renamed = {"tasks": "probing_tasks"}
-    return {"evaluation": found.rows, "history": history} | {
-        renamed.get(name, name): table for name, table in found.tables.items() if len(table)
-    }

@@ -31,7 +31,7 @@ from sae_lib.data.language_model import LanguageModel
 from sae_lib.profiles.profile import load_profile
 from sae_lib.report.tables import write as table_files  # noqa: F401
 from sae_lib.study import scoring  # noqa: F401
-from sae_lib.study.up_to_date import find_notebooks, made_from
+from sae_lib.study.pipeline import find_notebooks, made_from
 from sae_lib.util.paths import Paths
 from tests.faults import small_artifact
 from tests.faults.comparison import compare

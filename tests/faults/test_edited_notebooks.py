@@ -14,7 +14,7 @@ import pytest
 from sae_lib.__main__ import main
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.study import pipeline, plan
-from sae_lib.study.up_to_date import find_notebooks, why_not_done
+from sae_lib.study.pipeline import find_notebooks, why_not_done
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import Paths
 from tests.study.test_pipeline import NAMES, Kernel, write_notebook, writes

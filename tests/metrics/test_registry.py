@@ -95,16 +95,17 @@ def test_only_a_stale_score_is_computed_again(experiment: Experiment, monkeypatc
     assert after["absorption"] == before["absorption"] and after["stability"] > before["stability"]
 
 
-def test_stability_does_not_read_an_absorption_of_another_key(experiment: Experiment) -> None:
+def test_stability_does_not_read_an_absorption_of_another_key(folder: Path, experiment: Experiment) -> None:
     """It asks for the absorption that belongs to it, and that is computed first."""
     specs = [s for s in plan_runs(experiment.profile, None, ["main"]) if s.method == "topk"]
     experiment.train(specs)
     evaluate(experiment, specs, ["absorption"])
     run = experiment.run_folder(specs[0], experiment.store_key)
-    content = yaml.safe_load(Path(experiment.source).read_text())
+    profile = write_profile(folder, "two", 2)
+    content = yaml.safe_load(profile.read_text())
     content["evaluation"]["absorption"]["min_probe_f1"] = 0.0
-    Path(experiment.source).write_text(yaml.safe_dump(content))
-    edited = Experiment.open(experiment.source)
+    profile.write_text(yaml.safe_dump(content))
+    edited = Experiment.open(str(profile))
     rows = evaluate(edited, specs, ["stability"]).rows
     assert read_json(run / "absorption.json")["key"] == score_keys(edited)["absorption"]
     assert rows["letters"].item() > 0

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from sae_lib.profiles.profile import load_profile
-from sae_lib.report.readme import BLOCK, fill_readme, with_tables
+from sae_lib.report.tables.write import BLOCK, fill_readme, with_tables
 from sae_lib.study.plan import make_plan
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import ROOT

@@ -11,7 +11,7 @@ from scipy import stats
 
 from sae_lib.report.results import l0_is_matched
 from sae_lib.report.statistics import holm, p_value, pair_values, t_interval
-from sae_lib.report.tables.literature import PUBLISHED, literature_table
+from sae_lib.report.tables.published import BY_L0, literature_table
 from sae_lib.report.tables.sweep import Curve, equal_ev_table, gap_between, sweep_table
 from tests.report import synthetic
 
@@ -161,7 +161,7 @@ def test_the_literatures_order_is_counted() -> None:
     for sign, counts in ((1, ("12 of 12", "18 of 18")), (-1, ("0 of 12", "0 of 18"))):
         parts = [
             rows(method, *((f"k={l0:g}", l0, [sign * value]) for l0, value in of_l0.items()))
-            for method, of_l0 in PUBLISHED.items()
+            for method, of_l0 in BY_L0.items()
         ]
         caption = literature_table(pd.concat(parts).rename(columns={"y": "absorption_full"})).caption
         assert all(f"{count} of " in caption for count in counts)

@@ -21,9 +21,8 @@ from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.report.provenance import output_path, write_stage_manifest
 from sae_lib.study import pipeline, plan
-from sae_lib.study import up_to_date as notebook_state
 from sae_lib.study.notebooks import run_notebook
-from sae_lib.study.up_to_date import find_notebooks, made_from, record_done, why_not_done
+from sae_lib.study.pipeline import find_notebooks, made_from, record_done, why_not_done
 from sae_lib.util import environment
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock, file_sha256, read_json, write_json
@@ -259,7 +258,7 @@ def test_profile_lock_and_code_are_part_of_the_key(
         (tmp_path / "requirements.lock").write_text(lock.replace("torch==", "torch==1."))
         assert why_not_done(first, profile, paths) == "packages in requirements.lock changed"
     with monkeypatch.context() as changed:
-        changed.setattr(notebook_state, "CODE", tmp_path)
+        changed.setattr(pipeline, "CODE", tmp_path)
         assert why_not_done(first, profile, paths) == "the code changed"
     assert why_not_done(first, profile, paths) is None
 
@@ -334,7 +333,7 @@ def test_only_what_nobody_writes_is_removed_from_the_shared_corpus(
 
 def test_all_notebooks_of_the_repository_have_to_be_there(notebooks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(find_notebooks(notebooks)) == 3
-    monkeypatch.setattr(notebook_state, "NOTEBOOKS", notebooks)
+    monkeypatch.setattr(pipeline, "NOTEBOOKS", notebooks)
     with pytest.raises(ArtifactError, match=r"^notebook 04, 05 is missing in \S+; restore it with git$"):
         find_notebooks(notebooks)
     assert len(find_notebooks(NOTEBOOKS)) == 5
@@ -400,7 +399,6 @@ def test_manifest_names_outputs_relative_to_their_folders(paths: Paths) -> None:
     manifest = read_json(write_stage_manifest(paths, "05_figures", [figure, table]))
     assert sorted(manifest["outputs"]) == ["figures/curves.pdf", "results/evaluation.parquet"]
     assert [output_path(paths, name) for name in sorted(manifest["outputs"])] == [figure, table]
-    assert list(manifest["upstream"]) == ["01"]
     with pytest.raises(ArtifactError, match=r"05: the output \S+/absent was not written"):
         write_stage_manifest(paths, "05", [paths.results / "absent"])
     with pytest.raises(ArtifactError, match="lies outside"):

@@ -22,7 +22,7 @@ from sae_lib.study.experiment import Experiment
 from sae_lib.study.extras import METRICS, TRAJECTORY
 from sae_lib.study.pipeline import run
 from sae_lib.study.rows import keep, restore, rows_folder
-from sae_lib.study.sitting import Decisions, sit, steps
+from sae_lib.study.sitting import sit, steps
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import ROOT
@@ -30,7 +30,6 @@ from tests.report.synthetic import toy_summary
 from tests.study.test_stages import write_profile
 
 KNOWN = Calibration(coefficients={}, dropout_probability=0.3)
-DECIDED = Decisions(lambda: KNOWN, lambda known: known, lambda known, _: known)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +68,27 @@ def test_a_time_that_is_none_is_refused(profile, experiment, hours, capsys):
     assert re.fullmatch(r"error: hours: (nan|-1|inf|-inf) is no time to go on for; give a number of 0 or more", line)
 
 
-def test_the_order_begins_with_what_needs_no_sweep(profile):
-    plan, seeds = list(steps(load_profile(profile), DECIDED)), load_profile(profile).training.seeds
+def planned(profile, monkeypatch, missing=()):
+    """The steps where every decision falls on what is known already."""
+    monkeypatch.setattr(sitting, "evaluate", lambda *_: SimpleNamespace(rows=None))
+    monkeypatch.setattr(sitting, "choose_atm", lambda rows: None)
+    decided = {"calibrate": lambda: KNOWN, "match_fair": lambda known, method: known}
+    return list(steps(SimpleNamespace(profile=load_profile(profile), **decided), missing))
+
+
+def test_what_depends_on_a_sweep_waits_for_it(profile, monkeypatch):
+    whole = planned(profile, monkeypatch)
+    for group, last in (
+        ("sweep", "coefficients as written, and a sweep of the L1 methods"),
+        ("atm_grid", "grid of ATM's c and r"),
+        ("fair_sweep", "sweep of atm for a fair ATM"),
+    ):
+        spec = next(spec for step in whole for spec in step.specs if spec.group == group)
+        assert planned(profile, monkeypatch, [spec])[-1].what == last
+
+
+def test_the_order_begins_with_what_needs_no_sweep(profile, monkeypatch):
+    plan, seeds = planned(profile, monkeypatch), load_profile(profile).training.seeds
     assert [spec.method for spec in plan[0].specs] == ["topk", "untrained", "permuted"]
     assert [step.what for step in plan[: len(seeds)]] == [f"told their L0, and controls, seed {s}" for s in seeds]
     assert [step.what for step in plan[len(seeds) :][:5]] == [

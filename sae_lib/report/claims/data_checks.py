@@ -8,15 +8,15 @@ how far something may fall that is only said to be kept.
 A paper's method is compared with the same methods in every claim (`AGAINST`), unless the claim names the one whose
 number it quotes. `ASKED` is our own question: told beside, without a say in the verdict.
 
-The checks of `KINDS` are made on the language model's SAEs (`Scale`) and on those of toy data (`Toy`), whose true
-features are known, so that absorption is counted.
+The checks of `KINDS` are made on the language model's SAEs and on those of toy data, whose true features are known, so
+that absorption is counted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,8 +36,17 @@ from sae_lib.report.claims.verdicts import (
     united,
 )
 from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METRICS, NOT_MEASURABLE, method_name
-from sae_lib.report.results import Results, drop_effect, l0_is_matched, select, toy_rows, why_empty
-from sae_lib.report.statistics import ROUNDING, Interval, difference, main_effects, seeds_of, t_interval
+from sae_lib.report.results import (
+    Results,
+    drop_effect,
+    l0_is_matched,
+    main_effect,
+    select,
+    toy_rows,
+    why_empty,
+    without_mechanisms,
+)
+from sae_lib.report.statistics import ROUNDING, Interval, difference, seeds_of, t_interval
 from sae_lib.report.tables.controls import no_better
 
 Options = Mapping[str, Any]
@@ -63,11 +72,6 @@ def metric_label(name: str) -> str:
     return METRICS[name].label if name in METRICS else name.replace("_", " ").replace("l1 per l0", "L1 / L0")
 
 
-def without_mechanisms(factorial: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `RECIPE`."""
-    return factorial[~factorial.reindex(columns=[*MECHANISMS]).astype(bool).any(axis=1)]
-
-
 def at_the_end(values: Mapping[str, float], want: Options) -> str:
     """Why a share of cases cannot move, from its means in all that is compared."""
     known = [value for value in values.values() if math.isfinite(value)]
@@ -85,27 +89,33 @@ def lacking(results: Results, metric: str) -> bool:
 
 
 class Scale:
-    """The language model's SAEs, of the group that `options` name."""
+    """What a check is made on: the language model's SAEs, of the group that `options` name, or those of one `toy`, with
+    their `rows` in the experiment that the check reads."""
 
-    place = ""  # what the name of a comparison begins with
-    toy = ""  # before a metric in `ROUNDING`
-
-    def __init__(self, results: Results, options: Options) -> None:
-        rows, self.results, self.group = results.evaluation, results, options.get("group", "main")
-        self.factorial, self.importance = (rows[rows["group"] == name] for name in ("factorial", "atm_importance"))
+    def __init__(self, results: Results, options: Options, toy: str = "", rows: pd.DataFrame | None = None) -> None:
+        self.results, self.toy, self.rows, self.group = results, toy, rows, options.get("group", "main")
+        groups = results.evaluation["group"]
+        self.factorial, self.importance = (results.evaluation[groups == g] for g in ("factorial", "atm_importance"))
+        if rows is not None:
+            self.factorial, self.importance = toy_rows(results.toy_summary, "factorial", toy), rows
+        self.place = f"{toy}, " if toy else ""  # what the name of a comparison begins with
 
     def seeds(self, method: str, metric: str) -> pd.Series:
         """The values of a metric by seed, of one method."""
         if method == RECIPE:
             return seeds_of(without_mechanisms(self.factorial), metric)
-        return self._seeds(method, metric)
-
-    def _seeds(self, method: str, metric: str) -> pd.Series:
+        if self.rows is not None:
+            return seeds_of(self.rows[self.rows["method"] == method], metric)
         return self.results.seeds(self.group, method, metric)
+
+    def mean(self, method: str, metric: str) -> float:
+        return t_interval(self.seeds(method, metric)).mean
 
     def untestable(self, metric: str) -> str:
         """Why a metric decides nothing, "" if it does: the language model does not allow it, or SAEs without training
-        do as well."""
+        do as well. Toy data has no controls."""
+        if self.toy:
+            return ""
         if lacking(self.results, metric):
             return NO_LETTERS
         named = ", ".join(map(method_name, no_better(self.results, metric) if metric in METRICS else ()))
@@ -113,18 +123,20 @@ class Scale:
 
     def beside(self, methods: Sequence[str]) -> str:
         """What a contrast is told with."""
-        means = {method: {m: t_interval(self.seeds(method, m)).mean for m in _BESIDE} for method in methods}
-        return "".join(
-            f"; {method_name(method)} at " + ", ".join(f"{metric_label(m)} {value:.3g}" for m, value in values.items())
-            for method, values in means.items()
-        )
+        if self.toy:
+            l0 = ", ".join(f"{method_name(method)} {self.mean(method, 'l0'):.3g}" for method in methods)
+            return f"; {self.toy}: L0 {l0}"
+        told = {method: [f"{metric_label(m)} {self.mean(method, m):.3g}" for m in _BESIDE] for method in methods}
+        return "".join(f"; {method_name(method)} at {', '.join(values)}" for method, values in told.items())
 
-    def on_l0(self, effects: Callable[[str], Sequence[Interval]]) -> str:
+    def on_l0(self, effects: Iterable[Interval]) -> str:
         """What a mechanism or a part is told with: its effects on L0."""
-        return "; on L0 " + ", ".join(f"{effect.mean:+.3g}" for effect in effects("l0"))
+        return "" if self.toy else "; on L0 " + ", ".join(f"{effect.mean:+.3g}" for effect in effects)
 
-    def needs_matched_l0(self, options: Options) -> bool:
-        return self.group in ("main", "atm_fair") and any(want["metric"] in _DECIDED_BY_L0 for want in options["wants"])
+    def is_matched(self, options: Options, methods: Sequence[str]) -> bool:
+        """Whether L0 allows to conclude from a contrast."""
+        by_l0 = self.group in ("main", "atm_fair") and any(w["metric"] in _DECIDED_BY_L0 for w in options["wants"])
+        return not (self.toy or by_l0) or l0_is_matched(self.mean(method, "l0") for method in methods)
 
     def compare(
         self, name: str, interval: Interval, want: Options, of: float, other: float = 0.0, why: str = ""
@@ -132,40 +144,18 @@ class Scale:
         """The comparison of an entry of `wants`. `other` is the mean that a `share` is of; `of`, how often the variance
         of one SAE's value is in the quantity; `why`, why it decides nothing."""
         effect = want["share"] * abs(other) if "share" in want else want.get("effect", 0.0)
-        rounding = ROUNDING.get(self.toy + want["metric"], 0.0) * math.sqrt(of)
+        rounding = ROUNDING.get(f"{'toy ' if self.toy else ''}{want['metric']}", 0.0) * math.sqrt(of)
         return Comparison(
             self.place + name, interval, want["want"], want.get("allowed", 0.0), effect / 2, why, rounding
         )
 
 
-class Toy(Scale):
-    """The SAEs of one toy, in the experiment that a check reads."""
+class Found(NamedTuple):
+    """Comparisons, what is told beside them, and whether L0 allows to conclude from them."""
 
-    toy = "toy "
-
-    def __init__(self, results: Results, rows: pd.DataFrame, toy: str) -> None:
-        self.rows, self.name, self.place = rows, toy, f"{toy}, "
-        self.factorial, self.importance = toy_rows(results.toy_summary, "factorial", toy), rows
-
-    def _seeds(self, method: str, metric: str) -> pd.Series:
-        return seeds_of(self.rows[self.rows["method"] == method], metric)
-
-    def untestable(self, metric: str) -> str:
-        return ""  # toy data has no controls
-
-    def beside(self, methods: Sequence[str]) -> str:
-        l0 = {method: t_interval(self.seeds(method, "l0")).mean for method in methods}
-        return f"; {self.name}: L0 " + ", ".join(f"{method_name(method)} {value:.3g}" for method, value in l0.items())
-
-    def on_l0(self, effects: Callable[[str], Sequence[Interval]]) -> str:
-        return ""
-
-    def needs_matched_l0(self, options: Options) -> bool:
-        return True
-
-
-# Comparisons, what is told beside them, and whether L0 allows to conclude from them.
-Found = tuple[list[Comparison], str, bool]
+    comparisons: list[Comparison]
+    note: str
+    matched: bool = True
 
 
 def contrast(scale: Scale, options: Options) -> Found:
@@ -174,7 +164,6 @@ def contrast(scale: Scale, options: Options) -> Found:
     first = options["first"]
     against = tuple(options.get("second", AGAINST.get(first, ())))
     asked = () if "second" in options else ASKED.get(first, ())
-    told = (first, *against, *asked)
 
     def comparisons(others: Sequence[str]) -> list[Comparison]:
         found = []
@@ -192,8 +181,8 @@ def contrast(scale: Scale, options: Options) -> Found:
     for other in asked:
         ours = decide(comparisons((other,)))
         note += f"; our question, against {method_name(other)}: {ours.verdict}, {ours.reason}"
-    l0 = [t_interval(scale.seeds(method, "l0")).mean for method in told]
-    return comparisons(against), note + scale.beside(told), not scale.needs_matched_l0(options) or l0_is_matched(l0)
+    matched = scale.is_matched(options, (first, *against, *asked))
+    return Found(comparisons(against), note + scale.beside((first, *against, *asked)), matched)
 
 
 def level(scale: Scale, options: Options) -> Found:
@@ -210,26 +199,24 @@ def level(scale: Scale, options: Options) -> Found:
         comparisons.append(scale.compare(name, interval, want, of=1, why=scale.untestable(want["metric"])))
         for other in options.get("beside", ()):
             found = t_interval(scale.seeds(other, want["metric"]))
-            note += f"; {scale.place}{metric} of {method_name(other)} {found}" if found.n or not scale.place else ""
-    return comparisons, note, True
+            note += f"; {scale.place}{metric} of {method_name(other)} {found}" if found.n or not scale.toy else ""
+    return Found(comparisons, note)
 
 
 def effects(scale: Scale, options: Options) -> Found:
     """Main effects of mechanisms in the 2x2x2 factorial."""
-    comparisons, rows, recipe = [], scale.factorial, without_mechanisms(scale.factorial)
+    comparisons, rows = [], scale.factorial
     for want in options["wants"]:
         metric = want["metric"]
         why = at_the_end({"factorial": t_interval(seeds_of(rows, metric)).mean}, want) or scale.untestable(metric)
-        effect, other = main_effects(rows, metric, MECHANISMS), t_interval(seeds_of(recipe, metric)).mean
         for factor in options["factors"]:
-            name = f"effect of {MECHANISMS[factor]} on {metric_label(metric)}:"
+            name, effect = (
+                f"effect of {MECHANISMS[factor]} on {metric_label(metric)}:",
+                main_effect(rows, metric, factor),
+            )
             # Four cells minus four.
-            comparisons.append(scale.compare(name, effect[factor], want, of=1 / 2, other=other, why=why))
-    return (
-        comparisons,
-        scale.on_l0(lambda l0: [main_effects(rows, l0, MECHANISMS)[f] for f in options["factors"]]),
-        True,
-    )
+            comparisons.append(scale.compare(name, effect, want, of=1 / 2, other=scale.mean(RECIPE, metric), why=why))
+    return Found(comparisons, scale.on_l0(main_effect(rows, "l0", factor) for factor in options["factors"]))
 
 
 def drop_one(scale: Scale, options: Options) -> Found:
@@ -242,7 +229,7 @@ def drop_one(scale: Scale, options: Options) -> Found:
             name, change = f"{metric_label(metric)} without {part}:", drop_effect(rows, metric, part)
             why = scale.untestable(metric)
             comparisons.append(scale.compare(name, change, want, of=2, other=all_parts, why=why))
-    return comparisons, scale.on_l0(lambda l0: [drop_effect(rows, l0, part) for part in IMPORTANCE_PARTS]), True
+    return Found(comparisons, scale.on_l0(drop_effect(rows, "l0", part) for part in IMPORTANCE_PARTS))
 
 
 # Kind of check -> what makes it, and the toys' experiment that it reads unless `options` name another.
@@ -279,10 +266,8 @@ def top_share(histogram: pd.DataFrame, top: float) -> float:
     """
     bins = histogram.sort_values("log10_rate_left", ascending=False, kind="stable")
     left, count = bins["log10_rate_left"].to_numpy(float), bins["count"].to_numpy(float)
-    finite = np.isfinite(left)
-    widths = -np.diff(np.unique(left[finite])[::-1])
-    middle = left + (widths.min() if len(widths) else 0.0) / 2
-    rate = np.where(finite, 10.0 ** np.where(finite, middle, 0.0), 0.0)
+    widths = np.diff(np.unique(left[np.isfinite(left)]))
+    rate = 10.0 ** (left + (widths.min() if len(widths) else 0.0) / 2)
     allowed = math.ceil(top * count.sum())
     taken = np.clip(allowed - (np.cumsum(count) - count), 0, count)
     total = float((rate * count).sum())
@@ -291,16 +276,14 @@ def top_share(histogram: pd.DataFrame, top: float) -> float:
 
 def dominance(scale: Scale, options: Options) -> Outcome:
     """Main effect of a mechanism on `top_share` in the factorial."""
-    rows, density = scale.factorial, scale.results.density
+    density, factor = scale.results.density, options["factor"]
     # An SAE that stands in several groups has one histogram for each.
-    histograms = density[density["run"].isin(rows["run"])].drop_duplicates(["run", "log10_rate_left"])
+    histograms = density[density["run"].isin(scale.factorial["run"])].drop_duplicates(["run", "log10_rate_left"])
     shares = {run: top_share(part, options["top"]) for run, part in histograms.groupby("run")}
-    rows = rows.assign(share=rows["run"].map(shares).astype(float))
-    factor = options["factor"]
-    effect = main_effects(rows, "share", MECHANISMS)[factor]
+    rows = scale.factorial.assign(share=scale.factorial["run"].map(shares).astype(float))
     mean = t_interval(seeds_of(rows, "share")).mean
     name = f"effect of {MECHANISMS[factor]} on the share of the top {options['top']:.0%} (mean {mean:.3f}):"
-    return decide([Comparison(name, effect, "lower", margin=options["share"] * mean / 2)])
+    return decide([Comparison(name, main_effect(rows, "share", factor), "lower", margin=options["share"] * mean / 2)])
 
 
 def fluctuation(scale: Scale, options: Options) -> Outcome:
@@ -366,20 +349,22 @@ def sensitivity(scale: Scale, options: Options) -> Outcome:
     """Whether other values of each parameter change a metric by more than `margin`: both do, or neither does."""
     rows, margin = scale.results.evaluation, options["margin"]
     rows = rows[rows["group"] == "sensitivity"]
-    parameters = {name: name.replace("_", " ") for name in VARIED if name != WARM_UP}
+    parameters = [name for name in VARIED if name != WARM_UP]
     if rows.empty or not {"varied", *parameters, *options["metrics"]} <= set(rows.columns):
         return Outcome(NOT_RUN, "no results for other coefficients and thresholds")
     metrics = [metric for metric in options["metrics"] if not lacking(scale.results, metric)]
-    left_out = [metric_label(metric) for metric in options["metrics"] if metric not in metrics]
-    note = f"; left out, {NO_LETTERS}: {', '.join(left_out)}" if left_out else ""
     if not metrics:
         return Outcome(UNTESTABLE, NO_LETTERS, NO_LETTERS)
+    left_out = ", ".join(metric_label(metric) for metric in options["metrics"] if metric not in metrics)
     rows = rows[rows["varied"] != WARM_UP]
     default = {p: rows[p].mode().iloc[0] if rows[p].notna().any() else math.nan for p in parameters}
-    usual = rows[(rows[list(parameters)] == pd.Series(default)).all(axis=1)]
+    usual = rows[(rows[parameters] == pd.Series(default)).all(axis=1)]
     outcomes = []
-    for parameter, name in parameters.items():
-        other = rows[rows[parameter].notna() & (rows[parameter] != default[parameter])]
+    for parameter in parameters:
+        name, other = (
+            parameter.replace("_", " "),
+            rows[rows[parameter].notna() & (rows[parameter] != default[parameter])],
+        )
         changes = {
             (value, metric): difference(seeds_of(part, metric), seeds_of(usual, metric))
             for value, part in other.groupby(parameter)
@@ -403,23 +388,20 @@ def sensitivity(scale: Scale, options: Options) -> Outcome:
         verdict = REPRODUCED if large else INCONCLUSIVE if unclear else NOT_REPRODUCED
         number = f"{told.number}; {told.seeds}" if verdict == INCONCLUSIVE else told.number
         outcomes.append(Outcome(verdict, str(told), number))
-    outcome = united(outcomes)
-    if all(each.verdict == NOT_REPRODUCED for each in outcomes):
-        outcome = outcome._replace(verdict=CONTRADICTED)
-    return outcome._replace(
-        reason=f"up to {margin:g} counted as none: " + "; ".join(each.reason for each in outcomes) + note
-    )
+    neither = all(each.verdict == NOT_REPRODUCED for each in outcomes)
+    found, reasons = united(outcomes), "; ".join(each.reason for each in outcomes)
+    note = f"; left out, {NO_LETTERS}: {left_out}" if left_out else ""
+    verdict = CONTRADICTED if neither else found.verdict
+    return Outcome(verdict, f"up to {margin:g} counted as none: {reasons}{note}", found.number)
 
 
 def warm_up(scale: Scale, options: Options) -> Outcome:
     """TemporalSAE without any schedule of its first steps, against the method as it is: a collapse is a fall of the
-    metric by more than `fall`.
-    """
+    metric by more than `fall`."""
     metric, fall = options["metric"], options["fall"]
-    results = scale.results
-    rows = select(results.evaluation, "sensitivity", "temporal_sae")
+    rows = select(scale.results.evaluation, "sensitivity", "temporal_sae")
     without = seeds_of(rows[rows["varied"] == WARM_UP] if "varied" in rows else rows, metric)
-    change = difference(without, results.seeds("main", "temporal_sae", metric) - fall)
+    change = difference(without, scale.results.seeds("main", "temporal_sae", metric) - fall)
     name = f"{metric_label(metric)} without the warm-up − with it, plus {fall:g}:"
     return decide([scale.compare(name, change, {"metric": metric, "want": "lower"}, of=2)])
 
@@ -431,23 +413,23 @@ SINGLE: dict[str, Callable[[Scale, Options], Outcome]] = {
 }
 
 
-def _outcome(scales: Sequence[Scale], options: Options) -> Outcome:
-    """Of a check of `KINDS` that all of `scales` have to agree in."""
-    found = [KINDS[options["kind"]][0](scale, options) for scale in scales]
-    outcome = decide([each for comparisons, *_ in found for each in comparisons], "".join(note for _, note, _ in found))
-    if outcome.verdict == NOT_RUN or all(matched for *_, matched in found):
-        return outcome
-    return Outcome(NOT_RUN, f"L0 is not matched, so nothing follows from: {outcome.reason}")
-
-
 def check_on_data(results: Results, options: Options) -> Outcome:
     """A check on the language model's SAEs."""
     kind, scale = options["kind"], Scale(results, options)
-    return _outcome([scale], options) if kind in KINDS else SINGLE[kind](scale, options)
+    return _agreed([scale], options) if kind in KINDS else SINGLE[kind](scale, options)
 
 
 def check_on_toys(results: Results, options: Options) -> Outcome:
     """A check of `KINDS` on toy data. `options` name a `toy`; without one, every toy of the experiment has to agree."""
     experiment = options.get("experiment", KINDS[options["kind"]][1])
     rows = toy_rows(results.toy_summary, experiment, options.get("toy"))
-    return _outcome([Toy(results, part, str(toy)) for toy, part in rows.groupby("toy", sort=True)], options)
+    return _agreed([Scale(results, options, str(toy), part) for toy, part in rows.groupby("toy", sort=True)], options)
+
+
+def _agreed(scales: Sequence[Scale], options: Options) -> Outcome:
+    """Of a check of `KINDS` that all of `scales` have to agree in."""
+    found = [KINDS[options["kind"]][0](scale, options) for scale in scales]
+    outcome = decide([c for each in found for c in each.comparisons], "".join(each.note for each in found))
+    if outcome.verdict == NOT_RUN or all(each.matched for each in found):
+        return outcome
+    return Outcome(NOT_RUN, f"L0 is not matched, so nothing follows from: {outcome.reason}")

@@ -69,24 +69,24 @@ class Claim(Strict):
 
     @model_validator(mode="after")
     def _decidable(self) -> Claim:
+        data, toy = self.data_check or {}, self.toy_check or {}
         named: list[tuple[str, Any, Collection[str]]] = [
             ("paper_check", self.paper_check, PAPER_CHECKS),
-            ("data_check.kind", self.data_check and self.data_check.get("kind", ""), {**KINDS, **SINGLE}),
-            ("toy_check.kind", self.toy_check and self.toy_check.get("kind", ""), KINDS),
+            ("data_check.kind", data.get("kind", "") if data else None, {**KINDS, **SINGLE}),
+            ("toy_check.kind", toy.get("kind", "") if toy else None, KINDS),
             *(("shown", stem, {**FIGURES, **TABLES}) for stem in self.shown),
         ]
         for name, kind, known in named:
             if kind is not None and kind not in known:
                 raise ValueError(f"{name} '{kind}' is none of {', '.join(known)}")
-        for name, check in (("data_check", self.data_check), ("toy_check", self.toy_check)):
-            wants = check and [check, *check.get("wants", ())]
-            if wants and any(SIZES & {*want} for want in wants) and not (check or {}).get("because"):
+        for name, check in (("data_check", data), ("toy_check", toy)):
+            if any(SIZES & {*want} for want in (check, *check.get("wants", ()))) and not check.get("because"):
                 raise ValueError(f"{name}.because is missing: say why the effect or the bound has its size")
-        if self.toy_check is not None and not self.toy_check.get("evidence"):
+        if toy and not toy.get("evidence"):
             raise ValueError("toy_check.evidence is missing: say in one line what is counted on the toy data")
         if self.about == "paper" and self.paper_check is None:
             raise ValueError("a claim about the paper needs a paper_check")
-        if not (self.paper_check or self.data_check or self.toy_check or self.tolerance):
+        if not (self.paper_check or data or toy or self.tolerance):
             raise ValueError("nothing decides: give a tolerance, a paper_check, a data_check or a toy_check")
         return self
 
@@ -117,8 +117,6 @@ def load_claims(path: Path | str = CLAIMS_FILE) -> list[Claim]:
 
 def require_claim_ids(found: set[str], where: str) -> None:
     """Raises ArtifactError unless `found` are exactly the ids of the claims; `where` is named in it."""
-    missing, unknown = set(CLAIM_IDS) - found, found - set(CLAIM_IDS)
-    if missing or unknown:
-        parts = [f"missing {', '.join(sorted(missing))}"] if missing else []
-        parts += [f"unknown {', '.join(sorted(unknown))}"] if unknown else []
+    differing = {"missing": set(CLAIM_IDS) - found, "unknown": found - set(CLAIM_IDS)}
+    if parts := [f"{what} {', '.join(sorted(ids))}" for what, ids in differing.items() if ids]:
         raise ArtifactError(f"claims: {where}: {'; '.join(parts)}; the ids are T-01 to T-30 and M-01 to M-08")

@@ -81,7 +81,7 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
                 "number": by_paper or next((found.number for found in made if found.number), ""),
                 "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)),
                 "toy_evidence": f"{claim.toy_check['evidence']}: {toy.reason}" if claim.toy_check and toy else "",
-                "argument": _argument(claim),
+                "argument": " ".join(filter(None, (claim.argument.strip(), _sizes(claim)))),
             }
         )
     return pd.DataFrame(rows)
@@ -92,11 +92,11 @@ def findings(evaluated: pd.DataFrame) -> pd.DataFrame:
     return evaluated[(evaluated["same_as"] == "") & (evaluated["about"] != "setting")]
 
 
-def _argument(claim: Claim) -> str:
-    """Why the verdict follows, and why its sizes are what they are."""
-    checks = [("", claim.data_check), ("toy data: ", claim.toy_check)]
+def _sizes(claim: Claim) -> str:
+    """Why the sizes in its checks are what they are."""
+    checks = (("", claim.data_check), ("toy data: ", claim.toy_check))
     sizes = [f"{where}{check['because']}" for where, check in checks if check and check.get("because")]
-    return " ".join([claim.argument.strip(), f"Sizes: {'; '.join(sizes)}." if sizes else ""]).strip()
+    return f"Sizes: {'; '.join(sizes)}." if sizes else ""
 
 
 def _verdict(claim: Claim, profile: Profile, results: Results, made: list[Outcome]) -> Outcome:
@@ -199,9 +199,9 @@ def claims_details(evaluated: pd.DataFrame, folder: Path | str) -> str:
     return "\n".join(sections)
 
 
-def write_claims(evaluated: pd.DataFrame, profile: Profile, folder: Path | str, note: str = "") -> list[Path]:
+def write_claims(evaluated: pd.DataFrame, profile: Profile, folder: Path | str) -> list[Path]:
     """Write the ledger as a table of a line for each claim, and what stands behind it. Returns the paths."""
-    paths = write_table(claims_table(evaluated, profile), "claims", folder, note)
+    paths = write_table(claims_table(evaluated, profile), "claims", folder)
     with atomic_write(Path(folder) / DETAILS) as file:
         file.write(claims_details(evaluated, folder))
     return [*paths, Path(folder) / DETAILS]
@@ -220,7 +220,6 @@ def claims_summary(evaluated: pd.DataFrame, width: int = 100) -> str:
 def write_verdicts(evaluated: pd.DataFrame, profile: Profile, path: Path | str) -> None:
     """Write the verdicts that `verify` compares with: {"profile", "verdicts": {id: {column: verdict}}} for the columns
     verdict, at_this_scale and ground_truth."""
-    require_claim_ids(set(evaluated["id"]), "the evaluated claims")
     verdicts = evaluated.set_index("id")[list(VERDICT_COLUMNS)].to_dict("index")
     write_json(path, {"profile": profile.name, "verdicts": verdicts})
 
@@ -232,7 +231,15 @@ def verify(profile: Profile, results_folder: Path | str, expected_file: Path | s
     Raises ArtifactError: no results, or no expected verdicts, or another profile's, or unknown or missing ones.
     """
     expected_file = Path(expected_file)
-    expected = _expected(profile, expected_file)
+    make_them = f"after `make paper`, `python -m sae_lib accept --profile {profile.name}` makes it"
+    try:
+        content = read_json(expected_file)
+    except FileNotFoundError:
+        raise ArtifactError(f"verdicts: there is no {shown(expected_file)} to compare with; {make_them}") from None
+    if not isinstance(content, dict) or content.get("profile") != profile.name:
+        raise ArtifactError(f"verdicts: {shown(expected_file)} is not of profile {profile.name}; {make_them}")
+    expected = content.get("verdicts", {})
+    require_claim_ids(set(expected), expected_file.name)
     evaluated = evaluate_claims(profile, Results.load(results_folder))
     print(claims_details(evaluated, expected_file.parent) if long else claims_summary(evaluated))
     print(f"\n{len(evaluated)} claims at profile {profile.name}, from {results_folder}")
@@ -241,25 +248,12 @@ def verify(profile: Profile, results_folder: Path | str, expected_file: Path | s
     for column, name in VERDICT_COLUMNS.items():
         numbers = {_SHORT.get(verdict, verdict): (counted[column] == verdict).sum() for verdict in VERDICTS}
         print(f"  {name}: " + ", ".join(f"{number} {verdict}" for verdict, number in numbers.items() if number))
-    differing = 0
-    for row in evaluated.to_dict("records"):
-        for column in VERDICT_COLUMNS:
-            got, wanted = row[column], expected[row["id"]].get(column)
-            if got != wanted:
-                differing += 1
-                print(f"DIFFERS {row['id']} {column}: '{got}', committed '{wanted}'")
-    print(f"{differing} verdicts differ from {expected_file.name}" if differing else "all verdicts as committed")
+    differing = [
+        f"DIFFERS {row['id']} {column}: '{row[column]}', committed '{expected[row['id']].get(column)}'"
+        for row in evaluated.to_dict("records")
+        for column in VERDICT_COLUMNS
+        if row[column] != expected[row["id"]].get(column)
+    ]
+    told = f"{len(differing)} verdicts differ from {expected_file.name}" if differing else "all verdicts as committed"
+    print(*differing, told, sep="\n")
     return 1 if differing else 0
-
-
-def _expected(profile: Profile, path: Path) -> dict[str, dict[str, str]]:
-    make_them = f"after `make paper`, `python -m sae_lib accept --profile {profile.name}` makes it"
-    try:
-        content = read_json(path)
-    except FileNotFoundError:
-        raise ArtifactError(f"verdicts: there is no {shown(path)} to compare with; {make_them}") from None
-    if not isinstance(content, dict) or content.get("profile") != profile.name:
-        raise ArtifactError(f"verdicts: {shown(path)} is not of profile {profile.name}; {make_them}")
-    verdicts = content.get("verdicts", {})
-    require_claim_ids(set(verdicts), path.name)
-    return dict(verdicts)

@@ -128,9 +128,8 @@ def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
     if excluded:
         return Outcome(NOT_REPRODUCED, reason, excluded[0].number)
     if open_:
-        return Outcome(
-            INCONCLUSIVE, f"{reason}; {open_[0].seeds}", f"{open_[0].interval.range}; {open_[0].seeds}: {open_[0].name}"
-        )
+        first, seeds = open_[0], open_[0].seeds
+        return Outcome(INCONCLUSIVE, f"{reason}; {seeds}", f"{first.interval.range}; {seeds}: {first.name}")
     if len(tested) < len(comparisons):
         first = next(c for c in comparisons if c.untestable)
         return Outcome(UNTESTABLE, reason, f"{first.untestable}: {first.number}")
@@ -140,8 +139,5 @@ def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
 def united(outcomes: list[Outcome]) -> Outcome:
     """Of a sentence that should hold at any scale: every check has to be made and to agree; one that contradicts
     refutes it, one that is untestable leaves it to the others."""
-    for verdict in (CONTRADICTED, NOT_REPRODUCED, NOT_RUN, INCONCLUSIVE, REPRODUCED, UNTESTABLE):
-        for outcome in outcomes:
-            if outcome.verdict == verdict:
-                return outcome
-    return outcomes[0]
+    order = (CONTRADICTED, NOT_REPRODUCED, NOT_RUN, INCONCLUSIVE, REPRODUCED, UNTESTABLE)
+    return min(outcomes, key=lambda outcome: order.index(outcome.verdict))

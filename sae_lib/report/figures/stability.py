@@ -19,19 +19,13 @@ from sae_lib.report.results import main_rows, why_empty
 from sae_lib.report.statistics import Interval, pair_values, seeds_of, t_interval
 
 # Panel -> what is drawn in the method's colour, its axis, and its control in grey.
-_PANELS: dict[str, tuple[str, str, str | None]] = {
-    "across seeds": ("matched_cosine", "cosine of matched decoder rows\n(higher is better)", None),
+_PANELS: dict[str, tuple[str, str, str]] = {
+    "across seeds": ("matched_cosine", "cosine of matched decoder rows\n(higher is better)", ""),
     "across contexts": (
-        "context_firing",
-        "contexts in which a word's letter\nlatent fires (higher is better)",
-        "context_firing_random",
+        "context_firing", "contexts in which a word's letter\nlatent fires (higher is better)", "context_firing_random",
     ),
-    "along tokens": (
-        "token_change",
-        "change per active latent\n(lower is steadier)",
-        "token_change_shuffled",
-    ),
-}
+    "along tokens": ("token_change", "change per active latent\n(lower is steadier)", "token_change_shuffled"),
+}  # fmt: skip
 _CEILING = "context_probe"
 
 
@@ -41,25 +35,19 @@ def stability_figure(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> 
 
     Grey is what chance gives: in (a) untrained SAEs, the dashed line; in (b) latents that fire as often and are no
     letter's; in (c) the same tokens shuffled. The dotted line in (b) is the ground-truth probe.
-
-    Args:
-        evaluation: results/evaluation.parquet.
-        seed_stability: results/seed_stability.parquet; where it is empty, (a) says so.
     """
     methods = main_rows(evaluation)
     fig, axes = panels(_PANELS, 1.3 + 0.2 * len(methods), sharey=True)
     data: list[dict[str, Any]] = []
     for ax, (title, (metric, label, control)) in zip(axes, _PANELS.items(), strict=True):
-        lacking = why_empty(evaluation, metric) == NOT_MEASURABLE and metric in evaluation
+        lacking = metric in evaluation and why_empty(evaluation, metric) == NOT_MEASURABLE
         if lacking:
             say(ax, NOT_MEASURABLE)
         for place, (method, part) in enumerate(methods.items()):
-            paired = metric == "matched_cosine"
-            found = _pairs(seed_stability, method, metric) if paired else t_interval(seeds_of(part, metric))
-            marks: list[tuple[str, Interval, Look, str | None]] = [(metric, found, look(method), None)]
-            if control is not None:
-                marks.insert(0, (control, t_interval(seeds_of(part, control)), Look(GREY, "o", ""), "none"))
-            for name, interval, style, face in marks:
+            own = (metric, look(method), None)
+            for name, style, face in [(control, Look(GREY, "o", ""), "none"), own] if control else [own]:
+                paired = name == "matched_cosine"
+                interval = _pairs(seed_stability, method, name) if paired else t_interval(seeds_of(part, name))
                 if not lacking:
                     dot(ax, interval, place, style, face)
                 data.append({"panel": title, "method": method, "metric": name, **interval._asdict()})

@@ -114,8 +114,6 @@ def dot_panels(
     known. `empty` is what a panel says that has nothing to show."""
     fig, axes = panels(metrics.values(), 1.0 + 0.24 * len(names), sharey=True)
     for ax, metric in zip(axes, metrics, strict=True):
-        if empty.get(metric):
-            say(ax, empty[metric])
         of_rows = [seeds_of(row.saes, metric) for row in rows]
         for row, values in zip(rows, of_rows, strict=True):
             style = look(row.saes["method"].iloc[0])
@@ -123,10 +121,12 @@ def dot_panels(
             if not empty.get(metric):
                 dot(ax, t_interval(values), row.place, style, row.face, markersize=5, elinewidth=0.9, capsize=0)
         known = pd.concat(of_rows)
+        if empty.get(metric):
+            say(ax, empty[metric])
         if len(known):
             lowest, highest = known.min(), known.max()
             width = max(highest - lowest, 1e-3)
-            shown = [i for i in map(t_interval, of_rows) if i.n > 1 and not empty.get(metric)]
+            shown = [i for i in map(t_interval, of_rows) if i.n > 1]
             low = max(min([lowest, *(i.low for i in shown)]), lowest - width)
             high = min(max([highest, *(i.high for i in shown)]), highest + width)
             ax.set_xlim(low - 0.06 * width, high + 0.06 * width)
@@ -182,12 +182,11 @@ def save_figure(fig: Figure, name: str, data: pd.DataFrame, folder: Path | str) 
 
     The same figure gives the same bytes: the PDF carries no date. Returns the three paths.
     """
-    folder = Path(folder)
-    paths = [folder / f"{name}.{ending}" for ending in ("pdf", "png", "csv")]
-    with atomic_write(paths[0], "wb") as file:
-        fig.savefig(file, format="pdf", metadata={"CreationDate": None})
-    with atomic_write(paths[1], "wb") as file:
-        fig.savefig(file, format="png", dpi=200)
+    paths = [Path(folder) / f"{name}.{ending}" for ending in ("pdf", "png", "csv")]
+    formats: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": 200}}
+    for path, (ending, options) in zip(paths, formats.items(), strict=False):
+        with atomic_write(path, "wb") as file:
+            fig.savefig(file, format=ending, **options)
     with atomic_write(paths[2]) as file:
         data.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
     return paths

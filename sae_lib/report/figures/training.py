@@ -6,7 +6,8 @@ Each function takes tidy results and returns the figure with the numbers that ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -31,11 +32,12 @@ from sae_lib.report.figures.style import (
     say,
 )
 from sae_lib.report.names import MECHANISMS, METRICS, NOT_MEASURABLE, method_name
-from sae_lib.report.results import DROPPED, by_method, drop_effect, main_rows, rows_of, why_empty
-from sae_lib.report.statistics import Interval, main_effects, seeds_of, t_interval
+from sae_lib.report.results import DROPPED, by_method, drop_effect, main_effect, main_rows, rows_of, why_empty
+from sae_lib.report.statistics import Interval, seeds_of, t_interval
 from sae_lib.util.errors import ArtifactError
 
 _EFFECT_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "l0")
+_UNEXPLAINED = ("reconstruction", "1 − explained variance\n(lower is better)")
 
 
 def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -68,7 +70,7 @@ def collapse_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Fi
     """
     columns = {
         "l0": ("L0", "active latents\nper token"),
-        "unexplained": ("reconstruction", "1 − explained variance\n(lower is better)"),
+        "unexplained": _UNEXPLAINED,
         "restarted": ("restarts", "latents started again,\nin all"),
         "absorption_full": ("absorption", METRICS["absorption_full"].axis),
     }
@@ -81,12 +83,11 @@ def tokens_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Figu
 
     Raises ArtifactError when absorption was followed along none of them.
     """
-    columns = {
-        "unexplained": ("reconstruction", "1 − explained variance\n(lower is better)"),
-        "absorption_full": ("absorption, full", METRICS["absorption_full"].axis),
-        "absorption_fraction": ("absorption, fraction", METRICS["absorption_fraction"].axis),
-        "main_latent_f1": ("main latents", METRICS["main_latent_f1"].axis),
-    }
+    titles = {
+        "absorption_full": "absorption, full", "absorption_fraction": "absorption, fraction",
+        "main_latent_f1": "main latents",
+    }  # fmt: skip
+    columns = {"unexplained": _UNEXPLAINED} | {c: (title, METRICS[c].axis) for c, title in titles.items()}
     return _followed(history, trajectory, "main", columns)
 
 
@@ -139,61 +140,55 @@ def ablation_effects(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """(a) main effects of TemporalSAE's mechanisms; (b) what dropping a part of ATM's importance changes;
     (c) ATM over c and r. Absorption stands beside explained variance, CE score and L0 everywhere."""
     rows = rows_of(evaluation, "factorial", "atm_importance", "atm_grid")
-    factorial, parts, atm_grid = (rows[rows["group"] == group] for group in ("factorial", "atm_importance", "atm_grid"))
-    names = {part: name for part, name in DROPPED.items() if part != "nothing" and part in set(parts["dropped"])}
-    effects = {metric: main_effects(factorial, metric, MECHANISMS) for metric in _EFFECT_METRICS}
-    drops = {metric: {part: drop_effect(parts, metric, part) for part in names} for metric in _EFFECT_METRICS}
-
+    factorial, parts, grid = (rows[rows["group"] == group] for group in ("factorial", "atm_importance", "atm_grid"))
+    dropped = {part: name for part, name in DROPPED.items() if part != "nothing" and part in set(parts["dropped"])}
     fig = plt.figure(figsize=(FULL_WIDTH, 5.4))
-    rows_of_panels = fig.add_gridspec(3, 1, height_ratios=[1, 1, 1.3])
-    upper, middle, lower = (fig.add_subfigure(rows_of_panels[at]) for at in range(3))
-    _effect_panels(upper, effects, MECHANISMS, factorial)
+    places = fig.add_gridspec(3, 1, height_ratios=[1, 1, 1.3])
+    upper, middle, lower = (fig.add_subfigure(places[at]) for at in range(3))
     upper.suptitle("(a) TemporalSAE: main effect of each mechanism, 2×2×2 factorial", x=0.01, ha="left", fontsize=8)
-    _effect_panels(middle, drops, names, parts)
     middle.suptitle("(b) ATM: one part of the importance dropped, against all three", x=0.01, ha="left", fontsize=8)
-    for ax, metric in zip(lower.subplots(1, 3), ("absorption_fraction", "explained_variance", "l0"), strict=True):
-        _heatmap(ax, atm_grid, metric)
-    seeds = atm_grid["seed"].nunique()
+    seeds = grid["seed"].nunique()
     lower.suptitle(f"(c) ATM over c and r, mean of {seeds} seed{'s' * (seeds != 1)}", x=0.01, ha="left", fontsize=8)
-
-    data = [
-        {"part": part, "name": name, "metric": metric, **interval._asdict()}
-        for part, of_metric in (("mechanism", effects), ("importance", drops))
-        for metric, intervals in of_metric.items()
-        for name, interval in intervals.items()
-    ]
+    data = _effect_panels(upper, "mechanism", factorial, MECHANISMS, main_effect)
+    data += _effect_panels(middle, "importance", parts, dropped, drop_effect)
+    metrics = ("absorption_fraction", "explained_variance", "l0")
+    for ax, metric in zip(lower.subplots(1, 3), metrics, strict=True):
+        _heatmap(ax, grid, metric)
     data += [
         {"part": "grid", "name": f"c={c:g}, r={r:g}", "metric": metric, **t_interval(part[metric])._asdict()}
-        for (c, r), part in atm_grid.groupby(["c", "r"], sort=True)
-        for metric in ("absorption_fraction", "explained_variance", "l0")
+        for (c, r), part in grid.groupby(["c", "r"], sort=True)
+        for metric in metrics
         if metric in part
     ]
     return fig, pd.DataFrame(data)
 
 
 def _effect_panels(
-    fig: SubFigure, effects: dict[str, dict[str, Interval]], names: Mapping[str, str], rows: pd.DataFrame
-) -> None:
-    """One panel for each metric, one row for each name: mean difference and its interval."""
-    axes = fig.subplots(1, len(effects), sharey=True)
-    for ax, (metric, intervals) in zip(axes, effects.items(), strict=True):
+    fig: SubFigure,
+    part: str,
+    rows: pd.DataFrame,
+    names: Mapping[str, str],
+    effect: Callable[[pd.DataFrame, str, str], Interval],
+) -> list[dict[str, Any]]:
+    """One panel for each metric, one row for each name: mean difference and its interval; what is drawn as numbers."""
+    data = []
+    short = {"absorption_fraction": "absorption", "explained_variance": "expl. variance"}
+    arrow = {"lower": "\n(← better)", "higher": "\n(better →)", "none": "\n"}
+    for ax, metric in zip(fig.subplots(1, len(_EFFECT_METRICS), sharey=True), _EFFECT_METRICS, strict=True):
         lacking = why_empty(rows, metric) == NOT_MEASURABLE
         if lacking:
             say(ax, NOT_MEASURABLE)
-        for place, name in enumerate(() if lacking else names):
-            dot(ax, intervals[name], place, look("standard"))
+        for place, name in enumerate(names):
+            interval = effect(rows, metric, name)
+            data.append({"part": part, "name": name, "metric": metric, **interval._asdict()})
+            if not lacking:
+                dot(ax, interval, place, look("standard"))
         ax.axvline(0, color=GREY, linewidth=0.6, zorder=0)
         name_rows(ax, list(names.values()))
-        ax.set_xlabel(_change_label(metric))
+        ax.set_xlabel(f"Δ {short.get(metric, METRICS[metric].label)}{arrow[METRICS[metric].direction]}")
         ax.locator_params(axis="x", nbins=3)
         ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.3g}".replace("-", "−")))
-
-
-def _change_label(metric: str) -> str:
-    better = METRICS[metric].direction
-    label = {"absorption_fraction": "absorption", "explained_variance": "expl. variance"}.get(metric)
-    name = f"Δ {label or METRICS[metric].label}"
-    return name + {"lower": "\n(← better)", "higher": "\n(better →)", "none": "\n"}[better]
+    return data
 
 
 def _heatmap(ax: Axes, grid: pd.DataFrame, metric: str) -> None:
@@ -204,11 +199,10 @@ def _heatmap(ax: Axes, grid: pd.DataFrame, metric: str) -> None:
         ax.set_axis_off()
         return
     table = grid.pivot_table(index="c", columns="r", values=metric, aggfunc="mean")
-    digits = min(METRICS[metric].decimals, 3)
-    numbers = {"annot": True, "fmt": f".{digits}f", "annot_kws": {"size": 7}}
     low, high = np.nanpercentile(table, (25, 75))
-    fences = {"vmin": low - 1.5 * (high - low), "vmax": high + 1.5 * (high - low)}
-    limits = {"vmin": max(fences["vmin"], np.nanmin(table)), "vmax": min(fences["vmax"], np.nanmax(table))}
+    reach = 1.5 * (high - low)
+    limits = {"vmin": max(low - reach, np.nanmin(table)), "vmax": min(high + reach, np.nanmax(table))}
+    numbers = {"annot": True, "fmt": f".{min(METRICS[metric].decimals, 3)}f", "annot_kws": {"size": 7}}
     sns.heatmap(table, ax=ax, cmap="cividis", cbar=False, linewidths=0.5, **limits, **numbers)
     ax.set_title(METRICS[metric].axis, fontsize=7)
     ax.set(xlabel="r", ylabel="c")

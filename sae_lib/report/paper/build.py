@@ -57,28 +57,32 @@ def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = 
         raise ArtifactError(f"paper: no evaluated SAEs in {figures / 'results'}; run notebooks 01 to 05 first")
     prose, entries = PROSE.read_text(encoding="utf8"), load_claims()
     evaluated = evaluate_claims(profile, results, entries)
-    own = (profile, results)
-    real, real_figures = own, figures
+    own = real = (profile, results, figures)
     if profile.name != REAL:
-        real_figures = COMMITTED[REAL]
-        kept = real_figures / "results"
-        real = (load_profile(REAL), Results.load(kept) if kept.is_dir() else Results())
-    places = {
-        name: (real_figures if name.startswith(OF_REAL) else figures) / name.removeprefix(OF_REAL)
-        for name in named(prose, "fig")
-    }
-    drawn = {name: path for name, path in places.items() if all(path.with_suffix(f".{e}").is_file() for e in ENDS)}
+        kept = COMMITTED[REAL] / "results"
+        real = (load_profile(REAL), Results.load(kept) if kept.is_dir() else Results(), COMMITTED[REAL])
+    drawn, tables = {}, {}
+    for name in named(prose, "fig"):
+        *_, folder = real if name.startswith(OF_REAL) else own
+        path = folder / name.removeprefix(OF_REAL)
+        if all(path.with_suffix(f".{ending}").is_file() for ending in ENDS):
+            drawn[name] = path
+    for name in named(prose, "tab"):
+        of, known, _ = real if name.startswith(OF_REAL) else own
+        for table in make_tables(known, of, [f"table_{name.removeprefix(OF_REAL)}"]).values():
+            shown = as_shown(table.shown)
+            if len(table.shown) and len(shown["columns"]) > 1:
+                tables[name] = shown | {"caption": table.caption}
     data: dict[str, Any] = {
-        "tables": _tables(named(prose, "tab"), own, real),
+        "tables": tables,
         "claims": [_line(claim) for claim in evaluated.to_dict("records")],
         "facts": made_from(profile, figures / "results"),
         "figures": [*drawn],
     }
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "main.typ").write_text(
-            filled(prose, facts(profile, results, evaluated, entries, real)), encoding="utf8"
-        )
+        text = filled(prose, facts(profile, results, evaluated, entries, real[:2]))
+        (root / "main.typ").write_text(text, encoding="utf8")
         (root / "data.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf8")
         for path in (HERE / "style.typ", HERE / "references.bib"):
             shutil.copy(path, root)
@@ -123,18 +127,6 @@ def _line(claim: dict[str, Any]) -> dict[str, str]:
     decided = re.split(r" \(n = |[;:]", claim["number"])[0].replace("-", "−")
     kept = {name: claim[name] for name in ("id", "verdict", "at_this_scale", "ground_truth")}
     return kept | {"short": claim["short"] + apart, "number": textwrap.shorten(decided, 44, placeholder=" …")}
-
-
-def _tables(names: list[str], own: tuple[Profile, Results], real: tuple[Profile, Results]) -> dict[str, dict[str, Any]]:
-    """Name -> columns and rows, as shown, of those tables that the results allow."""
-    made = {}
-    for name in names:
-        profile, results = real if name.startswith(OF_REAL) else own
-        for table in make_tables(results, profile, [f"table_{name.removeprefix(OF_REAL)}"]).values():
-            shown = as_shown(table.shown)
-            if len(table.shown) and len(shown["columns"]) > 1:
-                made[name] = shown | {"caption": table.caption}
-    return made
 
 
 def as_shown(frame: pd.DataFrame) -> dict[str, Any]:

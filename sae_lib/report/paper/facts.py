@@ -27,8 +27,8 @@ from sae_lib.profiles.runs import ALONE, FAIR, PLANTED
 from sae_lib.report.claims.file import Claim
 from sae_lib.report.claims.ledger import PAPERS_MODEL, findings
 from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METHODS, METRICS, TOY_METHODS
-from sae_lib.report.results import Results, drop_effect, toy_rows
-from sae_lib.report.statistics import Interval, difference, main_effects, seeds_of, t_interval
+from sae_lib.report.results import Results, drop_effect, main_effect, toy_rows, without_mechanisms
+from sae_lib.report.statistics import Interval, difference, seeds_of, t_interval
 from sae_lib.report.tables.ablations import PAPER_RUNS
 from sae_lib.report.tables.controls import MEASURES, UNTRAINED, above, group_of, no_better
 from sae_lib.report.tables.main import profile_note
@@ -143,7 +143,7 @@ def facts(
     group = partial(_group, results)
     evaluation, tree = results.evaluation, toy_rows(results.toy_summary, "matched", "tree")
     factorial = evaluation[evaluation["group"] == "factorial"]
-    bare = factorial[~factorial.reindex(columns=[*MECHANISMS]).astype(bool).any(axis=1)]
+    bare = without_mechanisms(factorial)
     parts = evaluation[evaluation["group"] == "atm_importance"]
     published = {claim.id: {number.name: number.value for number in claim.published} for claim in entries}
     answered, counted = evaluated.set_index("id"), findings(evaluated)
@@ -160,7 +160,7 @@ def facts(
         "as_written": group("as_written", METHODS),
         "sequence": group("sequence", PAPER_RUNS),
         "bare": Rows(lambda metric: seeds_of(bare, metric)),
-        "effect": _by(MECHANISMS, lambda name, metric: main_effects(factorial, metric, MECHANISMS)[name]),
+        "effect": _by(MECHANISMS, lambda name, metric: main_effect(factorial, metric, name)),
         "fair": group("atm_fair", FAIR),
         "chosen": _chosen(evaluation),
         "without": _by(IMPORTANCE_PARTS, lambda part, metric: drop_effect(parts, metric, part)),

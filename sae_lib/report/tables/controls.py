@@ -14,10 +14,10 @@ import pandas as pd
 from sae_lib.mechanisms import METHODS as METHOD
 from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
-from sae_lib.report.names import MAIN_METHODS, METRICS, NOT_MEASURABLE, method_name
-from sae_lib.report.results import Results, main_rows, why_empty
+from sae_lib.report.names import MAIN_METHODS, METRICS, method_name
+from sae_lib.report.results import Results, main_rows
 from sae_lib.report.statistics import ROUNDING, Interval, difference, guarded
-from sae_lib.report.tables.rows import ARROW_NOTE, MATCHED_NOTE, Table, left_out, marked, table_of
+from sae_lib.report.tables.rows import ARROW_NOTE, Table, left_out, not_measurable, table_of
 
 UNTRAINED = "untrained"
 MARK = "‡"
@@ -82,14 +82,10 @@ def no_better(results: Results, metric: str, control: str = UNTRAINED) -> tuple[
     return tuple(method for method, gap in gaps.items() if gap.n > 1 and not (gap.low > 0 and gap.mean > least))
 
 
-def tells(results: Results, metric: str, control: str = UNTRAINED) -> bool:
-    """Whether every method is better than `control` by `metric`, beyond the spread over seeds."""
-    return not no_better(results, metric, control)
-
-
 def with_marks(table: Table, results: Results, metrics: Iterable[str]) -> Table:
-    """`table` with a mark at the header of each metric that does not tell trained SAEs from untrained ones."""
-    dumb = {METRICS[m].header: f"{METRICS[m].header} {MARK}" for m in metrics if not tells(results, m)}
+    """`table` with a mark at the header of each metric that does not tell trained SAEs from untrained ones: by which
+    not every method is better, beyond the spread over seeds."""
+    dumb = {METRICS[m].header: f"{METRICS[m].header} {MARK}" for m in metrics if no_better(results, m)}
     if not dumb:
         return table
     return table._replace(shown=table.shown.rename(columns=dumb), caption=f"{table.caption} {MARK_NOTE}.")
@@ -103,16 +99,12 @@ def controls_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Ta
     for metric in MEASURES:
         line = {"measure": METRICS[metric].header}
         for control in present:
-            gaps = [above(results, metric, method, control) for method in MAIN_METHODS]
-            alike = no_better(results, metric, control)
-            known = max((gap.n for gap in gaps), default=0) > 1
-            every = len(alike) == len([gap for gap in gaps if gap.n > 1])
-            names = "every method" if every else ", ".join(method_name(method) for method in alike)
-            line[METHOD[control].name] = (names if alike else "none") if known else "–"
-            data += [
-                {"measure": metric, "control": control, "method": method, **gap._asdict()}
-                for method, gap in zip(MAIN_METHODS, gaps, strict=True)
-            ]
+            gaps = {method: above(results, metric, method, control) for method in MAIN_METHODS}
+            alike, known = no_better(results, metric, control), sum(gap.n > 1 for gap in gaps.values())
+            names = ", ".join(map(method_name, alike)) or "none"
+            line[METHOD[control].name] = "–" if not known else "every method" if len(alike) == known else names
+            keys = {"measure": metric, "control": control}
+            data += [keys | {"method": method, **gap._asdict()} for method, gap in gaps.items()]
         lines.append(line)
     caption = (
         "Which methods are no better than a control by a measure, at matched L0: the 95 % interval of the difference "
@@ -120,7 +112,7 @@ def controls_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Ta
         "A measure decides between methods only where the answer is none. The "
         f"soft-frozen decoder is held against TopK alone. {ARROW_NOTE}."
     )
-    caption += left_out(metric for metric in MEASURES if why_empty(evaluation, metric) == NOT_MEASURABLE)
+    caption += left_out(not_measurable(evaluation, MEASURES))
     return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
 
 
@@ -133,6 +125,6 @@ def null_table(evaluation: pd.DataFrame) -> Table:
         "Absorption beside the score of nothing, at matched L0. random directions: with random unit vectors for the "
         "letters' directions; shuffled letters: with main latents chosen for letters that were dealt out anew, what an "
         "SAE gets whose latents know no letter. Main latent F1: how well a letter's best latent finds its words. "
-        f"Mean ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
+        "Mean ± sd over seeds"
     )
-    return marked(table_of("method", named, NULL_METRICS, caption, NULL_METRICS))
+    return table_of("method", named, NULL_METRICS, caption, metrics=NULL_METRICS)

@@ -9,7 +9,7 @@ from sae_lib.report.names import METRICS, method_name
 from sae_lib.report.results import Results, main_rows, select, toy_rows
 from sae_lib.report.statistics import Interval, seeds_of, t_interval
 from sae_lib.report.tables.controls import with_marks
-from sae_lib.report.tables.rows import ARROW_NOTE, MATCHED_NOTE, Table, cell, marked, record, table_of
+from sae_lib.report.tables.rows import Table, cell, record, table_of
 from sae_lib.util.errors import ArtifactError
 
 COLUMNS = (
@@ -33,11 +33,10 @@ def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Ta
     rows = main_rows(evaluation)
     caption = (
         "Methods at matched L0 on the language model, and at the true L0 where features are known, with one Matryoshka "
-        "of three levels; mean ± sd over seeds. Seconds: to train one on one core, as a multiple of TopK's mean. "
-        f"{ARROW_NOTE}. {MATCHED_NOTE}."
+        "of three levels; mean ± sd over seeds. Seconds: to train one on one core, as a multiple of TopK's mean"
     )
     table = table_of("method", {method_name(method): part for method, part in rows.items()}, COLUMNS, caption)
-    table = with_marks(marked(table), Results(evaluation=evaluation), COLUMNS)
+    table = with_marks(table, Results(evaluation=evaluation), COLUMNS)
     shown, data = table.shown, [table.data]
     topk = seeds_of(select(evaluation, "main", "topk"), "train_seconds").mean()
     trained = [method for method, part in rows.items() if (part["group"] == "main").all()]

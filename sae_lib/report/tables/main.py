@@ -9,22 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import pandas as pd
 
 from sae_lib.metrics.registry import Column
 from sae_lib.profiles.profile import Profile
-from sae_lib.report.names import BASELINE, METRICS, NOT_MEASURABLE, method_name
-from sae_lib.report.results import Results, by_method, main_rows, rows_of, select, why_empty
+from sae_lib.report.names import BASELINE, METRICS, method_name
+from sae_lib.report.results import Results, by_method, main_rows, rows_of, select
 from sae_lib.report.statistics import CONFIDENCE, difference, holm, p_value, pair_values, seeds_of, t_interval
 from sae_lib.report.tables.controls import with_marks
 from sae_lib.report.tables.rows import (
     ARROW_NOTE,
-    MATCHED_NOTE,
-    UNRANKED_NOTE,
+    UNRANKED,
     Table,
     left_out,
-    marked,
+    not_measurable,
     range_cell,
     record,
     seeds_note,
@@ -82,11 +80,10 @@ def profile_note(profile: Profile) -> str:
 
 
 def _method_table(evaluation: pd.DataFrame, columns: Iterable[str], mean: str) -> Table:
-    """One row per method of the main table; `mean` is the caption up to the word "mean"."""
-    named = {method_name(method): part for method, part in main_rows(evaluation).items()}
-    caption = f"{mean} ± sd over seeds. {ARROW_NOTE}. {MATCHED_NOTE}."
-    columns = tuple(columns)
-    return with_marks(marked(table_of("method", named, columns, caption)), Results(evaluation=evaluation), columns)
+    """One row per method of the main table, and the controls; `mean` is the caption up to the word "mean"."""
+    columns, named = tuple(columns), {method_name(method): part for method, part in main_rows(evaluation).items()}
+    table = table_of("method", named, columns, f"{mean} ± sd over seeds")
+    return with_marks(table, Results(evaluation=evaluation), columns)
 
 
 def main_table(evaluation: pd.DataFrame) -> Table:
@@ -122,17 +119,15 @@ def stability_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> T
         "letter's latent fires. Tokens: change per active latent from token to token and autocorrelation of a latent, "
         "each with shuffled tokens as control. Mean"
     )
-    table = _method_table(evaluation, STABILITY_COLUMNS, mean)
-    shown, data = table.shown, [table.data]
+    table, data = _method_table(evaluation, STABILITY_COLUMNS, mean), []
     for column in (c for c in PAIR_COLUMNS if c in seed_stability):
         intervals = {
             method_name(method): t_interval(pair_values(select(seed_stability, "main", method), column))
             for method in main_rows(evaluation)
         }
-        cells = [range_cell(interval, METRICS[column].decimals) for interval in intervals.values()]
-        shown = shown.assign(**{METRICS[column].header: cells})
-        data.append(pd.DataFrame([record(name, column, interval) for name, interval in intervals.items()]))
-    return Table(shown, pd.concat(data, ignore_index=True), table.caption)
+        table.shown[METRICS[column].header] = [range_cell(i, METRICS[column].decimals) for i in intervals.values()]
+        data += [record(name, column, interval) for name, interval in intervals.items()]
+    return table._replace(data=pd.concat([table.data, pd.DataFrame(data)], ignore_index=True))
 
 
 def contexts_table(evaluation: pd.DataFrame) -> Table:
@@ -143,48 +138,44 @@ def contexts_table(evaluation: pd.DataFrame) -> Table:
         "mean over words; any main latent: the same for any of the letter's; again: probability that it fires in "
         "another context of a word when it fires in one; equal density: latents that fire as often and are no "
         "letter's; probe: the ground-truth probe, the ceiling. Contexts are prompts with different examples, then the "
-        f"words' occurrences in held-out text. Mean ± sd over seeds. {ARROW_NOTE}."
+        "words' occurrences in held-out text. Mean ± sd over seeds"
     )
-    table = table_of("method", named, CONTEXT_METRICS, caption, CONTEXT_METRICS)
+    table = table_of("method", named, CONTEXT_METRICS, caption, "", CONTEXT_METRICS)
     return table._replace(data=table.data[["row", "metric", "better", "mean", "sd", "n", "low", "high"]])
 
 
 def difference_table(evaluation: pd.DataFrame) -> Table:
     """Every method of the main table minus Standard, seed by seed, with paired t tests and Holm's correction."""
     parts = main_rows(rows_of(evaluation, "main"))
-    ours = parts.get(BASELINE)
-    shown: dict[str, dict[str, str]] = {method_name(method): {} for method in parts if method != BASELINE}
-    data = []
-    lacking = [c for c in DIFFERENCE_COLUMNS if why_empty(evaluation, c) == NOT_MEASURABLE]
-    for column in (c for c in DIFFERENCE_COLUMNS if c in evaluation and ours is not None and c not in lacking):
-        standard = seeds_of(ours, column)
-        gaps = {method_name(m): difference(seeds_of(p, column), standard) for m, p in parts.items() if m != BASELINE}
-        adjusted = holm(p_value(gap) for gap in gaps.values())
-        for (name, gap), p in zip(gaps.items(), adjusted, strict=True):
+    names = {method: method_name(method) for method in parts if method != BASELINE}
+    shown, data = pd.DataFrame({"method": names.values()}), []
+    lacking = not_measurable(evaluation, DIFFERENCE_COLUMNS)
+    for column in (c for c in DIFFERENCE_COLUMNS if c in evaluation and BASELINE in parts and c not in lacking):
+        standard = seeds_of(parts[BASELINE], column)
+        gaps = [difference(seeds_of(parts[method], column), standard) for method in names]
+        adjusted, cells = holm(map(p_value, gaps)), []
+        for name, gap, p in zip(names.values(), gaps, adjusted, strict=True):
             star = " *" if p < 1 - CONFIDENCE and column != "l0" else ""
-            shown[name][METRICS[column].header] = range_cell(gap, METRICS[column].decimals, "+") + star
+            cells.append(range_cell(gap, METRICS[column].decimals, "+") + star)
             data.append(record(name, column, gap) | {"p": p_value(gap), "p_holm": p})
+        shown[METRICS[column].header] = cells
     caption = (
         f"Each method minus {method_name(BASELINE)} at matched L0, seed by seed: mean [95 % t interval over seeds]. * "
         f"p < 0.05, paired t test, after Holm's correction over the column. {ARROW_NOTE}. Where L0 differs too, part "
         f"of a difference may be sparsity's. {seeds_note(parts.values())}{left_out(lacking)}"
     )
-    frame = pd.DataFrame([{"method": name, **line} for name, line in shown.items()]).fillna("–")
-    return Table(frame, pd.DataFrame(data), caption)
+    return Table(shown, pd.DataFrame(data), caption)
 
 
 def as_written_table(evaluation: pd.DataFrame) -> Table:
-    """The papers' own coefficients, whatever they lead to."""
-    written = by_method(rows_of(evaluation, "as_written"))
-    named = {_written_name(method, part): part for method, part in written.items()}
-    caption = f"The papers' coefficients as written; mean ± sd over seeds. {ARROW_NOTE}. {UNRANKED_NOTE}."
-    return table_of("method", named, WRITTEN_COLUMNS, caption)
-
-
-def _written_name(method: str, part: pd.DataFrame) -> str:
-    """A method's name with the sparsity it was given."""
-    for column, symbol in (("k", "k"), ("target_l0", "target L0"), ("l1_coefficient", "λ1")):
-        value = part[column].iloc[0] if column in part else np.nan
-        if pd.notna(value) and value > 0:
-            return f"{method_name(method)}, {symbol} = {value:g}"
-    return method_name(method)
+    """The papers' own coefficients, whatever they lead to; a method's name comes with the sparsity it was given."""
+    named = {}
+    for method, part in by_method(rows_of(evaluation, "as_written")).items():
+        first, name = part.iloc[0], method_name(method)
+        for column, symbol in (("k", "k"), ("target_l0", "target L0"), ("l1_coefficient", "λ1")):
+            if first.get(column, 0) > 0:  # NaN is not
+                name = f"{name}, {symbol} = {first[column]:g}"
+                break
+        named[name] = part
+    caption = "The papers' coefficients as written; mean ± sd over seeds"
+    return table_of("method", named, WRITTEN_COLUMNS, caption, UNRANKED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +15,13 @@ from sae_lib.report.results import MATCHED_L0, why_empty
 from sae_lib.report.statistics import Interval, seeds_of, t_interval
 
 ARROW_NOTE = "↑ higher is better, ↓ lower is better, – neither"
-MATCHED_NOTE = f"† L0 off the rows' median by more than a factor {MATCHED_L0:g}: not to be ranked with the others"
-FIRST_ROW_NOTE = f"† L0 off the first row's by more than a factor {MATCHED_L0:g}: not to be ranked with it"
-UNRANKED_NOTE = "L0 differs between rows: not to be ranked"
+# How rows may be compared, as a caption says it. The first two put a dagger at each L0 that is off by too much: off the
+# rows' median, or off the first row, which the others are variants of.
+MATCHED = f"† L0 off the rows' median by more than a factor {MATCHED_L0:g}: not to be ranked with the others"
+VARIANTS = f"† L0 off the first row's by more than a factor {MATCHED_L0:g}: not to be ranked with it"
+UNRANKED = "L0 differs between rows: not to be ranked"
+# The same for every row: how many letters and words stand behind an absorption score.
+COUNTS = ("letters", "words")
 
 
 class Table(NamedTuple):
@@ -31,27 +35,38 @@ class Table(NamedTuple):
 
 def table_of(
     first: str,
-    named: dict[str, pd.DataFrame],
+    named: Mapping[str, pd.DataFrame],
     columns: Iterable[str],
     caption: str,
+    note: str = MATCHED,
     metrics: Mapping[str, Column] = METRICS,
 ) -> Table:
-    """One row for each named set of SAEs, one column for each metric. The caption gets the rows' seeds, and the metrics
-    that are left out because the language model does not allow them."""
-    shown, data = [], []
-    rows = pd.concat(named.values()) if named else pd.DataFrame()
-    lacking = [column for column in columns if why_empty(rows, column) == NOT_MEASURABLE]
+    """One row for each named set of SAEs that is not empty, one column for each metric. The caption, which comes
+    without its last stop, gets the `note`, the metrics that the language model does not allow, and the rows' seeds."""
+    named = {name: part for name, part in named.items() if len(part)}
+    rows = pd.concat(named.values())
+    lacking = not_measurable(rows, columns)
     columns = [column for column in columns if column not in lacking]
-    caption += left_out(lacking, metrics)
+    l0 = pd.Series({name: t_interval(seeds_of(part, "l0")).mean for name, part in named.items()})
+    common = {MATCHED: l0.median(), VARIANTS: l0.iloc[0]}.get(note, math.nan)
+    off = np.abs(np.log(l0 / common)) > math.log(MATCHED_L0)
+    shown, data = [], []
     for name, part in named.items():
-        seeds = part["seed"].nunique()
-        line: dict[str, Any] = {first: name, "seeds": str(seeds)}
+        line: dict[str, Any] = {first: name, "seeds": str(part["seed"].nunique())}
         for column in columns:
             interval = t_interval(seeds_of(part, column))
-            line[metrics[column].header] = cell(interval, metrics[column].decimals)
+            dagger = " †" if column == "l0" and off[name] else ""
+            line[metrics[column].header] = cell(interval, metrics[column].decimals) + dagger
             data.append(record(name, column, interval, metrics))
         shown.append(line)
-    return Table(pd.DataFrame(shown), pd.DataFrame(data), f"{caption} {seeds_note(named.values())}".strip())
+    notes = ". ".join(filter(None, (caption, ARROW_NOTE, note)))
+    ending = f"{left_out(lacking, metrics)} {seeds_note(named.values())}"
+    return Table(pd.DataFrame(shown), pd.DataFrame(data), f"{notes}.{ending}")
+
+
+def not_measurable(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
+    """Those of `columns` that the language model does not allow."""
+    return [column for column in columns if why_empty(rows, column) == NOT_MEASURABLE]
 
 
 def left_out(columns: Iterable[str], metrics: Mapping[str, Column] = METRICS) -> str:
@@ -73,29 +88,20 @@ def seeds_note(rows: Iterable[pd.DataFrame]) -> str:
     return f"Seeds: {'; '.join(f'{names} in rows with {len(seeds)}' for seeds, names in listed.items())}."
 
 
-def marked(table: Table, against_first: bool = False) -> Table:
-    """`table` with a dagger at each L0 that is off by more than `MATCHED_L0`: off the median of the rows, or off the
-    first row, which others are variants of."""
-    l0 = table.data[table.data["metric"] == "l0"].set_index("row")["mean"]
-    off = np.abs(np.log(l0 / (l0.iloc[0] if against_first else l0.median()))) > np.log(MATCHED_L0)
-    header = METRICS["l0"].header
-    cells = [
-        text + (" †" if off[name] else "")
-        for name, text in zip(table.shown.iloc[:, 0], table.shown[header], strict=True)
-    ]
-    return table._replace(shown=table.shown.assign(**{header: cells}))
-
-
-def with_effects(table: Table, effects: dict[str, dict[str, Interval]]) -> Table:
-    """`table` with rows of differences below."""
+def with_effects(
+    table: Table, rows: pd.DataFrame, columns: Iterable[str], effects: Mapping[str, Callable[[str], Interval]]
+) -> Table:
+    """`table` with rows of differences below: each of `effects` in those of `columns` that have values in `rows`."""
+    columns = [c for c in columns if c not in COUNTS and not why_empty(rows, c)]
     lines, data = [], []
-    for name, of_column in effects.items():
+    for name, effect in effects.items():
+        of_column = {column: effect(column) for column in columns}
         line = {table.shown.columns[0]: name, "seeds": str(max((i.n for i in of_column.values()), default=0))}
         for column, interval in of_column.items():
             line[METRICS[column].header] = range_cell(interval, METRICS[column].decimals, "+")
             data.append(record(name, column, interval))
         lines.append(line)
-    shown = pd.concat([table.shown, pd.DataFrame(lines)], ignore_index=True).fillna("–") if lines else table.shown
+    shown = pd.concat([table.shown, pd.DataFrame(lines)], ignore_index=True).fillna("–")
     return Table(shown, pd.concat([table.data, pd.DataFrame(data)], ignore_index=True), table.caption)
 
 

@@ -23,10 +23,10 @@ import pandas as pd
 from scipy import stats
 
 from sae_lib.metrics.toy.methods import zero
-from sae_lib.report.names import BASELINE, MAIN_METHODS, METRICS, NOT_MEASURABLE, method_name
-from sae_lib.report.results import MATCHED_L0, by_method, rows_of, why_empty
+from sae_lib.report.names import BASELINE, MAIN_METHODS, METRICS, method_name
+from sae_lib.report.results import MATCHED_L0, by_method, rows_of
 from sae_lib.report.statistics import CONFIDENCE, Interval, difference, holm, p_value, seeds_of, t_interval
-from sae_lib.report.tables.rows import Table, left_out, range_cell, record
+from sae_lib.report.tables.rows import Table, left_out, not_measurable, range_cell, record
 
 SWEEP_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "probing_k1")
 EQUAL_EV_METRICS = ("absorption_fraction", "absorption_full", "probing_k1")
@@ -87,23 +87,14 @@ class Curve(NamedTuple):
     def main(self) -> Level | None:
         return next((level for level in self.levels if level.label == MAIN_LEVEL), None)
 
-    def pooled(self) -> tuple[float, int]:
-        """The common standard deviation over seeds, and its degrees of freedom."""
-        df = sum(len(level.values) - 1 for level in self.levels)
-        squares = sum(float(((level.values - level.mean) ** 2).sum()) for level in self.levels)
-        return (math.sqrt(squares / df), df) if df else (math.nan, 0)
-
     def at_level(self, level: Level) -> Interval:
         """A level's mean with its interval: of its own seeds for the main level, pooled elsewhere."""
-        own = level.label == MAIN_LEVEL
-        return t_interval(level.values) if own else self._pooled_interval((level,), (1.0,)).interval
+        return t_interval(level.values) if level.label == MAIN_LEVEL else self._pooled({level.label: 1.0}).interval
 
     def at(self, l0: float) -> Estimate | None:
         """The value at `l0`; None beyond the levels."""
-        places = [level.log_l0 for level in self.levels]
-        x = math.log(l0)
-        slack = math.log(END)
-        if not places or not places[0] - slack <= x <= places[-1] + slack:
+        places, x = [level.log_l0 for level in self.levels], math.log(l0)
+        if not places or not places[0] - math.log(END) <= x <= places[-1] + math.log(END):
             return None
         value = float(np.interp(x, places, [level.mean for level in self.levels]))
         if self.main and abs(x - self.main.log_l0) <= math.log(MATCHED_L0) and len(self.main.values) > 1:
@@ -114,16 +105,23 @@ class Curve(NamedTuple):
         left = max(right - 1, 0)
         gap = places[right] - places[left]
         weight = min(max((x - places[left]) / gap, 0.0), 1.0) if gap else 1.0
-        return self._pooled_interval((self.levels[left], self.levels[right]), (1 - weight, weight))
+        return self._pooled({self.levels[left].label: 1 - weight} | {self.levels[right].label: weight})
 
-    def _pooled_interval(self, levels: Sequence[Level], weights: Sequence[float]) -> Estimate:
-        used = [(level, weight) for level, weight in zip(levels, weights, strict=True) if weight > 0]
+    def _pooled(self, weights: dict[str, float]) -> Estimate:
+        """The weighted mean of levels; one standard deviation over seeds is taken for all levels of the curve."""
+        df = sum(len(level.values) - 1 for level in self.levels)
+        squares = sum(float(((level.values - level.mean) ** 2).sum()) for level in self.levels)
+        sd = math.sqrt(squares / df) if df else math.nan
+        used = [(level, weights[level.label]) for level in self.levels if weights.get(level.label, 0) > 0]
         mean = sum(weight * level.mean for level, weight in used)
-        n = sum(len(level.values) for level, _ in used)
-        sd, df = self.pooled()
         error = sd * math.sqrt(sum(weight**2 / len(level.values) for level, weight in used))
-        half = _t(df) * error
-        return Estimate(Interval(mean, sd, n, mean - half, mean + half), error, df, pd.Series(dtype=float))
+        interval = _interval(mean, sd, sum(len(level.values) for level, _ in used), error, df)
+        return Estimate(interval, error, df, pd.Series(dtype=float))
+
+
+def _interval(mean: float, sd: float, n: int, error: float, df: float) -> Interval:
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * error if df > 0 else math.nan
+    return Interval(mean, sd, n, mean - half, mean + half)
 
 
 def gap_between(first: Estimate, second: Estimate) -> tuple[Interval, float]:
@@ -136,17 +134,11 @@ def gap_between(first: Estimate, second: Estimate) -> tuple[Interval, float]:
     if paired.n > 1:
         return paired, p_value(paired)
     mean, n = first.interval.mean - second.interval.mean, min(first.interval.n, second.interval.n)
-    variances = (first.error**2, second.error**2)
-    error = math.sqrt(sum(variances))
+    error = math.hypot(first.error, second.error)
     if not math.isfinite(error) or error == 0:
         return Interval(mean, math.nan, n, math.nan, math.nan), math.nan
-    df = error**4 / sum(v**2 / d for v, d in zip(variances, (first.df, second.df), strict=True) if d)
-    p = float(2 * stats.t.sf(abs(mean) / error, df))
-    return Interval(mean, math.nan, n, mean - _t(df) * error, mean + _t(df) * error), p
-
-
-def _t(df: float) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) if df > 0 else math.nan
+    df = error**4 / sum(each.error**4 / each.df for each in (first, second) if each.df)
+    return _interval(mean, math.nan, n, error, df), float(2 * stats.t.sf(abs(mean) / error, df))
 
 
 def curves(evaluation: pd.DataFrame, metric: str) -> dict[str, Curve]:
@@ -163,7 +155,7 @@ def sweep_table(evaluation: pd.DataFrame, compare_at: Sequence[float]) -> Table:
     its interval, the difference, its interval, p and adjusted p.
     """
     counts = rows_of(evaluation, "main", "sweep")
-    shown: dict[tuple[float, str], dict[str, Any]] = {}
+    shown = {(l0, m): {"L0": f"{l0:g}", "method": method_name(m)} for l0 in compare_at for m in MAIN_METHODS}
     data: list[dict[str, Any]] = []
     for metric in (metric for metric in SWEEP_METRICS if metric in evaluation):
         of_method = curves(evaluation, metric)
@@ -172,15 +164,14 @@ def sweep_table(evaluation: pd.DataFrame, compare_at: Sequence[float]) -> Table:
         adjusted = holm(p for *_, p in found)
         for (l0, method), (interval, gap, p), p_holm in zip(places, found, adjusted, strict=True):
             text = range_cell(interval, METRICS[metric].decimals) + (" *" if p_holm < 1 - CONFIDENCE else "")
-            shown.setdefault((l0, method), {})[METRICS[metric].header] = text
+            shown[l0, method][METRICS[metric].header] = text
             data.append(
                 {
                     **record(method_name(method), metric, interval), "l0": l0, "difference": gap.mean,
                     "difference_low": gap.low, "difference_high": gap.high, "p": p, "p_holm": p_holm,
                 }
             )  # fmt: skip
-    order = [(l0, method) for l0 in compare_at for method in MAIN_METHODS if (l0, method) in shown]
-    lines = [{"L0": f"{l0:g}", "method": method_name(method), **shown[l0, method]} for l0, method in order]
+    lines = [line for line in shown.values() if len(line) > 2]
     letters, words = (t_interval(pd.to_numeric(counts.get(c, []))).mean for c in ("letters", "words"))
     caption = (
         "Methods at common L0: mean [95 % t interval over seeds], read off each method's curve, piecewise linear in "
@@ -193,10 +184,18 @@ def sweep_table(evaluation: pd.DataFrame, compare_at: Sequence[float]) -> Table:
     seeds = {group: ", ".join(map(str, sorted({*part["seed"]}))) for group, part in counts.groupby("group")}
     levels = {"main": "of the main level", "sweep": "of the others"}
     caption += f" Seeds: {'; '.join(f'{seeds[group]} {what}' for group, what in levels.items() if group in seeds)}."
-    caption += left_out(metric for metric in SWEEP_METRICS if why_empty(evaluation, metric) == NOT_MEASURABLE)
+    caption += left_out(not_measurable(evaluation, SWEEP_METRICS))
     columns = ["row", "l0", "metric", "better", "n", "mean", "sd", "low", "high", "difference", "difference_low",
                "difference_high", "p", "p_holm"]  # fmt: skip
     return Table(pd.DataFrame(lines).fillna("–"), pd.DataFrame(data, columns=columns), caption)
+
+
+def _read_off(of_method: dict[str, Curve], l0: float, method: str) -> tuple[Interval, Interval, float]:
+    """A method's value at an L0, its difference from the baseline's and the p of that."""
+    estimate = of_method[method].at(l0)
+    reference = of_method[BASELINE].at(l0) if BASELINE in of_method and method != BASELINE else None
+    gap = gap_between(estimate, reference) if estimate and reference else (t_interval([]), math.nan)
+    return estimate.interval if estimate else t_interval([]), *gap
 
 
 def equal_ev_table(evaluation: pd.DataFrame) -> Table:
@@ -206,36 +205,26 @@ def equal_ev_table(evaluation: pd.DataFrame) -> Table:
     The explained variance is the median of the methods' at the main level; a method's L0 there is read off its curve,
     linear between levels, and the metrics' intervals are those of their curves at that L0.
     """
-    lacking = [metric for metric in EQUAL_EV_METRICS if why_empty(evaluation, metric) == NOT_MEASURABLE]
-    metrics = [metric for metric in EQUAL_EV_METRICS if metric in evaluation and metric not in lacking]
+    lacking = not_measurable(evaluation, EQUAL_EV_METRICS)
     explained = curves(evaluation, "explained_variance")
     mains = [curve.main.mean for curve in explained.values() if curve.main]
     target = float(np.median(mains)) if mains else math.nan
-    of_metric = {metric: curves(evaluation, metric) for metric in metrics}
+    of_metric = {m: curves(evaluation, m) for m in EQUAL_EV_METRICS if m in evaluation and m not in lacking}
     lines, data = [], []
     for method, curve in explained.items():
         log_l0 = zero(*np.array([(level.log_l0, level.mean - target) for level in curve.levels]).T)
-        l0 = math.nan if log_l0 is None else math.exp(log_l0)
-        line = {"method": method_name(method), METRICS["l0"].header: "–" if log_l0 is None else f"{l0:.1f}"}
+        l0, name = math.nan if log_l0 is None else math.exp(log_l0), method_name(method)
+        line = {"method": name, METRICS["l0"].header: "–" if log_l0 is None else f"{l0:.1f}"}
         for metric, of_method in of_metric.items():
             estimate = of_method[method].at(l0) if method in of_method and log_l0 is not None else None
             found = estimate.interval if estimate else t_interval([])
             line[METRICS[metric].header] = range_cell(found, METRICS[metric].decimals)
-            data.append({"row": method_name(method), "explained_variance": target, "l0": l0, "metric": metric,
-                         **found._asdict()})  # fmt: skip
+            keys = {"row": name, "explained_variance": target, "l0": l0, "metric": metric}
+            data.append(keys | found._asdict())
         lines.append(line)
     caption = (
         f"Methods at equal explained variance, {target:.3f}, the median of the methods of the main table: the L0 that "
         "each needs for it, and its metrics there, mean [95 % t interval over seeds]. – it does not reach it within "
         "its levels. ↑ higher is better, ↓ lower is better."
     )
-    caption += left_out(lacking)
-    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
-
-
-def _read_off(of_method: dict[str, Curve], l0: float, method: str) -> tuple[Interval, Interval, float]:
-    """A method's value at an L0, its difference from the baseline's and the p of that."""
-    estimate = of_method[method].at(l0)
-    reference = of_method[BASELINE].at(l0) if BASELINE in of_method and method != BASELINE else None
-    gap = gap_between(estimate, reference) if estimate and reference else (t_interval([]), math.nan)
-    return estimate.interval if estimate else t_interval([]), *gap
+    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption + left_out(lacking))

@@ -1,10 +1,12 @@
 """Every table that `make paper` writes: which function makes it, from which results, and how it becomes files.
 
-CSV holds the numbers, Markdown the table as it is read.
+CSV holds the numbers, Markdown the table as it is read. README's tables are copied from these files, never typed: one
+stands between `<!-- figures/table_main.md -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -24,9 +26,7 @@ from sae_lib.report.tables.ablations import (
 )
 from sae_lib.report.tables.carriers import carriers_table
 from sae_lib.report.tables.controls import controls_table, null_table
-from sae_lib.report.tables.ground_truth import ground_truth_table, ideas_table
 from sae_lib.report.tables.leaderboard import leaderboard_table
-from sae_lib.report.tables.literature import literature_table
 from sae_lib.report.tables.main import (
     as_written_table,
     contexts_table,
@@ -37,10 +37,12 @@ from sae_lib.report.tables.main import (
     quality_table,
     stability_table,
 )
+from sae_lib.report.tables.published import ground_truth_table, ideas_table, literature_table
 from sae_lib.report.tables.rows import Table
 from sae_lib.report.tables.sweep import equal_ev_table, sweep_table
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write
+from sae_lib.util.paths import ROOT
 
 BUILDERS: tuple[Callable[..., Table], ...] = (
     main_table, headline_table, quality_table, probing_table, difference_table, as_written_table, factorial_table,
@@ -50,6 +52,8 @@ BUILDERS: tuple[Callable[..., Table], ...] = (
 )  # fmt: skip
 # File in the figures folder, without its ending -> the function that makes it; its parameters name what it reads.
 TABLES = {f"table_{make.__name__.removesuffix('_table')}": make for make in BUILDERS}
+
+BLOCK = re.compile(r"(<!-- (?P<file>[\w./-]+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def make_tables(results: Results, profile: Profile, names: Iterable[str] = TABLES) -> dict[str, Table]:
@@ -84,3 +88,25 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
     rule = "|:--|" + "--:|" * (frame.shape[1] - 1)
     return "\n".join([line(frame.columns), rule, *(line(row) for row in frame.itertuples(index=False))])
+
+
+def with_tables(text: str, root: Path) -> str:
+    """`text` with every marked block replaced by the content of its file, a path relative to `root`.
+
+    Raises ArtifactError when a named file is not there.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        file = root / match["file"]
+        if not file.is_file():
+            raise ArtifactError(f"README.md: {match['file']} is not there; run `make paper` first")
+        return f"{match[1]}{file.read_text(encoding='utf8').strip()}\n{match[3]}"
+
+    return BLOCK.sub(fill, text)
+
+
+def fill_readme(root: Path = ROOT) -> None:
+    """Fill the tables of README.md in `root`."""
+    readme = root / "README.md"
+    with atomic_write(readme) as file:
+        file.write(with_tables(readme.read_text(encoding="utf8"), root))
