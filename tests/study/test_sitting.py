@@ -9,6 +9,7 @@ import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -73,7 +74,8 @@ def planned(profile, monkeypatch, missing=()):
     monkeypatch.setattr(sitting, "evaluate", lambda *_: SimpleNamespace(rows=None))
     monkeypatch.setattr(sitting, "choose_atm", lambda rows: None)
     decided = {"calibrate": lambda: KNOWN, "match_fair": lambda known, method: known}
-    return list(steps(SimpleNamespace(profile=load_profile(profile), **decided), missing))
+    experiment: Any = SimpleNamespace(profile=load_profile(profile), **decided)
+    return list(steps(experiment, missing))
 
 
 def test_what_depends_on_a_sweep_waits_for_it(profile, monkeypatch):

@@ -79,8 +79,8 @@ def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = 
         "facts": made_from(profile, figures / "results"),
         "figures": [*drawn],
     }
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary)
         text = filled(prose, facts(profile, results, evaluated, entries, real[:2]))
         (root / "main.typ").write_text(text, encoding="utf8")
         (root / "data.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf8")
