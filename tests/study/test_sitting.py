@@ -9,7 +9,6 @@ import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -73,9 +72,9 @@ def planned(profile, monkeypatch, missing=()):
     """The steps where every decision falls on what is known already."""
     monkeypatch.setattr(sitting, "evaluate", lambda *_: SimpleNamespace(rows=None))
     monkeypatch.setattr(sitting, "choose_atm", lambda rows: None)
-    decided = {"calibrate": lambda: KNOWN, "match_fair": lambda known, method: known}
-    experiment: Any = SimpleNamespace(profile=load_profile(profile), **decided)
-    return list(steps(experiment, missing))
+    monkeypatch.setattr(Experiment, "calibrate", lambda _: KNOWN)
+    monkeypatch.setattr(Experiment, "match_fair", lambda _, known, method: known)
+    return list(steps(Experiment.open(str(profile)), missing))
 
 
 def test_what_depends_on_a_sweep_waits_for_it(profile, monkeypatch):
