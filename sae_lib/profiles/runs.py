@@ -171,6 +171,16 @@ def planted_in(profile: Profile) -> list[RunSpec]:
     ]
 
 
+def carriers_in(profile: Profile) -> list[RunSpec]:
+    """The SAEs whose absorbing latents are taken out, to see whether they carry letters: those, and the controls."""
+    controls = [
+        spec
+        for spec in plan_runs(profile, None, ["untrained", "control"])
+        if spec.seed in profile.training.ablation_seeds
+    ]
+    return [*planted_in(profile), *controls]
+
+
 def _cells(profile: Profile, known: Calibration, group: str) -> list[Cell]:
     """The SAEs of a group, without their seeds."""
     fair = FAIR if fairly_compared(profile) else ()

@@ -26,6 +26,7 @@ from sae_lib.profiles.runs import (
     Calibration,
     RunSpec,
     along_the_run,
+    carriers_in,
     fair_sweep,
     fairly_compared,
     plan_runs,
@@ -83,7 +84,7 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
         told.sort(key=lambda spec: not spec.trained)  # pairs that train
         yield Step(f"told their L0, and controls, seed {seed}", told)
     yield Step("planted absorption", planted_in(profile), PLANTED_CURVE)
-    yield Step("carrier test", planted_in(profile), CARRIERS)
+    yield Step("carrier test", carriers_in(profile), CARRIERS)
     # Dropout masks as much as ATM turns out to.
     first = [spec for method in swept if method != "dropout" for spec in sweep_runs(profile, method)]
     yield Step("coefficients as written, and a sweep of the L1 methods", [*of(("as_written",), seeds[0]), *first])

@@ -22,7 +22,7 @@ CARRIER_METRICS: dict[str, Column] = {
 
 def carriers_table(carriers: pd.DataFrame) -> Table:
     """By method, words that are absorbed by the score *full* and words that a main latent finds."""
-    rows = carriers[carriers["group"] == "main"]
+    rows = carriers[carriers["group"].isin(["main", "untrained", "control"])]
     if rows.empty:
         raise ArtifactError("carriers: no rows; make study tests which latents carry letters")
     lines, data = [], []
