@@ -243,3 +243,9 @@ def test_planted_absorption_that_the_prose_names() -> None:
     named = real_facts(load_profile("pocket"), replace(synthetic.results(), planted=pd.DataFrame(rows)))["planted"]
     assert named["topk"] == {"none": "0.15", "most": "0.70", "all": "0.30", "known": "0.90"}
     assert {*named["matryoshka_4"].values()} == {"not computed"}
+
+
+def test_what_latents_carry_as_the_prose_names_it() -> None:
+    named = real_facts(load_profile("pocket"), synthetic.results())["carriers"]
+    assert named["topk"]["found"] == {"named": "0.90", "carried": "95 %"}
+    assert named["untrained"]["absorbed"] == {"named": "not computed", "carried": "not computed"}

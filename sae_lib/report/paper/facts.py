@@ -116,6 +116,20 @@ def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
         "as_written": _group(results, "as_written", METHODS),
         "collapse": _by(ALONE, lambda name, metric: seeds_of(collapse[collapse["label"] == ALONE[name]], metric)),
         "planted": {method: _planted(results, method) for method in PLANTED},
+        "carriers": {method: _carriers(results, method) for method in (*PLANTED, UNTRAINED, "permuted", "soft_frozen")},
+    }
+
+
+def _carriers(results: Results, method: str) -> dict[str, dict[str, str]]:
+    """Of absorbed words and of found ones: the logit that is lost, and the share of words in which it is carried."""
+    rows = results.carriers[results.carriers["method"] == method]
+    means = {kind: part[["named", "carried"]].mean() for kind, part in rows.groupby("kind")}
+    nothing = {"named": NOTHING, "carried": NOTHING}
+    return {
+        kind: {"named": f"{means[kind]['named']:.2f}", "carried": f"{100 * means[kind]['carried']:.0f} %"}
+        if kind in means
+        else nothing
+        for kind in ("absorbed", "found")
     }
 
 
