@@ -216,11 +216,15 @@ def losses(lm: LanguageModel, reference: CoreReference, splice: Splice | None, b
         if in_memory is not None:
             known = in_memory.at(positions).at
         elif splice is not None:
-            clean = _logits(lm, reference, part, positions, at_kept, None)
-            known = lambda here, clean=clean: distribution(clean(here))  # noqa: E731
+            known = distributions(_logits(lm, reference, part, positions, at_kept, None))
         add_batch(sums, logits, following, known, rows)
         before = positions.stop
     return sums
+
+
+def distributions(logits: Callable[[slice], Tensor]) -> Callable[[slice], Distribution]:
+    """Those of some positions' logits."""
+    return lambda here: distribution(logits(here))
 
 
 def add_batch(

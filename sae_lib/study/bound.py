@@ -94,7 +94,8 @@ def harvest_flop(model: ModelSize, layer: int) -> float:
 
 def losses_flop(model: ModelSize, layer: int) -> float:
     """Of a token, for CE and KL of an SAE: the later blocks, and the head for the clean and the changed stream."""
-    return 2 * (model.blocks - harvest_flop(model, layer) / 2 + 2 * model.d_in * model.vocab)
+    later = model.blocks * (model.layers - layer - 1) / model.layers
+    return 2 * (later + 2 * model.d_in * model.vocab)
 
 
 def bound_note(profile: Profile, model: ModelSize, peak: Peak = H100) -> str:

@@ -136,7 +136,7 @@ def evaluated(watch: Watch, profile: Profile, lm: LanguageModel, run: RunSpec) -
         core_reference._logits(lm, reference, slice(0, batch), slice(0, kept), at_kept, splice)  # type: ignore[arg-type]
         for splice in (seen.splice, None)
     )
-    core_reference.add_batch(sums, logits, following, lambda here: core_reference.distribution(clean(here)), 64)
+    core_reference.add_batch(sums, logits, following, core_reference.distributions(clean), 64)
     for each in (seen.squared_error, seen.on, sums.predictions):
         assert str(each.device) == DEVICE
     return {"flop": dict(watch.flop), "bytes": watch.bytes}

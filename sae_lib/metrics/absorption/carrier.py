@@ -19,7 +19,7 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.words import PromptPieces, Prompts
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.main_latents import main_latents, unit_latents
+from sae_lib.metrics.absorption.main_latents import ROWS, main_latents, unit_latents
 from sae_lib.metrics.absorption.reference import AbsorptionReference, prompts_of_scored
 from sae_lib.metrics.absorption.score import Letters, letters_of, score_words_of_letters
 from sae_lib.util.errors import ArtifactError
@@ -80,10 +80,12 @@ def _kinds(
     config: AbsorptionConfig,
 ) -> dict[str, Tensor]:
     """Which words are absorbed, and which found by a main latent."""
-    f, device = unit_latents(sae, x), sae.device
-    full = score_words_of_letters(x.to(device), f, labels.to(device), letters, config).full
-    on_main = ((f >= config.silent_below) & letters.is_main[labels.to(device)]).any(dim=1)
-    return {"absorbed": full.cpu(), "found": on_main.cpu()}
+    absorbed, found = [x.new_empty(0, dtype=torch.bool)], [x.new_empty(0, dtype=torch.bool)]
+    for rows, letter in zip(x.to(sae.device).split(ROWS), labels.to(sae.device).split(ROWS), strict=True):
+        f = unit_latents(sae, rows)
+        absorbed.append(score_words_of_letters(rows, f, letter, letters, config).full.cpu())
+        found.append(((f >= config.silent_below) & letters.is_main[letter]).any(dim=1).cpu())
+    return {"absorbed": torch.cat(absorbed), "found": torch.cat(found)}
 
 
 def _parts(

@@ -26,7 +26,7 @@ from sae_lib.metrics.toy.methods import toy_config
 from sae_lib.metrics.toy.training import ToyPool, train_and_recover
 
 ORDERS = ("index", "magnitude", "frequency", "presence")
-ORDERED_K = 2.0  # a parent and its child
+ORDERED_K = 2  # a parent and its child
 WEIGHTS = (0.0, 0.1, 1.0, 10.0)
 INHIBITED = ("standard", "jumprelu", "batchtopk")
 DISCOUNTS = (0.0, 0.5, 0.9)
@@ -38,13 +38,8 @@ def ideas(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataF
         return pd.DataFrame()
     with ToyPool(folder, workers) as pool:
         changed = [*_changed(settings)]
-        told = [ORDERED_K if columns["idea"] == "order" else None for columns, _ in changed]
-        matched = iter(
-            match_l0(pool, [cell for (_, cell), k in zip(changed, told, strict=True) if k is None], settings)
-        )
-        groups: list[Group] = [
-            (columns, cell, next(matched) if k is None else k) for (columns, cell), k in zip(changed, told, strict=True)
-        ]
+        values = match_l0(pool, [cell for _, cell in changed], settings)
+        groups: list[Group] = [(*each, value) for each, value in zip(changed, values, strict=True)]
         return toy_rows(pool, settings, "ideas", groups, settings.seeds, train_and_recover)
 
 
@@ -55,7 +50,7 @@ def _changed(settings: ToyConfig) -> Iterator[tuple[dict[str, str], Cell]]:
 
     for toy in (TREE, LOUD):
         for order in ORDERS:
-            yield cell("order", toy, "lista_matryoshka", order, {"order": order})
+            yield cell("order", toy, "lista_matryoshka", order, {"order": order, "k": ORDERED_K})
         for method in INHIBITED:
             for weight in WEIGHTS:
                 penalty = {"encoder_consistency": {"coefficient": weight} if weight else None}

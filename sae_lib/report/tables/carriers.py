@@ -7,8 +7,7 @@ import pandas as pd
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import method_name
 from sae_lib.report.results import by_method
-from sae_lib.report.statistics import seeds_of, t_interval
-from sae_lib.report.tables.rows import Table, cell, record, seeds_note
+from sae_lib.report.tables.rows import Table, measured, seeds_note
 from sae_lib.util.errors import ArtifactError
 
 CARRIER_METRICS: dict[str, Column] = {
@@ -28,13 +27,9 @@ def carriers_table(carriers: pd.DataFrame) -> Table:
     lines, data = [], []
     for method, of_method in by_method(rows).items():
         for kind, part in of_method.groupby("kind"):
-            intervals = {column: t_interval(seeds_of(part, column)) for column in CARRIER_METRICS}
-            shown = {CARRIER_METRICS[c].header: cell(i, CARRIER_METRICS[c].decimals) for c, i in intervals.items()}
-            lines.append({"method": method_name(method), "latents": str(kind)} | shown)
-            data += [
-                {"kind": kind, **record(method_name(method), column, interval, CARRIER_METRICS)}
-                for column, interval in intervals.items()
-            ]
+            cells, records = measured(method_name(method), part, CARRIER_METRICS, CARRIER_METRICS)
+            lines.append({"method": method_name(method), "latents": str(kind)} | cells)
+            data += [{"kind": kind} | each for each in records]
     caption = (
         "Whether latents carry letters to the model's answer; mean ± sd over seeds. absorbed: the latent by which a "
         "word counts as absorbed (full); found: the main latents of a word on which they fire. Logit lost: how much "

@@ -15,15 +15,14 @@ import pandas as pd
 
 from sae_lib.report.names import METRICS, method_name
 from sae_lib.report.results import by_method, toy_rows
-from sae_lib.report.statistics import Interval, seeds_of, t_interval
+from sae_lib.report.statistics import Interval, t_interval
 from sae_lib.report.tables.rows import (
     ARROW_NOTE,
     Table,
-    cell,
     left_out,
+    measured,
     not_measurable,
     range_cell,
-    record,
     seeds_note,
 )
 from sae_lib.report.tables.sweep import Curve, curves
@@ -97,10 +96,9 @@ def ground_truth_table(toy_summary: pd.DataFrame) -> Table:
     lines, data, used = [], [], []
     for toy, name in TOYS.items():
         for method, part in by_method(toy_rows(toy_summary, "field", toy)).items():
-            intervals = {column: t_interval(seeds_of(part, column)) for column in COLUMNS}
-            shown = {METRICS[c].header: cell(interval, METRICS[c].decimals) for c, interval in intervals.items()}
-            lines.append({"method": method_name(method), "data": name} | shown)
-            data += [{"toy": toy, **record(method, column, interval)} for column, interval in intervals.items()]
+            cells, records = measured(method, part, COLUMNS)
+            lines.append({"method": method_name(method), "data": name} | cells)
+            data += [{"toy": toy} | each for each in records]
             used.append(part)
     if not lines:
         raise ArtifactError("toy_summary: no rows of experiment 'field'; set ablations.toy.field and run notebook 03")
@@ -125,16 +123,10 @@ def ideas_table(toy_summary: pd.DataFrame) -> Table:
         raise ArtifactError("toy_summary: no rows of experiment 'ideas'; set ablations.toy.field and run `make field`")
     lines, data = [], []
     for (idea, toy, rho, method, label), part in rows.groupby(["idea", "toy", "rho", "method", "label"], sort=False):
-        intervals = {column: t_interval(seeds_of(part, column)) for column in IDEA_COLUMNS}
+        cells, records = measured(method_name(str(method)), part, IDEA_COLUMNS)
         place = f"{toy}, rho = {rho:g}" if toy == "chain" else str(toy)
-        line = {"idea": idea, "data": place, "method": method_name(str(method)), "change": label}
-        lines.append(
-            line | {METRICS[c].header: cell(interval, METRICS[c].decimals) for c, interval in intervals.items()}
-        )
-        data += [
-            {"idea": idea, "toy": place, "change": label, **record(method_name(str(method)), column, interval)}
-            for column, interval in intervals.items()
-        ]
+        lines.append({"idea": idea, "data": place, "method": method_name(str(method)), "change": label} | cells)
+        data += [{"idea": idea, "toy": place, "change": label} | each for each in records]
     caption = (
         "Ideas against absorption where the true features are known; mean ± sd over seeds. order: what fills the "
         "prefixes of a LISTA-Matryoshka, k = 2. consistency: weight of a penalty on encoders that are inhibited along "

@@ -53,15 +53,23 @@ def table_of(
     shown, data = [], []
     for name, part in named.items():
         line: dict[str, Any] = {first: name, "seeds": str(part["seed"].nunique())}
-        for column in columns:
-            interval = t_interval(seeds_of(part, column))
-            dagger = " †" if column == "l0" and off[name] else ""
-            line[metrics[column].header] = cell(interval, metrics[column].decimals) + dagger
-            data.append(record(name, column, interval, metrics))
-        shown.append(line)
+        cells, records = measured(name, part, columns, metrics)
+        if "l0" in columns and off[name]:
+            cells[metrics["l0"].header] += " †"
+        shown.append(line | cells)
+        data += records
     notes = ". ".join(filter(None, (caption, ARROW_NOTE, note)))
     ending = f"{left_out(lacking, metrics)} {seeds_note(named.values())}"
     return Table(pd.DataFrame(shown), pd.DataFrame(data), f"{notes}.{ending}")
+
+
+def measured(
+    row: str, part: pd.DataFrame, columns: Iterable[str], metrics: Mapping[str, Column] = METRICS
+) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Of a set of SAEs: a cell for each of `columns` by its header, and the numbers behind them."""
+    intervals = {column: t_interval(seeds_of(part, column)) for column in columns}
+    cells = {metrics[column].header: cell(each, metrics[column].decimals) for column, each in intervals.items()}
+    return cells, [record(row, column, each, metrics) for column, each in intervals.items()]
 
 
 def not_measurable(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
