@@ -11,12 +11,12 @@ from typing import Any
 from sae_lib.data.corpus import DOCUMENTATION, TOKENS
 from sae_lib.metrics.absorption.reference import ABSORPTION_REFERENCE
 from sae_lib.metrics.core_reference import CORE_REFERENCE
-from sae_lib.metrics.probing.reference import PROBING_REFERENCE
+from sae_lib.metrics.probing.reference import PROBING_REFERENCE, SPURIOUS_REFERENCE
 from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
 from sae_lib.metrics.toy.training import TOY
 from sae_lib.study.experiment import CALIBRATION_L0
-from sae_lib.study.extras import ALONG, CARRIER, PLANTED
+from sae_lib.study.extras import ALONG, CARRIER, PERTURBATION, PLANTED
 from sae_lib.study.scoring import ACROSS_SEEDS
 from sae_lib.training.run import TRAINING
 from sae_lib.util.files import read_json, write_json
@@ -32,10 +32,12 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     ABSORPTION_REFERENCE: ("sae_lib.metrics.absorption.reference",),
     STABILITY_REFERENCE: ("sae_lib.metrics.stability.reference",),
     PROBING_REFERENCE: ("sae_lib.metrics.probing.reference",),
+    SPURIOUS_REFERENCE: ("sae_lib.metrics.probing.spurious",),
     **{score.stage: (score.evaluate.__module__,) for score in SCORES.values()},
     CALIBRATION_L0: ("sae_lib.autoencoders.build",),
     ACROSS_SEEDS: ("sae_lib.metrics.stability.seeds",),
     CARRIER: ("sae_lib.metrics.absorption.carrier",),
+    PERTURBATION: ("sae_lib.metrics.probing.perturbation",),
     PLANTED: ("sae_lib.metrics.absorption.planted",),
     ALONG: ("sae_lib.training.trainer", "sae_lib.metrics.absorption.score"),
     TOY: ("sae_lib.metrics.toy.experiments",),

@@ -1,4 +1,5 @@
-"""What is measured of a few SAEs only: absorption along a run, absorption that was planted, and whether it carries.
+"""What is measured of a few SAEs only: absorption along a run, absorption that was planted, whether it carries,
+and what probes lose without latents.
 
 A score of a finished SAE does not say how it came about, nor how much of what is there it finds. Each SAE has a table
 of its own, kept in the run's folder, and with its rows (`rows`).
@@ -16,6 +17,8 @@ from sae_lib.autoencoders.build import load_autoencoder
 from sae_lib.metrics.absorption.carrier import carrier_test
 from sae_lib.metrics.absorption.planted import planted_absorption
 from sae_lib.metrics.absorption.score import evaluate_absorption
+from sae_lib.metrics.probing.perturbation import perturbation
+from sae_lib.metrics.probing.reference import ProbingPart, build_spurious_reference
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.study.experiment import Experiment, concat, tag
 from sae_lib.study.scoring import score_inputs, score_keys, stored, table_as_json, table_from_json
@@ -27,23 +30,26 @@ from sae_lib.util.parallel import for_each, kept
 ALONG = Stage("absorption along a run", 1)
 PLANTED = Stage("planted absorption", 1)
 CARRIER = Stage("carrier test", 1)
+PERTURBATION = Stage("targeted perturbation", 1)
 POINTS = 20  # evenly over a run, its end among them
 METRICS = ("absorption_fraction", "absorption_full", "main_latent_f1")
 
 
 @dataclass(frozen=True)
 class Extra:
-    """A table of a trained SAE: its file, what it depends on beside SAE and absorption score, how it is made."""
+    """A table of a trained SAE: its file, what it depends on beside the SAE, how it is made."""
 
     name: str
     stage: Stage
     measure: Callable[[Experiment, RunSpec], pd.DataFrame]
     needs_weights: bool = True
     settings: tuple[int, ...] = ()
+    reads: str = "absorption"
+    """The score whose settings and reference it shares."""
 
     def key(self, experiment: Experiment) -> str:
         """What the table depends on beside the run."""
-        return result_key(self.stage, score_keys(experiment)["absorption"], *self.settings)
+        return result_key(self.stage, score_keys(experiment)[self.reads], *self.settings)
 
     def missing(self, experiment: Experiment, specs: Sequence[RunSpec]) -> list[RunSpec]:
         """Those of `specs` whose table is not known."""
@@ -65,7 +71,7 @@ class Extra:
             if self.needs_weights:
                 experiment.need_weights(waiting)
             with experiment.writing():
-                score_inputs(experiment).reference("absorption")  # once here, so that the workers only read it
+                score_inputs(experiment).reference(self.reads)  # once here, so that the workers only read it
                 work = partial(_measure, self, self.key(experiment))
                 for_each(work, experiment, [[spec] for spec in waiting], experiment.workers, self.stage.name)
         return self.known(experiment, specs)
@@ -108,7 +114,20 @@ def _carriers(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
     return carrier_test(sae, inputs.lm, inputs.reference("absorption"), inputs.settings("absorption"))
 
 
+def _perturbed(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
+    """What probes lose without the latents that matter to one of them: a row for each number of latents."""
+    inputs = score_inputs(experiment)
+    config = inputs.settings("probing")
+
+    def confounded() -> ProbingPart:
+        return build_spurious_reference(inputs.lm, config, inputs.corpus, inputs.folder, inputs.corpus_cache)
+
+    sae = load_autoencoder(experiment.run_folder(spec, experiment.store_key), experiment.device)
+    return perturbation(sae, inputs.reference("probing"), kept(experiment, "confounded", confounded), config)
+
+
 TRAJECTORY = Extra("trajectory", ALONG, _along_the_run, needs_weights=False, settings=(POINTS,))
 PLANTED_CURVE = Extra("planted", PLANTED, _planted)
 CARRIERS = Extra("carriers", CARRIER, _carriers)
-EXTRAS = (TRAJECTORY, PLANTED_CURVE, CARRIERS)
+PERTURBED = Extra("perturbation", PERTURBATION, _perturbed, reads="probing")
+EXTRAS = (TRAJECTORY, PLANTED_CURVE, CARRIERS, PERTURBED)

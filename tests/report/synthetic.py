@@ -303,6 +303,17 @@ def carriers(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def perturbation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
+    rows = [
+        {"group": group, "method": method, "seed": seed, "n": n, "tpp": most * n / 500 + 0.001 * (seed - 44),
+         "intended": most * n / 500, "unintended": 0.0, "scr": most}
+        for group, method, most in (("main", "topk", 0.3), ("untrained", "untrained", 0.1))
+        for n in (2, 5, 10, 20, 50, 100, 500)
+        for seed in seeds
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     table = evaluation(seeds)
     toy, summary = toys(seeds)
@@ -315,5 +326,5 @@ def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     logs = pd.concat([logs, plain[["run", "group", "method", "seed"]].merge(standard, on="seed")], ignore_index=True)
     return Results(
         table, letters(seeds), density(table), logs, probing_tasks(table), seed_stability(seeds), toy, summary,
-        carriers=carriers(seeds), trajectory=trajectory(),
+        carriers=carriers(seeds), perturbation=perturbation(seeds), trajectory=trajectory(),
     )  # fmt: skip

@@ -257,6 +257,17 @@ def test_what_latents_carry_stands_beside_what_others_do() -> None:
         Results().into(TABLES["table_carriers"], load_profile("pocket"))
 
 
+def test_what_probes_lose_stands_beside_untrained_saes() -> None:
+    table = make_tables(synthetic.results(), load_profile("pocket"), ["table_perturbation"])["table_perturbation"]
+    shown = table.shown.set_index("method")
+    assert (
+        shown.loc["TopK", "TPP, N = 500 ↑"] == "0.300 ± 0.002"
+        and shown.loc["Untrained", "SCR, N = 2 ↑"] == "0.100 ± 0.000"
+    )
+    with pytest.raises(ArtifactError, match="perturbation: no rows"):
+        Results().into(TABLES["table_perturbation"], load_profile("pocket"))
+
+
 def test_labels_are_for_reading_alone(evaluation: pd.DataFrame) -> None:
     """What a row is stands in columns: with other labels, and other names of the runs, every table is the same."""
     renamed = evaluation.assign(label=evaluation["label"].where(evaluation["group"] == "sensitivity", "x"))

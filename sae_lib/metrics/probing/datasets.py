@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -258,6 +258,14 @@ def text_key(config: ProbingConfig, corpus: CorpusConfig | None) -> Any:
     return {str(path): file_sha256(path) for path in paths if path.is_file()}
 
 
+def held_out_documents(corpus: CorpusConfig | None, cache: Path | None) -> Iterator[dict[str, Any]]:
+    """The documents of the packaged corpus that no SAE was trained on."""
+    assert corpus is not None  # `text_key` has checked it
+    for row, text in Texts(corpora.load_documents(corpus, cache), corpus.text_field):
+        if text and corpora.split_of(text, corpus) == "held_out":
+            yield row
+
+
 def load_part(
     names: Sequence[str], config: ProbingConfig, tokenizer: Any, corpus: CorpusConfig | None, cache: Path | None
 ) -> list[LabelledTexts]:
@@ -266,13 +274,7 @@ def load_part(
     Raises ArtifactError: text that cannot be read, a class with too few texts.
     """
     if config.source == "documentation":
-        assert corpus is not None
-        documents = (
-            row
-            for row, text in Texts(corpora.load_documents(corpus, cache), corpus.text_field)
-            if text and corpora.split_of(text, corpus) == "held_out"
-        )
-        return documentation_texts(documents, tokenizer, config, tuple(names))
+        return documentation_texts(held_out_documents(corpus, cache), tokenizer, config, tuple(names))
     (name,) = names
     splits = hub_texts(name, config) if config.source == "hub" else file_texts(name, config.files[name], config)
     train, test = (

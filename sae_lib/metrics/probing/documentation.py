@@ -60,7 +60,7 @@ MOST_CLASSES = {"package": 11, "kind": 3}
 DATASETS = (*MOST_CLASSES, *PATTERNS)
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     tokens: Tokens
     text: str
     package: str
@@ -77,7 +77,7 @@ def documentation_texts(
 
     Raises ArtifactError: a pattern that fewer than `min_per_class` texts have or have not; no document is long enough.
     """
-    pieces = _Pieces(documents, tokenizer, config)
+    pieces = Pieces(documents, tokenizer, config)
     found: list[LabelledTexts] = []
     for name in names:
         if name in MOST_CLASSES:
@@ -87,7 +87,7 @@ def documentation_texts(
     return found
 
 
-class _Pieces:
+class Pieces:
     """Training and test pieces in shuffled order, and which of them some task already uses."""
 
     def __init__(self, documents: Iterable[dict[str, Any]], tokenizer: Any, config: ProbingConfig) -> None:
@@ -97,11 +97,11 @@ class _Pieces:
         rows, length = list(documents), config.context - 1
         texts = [row["text"] for row in rows]
         encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if rows else []
-        of_document: list[list[_Piece]] = []
+        of_document: list[list[Piece]] = []
         for row, ids in zip(rows, encoded, strict=True):
             whole = [tuple(ids[start : start + length]) for start in range(0, len(ids) - length + 1, length)]
             kinds = [row["kind"], *[None] * len(whole)]
-            cut = [_Piece(ids, tokenizer.decode(list(ids)), row["package"], kinds[i]) for i, ids in enumerate(whole)]
+            cut = [Piece(ids, tokenizer.decode(list(ids)), row["package"], kinds[i]) for i, ids in enumerate(whole)]
             of_document += [cut] if cut else []
         if not of_document:
             raise ArtifactError(
@@ -110,7 +110,7 @@ class _Pieces:
         rng = np.random.default_rng(config.seed)
         tested = config.test_per_task / (config.train_per_task + config.test_per_task)
         is_test = rng.permutation(len(of_document)) < round(tested * len(of_document))
-        self.splits: list[list[_Piece]] = []
+        self.splits: list[list[Piece]] = []
         for wanted in (False, True):
             pieces = [p for these, test in zip(of_document, is_test, strict=True) if test == wanted for p in these]
             distinct = {pieces[i].tokens: pieces[i] for i in rng.permutation(len(pieces))}
@@ -120,14 +120,8 @@ class _Pieces:
 
     def by_class(self, column: str, most: int) -> list[LabelledTexts]:
         """The largest classes of a column, each a task; nothing where there are not two that are large enough."""
-        splits: list[dict[str, list[Tokens]]] = [{}, {}]
-        for classes, pieces in zip(splits, self.splits, strict=True):
-            for piece in pieces:
-                classes.setdefault(getattr(piece, column), []).append(piece.tokens)
-        train, test = splits
-        largest = sorted(filter(None, train), key=lambda label: (-len(train[label]), label))
-        enough = [label for label in largest if min(len(train[label]), len(test.get(label, ()))) >= self.smallest]
-        labels = tuple(enough[:most])
+        splits = self._classes(column)
+        labels = self.largest(column, most)
         if len(labels) < 2:
             return []
         of_train, of_test = (
@@ -135,6 +129,21 @@ class _Pieces:
             for classes, size in zip(splits, self.sizes, strict=True)
         )
         return [LabelledTexts(column, of_train, of_test, labels)]
+
+    def largest(self, column: str, most: int) -> tuple[str, ...]:
+        """The classes of a column that are large enough, those with the most training texts first."""
+        train, test = self._classes(column)
+        largest = sorted(train, key=lambda label: (-len(train[label]), label))
+        enough = [label for label in largest if min(len(train[label]), len(test.get(label, ()))) >= self.smallest]
+        return tuple(enough[:most])
+
+    def _classes(self, column: str) -> list[dict[str, list[Tokens]]]:
+        splits: list[dict[str, list[Tokens]]] = [{}, {}]
+        for classes, pieces in zip(splits, self.splits, strict=True):
+            for piece in pieces:
+                if label := getattr(piece, column):
+                    classes.setdefault(label, []).append(piece.tokens)
+        return splits
 
     def by_pattern(self, dataset: str, task: str, pattern: str) -> LabelledTexts:
         """Texts in which `pattern` is found, and as many in which it is not."""

@@ -8,7 +8,7 @@ bfloat16, so each of the eight datasets has a file, which is mapped into memory 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.datasets import known_datasets, load_part, text_key
+from sae_lib.metrics.probing.spurious import spurious_tasks
 from sae_lib.metrics.probing.tasks import ProbingTask, Tokens, draw_tasks, logistic_accuracy
 from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.errors import ArtifactError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _ROWS = {"cpu": 1024, "cuda": 16384}
 
 PROBING_REFERENCE = Stage("probing reference", 1)
+SPURIOUS_REFERENCE = Stage("spurious reference", 1)
 
 
 @dataclass(frozen=True)
@@ -108,24 +110,49 @@ def build_probing_reference(
     return parts
 
 
+def build_spurious_reference(
+    lm: LanguageModel,
+    config: ProbingConfig,
+    corpus: CorpusConfig | None,
+    folder: Path | str,
+    cache: Path | None = None,
+) -> ProbingPart:
+    """The same for pairs of attributes that a training set confounds (`spurious`); without tasks for source `files`.
+
+    Raises ArtifactError: as `spurious_tasks`.
+    """
+
+    def compute() -> _Stored:
+        return _encoded(lm, *spurious_tasks(lm.tokenizer, config, corpus, cache), config)
+
+    made_from = {"lm": lm.identity, "config": config.reference_fields(), "text": text_key(config, corpus)}
+    return kept_reference(folder, SPURIOUS_REFERENCE, made_from, _Stored, compute, mapped=True).part()
+
+
 def _compute(
     lm: LanguageModel, config: ProbingConfig, names: tuple[str, ...], corpus: CorpusConfig | None, cache: Path | None
 ) -> _Stored:
     texts, tasks = draw_tasks(load_part(names, config, lm.tokenizer, corpus, cache), config.seed)
-    lengths = torch.tensor([sum(token not in lm.special_ids for token in text) for text in texts])
-    if not lengths.any():
+    stored = _encoded(lm, texts, tasks, config)
+    if not stored.lengths.any():
         raise ArtifactError(f"probing: {names[0]}: its texts hold no tokens; check its text column")
-    residual = torch.cat([*_residual_rows(lm, texts, config.lm_batch)])
-    means = ProbingPart(residual, lengths, tasks, []).means(lambda rows: rows, torch.device("cpu"))
+    means = stored.part().means(lambda rows: rows, torch.device("cpu"))
     accuracies = [
         logistic_accuracy(means, task, config.max_iter)
         for task in tqdm(tasks, desc=f"{names[0]}: all residual dimensions", unit="task", disable=None)
     ]
+    return replace(stored, residual_accuracy=accuracies)
+
+
+def _encoded(lm: LanguageModel, texts: list[Tokens], tasks: list[ProbingTask], config: ProbingConfig) -> _Stored:
+    lengths = torch.tensor([sum(token not in lm.special_ids for token in text) for text in texts], dtype=torch.long)
+    residual = torch.cat([torch.empty(0, lm.d_in, dtype=lm.dtype), *_residual_rows(lm, texts, config.lm_batch)])
+    none = torch.empty(0, dtype=torch.long)
     return _Stored(
         residual, lengths,
-        torch.cat([each for task in tasks for each in (task.train, task.test)]),
-        torch.cat([each for task in tasks for each in (task.train_labels, task.test_labels)]),
-        [[task.dataset, task.name, len(task.train), len(task.test)] for task in tasks], accuracies,
+        torch.cat([none, *(each for task in tasks for each in (task.train, task.test))]),
+        torch.cat([none.bool(), *(each for task in tasks for each in (task.train_labels, task.test_labels))]),
+        [[task.dataset, task.name, len(task.train), len(task.test)] for task in tasks], [],
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from sae_lib.report.tables.main import (
     quality_table,
     stability_table,
 )
+from sae_lib.report.tables.perturbation import perturbation_table
 from sae_lib.report.tables.published import ground_truth_table, ideas_table, literature_table
 from sae_lib.report.tables.rows import Table
 from sae_lib.report.tables.sweep import equal_ev_table, sweep_table
@@ -48,7 +49,7 @@ BUILDERS: tuple[Callable[..., Table], ...] = (
     main_table, headline_table, quality_table, probing_table, difference_table, as_written_table, factorial_table,
     sequence_table, collapse_table, atm_table, atm_fair_table, sensitivity_table, stability_table, contexts_table,
     sweep_table, equal_ev_table, literature_table, ground_truth_table, ideas_table, leaderboard_table, controls_table,
-    null_table, carriers_table,
+    null_table, carriers_table, perturbation_table,
 )  # fmt: skip
 # File in the figures folder, without its ending -> the function that makes it; its parameters name what it reads.
 TABLES = {f"table_{make.__name__.removesuffix('_table')}": make for make in BUILDERS}

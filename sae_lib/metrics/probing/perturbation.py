@@ -1,0 +1,174 @@
+"""What probes of the residual stream lose when the latents that matter to one of them are ablated: targeted probe
+perturbation (TPP) and removal of spurious correlations (SCR). Higher is meant to be better.
+
+Of N latents, those of the largest effect on a probe with weights w, where F_j is latent j's mean over a text:
+
+    effect_j = (E[F_j | positive] - E[F_j | negative]) (w . d_j)      TPP: the difference clamped at 0; SCR: |effect_j|
+
+    TPP(N) = mean over classes of (accuracy that its own probe loses - mean of what the other classes' probes lose)
+    SCR(N) = (A_ablated - A) / (A_clean - A)
+
+A is the accuracy, on texts labelled by one attribute, of a probe that learned from texts in which the other attribute
+goes along with it; A_ablated without the latents of the other attribute's probe; A_clean that of a probe that learned
+where it does not. Of the two attributes it is the one with the lower A.
+
+Both only rank what is shown beside each other with care: on data with known features TPP falls while SAEs are trained,
+and SCR goes against the truth for large N (2605.18229). So untrained SAEs stand in the table, and it decides nothing.
+
+Source: 2411.18895; SAEBench 0.6.0, `scr_and_tpp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.metrics.absorption.main_latents import unit_latents
+from sae_lib.metrics.absorption.probes import LinearProbes, initial_probes
+from sae_lib.metrics.probing.config import ProbingConfig
+from sae_lib.metrics.probing.documentation import MOST_CLASSES
+from sae_lib.metrics.probing.reference import ProbingPart
+from sae_lib.metrics.probing.tasks import ProbingTask
+from sae_lib.metrics.stored_reference import require_width
+
+NS = (2, 5, 10, 20, 50, 100, 500)
+SEED, BATCH, EPOCHS, LEARNING_RATE, L1 = 42, 16, 20, 1e-3, 1e-3
+LEAST_GAP = 0.001  # A_clean - A below which nothing is there to be removed: SCR is 0
+# Whose classes exclude each other; None takes every dataset of more than two tasks.
+TPP_DATASETS: dict[str, tuple[str, ...] | None] = {
+    "documentation": tuple(MOST_CLASSES), "hub": ("bias_in_bios_class_set1", "amazon_reviews"), "files": None
+}  # fmt: skip
+
+
+@torch.no_grad()
+def perturbation(
+    sae: Autoencoder, parts: Sequence[ProbingPart], spurious: ProbingPart, config: ProbingConfig
+) -> pd.DataFrame:
+    """One row for each N of `NS` that the SAE has latents for: n, tpp, intended and unintended (the two losses whose
+    difference it is) and scr, each the mean over datasets or pairs; NaN where there is none.
+
+    `parts`: the reference of sparse probing; `spurious`: that of the confounded pairs.
+
+    Raises ArtifactError: the SAE has another width than the residual stream, or gives NaN or infinite latents.
+    """
+    require_width(sae, spurious.residual.shape[1])
+    ns = [n for n in NS if n <= sae.d_sae]
+    wanted = TPP_DATASETS[config.source]
+    sets = [(part, _by_dataset(part)) for part in parts]
+    classes = [
+        (part, {name: tasks for name, tasks in of.items() if len(tasks) > 2 and name in (wanted or of)})
+        for part, of in sets
+    ]
+    losses = [targeted(*each, ns) for part, chosen in classes for each in _probed(sae, part, chosen)]
+    scores = [removed(*each, ns) for each in _probed(sae, spurious, _by_dataset(spurious))]
+    none = torch.full((2, len(ns)), torch.nan)
+    intended, unintended = torch.stack(losses or [none]).mean(dim=0)
+    scr = torch.stack(scores or [none[0]]).mean(dim=0)
+    columns = {"tpp": intended - unintended, "intended": intended, "unintended": unintended, "scr": scr}
+    return pd.DataFrame({"n": ns} | {name: values.tolist() for name, values in columns.items()})
+
+
+class Texts:
+    """Means over each text's tokens: of the residual stream, and of what latents write."""
+
+    residual: Float[Tensor, "text d_in"]
+    latents: Float[Tensor, "text d_sae"]
+    """As with decoder rows of unit norm."""
+    directions: Float[Tensor, "d_sae d_in"]
+
+    def __init__(self, sae: Autoencoder, part: ProbingPart) -> None:
+        cpu = torch.device("cpu")
+        self.residual = part.means(lambda rows: rows, cpu)
+        self.latents = part.means(lambda rows: unit_latents(sae, rows), sae.device)
+        self.directions = torch.nn.functional.normalize(sae.W_dec.float(), dim=1).cpu()
+
+    def strongest(self, task: ProbingTask, probe: LinearProbes, most: int, *, signed: bool) -> Int[Tensor, " latent"]:
+        """The latents of the largest effect on the probe, the largest first. Only those whose effect is above 0:
+        SAEBench fills up with any whose effect is 0."""
+        f = self.latents[task.train]
+        difference = f[task.train_labels].mean(dim=0) - f[~task.train_labels].mean(dim=0)
+        reads = self.directions @ probe.weight[0]
+        effect = difference.clamp(min=0) * reads if signed else (difference * reads).abs()
+        return effect.topk(min(most, int((effect > 0).sum()))).indices
+
+    def accuracies(
+        self, task: ProbingTask, probe: LinearProbes, ablated: Int[Tensor, " latent"], ns: Sequence[int]
+    ) -> Float[Tensor, " n_and_none"]:
+        """Test accuracy of a probe on a task's labels: as it is, and without the first n of `ablated` for each n. What
+        the SAE does not reconstruct stays."""
+        logits = probe.logits(self.residual[task.test])
+        writes = self.latents[task.test][:, ablated] * (self.directions[ablated] @ probe.weight[0])
+        lost = torch.cat([torch.zeros_like(logits), writes.cumsum(dim=1)], dim=1)
+        without = logits - lost[:, [0, *(min(n, len(ablated)) for n in ns)]]
+        return ((without > 0) == task.test_labels[:, None]).float().mean(dim=0)
+
+
+Probed = tuple[ProbingTask, LinearProbes]
+
+
+def targeted(texts: Texts, classes: Sequence[Probed], ns: Sequence[int]) -> Float[Tensor, "2 n"]:
+    """Of the classes of one dataset: the accuracy that a class's own probe loses for each N, and that the others'
+    lose, means over classes."""
+    losses = []
+    for i, own in enumerate(classes):
+        ablated = texts.strongest(*own, max(ns), signed=True)
+        accuracies = torch.stack([texts.accuracies(*each, ablated, ns) for each in classes])
+        falls = accuracies[:, :1] - accuracies[:, 1:]
+        others = torch.arange(len(classes)) != i
+        losses.append(torch.stack([falls[i], falls[others].mean(dim=0)]))
+    return torch.stack(losses).mean(dim=0)
+
+
+def removed(texts: Texts, pair: Sequence[Probed], ns: Sequence[int]) -> Float[Tensor, " n"]:
+    """SCR for each N of one pair of attributes, the tasks and probes of `spurious.PROBES`."""
+    first, second, (_, both) = pair
+    scores = []
+    for (task, clean), other in ((first, second), (second, first)):
+        ablated = texts.strongest(*other, max(ns), signed=False)
+        biased = texts.accuracies(task, both, ablated, ns)
+        gap = texts.accuracies(task, clean, ablated[:0], ())[0] - biased[0]
+        scores.append((biased[0], (biased[1:] - biased[0]) / gap if gap >= LEAST_GAP else torch.zeros(len(ns))))
+    return min(scores, key=lambda score: float(score[0]))[1]
+
+
+def train_probe(rows: Float[Tensor, "text d_in"], task: ProbingTask) -> LinearProbes:
+    """SAEBench's probe of a task: logistic, AdamW, an L1 term; of its epochs the one with the highest *test* accuracy.
+
+    Source: SAEBench 0.6.0, `train_probe_gpu`.
+    """
+    probe, generator = initial_probes(rows.shape[1], 1, SEED), torch.Generator().manual_seed(SEED)
+    x, y, x_test, y_test = rows[task.train], task.train_labels.float(), rows[task.test], task.test_labels
+    optimizer = torch.optim.AdamW(probe, lr=LEARNING_RATE)
+    best, highest = probe, -1.0
+    for _ in range(EPOCHS):
+        for index in torch.randperm(len(x), generator=generator).split(BATCH):
+            error = (probe.logits(x[index])[:, 0].sigmoid() - y[index]) / len(index)
+            probe.weight.grad = (error @ x[index])[None] + L1 * probe.weight.sign()
+            probe.bias.grad = error.sum()[None]
+            optimizer.step()
+        accuracy = ((probe.logits(x_test)[:, 0] > 0) == y_test).float().mean().item()
+        if accuracy > highest:
+            best, highest = LinearProbes(probe.weight.clone(), probe.bias.clone()), accuracy
+    return best
+
+
+def _by_dataset(part: ProbingPart) -> dict[str, list[ProbingTask]]:
+    sets: dict[str, list[ProbingTask]] = {}
+    for task in part.tasks:
+        sets.setdefault(task.dataset, []).append(task)
+    return sets
+
+
+def _probed(
+    sae: Autoencoder, part: ProbingPart, sets: Mapping[str, Sequence[ProbingTask]]
+) -> Iterator[tuple[Texts, list[Probed]]]:
+    """Each of the sets of tasks with its probes."""
+    if sets:
+        texts = Texts(sae, part)
+        for tasks in sets.values():
+            yield texts, [(task, train_probe(texts.residual, task)) for task in tasks]
