@@ -2,7 +2,8 @@
 
 SAEs are trained and scored in an order in which every hour ends with something to show: first what needs no sweep, the
 methods that are told their L0 and the controls, seed by seed; then the papers' coefficients as written and the L1
-methods' sweep; then the rest of the main table; then what explains the first paper's, and the ablations. What is
+methods' sweep; then the rest of the main table, three seeds; then what explains the first paper's; then the main
+table's other seeds, and the ablations. What is
 finished is kept as rows (`rows`) in `figures/<profile>/rows`, to be committed, and is not computed again by the next
 sitting, wherever that is. At the end of a sitting the tables and figures that the rows allow are written beside them.
 """
@@ -47,7 +48,7 @@ from sae_lib.util.files import write_parquet
 
 EXPLAINING = ("as_written", "sequence", "collapse")  # the first paper's main result
 ABLATION_ORDER = ("factorial", "atm_importance", "sensitivity")
-FIRST_SEEDS = 3  # of the methods that are told their L0, before the L1 methods are swept
+FIRST_SEEDS = 3  # of the main table, before what explains the first paper's
 SWEPT = ("sweep", "fair_sweep")  # whose L0 on the calibration documents decides
 TOYS = "toy_summary.parquet"
 ROUNDS = 2  # SAEs a worker trains before they are scored together: no core waits for long, and little is at stake
@@ -94,13 +95,14 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     known = experiment.calibrate()
     if "dropout" in swept:
         yield Step("sweep of dropout", sweep_runs(profile, "dropout", known.dropout_probability))
-    for seed in seeds:
+    for seed in seeds[:FIRST_SEEDS]:
         yield Step(f"main table, seed {seed}", of(table, seed, known))
-        if seed == seeds[0]:
-            yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
-            yield from explaining(seed)
+    yield from explaining(seeds[0])
+    yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
     for seed in profile.training.ablation_seeds:
         yield from explaining(seed)
+    for seed in seeds[FIRST_SEEDS:]:
+        yield Step(f"main table, seed {seed}", of(table, seed, known))
     for group in ABLATION_ORDER:
         yield Step(group, of((group,), None, known))
     yield Step("sweep", of(("sweep",), None, known))
