@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lib.data.corpus import DOCUMENTATION, TOKENS
+from sae_lib.metrics.absorption.circuits import CIRCUIT_REFERENCE
 from sae_lib.metrics.absorption.reference import ABSORPTION_REFERENCE
 from sae_lib.metrics.core_reference import CORE_REFERENCE
 from sae_lib.metrics.probing.reference import PROBING_REFERENCE, SPURIOUS_REFERENCE
@@ -16,7 +17,7 @@ from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
 from sae_lib.metrics.toy.training import TOY
 from sae_lib.study.experiment import CALIBRATION_L0
-from sae_lib.study.extras import ALONG, CARRIER, PERTURBATION, PLANTED
+from sae_lib.study.extras import ALONG, CARRIER, CIRCUIT, PERTURBATION, PLANTED
 from sae_lib.study.scoring import ACROSS_SEEDS
 from sae_lib.training.run import TRAINING
 from sae_lib.util.files import read_json, write_json
@@ -32,6 +33,8 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     ABSORPTION_REFERENCE: ("sae_lib.metrics.absorption.reference",),
     STABILITY_REFERENCE: ("sae_lib.metrics.stability.reference",),
     PROBING_REFERENCE: ("sae_lib.metrics.probing.reference",),
+    CIRCUIT_REFERENCE: ("sae_lib.metrics.absorption.circuits",),
+    CIRCUIT: ("sae_lib.metrics.absorption.circuits",),
     SPURIOUS_REFERENCE: ("sae_lib.metrics.probing.spurious",),
     **{score.stage: (score.evaluate.__module__,) for score in SCORES.values()},
     CALIBRATION_L0: ("sae_lib.autoencoders.build",),

@@ -140,13 +140,12 @@ class LanguageModel:
                 return reached.residual
         raise RuntimeError(f"the forward pass of {self.name} never reached block {self.layer}")
 
-    @torch.no_grad()
     def logits(
         self, tokens: Int[Tensor, "context position"], splice: Callable[[Tensor], Tensor] | None = None
     ) -> Float[Tensor, "context position vocab"]:
         """Next-token logits, in the model's dtype; with `splice`, the residual stream after block `layer` is
-        replaced by `splice(residual)`. Raises ArtifactError when the model was cut, ValueError when `splice` changed
-        the shape."""
+        replaced by `splice(residual)`, through which gradients flow where it has some. Raises ArtifactError when the
+        model was cut, ValueError when `splice` changed the shape."""
         self._require_whole()
         if splice is None:
             return self.model(input_ids=self._ids(tokens), use_cache=False).logits
@@ -194,7 +193,6 @@ class LanguageModel:
                 self._resumes = bool((resumed - expected).abs().max() <= rounding)
         return self._resumes
 
-    @torch.no_grad()
     def resume(self, residual: Float[Tensor, "context position d_in"]) -> Float[Tensor, "context position d_out"]:
         """What the head reads, from the residual stream after block `layer`: only the later blocks are computed. Raises
         ArtifactError when the model was cut."""
@@ -206,7 +204,6 @@ class LanguageModel:
                 stack.enter_context(_instead(block, output))
             return self.model.base_model(inputs_embeds=residual, use_cache=False).last_hidden_state
 
-    @torch.no_grad()
     def head(self, hidden: Float[Tensor, "*position d_out"]) -> Float[Tensor, "*position vocab"]:
         """Next-token logits of what `resume` gives, by the model's own code, in the model's dtype. Raises ArtifactError
         when the model was cut."""

@@ -44,8 +44,9 @@ class Results:
     training logs; `probing_tasks`: per SAE and sparse-probing task; `seed_stability`: per method and pair of seeds;
     `toy` and `toy_summary`: SAEs on data with known features (columns in `figures.absorption` and `figures.toy`);
     `probe`: the language model's ground-truth probe by letter; `planted`: per SAE and share of words that were made
-    absorbed; `carriers`: per SAE and kind of words, what taking latents out of them costs; `perturbation`: per
-    SAE and number of latents, what probes lose without them; `trajectory`: absorption at some of a run's steps."""
+    absorbed; `carriers`: per SAE and kind of words, what taking latents out of them costs; `circuits`: per SAE
+    and number of latents, how much of the model's spelling goes through them; `perturbation`: per SAE and number of
+    latents, what probes lose without them; `trajectory`: absorption at some of a run's steps."""
 
     evaluation: pd.DataFrame = _table("run", "group", "method", "label", "seed")
     letters: pd.DataFrame = _table("run", "group", "method", "label", "seed", "letter", "test_words")
@@ -58,6 +59,7 @@ class Results:
     probe: pd.DataFrame = _table("letter", "test_words", "probe_f1")
     planted: pd.DataFrame = _table("group", "method", "seed", "planted")
     carriers: pd.DataFrame = _table("group", "method", "seed", "kind")
+    circuits: pd.DataFrame = _table("group", "method", "seed", "n")
     perturbation: pd.DataFrame = _table("group", "method", "seed", "n")
     trajectory: pd.DataFrame = _table("run", "group", "method", "seed", "step")
 

@@ -1,5 +1,5 @@
 """What is measured of a few SAEs only: absorption along a run, absorption that was planted, whether it carries,
-and what probes lose without latents.
+the circuits of letters, and what probes lose without latents.
 
 A score of a finished SAE does not say how it came about, nor how much of what is there it finds. Each SAE has a table
 of its own, kept in the run's folder, and with its rows (`rows`).
@@ -15,6 +15,7 @@ import pandas as pd
 
 from sae_lib.autoencoders.build import load_autoencoder
 from sae_lib.metrics.absorption.carrier import carrier_test
+from sae_lib.metrics.absorption.circuits import build_circuit_reference, letter_circuits
 from sae_lib.metrics.absorption.planted import planted_absorption
 from sae_lib.metrics.absorption.score import evaluate_absorption
 from sae_lib.metrics.probing.perturbation import perturbation
@@ -30,6 +31,7 @@ from sae_lib.util.parallel import for_each, kept
 ALONG = Stage("absorption along a run", 1)
 PLANTED = Stage("planted absorption", 1)
 CARRIER = Stage("carrier test", 1)
+CIRCUIT = Stage("letter circuits", 1)
 PERTURBATION = Stage("targeted perturbation", 1)
 POINTS = 20  # evenly over a run, its end among them
 METRICS = ("absorption_fraction", "absorption_full", "main_latent_f1")
@@ -114,6 +116,15 @@ def _carriers(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
     return carrier_test(sae, inputs.lm, inputs.reference("absorption"), inputs.settings("absorption"))
 
 
+def _circuits(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
+    """How many latents the model's spelling goes through: a row for each size of circuit."""
+    inputs, config = score_inputs(experiment), score_inputs(experiment).settings("absorption")
+    reference = inputs.reference("absorption")
+    circuits = build_circuit_reference(inputs.lm, reference, config, inputs.folder)
+    sae = load_autoencoder(experiment.run_folder(spec, experiment.store_key), experiment.device)
+    return letter_circuits(sae, inputs.lm, reference, circuits, config)
+
+
 def _perturbed(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
     """What probes lose without the latents that matter to one of them: a row for each number of latents."""
     inputs = score_inputs(experiment)
@@ -130,4 +141,5 @@ TRAJECTORY = Extra("trajectory", ALONG, _along_the_run, needs_weights=False, set
 PLANTED_CURVE = Extra("planted", PLANTED, _planted)
 CARRIERS = Extra("carriers", CARRIER, _carriers)
 PERTURBED = Extra("perturbation", PERTURBATION, _perturbed, reads="probing")
-EXTRAS = (TRAJECTORY, PLANTED_CURVE, CARRIERS, PERTURBED)
+CIRCUITS = Extra("circuits", CIRCUIT, _circuits)
+EXTRAS = (TRAJECTORY, PLANTED_CURVE, CARRIERS, CIRCUITS, PERTURBED)

@@ -39,7 +39,7 @@ from sae_lib.report.figures.write import FIGURES, write_figure
 from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES, write_table
 from sae_lib.study.experiment import Experiment, choose_atm
-from sae_lib.study.extras import CARRIERS, EXTRAS, PERTURBED, PLANTED_CURVE, TRAJECTORY, Extra
+from sae_lib.study.extras import CARRIERS, CIRCUITS, EXTRAS, PERTURBED, PLANTED_CURVE, TRAJECTORY, Extra
 from sae_lib.study.rows import is_known, keep, restore, rows_folder, scores_of
 from sae_lib.study.scoring import evaluate, score_inputs, score_keys
 from sae_lib.study.show import probe_letters
@@ -86,6 +86,7 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
         yield Step(f"told their L0, and controls, seed {seed}", told)
     yield Step("planted absorption", planted_in(profile), PLANTED_CURVE)
     yield Step("carrier test", carriers_in(profile), CARRIERS)
+    yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
     yield Step("targeted probe perturbation", carriers_in(profile), PERTURBED)
     # Dropout masks as much as ATM turns out to.
     first = [spec for method in swept if method != "dropout" for spec in sweep_runs(profile, method)]

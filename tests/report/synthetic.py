@@ -314,6 +314,17 @@ def perturbation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def circuits(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
+    rows = [
+        {"group": group, "method": method, "seed": seed, "n": n, "faithful": most * n / 100 + 0.001 * (seed - 44),
+         "outside": 1 - most * n / 100, "all_latents": most, "error": 1 - most, "letters": 26, "words": 52}
+        for group, method, most in (("main", "topk", 0.9), ("untrained", "untrained", 0.1))
+        for n in (1, 3, 10, 30, 100)
+        for seed in seeds
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     table = evaluation(seeds)
     toy, summary = toys(seeds)
@@ -326,5 +337,5 @@ def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     logs = pd.concat([logs, plain[["run", "group", "method", "seed"]].merge(standard, on="seed")], ignore_index=True)
     return Results(
         table, letters(seeds), density(table), logs, probing_tasks(table), seed_stability(seeds), toy, summary,
-        carriers=carriers(seeds), perturbation=perturbation(seeds), trajectory=trajectory(),
+        carriers=carriers(seeds), circuits=circuits(seeds), perturbation=perturbation(seeds), trajectory=trajectory(),
     )  # fmt: skip

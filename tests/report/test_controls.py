@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae_lib.report.figures.absorption import planted_figure
+from sae_lib.report.figures.absorption import circuits_figure, planted_figure
 from sae_lib.report.names import MAIN_METHODS, method_name
 from sae_lib.report.results import Results
 from sae_lib.report.tables.controls import (
@@ -117,6 +117,16 @@ def planted() -> pd.DataFrame:
         for share in (0.0, 0.5, 1.0)
     ]  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def test_circuits_in_a_figure() -> None:
+    fig, data = circuits_figure(synthetic.circuits())
+    of = data.set_index(["method", "n"])
+    assert of.loc[("topk", 100), "faithful_mean"] == pytest.approx(0.9) and of.loc[("untrained", 1), "outside_std"] == 0
+    curves = {line.get_label(): [*np.asarray(line.get_ydata())] for line in fig.axes[0].lines}
+    assert curves["TopK"] == pytest.approx([0.009, 0.027, 0.09, 0.27, 0.9])
+    with pytest.raises(ArtifactError, match="circuits: no rows"):
+        circuits_figure(synthetic.circuits().iloc[:0])
 
 
 def test_planted_absorption_in_a_figure():

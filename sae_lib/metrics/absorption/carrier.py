@@ -50,9 +50,7 @@ def carrier_test(
     """
     counted = reference.counted(config.min_probe_f1)
     prompts, pieces = prompts_of_scored(lm, reference, config)
-    answers = torch.tensor([answer[0] for answer in pieces.answers])
-    if len(answers.unique()) < len(answers):
-        raise ArtifactError("carrier test: two letters' answers begin with the same token of this tokenizer")
+    answers = first_tokens(pieces)
     mains = main_latents(sae, reference, counted, config) if counted else []
     letters = letters_of(sae, reference, counted, mains)
     labels, x = reference.test_labels[reference.scored], reference.scored_activations
@@ -130,11 +128,32 @@ def letter_falls(
             changed = residual.clone()
             if change is not None:
                 changed[at, position] -= change[here].to(changed)
-            of_letters = _answer(lm, tokens, changed, position + len(pieces.question))[:, answers.to(lm.device)]
-            own = of_letters.gather(1, labels[here, None].to(lm.device))[:, 0]
-            logits.append(own - of_letters.mean(dim=1))
+            asked = position + len(pieces.question)
+            logits.append(letter_scores(lm, tokens, changed, asked, answers, labels[here]))
         falls.append(torch.stack([logits[0] - changed for changed in logits[1:]], dim=1).cpu())
     return torch.cat(falls)
+
+
+def first_tokens(pieces: PromptPieces) -> Int[Tensor, " letter"]:
+    """The token by which each letter's answer begins. Raises ArtifactError: two letters share it."""
+    answers = torch.tensor([answer[0] for answer in pieces.answers])
+    if len(answers.unique()) < len(answers):
+        raise ArtifactError("spelling: two letters' answers begin with the same token of this tokenizer")
+    return answers
+
+
+def letter_scores(
+    lm: LanguageModel,
+    tokens: Int[Tensor, "word position"],
+    residual: Float[Tensor, "word position d_in"],
+    asked: Int[Tensor, " word"],
+    answers: Int[Tensor, " letter"],
+    labels: Int[Tensor, " word"],
+) -> Float[Tensor, " word"]:
+    """The logit of each word's letter, less the mean of all letters', at one position of each row, with this residual
+    stream."""
+    of_letters = _answer(lm, tokens, residual, asked)[:, answers.to(lm.device)]
+    return of_letters.gather(1, labels[:, None].to(lm.device))[:, 0] - of_letters.mean(dim=1)
 
 
 def _answer(

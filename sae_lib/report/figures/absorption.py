@@ -102,6 +102,32 @@ def planted_figure(planted: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     return fig, data
 
 
+def circuits_figure(circuits: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """How much of the model's spelling goes through a letter's n strongest latents alone (filled), and through
+    everything but those (hollow), by method, mean ± sd over seeds."""
+    rows = circuits[circuits["group"].isin(["main", "untrained", "control"])]
+    if rows.empty:
+        raise ArtifactError("circuits: no rows; make study finds the circuits of letters")
+    kinds = {"faithful": None, "outside": "none"}
+    stated = rows.groupby(["method", "n"])[[*kinds, "all_latents", "error"]].agg(["mean", "std"])
+    data = stated.set_axis([f"{name}_{of}" for name, of in stated.columns], axis=1).reset_index()
+    fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 2.8))
+    for level in (0, 1):
+        ax.axhline(level, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
+    for method in in_order([*data["method"]]):
+        of_method = data[data["method"] == method]
+        for kind, face in kinds.items():
+            mean, label = of_method[f"{kind}_mean"], method_name(method) if face is None else None
+            curve(ax, of_method["n"], mean, method, markerfacecolor=face, label=label)
+    ax.set(
+        xscale="log",
+        xlabel="latents of a letter's circuit",
+        ylabel="share of the letter's logit\n(circuit filled, rest hollow)",
+    )
+    ax.legend()
+    return fig, data
+
+
 def absorption_picture(toy: pd.DataFrame, toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """ATM's Figure 1 from trained SAEs: (top) which latents fire on which inputs, (bottom) which true
     directions their decoder rows point along; mean over seeds. Absorption is a parent's latent that is dark

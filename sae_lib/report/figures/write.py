@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sae_lib.profiles.profile import Profile
-from sae_lib.report.figures.absorption import absorption_picture, letters_figure, planted_figure
+from sae_lib.report.figures.absorption import absorption_picture, circuits_figure, letters_figure, planted_figure
 from sae_lib.report.figures.explaining import density_figure, mechanism_figure, probe_figure
 from sae_lib.report.figures.stability import stability_figure
 from sae_lib.report.figures.style import save_figure, set_style
@@ -38,6 +38,7 @@ FIGURES: dict[str, Callable[..., tuple[Figure, pd.DataFrame]]] = {
     "toy_importance": toy_importance_figure,
     "absorption_by_letter": letters_figure,
     "planted": planted_figure,
+    "circuits": circuits_figure,
     "pareto": pareto_figure,
     "stability": stability_figure,
     "ablation_effects": ablation_effects,
