@@ -86,7 +86,6 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
         yield Step(f"told their L0, and controls, seed {seed}", told)
     yield Step("planted absorption", planted_in(profile), PLANTED_CURVE)
     yield Step("carrier test", carriers_in(profile), CARRIERS)
-    yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
     yield Step("targeted probe perturbation", carriers_in(profile), PERTURBED)
     # Dropout masks as much as ATM turns out to.
     first = [spec for method in swept if method != "dropout" for spec in sweep_runs(profile, method)]
@@ -98,6 +97,7 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
         yield Step("sweep of dropout", sweep_runs(profile, "dropout", known.dropout_probability))
     for seed in seeds[:FIRST_SEEDS]:
         yield Step(f"main table, seed {seed}", of(table, seed, known))
+    yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
     yield from explaining(seeds[0])
     yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
     for seed in profile.training.ablation_seeds:

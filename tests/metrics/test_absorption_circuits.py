@@ -102,6 +102,7 @@ def test_a_circuit_written_out_word_by_word(lm: LanguageModel, reference: Absorp
         f, rows = sae.encode(x), sae.W_dec
     mean, mean_f = x[of.found_on].mean(dim=0), f[of.found_on].mean(dim=0)
 
+    @torch.no_grad()
     def m(word: int, at_word: torch.Tensor) -> float:
         def spliced(residual: torch.Tensor) -> torch.Tensor:
             changed = residual.clone()

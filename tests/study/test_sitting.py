@@ -92,11 +92,11 @@ def test_the_order_begins_with_what_needs_no_sweep(profile, monkeypatch):
     plan, seeds = planned(profile, monkeypatch), load_profile(profile).training.seeds
     assert [spec.method for spec in plan[0].specs] == ["topk", "untrained", "permuted"]
     assert [step.what for step in plan[: len(seeds)]] == [f"told their L0, and controls, seed {s}" for s in seeds]
-    assert [step.what for step in plan[len(seeds) :][:7]] == [
-        "planted absorption", "carrier test", "circuits of letters", "targeted probe perturbation",
+    assert [step.what for step in plan[len(seeds) :][:6]] == [
+        "planted absorption", "carrier test", "targeted probe perturbation",
         "coefficients as written, and a sweep of the L1 methods", "sweep of dropout", f"main table, seed {seeds[0]}",
     ]  # fmt: skip
-    assert [s.method for s in plan[len(seeds) + 4].specs] == ["paper_standard", *["atm"] * 2, *["standard"] * 2]
+    assert [s.method for s in plan[len(seeds) + 3].specs] == ["paper_standard", *["atm"] * 2, *["standard"] * 2]
     named = {(s.group, s.method, s.label, s.seed) for step in plan for s in step.specs}
     assert named == {(s.group, s.method, s.label, s.seed) for s in plan_runs(load_profile(profile), KNOWN)}
 
