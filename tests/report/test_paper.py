@@ -245,6 +245,13 @@ def test_planted_absorption_that_the_prose_names() -> None:
     assert {*named["matryoshka_4"].values()} == {"not computed"}
 
 
+def test_what_probes_lose_as_the_prose_names_it() -> None:
+    named = real_facts(load_profile("pocket"), synthetic.results())["perturbation"]
+    assert named["untrained"] == {"tpp": "0.00", "tpp_most": "0.10", "scr": "0.10", "scr_most": "0.10"}
+    assert named["topk"]["tpp"] == "0.01" and named["topk"]["tpp_most"] == "0.30"
+    assert {*named["permuted"].values()} == {"not computed"}
+
+
 def test_what_latents_carry_as_the_prose_names_it() -> None:
     named = real_facts(load_profile("pocket"), synthetic.results())["carriers"]
     assert named["topk"]["found"] == {"named": "0.90", "carried": "95 %"}

@@ -82,6 +82,9 @@ class Number:
         return "below" if self.interval.high < 0 else "above" if self.interval.low > 0 else "not told apart from"
 
 
+TEN = 10  # latents that are ablated where the prose gives TPP and SCR
+
+
 class Rows:
     """A set of SAEs: `rows.l0` is what `find` gives for that metric."""
 
@@ -116,6 +119,7 @@ def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
         "as_written": _group(results, "as_written", METHODS),
         "collapse": _by(ALONE, lambda name, metric: seeds_of(collapse[collapse["label"] == ALONE[name]], metric)),
         "planted": {method: _planted(results, method) for method in PLANTED},
+        "perturbation": {method: _perturbed(results, method) for method in (*PLANTED, UNTRAINED, "permuted")},
         "carriers": {method: _carriers(results, method) for method in (*PLANTED, UNTRAINED, "permuted", "soft_frozen")},
     }
 
@@ -130,6 +134,17 @@ def _carriers(results: Results, method: str) -> dict[str, dict[str, str]]:
         if kind in means
         else nothing
         for kind in ("absorbed", "found")
+    }
+
+
+def _perturbed(results: Results, method: str) -> dict[str, str]:
+    """TPP and SCR with `TEN` latents ablated, and with the most that were tried; means over seeds."""
+    rows = results.perturbation[results.perturbation["method"] == method]
+    of = {"": rows[rows["n"] == TEN], "_most": rows[rows["n"] == rows["n"].max()]}
+    return {
+        f"{name}{ending}": f"{part[name].mean():.2f}" if len(part) else NOTHING
+        for name in ("tpp", "scr")
+        for ending, part in of.items()
     }
 
 
