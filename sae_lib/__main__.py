@@ -90,9 +90,11 @@ def parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", "measure an SAE of this package or of others on a language model")
     evaluate.add_argument("folder", help="folder of the SAE")
     _add_model(evaluate)
-    scores = "any of core, absorption, null_absorption, probing, stability"
+    scores = "any of core, absorption, null_absorption, probing, stability, interpretation"
     evaluate.add_argument("--metrics", nargs="+", default=["core", "absorption"], help=scores)
     evaluate.add_argument("--contexts", type=int, default=64, help="contexts of held-out text")
+    evaluate.add_argument("--judge", metavar="URL", help="OpenAI-compatible endpoint that interprets latents too")
+    evaluate.add_argument("--judge-model", default="default", help="what that endpoint calls its model")
     evaluate.add_argument("--json", type=_path, metavar="FILE", help="write summary, letters, tasks and notes here")
 
     export = command("export", "write a trained SAE, with a README, as other libraries load it")
@@ -245,6 +247,7 @@ def _do(options: Options) -> int:
 
 def _evaluate(options: Options) -> None:
     from sae_lib.metrics.absorption.config import AbsorptionConfig
+    from sae_lib.metrics.interpretation import InterpretationConfig
     from sae_lib.share.evaluate import default_settings, evaluate_sae
     from sae_lib.util.files import check_writable, write_json
     from sae_lib.util.paths import output_folder
@@ -263,7 +266,11 @@ def _evaluate(options: Options) -> None:
         check_writable(output.parent, "--json")
     if options.max_words is not None and options.max_words < 1:
         raise ArtifactError(f"--max-words {options.max_words}: must be 1 or more")
-    settings = default_settings().model_copy(update={"absorption": AbsorptionConfig(max_words=options.max_words)})
+    sections = {
+        "absorption": AbsorptionConfig(max_words=options.max_words),
+        "interpretation": InterpretationConfig(judge=options.judge, judge_model=options.judge_model),
+    }
+    settings = default_settings().model_copy(update=sections)
     names = (
         "revision", "files", "text_field", "metrics", "context_length", "contexts", "device", "dtype", "cache",
         "any_origin", "centre",

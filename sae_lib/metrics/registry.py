@@ -129,6 +129,8 @@ class Score:
     reference: Callable[[Inputs], Any] = lambda inputs: None
     needs: tuple[str, ...] = ()
     """Scores that it reads of the same SAE."""
+    optional: bool = False
+    """Whether it is computed only where it is asked for by name."""
     text_key: Callable[[Any, CorpusConfig | None], Any] | None = None
     """Of its settings and the corpus: what it depends on beside them and the held-out text."""
 
@@ -151,6 +153,11 @@ def register(score: Score) -> Score:
     SCORES[score.name] = score
     COLUMNS.update(score.columns)
     return score
+
+
+def usual_scores() -> tuple[str, ...]:
+    """Those that every SAE of a study gets."""
+    return tuple(name for name, score in SCORES.items() if not score.optional)
 
 
 def with_needs(names: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,9 @@ from sae_lib.metrics.absorption import null as null_absorption  # isort: split
 
 from sae_lib.metrics.stability import score as stability  # isort: split
 
-from sae_lib.metrics.probing import score as probing
+from sae_lib.metrics.probing import score as probing  # isort: split
+
+from sae_lib.metrics import interpretation
 from sae_lib.metrics.registry import SCORES
 
-__all__ = ["SCORES", "absorption", "null_absorption", "probing", "reconstruction", "stability"]
+__all__ = ["SCORES", "absorption", "interpretation", "null_absorption", "probing", "reconstruction", "stability"]

@@ -118,7 +118,8 @@ def evaluate_sae(
         files: local .jsonl, .parquet or .txt files of such texts, in the column `text_field`.
         revision: branch, tag or commit of a hub model.
         metrics: any of "core" (reconstruction, sparsity, behaviour), "absorption" (first letters), "probing" (sparse
-            probing), "stability" (along tokens and across contexts), or another that is registered.
+            probing), "stability" (along tokens and across contexts), "interpretation" (whether latents can be told from
+            examples), or another that is registered.
         settings: of the metrics; `default_settings()` where it is None.
         contexts: how many contexts of `context_length` tokens are read, at most.
         cache: folder for what depends on the model only; `build/evaluate` by default.

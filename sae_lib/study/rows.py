@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_lib.metrics.registry import with_needs
-from sae_lib.metrics.scores import SCORES
+from sae_lib.metrics.registry import usual_scores, with_needs
 from sae_lib.profiles.runs import ABLATION_GROUPS, ABLATION_SCORES, RunSpec
 from sae_lib.study.experiment import Experiment
 from sae_lib.study.extras import EXTRAS
@@ -31,7 +30,7 @@ OF_SOME = ("calibration", *(extra.name for extra in EXTRAS))
 
 def scores_of(spec: RunSpec) -> tuple[str, ...]:
     """The scores that an SAE has in its group."""
-    return tuple(with_needs(ABLATION_SCORES if spec.group in ABLATION_GROUPS else tuple(SCORES)))
+    return tuple(with_needs(ABLATION_SCORES if spec.group in ABLATION_GROUPS else usual_scores()))
 
 
 def rows_folder(experiment: Experiment) -> Path:

@@ -24,7 +24,7 @@ from torch import Tensor
 from sae_lib.autoencoders.build import load_autoencoder
 from sae_lib.data.model_loading import model_identity
 from sae_lib.data.tokens import load_tokens
-from sae_lib.metrics.registry import Inputs, with_needs
+from sae_lib.metrics.registry import Inputs, usual_scores, with_needs
 from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.seeds import COLUMNS, seed_stability
 from sae_lib.profiles.runs import RunSpec
@@ -65,9 +65,9 @@ class Evaluation:
 
 
 def evaluate(experiment: Experiment, specs: Sequence[RunSpec], scores: Sequence[str] = ()) -> Evaluation:
-    """Compute the scores (all by default) that are not computed yet; the results of all `specs`, tidy."""
+    """Compute the scores (the usual ones by default) that are not computed yet; the results of all `specs`, tidy."""
     known = score_keys(experiment)
-    keys = {name: known[name] for name in with_needs(scores or tuple(SCORES))}
+    keys = {name: known[name] for name in with_needs(scores or usual_scores())}
     store_key = experiment.store_key
     folders = {experiment.run_folder(spec, store_key): spec for spec in specs}
     waiting = [spec for folder, spec in folders.items() if any(stored(folder, *each) is None for each in keys.items())]
