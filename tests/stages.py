@@ -18,6 +18,7 @@ from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
 from sae_lib.metrics.toy.training import TOY
 from sae_lib.study.experiment import CALIBRATION_L0
 from sae_lib.study.extras import ALONG, CARRIER, CIRCUIT, PERTURBATION, PLANTED
+from sae_lib.study.layer_groups import LAYER_GROUPS
 from sae_lib.study.scoring import ACROSS_SEEDS
 from sae_lib.training.run import TRAINING
 from sae_lib.util.files import read_json, write_json
@@ -43,6 +44,7 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     PERTURBATION: ("sae_lib.metrics.probing.perturbation",),
     PLANTED: ("sae_lib.metrics.absorption.planted",),
     ALONG: ("sae_lib.training.trainer", "sae_lib.metrics.absorption.score"),
+    LAYER_GROUPS: ("sae_lib.training.trainer", "sae_lib.data.layer_groups", "sae_lib.metrics.reconstruction"),
     TOY: ("sae_lib.metrics.toy.experiments",),
 }
 

@@ -140,6 +140,22 @@ class LanguageModel:
                 return reached.residual
         raise RuntimeError(f"the forward pass of {self.name} never reached block {self.layer}")
 
+    @torch.no_grad()
+    def all_residual_streams(
+        self, tokens: Int[Tensor, "context position"]
+    ) -> Float[Tensor, "layer context position d_in"]:
+        """The residual stream after each block that was kept. Raises as `check_tokens`."""
+        found: list[Tensor] = []
+
+        def take(block: nn.Module, inputs: Any, output: Any) -> None:
+            found.append(output[0] if isinstance(output, tuple) else output)
+
+        with ExitStack() as stack:
+            for block in self._blocks:
+                stack.enter_context(block.register_forward_hook(take))
+            self.model.base_model(input_ids=self._ids(tokens), use_cache=False)
+        return torch.stack(found)
+
     def logits(
         self, tokens: Int[Tensor, "context position"], splice: Callable[[Tensor], Tensor] | None = None
     ) -> Float[Tensor, "context position vocab"]:

@@ -75,6 +75,8 @@ class AblationConfig(Strict):
     collapse: bool = False
     """Whether TemporalSAE's collapse is taken apart: its mechanisms alone, as written, other failing SAEs beside them,
     and absorption along its run; and along those of three other methods."""
+    layer_groups: int = Field(0, ge=0)
+    """Groups of layers that share an SAE each; 0: layers are not compared."""
     toy: ToyConfig = ToyConfig()
 
     _seeds = field_validator("atm_grid_seeds")(distinct_seeds)

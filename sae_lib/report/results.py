@@ -44,9 +44,10 @@ class Results:
     training logs; `probing_tasks`: per SAE and sparse-probing task; `seed_stability`: per method and pair of seeds;
     `toy` and `toy_summary`: SAEs on data with known features (columns in `figures.absorption` and `figures.toy`);
     `probe`: the language model's ground-truth probe by letter; `planted`: per SAE and share of words that were made
-    absorbed; `carriers`: per SAE and kind of words, what taking latents out of them costs; `circuits`: per SAE
-    and number of latents, how much of the model's spelling goes through them; `perturbation`: per SAE and number of
-    latents, what probes lose without them; `trajectory`: absorption at some of a run's steps."""
+    absorbed; `carriers`: per SAE and kind of words, what taking latents out of them costs; `circuits`: per SAE and
+    number of latents, how much of the model's spelling goes through them; `perturbation`: the same, what probes lose
+    without them; `layer_groups`: per layer, seed and kind, what an SAE explains; `trajectory`: absorption at some of a
+    run's steps."""
 
     evaluation: pd.DataFrame = _table("run", "group", "method", "label", "seed")
     letters: pd.DataFrame = _table("run", "group", "method", "label", "seed", "letter", "test_words")
@@ -60,6 +61,7 @@ class Results:
     planted: pd.DataFrame = _table("group", "method", "seed", "planted")
     carriers: pd.DataFrame = _table("group", "method", "seed", "kind")
     circuits: pd.DataFrame = _table("group", "method", "seed", "n")
+    layer_groups: pd.DataFrame = _table("layer", "group", "kind", "seed")
     perturbation: pd.DataFrame = _table("group", "method", "seed", "n")
     trajectory: pd.DataFrame = _table("run", "group", "method", "seed", "step")
 

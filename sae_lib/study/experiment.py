@@ -105,7 +105,7 @@ class Experiment:
                 bar.update(done - bar.n)
 
             return harvest(
-                lm, self._train_tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=data.train_tokens,
+                lm, self.train_tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=data.train_tokens,
                 rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier, progress=progress,
             )  # fmt: skip
 
@@ -130,14 +130,14 @@ class Experiment:
         return content_key(finished_manifest(self.paths.store, self._store_source))
 
     @property
-    def _train_tokens(self) -> NDArray[np.int32]:
+    def train_tokens(self) -> NDArray[np.int32]:
         return load_tokens(self.paths.tokens, "train")
 
     @property
     def _store_source(self) -> dict[str, Any]:
         return {
             "identity": model_identity(self.profile.model),
-            "corpus_sha256": tokens_sha256(self._train_tokens),
+            "corpus_sha256": tokens_sha256(self.train_tokens),
             "layer": self.profile.model.layer,
         }
 

@@ -40,6 +40,7 @@ from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES, write_table
 from sae_lib.study.experiment import Experiment, choose_atm
 from sae_lib.study.extras import CARRIERS, CIRCUITS, EXTRAS, PERTURBED, PLANTED_CURVE, TRAJECTORY, Extra
+from sae_lib.study.layer_groups import compare_layer_groups
 from sae_lib.study.rows import is_known, keep, restore, rows_folder, scores_of
 from sae_lib.study.scoring import evaluate, score_inputs, score_keys
 from sae_lib.study.show import probe_letters
@@ -50,7 +51,7 @@ EXPLAINING = ("as_written", "sequence", "collapse")  # the first paper's main re
 ABLATION_ORDER = ("factorial", "atm_importance", "sensitivity")
 FIRST_SEEDS = 3  # of the main table, before what explains the first paper's
 SWEPT = ("sweep", "fair_sweep")  # whose L0 on the calibration documents decides
-TOYS = "toy_summary.parquet"
+TOYS, LAYERS = "toy_summary.parquet", "layer_groups.parquet"
 ROUNDS = 2  # SAEs a worker trains before they are scored together: no core waits for long, and little is at stake
 
 
@@ -158,6 +159,8 @@ def sit(experiment: Experiment, hours: float) -> bool:
         missing += todo
     if experiment.profile.ablations.toy.field and not missing and hours:
         write_parquet(experiment.paths.figures / "results" / TOYS, experiment.ground_truth()[0], index=False)
+    if experiment.profile.ablations.layer_groups and not missing and hours:
+        write_parquet(experiment.paths.figures / "results" / LAYERS, compare_layer_groups(experiment), index=False)
     publish(experiment, list(dict.fromkeys(known)))
     return not missing
 

@@ -325,6 +325,17 @@ def circuits(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def layer_groups(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
+    rows = [
+        {"layer": layer, "group": group, "kind": kind, "seed": seed, "distance": 0.1, "amad": 0.05, "l0": 40.0,
+         "explained_variance": (0.9 if kind == "own" else 0.85) + 0.001 * (seed - 44)}
+        for layer, group in ((0, "0-1"), (1, "0-1"), (2, "2"))
+        for kind in ("own", "shared")[: 2 - (layer == 2)]
+        for seed in seeds
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     table = evaluation(seeds)
     toy, summary = toys(seeds)
@@ -337,5 +348,6 @@ def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     logs = pd.concat([logs, plain[["run", "group", "method", "seed"]].merge(standard, on="seed")], ignore_index=True)
     return Results(
         table, letters(seeds), density(table), logs, probing_tasks(table), seed_stability(seeds), toy, summary,
-        carriers=carriers(seeds), circuits=circuits(seeds), perturbation=perturbation(seeds), trajectory=trajectory(),
+        carriers=carriers(seeds), circuits=circuits(seeds), layer_groups=layer_groups(seeds),
+        perturbation=perturbation(seeds), trajectory=trajectory(),
     )  # fmt: skip

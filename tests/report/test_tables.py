@@ -268,6 +268,15 @@ def test_what_probes_lose_stands_beside_untrained_saes() -> None:
         Results().into(TABLES["table_perturbation"], load_profile("pocket"))
 
 
+def test_what_it_costs_that_layers_share_an_sae() -> None:
+    table = make_tables(synthetic.results(), load_profile("pocket"), ["table_layer_groups"])["table_layer_groups"]
+    shown = table.shown.set_index("layer")
+    assert shown.loc["1", "group"] == "0-1" and shown.loc["1", "the group's: explained variance ↑"] == "0.850 ± 0.002"
+    assert shown.loc["0", "difference"].startswith("-0.050") and shown.loc["2", "difference"] == "–"
+    with pytest.raises(ArtifactError, match="layer_groups: no rows"):
+        Results().into(TABLES["table_layer_groups"], load_profile("pocket"))
+
+
 def test_labels_are_for_reading_alone(evaluation: pd.DataFrame) -> None:
     """What a row is stands in columns: with other labels, and other names of the runs, every table is the same."""
     renamed = evaluation.assign(label=evaluation["label"].where(evaluation["group"] == "sensitivity", "x"))

@@ -29,7 +29,14 @@ OF_LETTERS = [
 ]
 
 # Tables in which nothing that letters decide is left out.
-OF_OTHERS = ("table_probing", "table_ground_truth", "table_ideas", "table_carriers", "table_perturbation")
+OF_OTHERS = (
+    "table_probing",
+    "table_ground_truth",
+    "table_ideas",
+    "table_carriers",
+    "table_perturbation",
+    "table_layer_groups",
+)
 
 
 @pytest.fixture(scope="module", params=["empty", "missing"])
