@@ -48,7 +48,7 @@ def profile(folder):
     content["sweep"] |= {"levels": [4, 16], "seeds": [7]}
     content |= {"as_written": {"paper_standard": {}}, "controls": ["permuted"]}
     atm = {"atm_c": [0.0, 1.0], "atm_r": [1.0], "atm_grid_seeds": [7]}
-    content["ablations"] = content.get("ablations", {}) | {"collapse": True} | atm
+    content["ablations"] = content.get("ablations", {}) | {"collapse": True, "layer_groups": 2} | atm
     path.write_text(yaml.safe_dump(content))
     return path
 
@@ -121,6 +121,11 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
         end = first[(first["method"] == method) & first["group"].isin(FOLLOWED)].iloc[0]
         assert part["absorption_full"].iloc[-1] == pytest.approx(end["absorption_full"], nan_ok=True), "the same SAE"
     assert all((folder / f"{name}.png").is_file() for name in ("collapse", "tokens", "planted"))
+    ablated = pd.read_parquet(folder / "results" / "perturbation.parquet")
+    assert {*ablated["method"]} == {"topk", "untrained", "permuted"} and (ablated["n"] <= 50).all()
+    layers = pd.read_parquet(folder / "results" / "layer_groups.parquet").groupby(["layer", "kind"])["seed"].nunique()
+    assert {layer for layer, _ in layers.index} == {0, 1, 2, 3} and layers.nunique() == 1
+    assert (folder / "table_layer_groups.md").is_file() and (folder / "table_perturbation.md").is_file()
     before = {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()}
 
     shutil.rmtree(experiment.paths.runs)
