@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,14 +97,17 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     known = experiment.calibrate()
     if "dropout" in swept:
         yield Step("sweep of dropout", sweep_runs(profile, "dropout", known.dropout_probability))
-    whole = [of(table, seed, known) for seed in seeds]  # in one step, so that no core waits at the end of a seed
-    yield Step("main table, the first seeds", sum(whole[:FIRST_SEEDS], []))
+    # Seeds in one step, so that no core waits at the end of each.
+    first, others = (
+        [*chain(*(of(table, seed, known) for seed in some))] for some in (seeds[:FIRST_SEEDS], seeds[FIRST_SEEDS:])
+    )
+    yield Step("main table, the first seeds", first)
     yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
     yield from explaining(seeds[0])
     yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
     for seed in profile.training.ablation_seeds:
         yield from explaining(seed)
-    yield Step("main table, the other seeds", sum(whole[FIRST_SEEDS:], []))
+    yield Step("main table, the other seeds", others)
     for group in ABLATION_ORDER:
         yield Step(group, of((group,), None, known))
     yield Step("sweep", of(("sweep",), None, known))
