@@ -203,6 +203,8 @@ def chat(config: InterpretationConfig, prompt: str) -> str:
     key = os.environ.get(KEY_VARIABLE)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     address = f"{str(config.judge).rstrip('/')}/chat/completions"
+    if not address.startswith(("http://", "https://")):
+        raise ArtifactError(f"interpretation.judge: {config.judge} is no address; it begins with http:// or https://")
     try:
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:

@@ -160,6 +160,12 @@ def test_a_judge_that_answers(
         interpret(of_subjects(windows), pocket, windows, config.model_copy(update={"judge_model": "lost"}))
 
 
+@pytest.mark.parametrize("address", ["file:///etc", "localhost:8000"])
+def test_an_address_that_is_none(pocket: LanguageModel, windows: Windows, address: str) -> None:
+    with pytest.raises(ArtifactError, match=f"interpretation.judge: {address} is no address"):
+        interpret(of_subjects(windows), pocket, windows, CONFIG.model_copy(update={"judge": address}))
+
+
 def test_it_is_computed_only_where_it_is_asked_for() -> None:
     assert "interpretation" in SCORES and "interpretation" not in usual_scores()
     assert interpretation.KEY_VARIABLE == KEY_VARIABLE
