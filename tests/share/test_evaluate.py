@@ -237,7 +237,7 @@ def test_probing_on_labelled_files(model, sae_folder, tmp_path):
 
 @pytest.mark.parametrize("metrics", [["core", "speed"], []])
 def test_unknown_metrics_are_refused(model, sae_folder, metrics):
-    known = "core, absorption, null_absorption, stability, probing"
+    known = "core, absorption, null_absorption, stability, probing, interpretation"
     with pytest.raises(ArtifactError, match=rf"metrics: .* choose from {known}$"):
         evaluate_sae(sae_folder, model, 1, metrics=metrics, **SMALL)
 
