@@ -21,7 +21,7 @@ from sae_lib.util.memory import require_address_space
 
 STDOUT = 1
 INTERRUPTED = 130
-KEPT = {"run", "study", "pocket-lm", "evaluate"}  # what they have finished when they are interrupted
+KEPT = {"run", "study", "train", "pocket-lm", "evaluate"}  # what they have finished when they are interrupted
 
 # A path as a user gave it, or a place where it lies, that the system does not open.
 REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP}
@@ -86,6 +86,15 @@ def parser() -> argparse.ArgumentParser:
     _add_profile(study)
     only = "how long (0: only the tables and figures of what is known)"
     study.add_argument("--hours", type=float, default=1.0, help=only)
+
+    train = command("train", "train one SAE by its method's name on a model and text of yours")
+    train.add_argument("method", help="such as matryoshka_4")
+    train.add_argument("--name", required=True, help="of its folder under the output folder")
+    train.add_argument("--tokens", type=int, default=4_096_000, help="tokens that are shown, once each")
+    train.add_argument("--d-sae", type=int, help="latents (default: 8 times the residual stream's width)")
+    train.add_argument("--sparsity", type=float, help="k, L0 or L1 coefficient, whichever the method is told (L0: 32)")
+    train.add_argument("--seed", type=int, default=42)
+    _add_source(train)
 
     evaluate = command("evaluate", "measure an SAE of this package or of others on a language model")
     evaluate.add_argument("folder", help="folder of the SAE")
@@ -153,18 +162,24 @@ def _add_profile(command: argparse.ArgumentParser) -> None:
     command.add_argument("--profile", default="pocket", help="a name, or the path of a YAML file (default: pocket)")
 
 
-def _add_model(command: argparse.ArgumentParser) -> None:
-    """Which model and layer, on what text."""
+def _add_source(command: argparse.ArgumentParser) -> None:
+    """Which model and layer, and text."""
     add = command.add_argument
-    add("--model", required=True, help="'pocket', a local folder or a hub id")
+    add("--model", required=True, help="'pocket', a local folder, a GGUF file or a hub id")
     add("--layer", type=int, help="block after which the SAE reads, from 0 (default: what its own files name)")
     add("--revision", help="branch, tag or commit of a hub model")
-    add("--files", nargs="+", default=[], metavar="FILE", help="held-out text: .jsonl, .parquet or .txt")
+    add("--files", nargs="+", default=[], metavar="FILE", help="text: .jsonl, .parquet or .txt")
     add("--text-field", default="text", help="column of the text in those files")
-    add("--context-length", type=int, default=128, help="tokens in a context")
-    add("--max-words", type=int, help="words of the absorption metric (default: the whole vocabulary)")
     add("--device", default="auto", help="auto, cpu or cuda")
     add("--dtype", default="float32", help="of the language model: float32, bfloat16 or float16")
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """Which model and layer, on what held-out text."""
+    _add_source(command)
+    add = command.add_argument
+    add("--context-length", type=int, default=128, help="tokens in a context")
+    add("--max-words", type=int, help="words of the absorption metric (default: the whole vocabulary)")
     add("--cache", help="folder for what depends on the model only")
     add("--any-origin", action="store_true", help="go on even where the SAE's files name another model or layer")
     add("--centre", action="store_true", help="take the residual stream's mean off, as TransformerLens's centring does")
@@ -213,6 +228,8 @@ def _do(options: Options) -> int:
             rest = "the study is complete" if sit(experiment, options.hours) else "the same command goes on from there"
             print(f"rows, tables and figures are in {shown(experiment.paths.figures)}; {rest}")
         # SAEs of ours and of others.
+        case "train":
+            _train(options)
         case "evaluate":
             _evaluate(options)
         case "export":
@@ -243,6 +260,29 @@ def _do(options: Options) -> int:
 
             be_a_rank(options.profile)
     return 0
+
+
+def _train(options: Options) -> None:
+    from sae_lib.study.train_one import train_one
+    from sae_lib.util.paths import shown
+
+    if options.layer is None:
+        raise ArtifactError("--layer: say after which block, counted from 0, the SAE is to read")
+    names = (
+        "method",
+        "model",
+        "layer",
+        "name",
+        "revision",
+        "files",
+        "text_field",
+        "tokens",
+        "d_sae",
+        "sparsity",
+        "seed",
+    )
+    folder = train_one(**{name: getattr(options, name) for name in (*names, "device", "dtype")})
+    print(f"{shown(folder)}; measure it with: python -m sae_lib evaluate {shown(folder)} --model {options.model}")
 
 
 def _evaluate(options: Options) -> None:

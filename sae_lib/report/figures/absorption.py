@@ -104,7 +104,7 @@ def planted_figure(planted: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 def circuits_figure(circuits: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """How much of the model's spelling goes through a letter's n strongest latents alone (filled), and through
-    everything but those (hollow), by method, mean ± sd over seeds."""
+    everything but those (hollow), by method, mean over seeds; their sd in the data."""
     rows = circuits[circuits["group"].isin(["main", "untrained", "control"])]
     if rows.empty:
         raise ArtifactError("circuits: no rows; make study finds the circuits of letters")
