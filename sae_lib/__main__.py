@@ -269,19 +269,10 @@ def _train(options: Options) -> None:
     if options.layer is None:
         raise ArtifactError("--layer: say after which block, counted from 0, the SAE is to read")
     names = (
-        "method",
-        "model",
-        "layer",
-        "name",
-        "revision",
-        "files",
-        "text_field",
-        "tokens",
-        "d_sae",
-        "sparsity",
-        "seed",
-    )
-    folder = train_one(**{name: getattr(options, name) for name in (*names, "device", "dtype")})
+        "method", "model", "layer", "name", "revision", "files", "text_field", "tokens", "d_sae", "sparsity", "seed",
+        "device", "dtype",
+    )  # fmt: skip
+    folder = train_one(**{name: getattr(options, name) for name in names})
     print(f"{shown(folder)}; measure it with: python -m sae_lib evaluate {shown(folder)} --model {options.model}")
 
 

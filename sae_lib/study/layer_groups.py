@@ -37,11 +37,10 @@ def compare_layer_groups(experiment: Experiment) -> pd.DataFrame:
     distances = angular_distances(lm, held_out)
     groups = layer_groups(distances, profile.ablations.layer_groups)
     stores = [_store(experiment, layer) for layer in range(len(distances))]
-    kept = lm.not_special(held_out)
     texts = torch.cat(
         [lm.all_residual_streams(part).cpu()[:, lm.not_special(part)] for part in held_out.split(8)], dim=1
     )
-    assert texts.shape[1] == int(kept.sum())
+    amad = widest(distances, groups)
     jobs = [([layer], "own") for layer in range(len(distances))]
     jobs += [(group, "shared") for group in groups if len(group) > 1]
     rows = []
@@ -52,7 +51,7 @@ def compare_layer_groups(experiment: Experiment) -> pd.DataFrame:
             group = next(group for group in groups if found["layer"] in group)
             name, within = "-".join(map(str, dict.fromkeys((group[0], group[-1])))), distances[group][:, group].max()
             about = {"group": name, "kind": kind, "seed": seed, "distance": float(within)}
-            rows.append(found | about | {"amad": widest(distances, groups)})
+            rows.append(found | about | {"amad": amad})
     return pd.DataFrame(rows)
 
 

@@ -20,7 +20,7 @@ Source: 2411.18895; SAEBench 0.6.0, `scr_and_tpp`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -59,13 +59,8 @@ def perturbation(
     require_width(sae, spurious.residual.shape[1])
     ns = [n for n in NS if n <= sae.d_sae]
     wanted = TPP_DATASETS[config.source]
-    sets = [(part, _by_dataset(part)) for part in parts]
-    classes = [
-        (part, {name: tasks for name, tasks in of.items() if len(tasks) > 2 and name in (wanted or of)})
-        for part, of in sets
-    ]
-    losses = [targeted(*each, ns) for part, chosen in classes for each in _probed(sae, part, chosen)]
-    scores = [removed(*each, ns) for each in _probed(sae, spurious, _by_dataset(spurious))]
+    losses = [targeted(*each, ns) for part in parts for each in _probed(sae, part, wanted, least=3)]
+    scores = [removed(*each, ns) for each in _probed(sae, spurious)]
     none = torch.full((2, len(ns)), torch.nan)
     intended, unintended = torch.stack(losses or [none]).mean(dim=0)
     scr = torch.stack(scores or [none[0]]).mean(dim=0)
@@ -157,18 +152,15 @@ def train_probe(rows: Float[Tensor, "text d_in"], task: ProbingTask) -> LinearPr
     return best
 
 
-def _by_dataset(part: ProbingPart) -> dict[str, list[ProbingTask]]:
+def _probed(
+    sae: Autoencoder, part: ProbingPart, wanted: Sequence[str] | None = None, least: int = 1
+) -> Iterator[tuple[Texts, list[Probed]]]:
+    """The tasks of each dataset with their probes: of those that are wanted (None: all) and have so many tasks."""
     sets: dict[str, list[ProbingTask]] = {}
     for task in part.tasks:
-        sets.setdefault(task.dataset, []).append(task)
-    return sets
-
-
-def _probed(
-    sae: Autoencoder, part: ProbingPart, sets: Mapping[str, Sequence[ProbingTask]]
-) -> Iterator[tuple[Texts, list[Probed]]]:
-    """Each of the sets of tasks with its probes."""
-    if sets:
+        if wanted is None or task.dataset in wanted:
+            sets.setdefault(task.dataset, []).append(task)
+    if chosen := [tasks for tasks in sets.values() if len(tasks) >= least]:
         texts = Texts(sae, part)
-        for tasks in sets.values():
+        for tasks in chosen:
             yield texts, [(task, train_probe(texts.residual, task)) for task in tasks]
