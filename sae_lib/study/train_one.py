@@ -103,7 +103,11 @@ def train_one(
     file = output_root() / name / "profile.yaml"
     with atomic_write(file) as target:
         yaml.safe_dump(content, target, sort_keys=False)
-    experiment = Experiment.open(str(file))
+    try:
+        experiment = Experiment.open(str(file))
+    except ArtifactError:
+        file.unlink()  # no profile stays that cannot be opened
+        raise
     experiment.build_tokens(lm.tokenizer)
     experiment.harvest(lm)
     spec = RunSpec("main", method, "", seed, experiment.profile.sae_config(method))

@@ -13,6 +13,7 @@ from sae_lib.__main__ import main
 from sae_lib.study.train_one import train_one
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
+from sae_lib.util.paths import output_root
 from tests.tiny_models import save_tiny_model
 
 
@@ -65,9 +66,12 @@ def test_the_same_command_goes_on(source, tmp_path: Path, monkeypatch: pytest.Mo
         ("topk", {"sparsity": 500}, "methods.topk: k = 500 is above d_sae = 128"),
         ("topk", {"tokens": 10**6}, "data.train_tokens: the training documents give .* needed: 1,000,000"),
         ("topk", {"layer": 7}, "model.layer: 7 is beyond"),
+        ("topk", {"name": "pocket"}, "name: 'pocket' is a packaged profile"),
         ("topk", {"name": "a/b"}, "name: 'a/b' is to name a folder"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(source, method, options, line) -> None:
     with pytest.raises(ArtifactError, match=line):
         train_one(method, **(source | {"name": "mine"} | options))
+    if "tokens" not in options:  # what is refused later is a profile that can be opened
+        assert not [*output_root().rglob("profile.yaml")]
