@@ -102,9 +102,9 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
         [*chain(*(of(table, seed, known) for seed in some))] for some in (seeds[:FIRST_SEEDS], seeds[FIRST_SEEDS:])
     )
     yield Step("main table, the first seeds", first)
-    yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
     yield from explaining(seeds[0])
     yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
+    yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
     for seed in profile.training.ablation_seeds:
         yield from explaining(seed)
     yield Step("main table, the other seeds", others)

@@ -18,7 +18,7 @@ OUTPUT_VARIABLE = "SAE_LIB_OUTPUT"
 PROFILE_VARIABLE = "SAE_LIB_PROFILE"
 
 # Profiles whose figures and tables are committed with the repository, and where.
-COMMITTED = {"pocket": ROOT / "figures", "smollm2": ROOT / "figures" / "smollm2"}
+COMMITTED = {"pocket": ROOT / "figures"} | {name: ROOT / "figures" / name for name in ("smollm2", "field")}
 
 
 def output_root() -> Path:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from sae_lib.profiles.profile import load_profile
 from sae_lib.report.figures.absorption import absorption_picture, letters_figure
 from sae_lib.report.figures.explaining import mechanism_figure
+from sae_lib.report.figures.leaderboard import leaderboard_figure
 from sae_lib.report.figures.style import look, save_figure, set_style
 from sae_lib.report.figures.sweep import pareto_figure
 from sae_lib.report.figures.training import (
@@ -40,6 +41,7 @@ FIGURES: dict[str, Callable[[Results], Drawn]] = {
     "ablation_effects": lambda r: ablation_effects(r.evaluation),
     "letters": lambda r: letters_figure(r.letters, r.probe),
     "pareto": lambda r: pareto_figure(r.evaluation),
+    "leaderboard": lambda r: leaderboard_figure(r.evaluation, r.toy_summary),
     "absorption_picture": lambda r: absorption_picture(r.toy, r.toy_summary),
 }
 

@@ -19,18 +19,19 @@ from sae_lib.report.claims.file import load_claims
 from sae_lib.report.claims.ledger import evaluate_claims
 from sae_lib.report.figures.style import save_figure
 from sae_lib.report.figures.write import FIGURES
-from sae_lib.report.paper.build import PROSE, as_shown, build_paper, named
+from sae_lib.report.paper.build import OTHERS, PROSE, as_shown, build_paper, named
 from sae_lib.report.paper.facts import PROVENANCE_FILE, facts, filled, made_from, real_facts
 from sae_lib.report.results import KEYS, Results
 from sae_lib.report.tables.write import TABLES
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_json
-from sae_lib.util.paths import ROOT
+from sae_lib.util.paths import COMMITTED, ROOT
 from tests.report import synthetic
 
 POCKET = load_profile("pocket")
 ENTRIES = load_claims()
 SOURCE = PROSE.read_text(encoding="utf8")
+BEGIN = f"({'|'.join(OTHERS)})_"  # of a figure or table from another profile's committed results
 # Digits that are no results: names, places in the papers, sizes of type, constants of the definitions.
 ALLOWED = (
     r"#(?:tab|fig)\(.*?\[", r"\$[^$]*\$", r"#eq\[.*", r"Gemma-2(?:-2b)?|GPT-2 small", r"\bL1\b", r"@\w+",
@@ -190,16 +191,15 @@ def test_pdf_and_page(made: tuple[bytes, str], evaluated: pd.DataFrame) -> None:
     for claim in evaluated["id"]:
         assert f'href="claims_details.md#{claim.lower()}">{claim}</a>' in html
     assert "<title>Does time reduce feature absorption?" in html and "<style>:root" in html
-    committed = ROOT / "figures" / "smollm2"
-    real = [name for name in named(SOURCE, "fig") if (committed / f"{name.removeprefix('real_')}.png").is_file()]
-    real = [name for name in real if name.startswith("real_")]
-    assert html.count("data:image/png;base64,") == 1 + len(real)
+    of_others = [re.split("_", name, maxsplit=1) for name in named(SOURCE, "fig") if re.match(BEGIN, name)]
+    drawn = [name for begin, name in of_others if (COMMITTED[OTHERS[begin]] / f"{name}.png").is_file()]
+    assert html.count("data:image/png;base64,") == 1 + len(drawn)
     assert len(re.findall(r'class="equation"', html)) == html.count("<svg")
 
 
 def test_figures_and_tables_of_the_prose_exist() -> None:
-    assert {name.removeprefix("real_") for name in named(SOURCE, "fig")} <= set(FIGURES)
-    assert {f"table_{name.removeprefix('real_')}" for name in named(SOURCE, "tab")} <= set(TABLES)
+    assert {re.sub(BEGIN, "", name) for name in named(SOURCE, "fig")} <= set(FIGURES)
+    assert {f"table_{re.sub(BEGIN, '', name)}" for name in named(SOURCE, "tab")} <= set(TABLES)
 
 
 def test_the_page_needs_nothing_but_itself(made: tuple[bytes, str]) -> None:

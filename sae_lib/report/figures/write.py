@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.figures.absorption import absorption_picture, circuits_figure, letters_figure, planted_figure
 from sae_lib.report.figures.explaining import density_figure, mechanism_figure, probe_figure
+from sae_lib.report.figures.leaderboard import leaderboard_figure
 from sae_lib.report.figures.stability import stability_figure
 from sae_lib.report.figures.style import save_figure, set_style
 from sae_lib.report.figures.sweep import pareto_figure
@@ -40,6 +41,7 @@ FIGURES: dict[str, Callable[..., tuple[Figure, pd.DataFrame]]] = {
     "planted": planted_figure,
     "circuits": circuits_figure,
     "pareto": pareto_figure,
+    "leaderboard": leaderboard_figure,
     "stability": stability_figure,
     "ablation_effects": ablation_effects,
     "probe_by_letter": probe_figure,

@@ -29,8 +29,9 @@ from sae_lib.util.files import atomic_write
 from sae_lib.util.paths import COMMITTED
 
 HERE = Path(__file__).parent
-# The real language model: its committed results stand in the paper of every profile, by names that begin so.
-REAL, OF_REAL = "smollm2", "real_"
+# Profiles whose committed results stand in the paper of every profile, and how the names of their figures and tables
+# begin there: the real language model, and the rest of the field.
+OTHERS = {"real": "smollm2", "field": "field"}
 PROSE = HERE / "paper.typ"
 # Html export is young, so Typst warns of it; page settings are for the PDF alone.
 _EXPECTED = ("html export is under active development", "page set rule was ignored during HTML export")
@@ -57,19 +58,21 @@ def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = 
         raise ArtifactError(f"paper: no evaluated SAEs in {figures / 'results'}; run notebooks 01 to 05 first")
     prose, entries = PROSE.read_text(encoding="utf8"), load_claims()
     evaluated = evaluate_claims(profile, results, entries)
-    own = real = (profile, results, figures)
-    if profile.name != REAL:
-        kept = COMMITTED[REAL] / "results"
-        real = (load_profile(REAL), Results.load(kept) if kept.is_dir() else Results(), COMMITTED[REAL])
+    own = (profile, results, figures)
+    others = {name: own if profile.name == other else _committed(other) for name, other in OTHERS.items()}
+
+    def source(name: str) -> tuple[tuple[Profile, Results, Path], str]:
+        first, _, rest = name.partition("_")
+        return (others[first], rest) if first in others else (own, name)
+
     drawn, tables = {}, {}
     for name in named(prose, "fig"):
-        *_, folder = real if name.startswith(OF_REAL) else own
-        path = folder / name.removeprefix(OF_REAL)
-        if all(path.with_suffix(f".{ending}").is_file() for ending in ENDS):
-            drawn[name] = path
+        (*_, folder), figure = source(name)
+        if all((folder / f"{figure}.{ending}").is_file() for ending in ENDS):
+            drawn[name] = folder / figure
     for name in named(prose, "tab"):
-        of, known, _ = real if name.startswith(OF_REAL) else own
-        for table in make_tables(known, of, [f"table_{name.removeprefix(OF_REAL)}"]).values():
+        (of, known, _), bare = source(name)
+        for table in make_tables(known, of, [f"table_{bare}"]).values():
             shown = as_shown(table.shown)
             if len(table.shown) and len(shown["columns"]) > 1:
                 tables[name] = shown | {"caption": table.caption}
@@ -81,7 +84,7 @@ def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = 
     }
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        text = filled(prose, facts(profile, results, evaluated, entries, real[:2]))
+        text = filled(prose, facts(profile, results, evaluated, entries, others["real"][:2], others["field"][1]))
         (root / "main.typ").write_text(text, encoding="utf8")
         (root / "data.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf8")
         for path in (HERE / "style.typ", HERE / "references.bib"):
@@ -96,6 +99,11 @@ def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = 
         with atomic_write(path, "wb") as file:
             file.write(content)
     return list(made)
+
+
+def _committed(name: str) -> tuple[Profile, Results, Path]:
+    kept = COMMITTED[name] / "results"
+    return load_profile(name), Results.load(kept) if kept.is_dir() else Results(), COMMITTED[name]
 
 
 # A column whose value is lacking in this share of the rows says nothing of every row.

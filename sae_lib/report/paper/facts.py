@@ -166,9 +166,10 @@ def facts(
     evaluated: pd.DataFrame,
     entries: list[Claim],
     real: tuple[Profile, Results] | None = None,
+    of_field: Results | None = None,
 ) -> dict[str, Any]:
     """The names of the template. `evaluated` are the evaluated `entries` of claims.yaml; `real` is the real language
-    model's profile with its results, this one's if not given."""
+    model's profile with its results, this one's if not given; `of_field` the results of `make field`."""
     group = partial(_group, results)
     evaluation, tree = results.evaluation, toy_rows(results.toy_summary, "matched", "tree")
     factorial = evaluation[evaluation["group"] == "factorial"]
@@ -181,6 +182,7 @@ def facts(
     return {
         **group("", METHODS),
         "real": real_facts(*(real or (profile, results))),
+        "field": _group(of_field or Results(), "", METHODS),
         "profile": profile,
         "gemma": profile.model.name == PAPERS_MODEL,
         "method_count": evaluation.loc[evaluation["group"] == "main", "method"].nunique(),
