@@ -16,7 +16,7 @@ from sae_lib.metrics.probing.reference import PROBING_REFERENCE, SPURIOUS_REFERE
 from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
 from sae_lib.metrics.toy.training import TOY
-from sae_lib.study.experiment import CALIBRATION_L0
+from sae_lib.study.experiment import CALIBRATION_L0, TOYS
 from sae_lib.study.extras import ALONG, CARRIER, CIRCUIT, PERTURBATION, PLANTED
 from sae_lib.study.layer_groups import LAYER_GROUPS
 from sae_lib.study.scoring import ACROSS_SEEDS
@@ -46,6 +46,7 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     ALONG: ("sae_lib.training.trainer", "sae_lib.metrics.absorption.score"),
     LAYER_GROUPS: ("sae_lib.training.trainer", "sae_lib.data.layer_groups", "sae_lib.metrics.reconstruction"),
     TOY: ("sae_lib.metrics.toy.experiments",),
+    TOYS: ("sae_lib.metrics.toy.experiments", "sae_lib.metrics.toy.ideas"),
 }
 
 

@@ -44,6 +44,7 @@ from sae_lib.util.keys import Stage, result_key
 from sae_lib.util.parallel import for_each, kept
 from sae_lib.util.paths import PROFILE_VARIABLE, Paths, corpus_cache
 
+TOYS = Stage("toys, as a table", 1)
 CALIBRATION_L0 = Stage("calibration l0", 1)
 LATENTS_AT_ONCE = 2**26  # of the calibration documents, dense
 EV_KEPT = 0.05  # of the variance: the margin of the claim that reconstruction is maintained (M-02)
@@ -203,6 +204,12 @@ class Experiment:
             for permuted in (False, True):  # last, because they are made from others
                 jobs = [[spec] for spec in waiting.values() if (spec.made == "permuted") == permuted]
                 for_each(_train_one, self, jobs, self.workers, description)
+
+    @property
+    def toys_key(self) -> str:
+        """What the rows of `ground_truth` depend on."""
+        asked = self.profile.ablations
+        return result_key(TOYS, asked.toy.model_dump(mode="json"), asked.papers)
 
     def ground_truth(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The toys, one row per SAE: where the papers' mechanisms are taken apart `toy.experiments.ground_truth`, whose

@@ -27,6 +27,15 @@ LAYER_GROUPS = Stage("layer groups", 1)
 METHOD = "topk"
 
 
+def layer_groups_key(experiment: Experiment) -> str:
+    """What the rows of `compare_layer_groups` depend on."""
+    profile = experiment.profile
+    return result_key(
+        LAYER_GROUPS, experiment.store_key, profile.sae_config(METHOD).model_dump(),
+        profile.training.model_dump(mode="json"), profile.ablations.layer_groups,
+    )  # fmt: skip
+
+
 def compare_layer_groups(experiment: Experiment) -> pd.DataFrame:
     """One row for each layer, seed of the ablations and kind: `own`, an SAE of that layer, and `shared`, of its group
     (layers that are alone in theirs have the first only). Columns: layer, group, kind, seed, explained_variance, l0 (on

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +41,7 @@ from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES, write_table
 from sae_lib.study.experiment import Experiment, choose_atm
 from sae_lib.study.extras import CARRIERS, CIRCUITS, EXTRAS, PERTURBED, PLANTED_CURVE, TRAJECTORY, Extra
-from sae_lib.study.layer_groups import compare_layer_groups
+from sae_lib.study.layer_groups import compare_layer_groups, layer_groups_key
 from sae_lib.study.rows import is_known, keep, restore, rows_folder, scores_of
 from sae_lib.study.scoring import evaluate, score_inputs, score_keys
 from sae_lib.study.show import probe_letters
@@ -160,12 +160,21 @@ def sit(experiment: Experiment, hours: float) -> bool:
             keep(experiment, chunk, folder)
         known += [spec for spec in specs if is_known(runs[spec], spec, keys)]
         missing += todo
-    if experiment.profile.ablations.toy.field and not missing and hours:
-        write_parquet(experiment.paths.figures / "results" / TOYS, experiment.ground_truth()[0], index=False)
-    if experiment.profile.ablations.layer_groups and not missing and hours:
-        write_parquet(experiment.paths.figures / "results" / LAYERS, compare_layer_groups(experiment), index=False)
+    asked, results = experiment.profile.ablations, experiment.paths.figures / "results"
+    if not missing and hours and asked.toy.field:
+        _once(results / TOYS, experiment.toys_key, lambda: experiment.ground_truth()[0])
+    if not missing and hours and asked.layer_groups:
+        _once(results / LAYERS, layer_groups_key(experiment), lambda: compare_layer_groups(experiment))
     publish(experiment, list(dict.fromkeys(known)))
     return not missing
+
+
+def _once(file: Path, key: str, make: Callable[[], pd.DataFrame]) -> None:
+    """Write the table that `make` gives, unless the file holds it: the key is among its attributes."""
+    if not file.is_file() or pd.read_parquet(file).attrs.get("key") != key:
+        table = make()
+        table.attrs["key"] = key
+        write_parquet(file, table, index=False)
 
 
 def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:

@@ -218,6 +218,8 @@ def test_a_study_of_methods_alone_ends_with_the_toys(profile, folder, monkeypatc
         run(experiment.profile, {}, notebooks=ROOT / "notebooks")
     monkeypatch.setattr(Experiment, "ground_truth", lambda self: (toy_summary((42, 43)), pd.DataFrame()))
     assert not sit(experiment, 0) and sit(experiment, 1)
+    monkeypatch.setattr(Experiment, "ground_truth", lambda self: pytest.fail("computed twice"))
+    assert sit(experiment, 1)
     folder = experiment.paths.figures
     board = pd.read_csv(folder / "table_leaderboard.csv")
     assert {*board.query("metric == 'seconds_of_topk'")["row"]} == {"Standard", "TopK"}
