@@ -158,7 +158,9 @@ def sit(experiment: Experiment, hours: float) -> bool:
             experiment.calibration_l0([spec for spec in chunk if spec.group in SWEPT])
             evaluate(experiment, chunk, scores_of(chunk[0]))
             keep(experiment, chunk, folder)
-        known += [spec for spec in specs if is_known(runs[spec], spec, keys)]
+        finished = [spec for spec in specs if is_known(runs[spec], spec, keys)]
+        keep(experiment, finished, folder)  # also what a sitting had scored when it was interrupted
+        known += finished
         missing += todo
     asked, results = experiment.profile.ablations, experiment.paths.figures / "results"
     if not missing and hours and asked.toy.field:

@@ -127,6 +127,9 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
     assert {layer for layer, _ in layers.index} == {0, 1, 2, 3} and layers.nunique() == 1
     assert (folder / "table_layer_groups.md").is_file() and (folder / "table_perturbation.md").is_file()
     before = {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()}
+    next(rows_folder(experiment).iterdir()).unlink()  # as if a sitting had been interrupted after its scores
+    assert sit(experiment, 0.0)
+    assert {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()} == before
 
     shutil.rmtree(experiment.paths.runs)
     monkeypatch.setattr(Trainer, "step", lambda self: pytest.fail("an SAE of which rows are known was trained"))

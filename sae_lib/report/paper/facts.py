@@ -183,6 +183,7 @@ def facts(
         **group("", METHODS),
         "real": real_facts(*(real or (profile, results))),
         "field": _group(of_field or Results(), "", METHODS),
+        "known_features": {toy: _on_toy(of_field or Results(), toy) for toy in ("synthetic", "loud")},
         "profile": profile,
         "gemma": profile.model.name == PAPERS_MODEL,
         "method_count": evaluation.loc[evaluation["group"] == "main", "method"].nunique(),
@@ -214,6 +215,12 @@ def facts(
         "measure_count": len(known),
         "mute_count": sum(bool(no_better(results, metric)) for metric in known),
     }
+
+
+def _on_toy(results: Results, toy: str) -> dict[str, Rows]:
+    """The field's SAEs on one of its toys."""
+    rows = toy_rows(results.toy_summary, "field", toy)
+    return _by((*METHODS, *TOY_METHODS), lambda name, metric: seeds_of(rows[rows["method"] == name], metric))
 
 
 def _chosen(evaluation: pd.DataFrame) -> dict[str, str]:
