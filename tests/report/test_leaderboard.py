@@ -15,12 +15,13 @@ def test_cost_is_a_multiple_of_topks_and_toys_stand_beside_the_language_model() 
     rows = RESULTS.evaluation.copy()
     rows.loc[rows["method"] == "topk", "train_seconds"] = 20.0
     rows.loc[rows["method"] == "jumprelu", "train_seconds"] = 30.0
+    rows.loc[rows["seed"] == 43, "train_seconds"] *= 7.0  # the machine had other work
     table = leaderboard_table(rows, RESULTS.toy_summary)
     numbers = table.data.set_index(["row", "metric"])
     assert numbers.loc[("JumpReLU", "seconds_of_topk"), "mean"] == pytest.approx(1.5)
     toys = RESULTS.toy_summary.query("experiment == 'field' and toy == 'synthetic' and method == 'topk'")
     assert numbers.loc[("TopK", "synthetic_f1"), "mean"] == pytest.approx(toys["f1"].mean())
-    assert table.shown.set_index("method").loc["JumpReLU", "seconds, of TopK's ↓"] == "1.50 ± 0.00"
+    assert table.shown.set_index("method").loc["JumpReLU", "seconds, of TopK's ↓"] == "1.50"
     untrained = table.shown.set_index("method").loc["Untrained"]
     assert untrained["seconds, of TopK's ↓"] == "–" and untrained["synthetic: F1 ↑"] == "–"
 

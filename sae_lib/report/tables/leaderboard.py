@@ -33,12 +33,13 @@ def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Ta
     rows = main_rows(evaluation)
     caption = (
         "Methods at matched L0 on the language model, and at the true L0 where features are known, with one Matryoshka "
-        "of three levels; mean ± sd over seeds. Seconds: to train one on one core, as a multiple of TopK's mean"
+        "of three levels; mean ± sd over seeds. Seconds: to train the fastest seed on one core, as a multiple of TopK's"
     )
     table = table_of("method", {method_name(method): part for method, part in rows.items()}, COLUMNS, caption)
     table = with_marks(table, Results(evaluation=evaluation), COLUMNS)
     shown, data = table.shown, [table.data]
-    topk = seeds_of(select(evaluation, "main", "topk"), "train_seconds").mean()
+    # Wall time, and a machine has other work: the fastest seed is the one that was disturbed least.
+    topk = seeds_of(select(evaluation, "main", "topk"), "train_seconds").min()
     trained = [method for method, part in rows.items() if (part["group"] == "main").all()]
 
     def add(column: Column, metric: str, of: dict[str, Interval]) -> None:
@@ -53,7 +54,6 @@ def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Ta
         # On toys there is one Matryoshka.
         of_toy = {m: toy_rows(toys, "field", toy, "matryoshka" if m.startswith("matryoshka") else m) for m in rows}
         add(column, f"{toy}_{metric}", {m: t_interval(seeds_of(part, metric)) for m, part in of_toy.items()})
-    of_none = pd.Series(dtype=float)
-    cost = {m: seeds_of(rows[m], "train_seconds") / topk if m in trained else of_none for m in rows}
-    add(COST, "seconds_of_topk", {m: t_interval(values) for m, values in cost.items()})
+    fastest = {m: [seeds_of(rows[m], "train_seconds").min() / topk] if m in trained else [] for m in rows}
+    add(COST, "seconds_of_topk", {m: t_interval(value) for m, value in fastest.items()})
     return Table(shown, pd.concat(data, ignore_index=True), table.caption)
