@@ -29,7 +29,7 @@ def leaderboard_figure(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> t
     """
     data = leaderboard_table(evaluation, toy_summary).data
     rows = main_rows(evaluation)
-    fig, axes = plt.subplots(1, len(PANELS), figsize=(FULL_WIDTH, 0.9 + 0.19 * len(rows)), sharey=True)
+    fig, axes = plt.subplots(1, len(PANELS), figsize=(FULL_WIDTH, 0.9 + 0.15 * len(rows)), sharey=True)
     for ax, (metric, title) in zip(axes, PANELS.items(), strict=True):
         ax.set_title(title, fontsize=7)
         means = data[data["metric"] == metric].set_index("row")
