@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sae_lib.profiles.profile import Profile
@@ -52,7 +51,6 @@ FIGURES: dict[str, Callable[..., tuple[Figure, pd.DataFrame]]] = {
 
 def write_figure(name: str, results: Results, profile: Profile, folder: Path | str) -> list[Path]:
     """Draw a figure of `FIGURES` and save it in `folder`; the paths of its PDF, PNG and CSV."""
-    with rc_context():
-        set_style()
-        fig, data = results.into(FIGURES[name], profile)
-        return save_figure(fig, name, data, folder)
+    set_style()  # for good: to put the settings back would also turn off that notebooks show figures
+    fig, data = results.into(FIGURES[name], profile)
+    return save_figure(fig, name, data, folder)
