@@ -76,6 +76,8 @@ def cell_problems(cell: Any) -> list[str]:
         found.append("is checked and has no output")
     if CHECK.search(cell.source) and "fails" in str(cell.outputs):
         found.append("is checked and says that something fails")
+    if "write_figure(" in cell.source and not any("image/png" in output.get("data", {}) for output in cell.outputs):
+        found.append("writes a figure and shows none")
     if len(cell.source.splitlines()) > LONGEST_CELL:
         found.append(f"has more than {LONGEST_CELL} lines")
     if any(isinstance(node, ast.ClassDef) for node in ast.walk(ast.parse(cell.source))):
