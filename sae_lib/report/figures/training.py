@@ -17,6 +17,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from sae_lib.profiles.runs import FOLLOWED
 from sae_lib.report.figures.style import (
     FULL_WIDTH,
     GREY,
@@ -94,11 +95,13 @@ def tokens_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Figu
 def _followed(
     history: pd.DataFrame, trajectory: pd.DataFrame, group: str, columns: Mapping[str, tuple[str, str]]
 ) -> tuple[Figure, pd.DataFrame]:
-    """One panel (title and label) for each column, of what was logged in training or measured along it."""
+    """One panel (title and label) for each column: of what was logged in training, for all methods that are to be
+    followed, or measured along it, for those that were."""
     rows = trajectory[trajectory["group"] == group]
     if rows.empty:
         raise ArtifactError(f"trajectory: no SAE of group {group} was followed along its run at this profile")
-    logged = history[history["run"].isin(rows["run"])]
+    logged = history[(history["group"] == group) & history["method"].isin(FOLLOWED[group])]
+    logged = logged[logged["seed"].isin(rows["seed"])]
     logged = logged.assign(
         unexplained=1 - logged["explained_variance"],
         restarted=logged.sort_values("step").groupby("run")["resampled"].cumsum() if "resampled" in logged else np.nan,
