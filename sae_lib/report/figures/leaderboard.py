@@ -29,14 +29,14 @@ def leaderboard_figure(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> t
     """
     data = leaderboard_table(evaluation, toy_summary).data
     rows = main_rows(evaluation)
+    controls = {method_name(method) for method, part in rows.items() if part["group"].iloc[0] != "main"}
     fig, axes = plt.subplots(1, len(PANELS), figsize=(FULL_WIDTH, 0.9 + 0.15 * len(rows)), sharey=True)
     for ax, (metric, title) in zip(axes, PANELS.items(), strict=True):
         ax.set_title(title, fontsize=7)
         means = data[data["metric"] == metric].set_index("row")
         if len(means):
             ax.set_xlabel("better →" if means["better"].iloc[0] == "higher" else "← better")
-        controls = {method for method, part in rows.items() if part["group"].iloc[0] != "main"}
-        shown = means.drop([method_name(method) for method in controls], errors="ignore")["mean"].dropna()
+        shown = means.drop([*controls], errors="ignore")["mean"].dropna()
         if len(shown):
             room = 0.15 * max(shown.max() - shown.min(), 1e-3)
             ax.set_xlim(shown.min() - room, shown.max() + room)
@@ -44,7 +44,7 @@ def leaderboard_figure(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> t
             if (name := method_name(method)) in means.index:
                 found = means.loc[name]
                 interval = Interval(*(found[part] for part in Interval._fields))
-                _draw(ax, interval, place, method, hollow=method in controls)
+                _draw(ax, interval, place, method, hollow=name in controls)
         ax.grid(axis="y", color="0.92", linewidth=0.6)
         ax.set_axisbelow(True)
     name_rows(axes[0], [method_name(method) for method in rows])

@@ -178,12 +178,12 @@ def facts(
     published = {claim.id: {number.name: number.value for number in claim.published} for claim in entries}
     answered, counted = evaluated.set_index("id"), findings(evaluated)
     known = [m for m in MEASURES if any(above(results, m, method, UNTRAINED).n > 1 for method in MAIN_METHODS)]
-    temporal = TemporalConfig()
+    temporal, the_field = TemporalConfig(), of_field or Results()
     return {
         **group("", METHODS),
         "real": real_facts(*(real or (profile, results))),
-        "field": _group(of_field or Results(), "", METHODS),
-        "known_features": {toy: _on_toy(of_field or Results(), toy) for toy in ("synthetic", "loud")},
+        "field": _group(the_field, "", METHODS),
+        "known_features": {toy: _on_toy(the_field, toy) for toy in ("synthetic", "loud")},
         "profile": profile,
         "gemma": profile.model.name == PAPERS_MODEL,
         "method_count": evaluation.loc[evaluation["group"] == "main", "method"].nunique(),
