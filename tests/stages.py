@@ -16,9 +16,10 @@ from sae_lib.metrics.probing.reference import PROBING_REFERENCE, SPURIOUS_REFERE
 from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
 from sae_lib.metrics.toy.training import TOY
-from sae_lib.study.experiment import CALIBRATION_L0, TOYS
-from sae_lib.study.extras import ALONG, CARRIER, CIRCUIT, PERTURBATION, PLANTED
+from sae_lib.study.experiment import CALIBRATION_L0, CHALLENGERS, TOYS
+from sae_lib.study.extras import ALONG, CARRIER, CIRCUIT, ENDING, PERTURBATION, PLANTED
 from sae_lib.study.layer_groups import LAYER_GROUPS
+from sae_lib.study.masked import MASKED
 from sae_lib.study.scoring import ACROSS_SEEDS
 from sae_lib.training.run import TRAINING
 from sae_lib.util.files import read_json, write_json
@@ -45,8 +46,11 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     PLANTED: ("sae_lib.metrics.absorption.planted",),
     ALONG: ("sae_lib.training.trainer", "sae_lib.metrics.absorption.score"),
     LAYER_GROUPS: ("sae_lib.training.trainer", "sae_lib.data.layer_groups", "sae_lib.metrics.reconstruction"),
+    ENDING: ("sae_lib.metrics.absorption.endings",),
+    MASKED: ("sae_lib.training.run", "sae_lib.data.tokens", "sae_lib.data.harvest"),
     TOY: ("sae_lib.metrics.toy.experiments",),
     TOYS: ("sae_lib.metrics.toy.experiments", "sae_lib.metrics.toy.ideas"),
+    CHALLENGERS: ("sae_lib.metrics.toy.experiments",),
 }
 
 

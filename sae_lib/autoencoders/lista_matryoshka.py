@@ -172,3 +172,9 @@ register(
         papers=(SOURCE,), toy={"prefixes": TOY_PREFIXES},
     )
 )  # fmt: skip
+register(
+    Method(
+        "presence_matryoshka", "LISTA-Matryoshka by presence", LISTA | {"order": "presence"},
+        Look("#44aa99", "8", (0, (3, 1, 3, 1, 1, 1))), "field", toy_rate=1e-2, toy={"prefixes": TOY_PREFIXES},
+    )
+)  # fmt: skip

@@ -91,6 +91,10 @@ class DataConfig(Strict):
     """Consecutive tokens that stay together in a batch; 1 is the ordinary shuffle of single tokens."""
     batch_tokens: int = Field(ge=1)
     shard_rows: int = Field(ge=1)
+    masked_tokens: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the training tokens in whose place the language model reads the one that opens a context: other tokens'
+    activations no longer come with what usually stands beside them, and the place itself, a special token, is no row
+    (masked regularisation, arXiv 2604.06495, whose token and share were not at hand)."""
     stream_seed: Seed = 0
     """Order of the windows: the same for every method and seed."""
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar, cast
 
 import numpy as np
+from jaxtyping import Int
 from numpy.typing import NDArray
 
 from sae_lib.data.config import DataConfig
@@ -232,6 +233,12 @@ def pack(texts: Iterable[str], tokenizer: Any, context_length: int, contexts: in
     writer.finish()
     file.seek(0)
     return cast(NDArray[np.int32], np.load(file))
+
+
+def with_masked(contexts: NDArray[np.int32], share: float, seed: int = 0) -> Int[np.ndarray, "context position"]:
+    """`contexts` with so large a share of their tokens replaced by the one that opens a context, drawn evenly."""
+    drawn = np.random.default_rng(seed).random(contexts.shape) < share
+    return np.where(drawn, contexts[:, :1], contexts)
 
 
 def load_tokens(folder: Path, split: Split) -> NDArray[np.int32]:

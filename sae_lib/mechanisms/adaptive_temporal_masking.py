@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.config import MechanismConfig, Momentum, SAEConfig, Steps
+from sae_lib.autoencoders.matryoshka import FOUR, TOY_PREFIXES
 from sae_lib.autoencoders.method import Look, Method, register
 from sae_lib.autoencoders.standard import HUBEN, PAPER, STANDARD
-from sae_lib.autoencoders.topk import TopKConfig
+from sae_lib.autoencoders.topk import TOPK, TopKConfig, topk_rate
 from sae_lib.mechanisms.base import Mechanism, mechanism, moving_average
 
 Component = Literal["magnitude", "frequency", "contribution"]
@@ -185,3 +186,11 @@ register(Method("atm", "ATM", STANDARD | {"masking": {}}, RED, toy_rate=5e-2, pa
 register(Method("dropout", "Uniform dropout", DROPOUT, PINK, toy_rate=5e-2, papers=(HUBEN, LI_AND_REN)))
 PAPER_ATM = PAPER | {"masking": {}}
 register(Method("paper_atm", "ATM (paper's recipe)", PAPER_ATM, RED, shown="as written", papers=(LI_AND_REN,)))
+# The c and r that suited ATM best on pocket, on seeds that are judged nowhere.
+MASKED: dict[str, Any] = TOPK | {"architecture": "matryoshka", "prefixes": FOUR, "masking": {"c": 0.0, "r": 2.0}}
+register(
+    Method(
+        "masked_matryoshka", "Matryoshka (4 levels), ATM's mask", MASKED, Look("#999999", "X", (0, (5, 1, 1, 1))),
+        "field", topk_rate, 1e-2, toy={"prefixes": TOY_PREFIXES},
+    )
+)  # fmt: skip

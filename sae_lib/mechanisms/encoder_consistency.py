@@ -13,7 +13,9 @@ from torch.nn import functional
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.config import MechanismConfig
 from sae_lib.autoencoders.method import Look, Method, register
+from sae_lib.autoencoders.onset_priced import ONSET
 from sae_lib.autoencoders.standard import STANDARD
+from sae_lib.autoencoders.topk import TOPK, topk_rate
 from sae_lib.mechanisms.base import Mechanism, mechanism
 
 
@@ -65,3 +67,13 @@ def inhibition(encoder: Float[Tensor, "m d_in"], decoder: Float[Tensor, "m d_in"
 LOOK = Look("#332288", "X", (0, (2, 1, 1, 1)))
 CONSISTENT: dict[str, Any] = STANDARD | {"encoder_consistency": {}}
 register(Method("consistent", "Consistent encoder", CONSISTENT, LOOK, shown="field", toy_rate=5e-2))
+BOTH: dict[str, Any] = ONSET | {"encoder_consistency": {}}
+BOTH_LOOK = Look("#661100", "X", (0, (4, 1, 1, 1)))
+register(Method("consistent_onset", "Onset-priced, consistent", BOTH, BOTH_LOOK, shown="field", toy_rate=5e-2))
+SELECTING: dict[str, Any] = TOPK | {"architecture": "batchtopk", "encoder_consistency": {}}
+register(
+    Method(
+        "consistent_batchtopk", "BatchTopK, consistent", SELECTING, Look("#6699cc", "X", (0, (1, 1))), "field",
+        topk_rate, 1e-2,
+    )
+)  # fmt: skip

@@ -75,6 +75,8 @@ class AblationConfig(Strict):
     collapse: bool = False
     """Whether TemporalSAE's collapse is taken apart: its mechanisms alone, as written, other failing SAEs beside them,
     and absorption along its run; and along those of three other methods."""
+    masked_tokens: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = ()
+    """Shares of `data.masked_tokens` that one method is trained with."""
     layer_groups: int = Field(0, ge=0)
     """Groups of layers that share an SAE each; 0: layers are not compared."""
     toy: ToyConfig = ToyConfig()
@@ -121,6 +123,8 @@ class Profile(Strict):
     methods: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Method -> values laid over its recipe. Those of the main table that are named here or in `sweep.coefficients` are
     trained."""
+    beside: tuple[str, ...] = ()
+    """Methods that stand in the main table with the ablations' seeds alone, and in no sweep."""
     as_written: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Method -> values of the papers' own coefficients, shown as they are."""
     controls: tuple[Literal["permuted", "soft_frozen"], ...] = ()
@@ -142,6 +146,7 @@ class Profile(Strict):
         known = methods("main", "field", "as written")
         sections: dict[str, Iterable[str]] = {
             "methods": self.methods,
+            "beside": self.beside,
             "as_written": self.as_written,
             "sweep.coefficients": self.sweep.coefficients,
         }
@@ -149,6 +154,8 @@ class Profile(Strict):
             for method in named:
                 if method not in known:
                     raise ValueError(f"{field}.{method} is no method{nearest_hint(method, known)}")
+        if unnamed := [method for method in self.beside if method not in self.methods]:
+            raise ValueError(f"beside.{unnamed[0]} has no entry in methods; add it there")
         for method in (m for m in known if m in self.methods or m in self.sweep.coefficients):
             config, swept = self.sae_config(method), method in self.sweep.coefficients
             if swept and config.knob != "l1_coefficient":

@@ -8,7 +8,7 @@ the range, which is enough to count.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -112,7 +112,7 @@ def expected_calibration(profile: Profile) -> Calibration:
     return Calibration(coefficients=middle, dropout_probability=0.3)
 
 
-Cell = Callable[..., RunSpec]
+Cell = partial[RunSpec]
 """The `RunSpec`s of a group that differ by their seed alone: given `group` and `seed`, one of them."""
 
 
@@ -134,7 +134,12 @@ def _seeded(profile: Profile, group: str, cells: Iterable[Cell]) -> list[RunSpec
         **dict.fromkeys(ABLATION_GROUPS, training.ablation_seeds), "atm_grid": profile.ablations.atm_grid_seeds,
         "sweep": sweep.seeds, "fair_sweep": sweep.seeds, "atm_fair": training.seeds,
     }.get(group, training.seeds)  # fmt: skip
-    return [cell(group=group, seed=seed) for cell in cells for seed in seeds]
+    few = {*profile.beside} if group == "main" else set()
+    return [
+        cell(group=group, seed=seed)
+        for cell in cells
+        for seed in (training.ablation_seeds if cell.keywords["method"] in few else seeds)
+    ]
 
 
 def different(runs: Iterable[RunSpec]) -> list[RunSpec]:
@@ -181,6 +186,11 @@ def carriers_in(profile: Profile) -> list[RunSpec]:
     return [*planted_in(profile), *controls]
 
 
+def endings_in(profile: Profile) -> list[RunSpec]:
+    """The SAEs that are asked for another hierarchy than letters: those of the carrier test, and what stands beside."""
+    return [*carriers_in(profile), *(s for s in plan_runs(profile, None, ["main"]) if s.method in profile.beside)]
+
+
 def _cells(profile: Profile, known: Calibration, group: str) -> list[Cell]:
     """The SAEs of a group, without their seeds."""
     fair = FAIR if fairly_compared(profile) else ()
@@ -198,7 +208,8 @@ def _cells(profile: Profile, known: Calibration, group: str) -> list[Cell]:
         case "as_written":
             return [_cell(method, "as written", _written(profile, method)) for method in profile.as_written]
         case "sweep":
-            swept = (_levels(profile, method, known.dropout_probability) for method in profile.main_methods)
+            methods = [method for method in profile.main_methods if method not in profile.beside]
+            swept = (_levels(profile, method, known.dropout_probability) for method in methods)
             return [cell for levels in swept for cell in levels]
         case "factorial":
             return _factorial(profile, known)

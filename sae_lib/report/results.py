@@ -28,8 +28,8 @@ DROPPED: dict[str, str] = {"nothing": "all parts"} | {part: f"without {part}" fo
 
 # Columns of seed_stability.
 PAIR_METRICS = ("matched_cosine", "max_cosine", "share_matched")
-# A table is one file, or one file of each notebook that trains SAEs.
-PARTS = ("", "_main", "_ablations")
+# A table is one file, or one of each notebook that trains SAEs; toys are of the field, and of its challengers.
+PARTS = ("", "_main", "_ablations", "_challengers")
 
 
 def _table(*keys: str) -> Any:
@@ -46,8 +46,9 @@ class Results:
     `probe`: the language model's ground-truth probe by letter; `planted`: per SAE and share of words that were made
     absorbed; `carriers`: per SAE and kind of words, what taking latents out of them costs; `circuits`: per SAE and
     number of latents, how much of the model's spelling goes through them; `perturbation`: the same, what probes lose
-    without them; `layer_groups`: per layer, seed and kind, what an SAE explains; `trajectory`: absorption at some of a
-    run's steps."""
+    without them; `layer_groups`: per layer, seed and kind, what an SAE explains; `masked`: as `evaluation`, by the
+    share of tokens that were hidden; `endings`: per SAE and ending of words, as `letters`; `trajectory`: absorption at
+    some of a run's steps."""
 
     evaluation: pd.DataFrame = _table("run", "group", "method", "label", "seed")
     letters: pd.DataFrame = _table("run", "group", "method", "label", "seed", "letter", "test_words")
@@ -63,12 +64,14 @@ class Results:
     circuits: pd.DataFrame = _table("group", "method", "seed", "n")
     layer_groups: pd.DataFrame = _table("layer", "group", "kind", "seed")
     perturbation: pd.DataFrame = _table("group", "method", "seed", "n")
+    masked: pd.DataFrame = _table("run", "method", "seed", "masked")
+    endings: pd.DataFrame = _table("group", "method", "seed", "ending")
     trajectory: pd.DataFrame = _table("run", "group", "method", "seed", "step")
 
     @classmethod
     def load(cls, folder: Path | str) -> Results:
         """Read each table that is in `folder`: `<table>.parquet`, or its parts `<table>_main.parquet` and
-        `<table>_ablations.parquet`, one below the other.
+        others (`PARTS`), one below the other.
 
         Raises ArtifactError: no such folder, a file that is no parquet table, a table without its key columns.
         """

@@ -28,8 +28,8 @@ from sae_lib.data.harvest import harvest, tokens_sha256
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.model_loading import model_identity
 from sae_lib.data.store_manifest import content_key, finished_manifest
-from sae_lib.data.tokens import load_tokens
-from sae_lib.metrics.toy.experiments import absorption_picture, field, ground_truth
+from sae_lib.data.tokens import load_tokens, with_masked
+from sae_lib.metrics.toy.experiments import absorption_picture, challengers, field, ground_truth
 from sae_lib.metrics.toy.ideas import ideas
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
@@ -45,6 +45,7 @@ from sae_lib.util.parallel import for_each, kept
 from sae_lib.util.paths import PROFILE_VARIABLE, Paths, corpus_cache
 
 TOYS = Stage("toys, as a table", 1)
+CHALLENGERS = Stage("toys of the challengers", 1)
 CALIBRATION_L0 = Stage("calibration l0", 1)
 LATENTS_AT_ONCE = 2**26  # of the calibration documents, dense
 EV_KEPT = 0.05  # of the variance: the margin of the claim that reconstruction is maintained (M-02)
@@ -105,8 +106,9 @@ class Experiment:
                 bar.total = total
                 bar.update(done - bar.n)
 
+            rows = None if data.masked_tokens else data.train_tokens  # of hidden places there are none
             return harvest(
-                lm, self.train_tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=data.train_tokens,
+                lm, self.train_tokens, self.paths.store, shard_rows=data.shard_rows, max_rows=rows,
                 rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier, progress=progress,
             )  # fmt: skip
 
@@ -132,7 +134,8 @@ class Experiment:
 
     @property
     def train_tokens(self) -> NDArray[np.int32]:
-        return load_tokens(self.paths.tokens, "train")
+        tokens, share = load_tokens(self.paths.tokens, "train"), self.profile.data.masked_tokens
+        return with_masked(tokens, share) if share else tokens
 
     @property
     def _store_source(self) -> dict[str, Any]:
@@ -209,7 +212,17 @@ class Experiment:
     def toys_key(self) -> str:
         """What the rows of `ground_truth` depend on."""
         asked = self.profile.ablations
-        return result_key(TOYS, asked.toy.model_dump(mode="json"), asked.papers)
+        return result_key(TOYS, asked.toy.model_dump(mode="json", exclude={"field": {"challengers"}}), asked.papers)
+
+    @property
+    def challengers_key(self) -> str:
+        """What the rows of `challengers` depend on."""
+        return result_key(CHALLENGERS, self.profile.ablations.toy.model_dump(mode="json"))
+
+    def challengers(self) -> pd.DataFrame:
+        """The toys of those that are to beat the rest of the field (`toy.experiments.challengers`)."""
+        with self.writing():
+            return challengers(self.paths.runs / "toy", self.profile.ablations.toy, self.workers)
 
     def ground_truth(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The toys, one row per SAE: where the papers' mechanisms are taken apart `toy.experiments.ground_truth`, whose

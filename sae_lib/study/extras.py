@@ -1,5 +1,5 @@
 """What is measured of a few SAEs only: absorption along a run, absorption that was planted, whether it carries,
-the circuits of letters, and what probes lose without latents.
+the circuits of letters, what probes lose without latents, and absorption of word endings.
 
 A score of a finished SAE does not say how it came about, nor how much of what is there it finds. Each SAE has a table
 of its own, kept in the run's folder, and with its rows (`rows`).
@@ -16,6 +16,7 @@ import pandas as pd
 from sae_lib.autoencoders.build import load_autoencoder
 from sae_lib.metrics.absorption.carrier import carrier_test
 from sae_lib.metrics.absorption.circuits import build_circuit_reference, letter_circuits
+from sae_lib.metrics.absorption.endings import ending_absorption, ending_reference
 from sae_lib.metrics.absorption.planted import planted_absorption
 from sae_lib.metrics.absorption.score import evaluate_absorption
 from sae_lib.metrics.probing.perturbation import perturbation
@@ -33,6 +34,7 @@ PLANTED = Stage("planted absorption", 1)
 CARRIER = Stage("carrier test", 1)
 CIRCUIT = Stage("letter circuits", 1)
 PERTURBATION = Stage("targeted perturbation", 1)
+ENDING = Stage("absorption of endings", 1)
 POINTS = 20  # evenly over a run, its end among them
 METRICS = ("absorption_fraction", "absorption_full", "main_latent_f1")
 
@@ -125,6 +127,14 @@ def _circuits(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
     return letter_circuits(sae, inputs.lm, reference, circuits, config)
 
 
+def _endings(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
+    """Absorption where the general feature is how a word ends: a row for each ending, and their mean."""
+    inputs, config = score_inputs(experiment), score_inputs(experiment).settings("absorption")
+    reference = kept(experiment, "endings", lambda: ending_reference(inputs.reference("absorption"), config))
+    sae = load_autoencoder(experiment.run_folder(spec, experiment.store_key), experiment.device)
+    return ending_absorption(sae, reference, config)
+
+
 def _perturbed(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
     """What probes lose without the latents that matter to one of them: a row for each number of latents."""
     inputs = score_inputs(experiment)
@@ -142,4 +152,5 @@ PLANTED_CURVE = Extra("planted", PLANTED, _planted)
 CARRIERS = Extra("carriers", CARRIER, _carriers)
 PERTURBED = Extra("perturbation", PERTURBATION, _perturbed, reads="probing")
 CIRCUITS = Extra("circuits", CIRCUIT, _circuits)
-EXTRAS = (TRAJECTORY, PLANTED_CURVE, CARRIERS, CIRCUITS, PERTURBED)
+ENDINGS = Extra("endings", ENDING, _endings)
+EXTRAS = (TRAJECTORY, PLANTED_CURVE, CARRIERS, CIRCUITS, PERTURBED, ENDINGS)

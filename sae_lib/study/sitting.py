@@ -29,6 +29,7 @@ from sae_lib.profiles.runs import (
     RunSpec,
     along_the_run,
     carriers_in,
+    endings_in,
     fair_sweep,
     fairly_compared,
     plan_runs,
@@ -40,8 +41,9 @@ from sae_lib.report.figures.write import FIGURES, write_figure
 from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES, write_table
 from sae_lib.study.experiment import Experiment, choose_atm
-from sae_lib.study.extras import CARRIERS, CIRCUITS, EXTRAS, PERTURBED, PLANTED_CURVE, TRAJECTORY, Extra
+from sae_lib.study.extras import CARRIERS, CIRCUITS, ENDINGS, EXTRAS, PERTURBED, PLANTED_CURVE, TRAJECTORY, Extra
 from sae_lib.study.layer_groups import compare_layer_groups, layer_groups_key
+from sae_lib.study.masked import compare_masked, masked_key
 from sae_lib.study.rows import is_known, keep, restore, rows_folder, scores_of
 from sae_lib.study.scoring import evaluate, score_inputs, score_keys
 from sae_lib.study.show import probe_letters
@@ -52,7 +54,8 @@ EXPLAINING = ("as_written", "sequence", "collapse")  # the first paper's main re
 ABLATION_ORDER = ("factorial", "atm_importance", "sensitivity")
 FIRST_SEEDS = 3  # of the main table, before what explains the first paper's
 SWEPT = ("sweep", "fair_sweep")  # whose L0 on the calibration documents decides
-TOYS, LAYERS = "toy_summary.parquet", "layer_groups.parquet"
+TOYS, CHALLENGED = "toy_summary.parquet", "toy_summary_challengers.parquet"
+LAYERS, HIDDEN = "layer_groups.parquet", "masked.parquet"
 ROUNDS = 2  # SAEs a worker trains before they are scored together: no core waits for long, and little is at stake
 
 
@@ -103,6 +106,7 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     )
     yield Step("main table, the first seeds", first)
     yield from explaining(seeds[0])
+    yield Step("absorption of word endings", endings_in(profile), ENDINGS)
     yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
     yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
     for seed in profile.training.ablation_seeds:
@@ -165,6 +169,10 @@ def sit(experiment: Experiment, hours: float) -> bool:
     asked, results = experiment.profile.ablations, experiment.paths.figures / "results"
     if not missing and hours and asked.toy.field:
         _once(results / TOYS, experiment.toys_key, lambda: experiment.ground_truth()[0])
+    if not missing and hours and asked.toy.field and asked.toy.field.challengers:
+        _once(results / CHALLENGED, experiment.challengers_key, experiment.challengers)
+    if not missing and hours and asked.masked_tokens:
+        _once(results / HIDDEN, masked_key(experiment), lambda: compare_masked(experiment))
     if not missing and hours and asked.layer_groups:
         _once(results / LAYERS, layer_groups_key(experiment), lambda: compare_layer_groups(experiment))
     publish(experiment, list(dict.fromkeys(known)))

@@ -7,7 +7,7 @@ import pytest
 
 from sae_lib.data import tokens as tokenising
 from sae_lib.data.config import DataConfig
-from sae_lib.data.tokens import SPLITS, Split, ahead, tokenised, write_contexts
+from sae_lib.data.tokens import SPLITS, Split, ahead, tokenised, with_masked, write_contexts
 from tests.data.test_corpus import EOS, TOKENIZER
 
 
@@ -75,3 +75,14 @@ def test_a_reader_that_stops_early_leaves_no_thread():
     assert next(results) == 0
     results.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_hidden_tokens_are_the_one_that_opens_a_context():
+    contexts = np.arange(1, 4001, dtype=np.int32).reshape(40, 100)
+    contexts[:, 0] = 0
+    hidden = with_masked(contexts, 0.25)
+    changed = hidden != contexts
+    assert hidden.dtype == np.int32 and (hidden[changed] == 0).all() and not changed[:, 0].any()
+    assert 0.22 < changed[:, 1:].mean() < 0.28 and changed.any(axis=1).all()
+    np.testing.assert_array_equal(with_masked(contexts, 0.25), hidden)
+    np.testing.assert_array_equal(with_masked(contexts, 0.0), contexts)

@@ -134,6 +134,23 @@ def test_the_field_asks_for_what_it_says(tmp_path):
         experiments.field(tmp_path, wrong)
 
 
+def test_challengers_meet_those_to_beat_on_the_tree(tmp_path, monkeypatch):
+    asked = FieldConfig(methods=("topk",), challengers=("consistent", "masked_matryoshka"), k_levels=(3,), steps=30)
+    settings = FEW.model_copy(update={"field": asked})
+    monkeypatch.setattr(experiments, "ToyPool", lambda *_: Recovered())
+    rows = experiments.challengers(tmp_path, settings)
+    assert {*rows["experiment"]} == {"field"} and {*rows["seed"]} == {*FEW.seeds}
+    of = {toy: [*dict.fromkeys(part["method"])] for toy, part in rows.groupby("toy")}
+    assert of == {
+        "loud": [*asked.challengers], "synthetic": [*asked.challengers],
+        "tree": [*experiments.TO_BEAT, *asked.challengers],
+    }  # fmt: skip
+    assert experiments.challengers(tmp_path, FEW).empty, "nothing without the section"
+    wrong = FEW.model_copy(update={"field": FieldConfig(challengers=("untrained",))})
+    with pytest.raises(ArtifactError, match=r"toy.field.challengers: no toy for 'untrained'"):
+        experiments.challengers(tmp_path, wrong)
+
+
 class Recovered(Recorded):
     def run(self, runs, description="", work=experiments.train_and_recover):
         assert work is experiments.train_and_recover

@@ -35,6 +35,14 @@ def key(spec):
     return run_key(spec.config, "store", PROFILE.data, PROFILE.training, spec.seed)
 
 
+def test_what_stands_beside_has_few_seeds_and_no_sweep():
+    profile = load_profile("smollm2")
+    named = [spec for spec in plan_runs(profile) if spec.method in profile.beside]
+    assert {spec.group for spec in named} == {"main"}
+    assert Counter(spec.method for spec in named) == dict.fromkeys(profile.beside, len(profile.training.ablation_seeds))
+    assert {spec.seed for spec in named} == {*profile.training.ablation_seeds} < {*profile.training.seeds}
+
+
 def test_counts():
     counts = Counter(spec.group for spec in plan_runs(PROFILE, KNOWN))
     ablations, sweep = PROFILE.ablations, PROFILE.sweep

@@ -93,6 +93,8 @@ def test_a_profile_by_path_and_its_defaults(tmp_path):
             "methods.atm.masking.warmup_step: unknown key; did you mean 'warmup_steps'?",
         ),
         ({"data": {"qwertyuiop": 1}}, "data.qwertyuiop: unknown key; known: batch_tokens, "),
+        ({"beside": ["ortsee"]}, "beside.ortsee is no method; did you mean 'ortsae'?"),
+        ({"beside": ["ortsae"]}, "beside.ortsae has no entry in methods; add it there"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest(tmp_path, changes, says):

@@ -188,7 +188,7 @@ def density(table: pd.DataFrame) -> pd.DataFrame:
 TOYS = {
     "standard": (0.92, 0.6), "gated": (0.90, 0.6), "topk": (0.85, 0.6), "batchtopk": (0.84, 0.6),
     "matryoshka": (0.02, 0.1), "jumprelu": (0.88, 0.6), "temporal_sae": (0.90, 0.6), "temporal_previous": (0.7, 0.5),
-    "variance": (0.7, 0.5), "atm": (0.01, 0.1), "dropout": (0.1, 0.5),
+    "variance": (0.7, 0.5), "consistent": (0.1, 0.1), "atm": (0.01, 0.1), "dropout": (0.1, 0.5),
 }  # fmt: skip
 
 
@@ -243,6 +243,9 @@ def toy_summary(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
         silent = TOYS[method][0]
         found = {"f1": f1 + 0.001 * seed, "mcc": 0.7, "excess_absorption": silent - 0.01}
         rows.append(row("field", toy, method, seed, silent, **found))
+    for (toy, method), seed in itertools.product([*itertools.product(("tree",), ("matryoshka", IDEA))], seeds):
+        found = {"f1": 0.8, "mcc": 0.7, "excess_absorption": (0.1 if method == IDEA else 0.3) + 0.001 * seed}
+        rows.append(row("field", toy, method, seed, 0.5, **found) | {"explained_variance": 0.9})
     for toy, weight, seed in itertools.product(("tree", "chain"), (0, 1), seeds):
         excess = 0.8 - 0.3 * weight + 0.001 * (seed - 44)
         named = {"idea": "consistency", "label": str(weight), "rho": 0.9 * (toy == "chain")}
@@ -252,6 +255,8 @@ def toy_summary(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
 
 # method of the field's toys -> F1
 FIELD = {"topk": 0.6, "matryoshka": 0.8}
+# An idea that is held against the best of the field, on the tree too.
+IDEA = "consistent"
 # part dropped from the importance -> how often the parent is silent
 IMPORTANCE = {"nothing": 0.01, "magnitude": 0.1, "frequency": 0.2, "contribution": 0.3}
 
@@ -325,6 +330,26 @@ def circuits(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def endings(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
+    rows = [
+        {"run": f"main-topk-{seed}-", "group": "main", "method": "topk", "seed": seed, "ending": ending, "words": 40,
+         "probe_f1": 0.8, "absorption_full": full + 0.01 * (seed - 44), "absorption_fraction": 0.3,
+         "main_latent_f1": 0.6, "endings": 2, "absorption_full_random": 0.1, "absorption_full_null": 0.5}
+        for ending, full in (("-ing", 0.1), ("-ed", 0.3), ("all", 0.2))
+        for seed in seeds
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def masked(table: pd.DataFrame) -> pd.DataFrame:
+    rows = table[(table["group"] == "main") & (table["method"] == "matryoshka_4")]
+    shares = [
+        rows.assign(masked=share, absorption_full=rows["absorption_full"] - share / 10, letters=23)
+        for share in (0.0, 0.1)
+    ]
+    return pd.concat(shares, ignore_index=True)
+
+
 def layer_groups(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
     rows = [
         {"layer": layer, "group": group, "kind": kind, "seed": seed, "distance": 0.1, "amad": 0.05, "l0": 40.0,
@@ -349,5 +374,5 @@ def results(seeds: tuple[int, ...] = SEEDS) -> Results:
     return Results(
         table, letters(seeds), density(table), logs, probing_tasks(table), seed_stability(seeds), toy, summary,
         carriers=carriers(seeds), circuits=circuits(seeds), layer_groups=layer_groups(seeds),
-        perturbation=perturbation(seeds), trajectory=trajectory(),
+        perturbation=perturbation(seeds), trajectory=trajectory(), endings=endings(seeds), masked=masked(table),
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sae_lib.report.tables.leaderboard import leaderboard_table
+from sae_lib.report.tables.leaderboard import bar_table, leaderboard_table
 from sae_lib.util.errors import ArtifactError
 from tests.report import synthetic
 
@@ -32,3 +32,17 @@ def test_without_the_fields_toys_there_is_no_leaderboard() -> None:
         ArtifactError, match=r"no rows of experiment 'field'; set ablations.toy.field and run `make field`"
     ):
         leaderboard_table(RESULTS.evaluation, toys[toys["experiment"] != "field"])
+
+
+def test_an_idea_is_held_against_the_best_by_each_measure() -> None:
+    table = bar_table(RESULTS.evaluation, RESULTS.toy_summary)
+    shown = table.shown.set_index("method")
+    best, idea = shown.loc["best of the four"], shown.loc["Consistent encoder"]
+    assert best["tree: excess ↓"] == "0.343 (Matryoshka)" and idea["tree: excess ↓"] == "-0.200 [-0.200, -0.200]"
+    assert best["absorption, full ↓"].endswith("(Matryoshka (4 levels))") and idea["absorption, full ↓"] == "–"
+    assert (
+        idea["tree: explained variance ↑"].startswith("+0.000")
+        and best["loud children: excess ↓"] == "0.010 (Matryoshka)"
+    )
+    with pytest.raises(ArtifactError, match="no idea among the methods"):
+        bar_table(RESULTS.evaluation, RESULTS.toy_summary[RESULTS.toy_summary["method"] != "consistent"])

@@ -277,6 +277,27 @@ def test_what_it_costs_that_layers_share_an_sae() -> None:
         Results().into(TABLES["table_layer_groups"], load_profile("pocket"))
 
 
+def test_endings_stand_beside_first_letters() -> None:
+    results = synthetic.results()
+    table = make_tables(results, load_profile("pocket"), ["table_endings"])["table_endings"]
+    shown = table.shown.set_index("method").loc["TopK"]
+    assert shown["endings, full ↓"] == "0.200 ± 0.016" and shown["shuffled endings –"] == "0.500 ± 0.000"
+    topk = results.evaluation.query("group == 'main' and method == 'topk'")["absorption_full"]
+    assert shown["first letters, full ↓"] == f"{topk.mean():.3f} ± {topk.std():.3f}"
+    assert "-ing (40), -ed (40)" in table.caption
+    with pytest.raises(ArtifactError, match="endings: no rows"):
+        Results().into(TABLES["table_endings"], load_profile("pocket"))
+
+
+def test_hidden_tokens_stand_by_their_share() -> None:
+    table = make_tables(synthetic.results(), load_profile("pocket"), ["table_masked"])["table_masked"]
+    assert list(table.shown["share hidden"]) == ["0", "0.1"] and "Matryoshka (4 levels)" in table.caption
+    full = table.data[table.data["metric"] == "absorption_full"].set_index("row")["mean"]
+    assert full["0.1"] == pytest.approx(full["0"] - 0.01)
+    with pytest.raises(ArtifactError, match="masked: no rows"):
+        Results().into(TABLES["table_masked"], load_profile("pocket"))
+
+
 def test_labels_are_for_reading_alone(evaluation: pd.DataFrame) -> None:
     """What a row is stands in columns: with other labels, and other names of the runs, every table is the same."""
     renamed = evaluation.assign(label=evaluation["label"].where(evaluation["group"] == "sensitivity", "x"))

@@ -36,6 +36,7 @@ OF_OTHERS = (
     "table_carriers",
     "table_perturbation",
     "table_layer_groups",
+    "table_endings",
 )
 
 
@@ -43,13 +44,15 @@ OF_OTHERS = (
 def results(request: pytest.FixtureRequest) -> Results:
     """As scored on such a model; and with the columns gone altogether."""
     found = synthetic.results((42, 43, 44))
-    rows, letters = found.evaluation, found.letters
-    there = [column for column in OF_LETTERS if column in rows]
-    if request.param == "missing":
-        found.evaluation = rows.drop(columns=[*there, "letters", "words"])
-    else:
-        found.evaluation = rows.assign(**dict.fromkeys(there, np.nan), letters=0, words=0, context_words=0)
-    found.letters = letters.iloc[:0]
+    there = [column for column in OF_LETTERS if column in found.evaluation]
+
+    def without(rows: pd.DataFrame) -> pd.DataFrame:
+        if request.param == "missing":
+            return rows.drop(columns=[*there, "letters", "words"])
+        return rows.assign(**dict.fromkeys(there, np.nan), letters=0, words=0, context_words=0)
+
+    found.evaluation, found.masked = without(found.evaluation), without(found.masked)
+    found.letters = found.letters.iloc[:0]
     return found
 
 

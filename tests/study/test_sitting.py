@@ -123,6 +123,10 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
     assert all((folder / f"{name}.png").is_file() for name in ("collapse", "tokens", "planted"))
     ablated = pd.read_parquet(folder / "results" / "perturbation.parquet")
     assert {*ablated["method"]} == {"topk", "untrained", "permuted"} and (ablated["n"] <= 50).all()
+    ends = pd.read_parquet(folder / "results" / "endings.parquet")
+    assert {*ends["method"]} == {"topk", "untrained", "permuted"} and (ends["ending"] == "all").sum() == len(
+        {*ends["run"]}
+    )
     layers = pd.read_parquet(folder / "results" / "layer_groups.parquet").groupby(["layer", "kind"])["seed"].nunique()
     assert {layer for layer, _ in layers.index} == {0, 1, 2, 3} and layers.nunique() == 1
     assert (folder / "table_layer_groups.md").is_file() and (folder / "table_perturbation.md").is_file()
@@ -212,18 +216,31 @@ def test_a_study_of_methods_alone_ends_with_the_toys(profile, folder, monkeypatc
     monkeypatch.setenv("SAE_LIB_OUTPUT", str(folder / "field"))
     content = yaml.safe_load(profile.read_text()) | {"name": "alone", "as_written": {}}
     content["sweep"]["coefficients"] = {"standard": [0.01, 1.0]}
-    content["ablations"] = {"papers": False, "toy": {"field": {"methods": ["standard", "topk"]}}}
+    content["methods"] |= {"matryoshka_4": content["methods"]["topk"]}
+    toys = {"methods": ["standard", "topk"], "challengers": ["consistent"]}
+    content["ablations"] = {"papers": False, "toy": {"field": toys}, "masked_tokens": [0.2]}
     path = folder / "alone.yaml"
     path.write_text(yaml.safe_dump(content))
     experiment = Experiment.open(str(path))
     assert not plan_runs(experiment.profile, KNOWN, ABLATION_GROUPS)
     with pytest.raises(ArtifactError, match=r"ablations.papers: .* make study PROFILE=alone"):
         run(experiment.profile, {}, notebooks=ROOT / "notebooks")
-    monkeypatch.setattr(Experiment, "ground_truth", lambda self: (toy_summary((42, 43)), pd.DataFrame()))
+    rows = toy_summary((42, 43))
+    idea = rows["experiment"].eq("field") & rows["method"].eq("consistent")
+    monkeypatch.setattr(Experiment, "ground_truth", lambda self: (rows[~idea], pd.DataFrame()))
+    monkeypatch.setattr(Experiment, "challengers", lambda self: rows[idea])
     assert not sit(experiment, 0) and sit(experiment, 1)
-    monkeypatch.setattr(Experiment, "ground_truth", lambda self: pytest.fail("computed twice"))
+    for name in ("ground_truth", "challengers"):
+        monkeypatch.setattr(Experiment, name, lambda self: pytest.fail("computed twice"))
+    monkeypatch.setattr(sitting, "compare_masked", lambda self: pytest.fail("computed twice"))
     assert sit(experiment, 1)
     folder = experiment.paths.figures
+    masked = pd.read_parquet(folder / "results" / "masked.parquet")
+    assert {*masked["masked"]} == {0.0, 0.2} and {*masked["method"]} == {"matryoshka_4"}
+    of_seed = masked.set_index(["masked", "seed"])["explained_variance"]
+    assert of_seed.notna().all() and (of_seed[0.2] != of_seed[0.0]).all(), "another store"
+    assert (experiment.paths.root / "masked" / "0.2" / "manifest.json").is_file()
+    assert "Consistent encoder" in (folder / "table_bar.md").read_text() and (folder / "table_masked.md").is_file()
     board = pd.read_csv(folder / "table_leaderboard.csv")
-    assert {*board.query("metric == 'seconds_of_topk'")["row"]} == {"Standard", "TopK"}
+    assert {*board.query("metric == 'seconds_of_topk'")["row"]} == {"Standard", "TopK", "Matryoshka (4 levels)"}
     assert not (folder / "table_factorial.csv").exists() and (folder / "table_ground_truth.csv").exists()

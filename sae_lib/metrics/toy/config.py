@@ -17,6 +17,8 @@ class FieldConfig(Strict):
     methods: tuple[str, ...] = Field(
         ("standard", "gated", "topk", "batchtopk", "matryoshka", "jumprelu", "temporal_sae", "atm"), min_length=1
     )
+    challengers: tuple[str, ...] = ()
+    """Methods that are to beat those that absorb least: on these toys, and beside those on the tree too."""
     ranked: bool = False
     """Whether they are also trained over a range of L0, on these toys and four more (experiment 'field_sweep')."""
     steps: int = Field(2000, ge=10)

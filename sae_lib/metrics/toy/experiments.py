@@ -88,6 +88,7 @@ def _has_l1(cell: Cell) -> bool:
 
 
 PAIR_METHODS = ("standard", "atm", "dropout")
+TO_BEAT = ("matryoshka", "tree_4", "ortsae", "lista_matryoshka")
 MECHANISMS = ("temporal", "resampling", "gradient_scaling")
 # On tokens without order these are the same penalty as that on adjacent tokens: one L1 coefficient serves all three.
 ORDERLESS = {"temporal_previous": "temporal_strong", "variance": "temporal_strong"}
@@ -106,13 +107,33 @@ def field(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataF
     """The rest of the field, one row per toy SAE; none where the settings name no field."""
     if settings.field is None:
         return pd.DataFrame()
-    known = [method for method in METHODS if METHODS[method].toy_rate is not None]
-    if unknown := [method for method in settings.field.methods if method not in known]:
-        raise ArtifactError(f"ablations.toy.field.methods: no toy for '{unknown[0]}'; known: {', '.join(known)}")
+    _check_methods("methods", settings.field.methods)
     with ToyPool(folder, workers) as pool:
         parts = [field_matched(pool, settings, toy) for toy in (LOUD, SMALL)]
         ranked = (TREE, LOUD, SMALL, SHUFFLED, SIMILAR, FLAT) if settings.field.ranked else ()
         parts += [field_sweep(pool, settings, toy) for toy in ranked]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _check_methods(name: str, asked: Iterable[str]) -> None:
+    known = [method for method in METHODS if METHODS[method].toy_rate is not None]
+    if unknown := [method for method in asked if method not in known]:
+        raise ArtifactError(f"ablations.toy.field.{name}: no toy for '{unknown[0]}'; known: {', '.join(known)}")
+
+
+def challengers(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataFrame:
+    """The settings' challengers on both toys of `field`, and on TREE beside the methods of `TO_BEAT`: more rows of
+    experiment 'field'."""
+    if settings.field is None or not settings.field.challengers:
+        return pd.DataFrame()
+    ours = settings.field.challengers
+    _check_methods("challengers", ours)
+    asked = {LOUD: ours, SMALL: ours, TREE: (*TO_BEAT, *ours)}
+    with ToyPool(folder, workers) as pool:
+        parts = []
+        for toy, methods in asked.items():
+            chosen = settings.field.model_copy(update={"methods": methods})
+            parts.append(field_matched(pool, settings.model_copy(update={"field": chosen}), toy))
     return pd.concat(parts, ignore_index=True)
 
 

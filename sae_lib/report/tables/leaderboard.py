@@ -1,15 +1,27 @@
-"""Every method in one line: on the language model, where the true features are known, and what it costs."""
+"""Every method in one line: on the language model, where the true features are known, and what it costs; and whether an
+idea is better than the best of them."""
 
 from __future__ import annotations
 
 import pandas as pd
 
+from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import METRICS, method_name
-from sae_lib.report.results import Results, main_rows, select, toy_rows
-from sae_lib.report.statistics import Interval, seeds_of, t_interval
+from sae_lib.report.results import Results, by_method, main_rows, select, toy_rows
+from sae_lib.report.statistics import Interval, difference, seeds_of, t_interval
 from sae_lib.report.tables.controls import with_marks
-from sae_lib.report.tables.rows import Table, cell, record, table_of
+from sae_lib.report.tables.rows import (
+    ARROW_NOTE,
+    Table,
+    cell,
+    left_out,
+    not_measurable,
+    range_cell,
+    record,
+    seeds_note,
+    table_of,
+)
 from sae_lib.util.errors import ArtifactError
 
 COLUMNS = (
@@ -22,19 +34,28 @@ ON_TOYS = {
     "loud children: excess absorption": ("loud", "excess_absorption"),
 }
 COST = Column("seconds, of TopK's", "lower", 2)
+# Those that absorb least, by their authors, and what a method that is better has to show: lower absorption at no cost.
+ON_TOY = "matryoshka"  # of three levels, in the place of that of four
+TO_BEAT = ("matryoshka_4", "tree_4", "ortsae", "lista_matryoshka")
+ON_MODEL = ("absorption_full", "explained_variance", "ce_score", "kl_score", "probing_k1")
+WHERE_KNOWN = {"tree": "tree", "loud": "loud children", "synthetic": "synthetic"}  # as excess and explained variance
+IDEAS = (
+    "onset_priced", "consistent", "consistent_onset", "consistent_batchtopk", "presence_matryoshka",
+    "masked_matryoshka",
+)  # fmt: skip
+MASKED_COLUMNS = ("l0", "explained_variance", "kl_score", "absorption_full", "absorption_fraction", "probing_k1")
 
 
 def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
-    """The main table's columns that a choice rests on, beside ground truth and the time to train. Raises ArtifactError
-    without the field's toys."""
-    toys = toy_rows(toy_summary, "field")
-    if toys.empty:
+    """The main table's columns that a choice rests on, beside ground truth, where it was asked for, and the time to
+    train. Raises ArtifactError without the field's toys and methods."""
+    toys, rows = toy_rows(toy_summary, "field"), main_rows(evaluation)
+    if toys.empty and not {*methods("field")} & {*rows}:
         raise ArtifactError("toy_summary: no rows of experiment 'field'; set ablations.toy.field and run `make field`")
-    rows = main_rows(evaluation)
-    caption = (
-        "Methods at matched L0 on the language model, and at the true L0 where features are known, with one Matryoshka "
-        "of three levels; mean ± sd over seeds. Seconds: to train the fastest seed on one core, as a multiple of TopK's"
-    )
+    caption = "Methods at matched L0 on the language model"
+    if len(toys):
+        caption += ", and at the true L0 where features are known, with one Matryoshka of three levels"
+    caption += "; mean ± sd over seeds. Seconds: to train the fastest seed on one core, as a multiple of TopK's"
     table = table_of("method", {method_name(method): part for method, part in rows.items()}, COLUMNS, caption)
     table = with_marks(table, Results(evaluation=evaluation), COLUMNS)
     shown, data = table.shown, [table.data]
@@ -49,7 +70,7 @@ def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Ta
             pd.DataFrame([record(method_name(m), metric, each, {metric: column}) for m, each in of.items() if each.n])
         )
 
-    for header, (toy, metric) in ON_TOYS.items():
+    for header, (toy, metric) in ON_TOYS.items() if len(toys) else ():
         column = METRICS[metric]._replace(label=header)
         # On toys there is one Matryoshka.
         of_toy = {m: toy_rows(toys, "field", toy, "matryoshka" if m.startswith("matryoshka") else m) for m in rows}
@@ -57,3 +78,54 @@ def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Ta
     fastest = {m: [seeds_of(rows[m], "train_seconds").min() / topk] if m in trained else [] for m in rows}
     add(COST, "seconds_of_topk", {m: t_interval(value) for m, value in fastest.items()})
     return Table(shown, pd.concat(data, ignore_index=True), table.caption)
+
+
+def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
+    """Each idea against the best of `TO_BEAT`, by measure. Raises ArtifactError without ideas as methods."""
+    toys, model = toy_rows(toy_summary, "field"), main_rows(evaluation)
+    ours = [m for m in methods("field") if m in IDEAS and (m in model or (toys["method"] == m).any())]
+    if not ours:
+        raise ArtifactError("evaluation: no idea among the methods; run `make field`")
+
+    columns = {
+        METRICS[metric]: {m: seeds_of(model[m], metric) for m in (*TO_BEAT, *ours) if m in model} for metric in ON_MODEL
+    }
+    for metric, name in (("excess_absorption", "excess"), ("explained_variance", "explained variance")):
+        for toy, place in WHERE_KNOWN.items():
+            known = by_method(toy_rows(toys, "field", toy))
+            column = METRICS[metric]._replace(label=f"{place}: {name}")
+            columns[column] = {m: seeds_of(part, metric) for m, part in known.items()}
+    lines: dict[str, dict[str, str]] = {name: {} for name in ("best of the four", *map(method_name, ours))}
+    data = []
+    for column, of in columns.items():
+        means = {m: float(of[m].mean()) for m in (*TO_BEAT, ON_TOY) if m in of and len(of[m])}
+        if not means:
+            continue
+        best = (max if column.direction == "higher" else min)(means, key=lambda m: means[m])
+        lines["best of the four"][column.header] = f"{means[best]:.3f} ({method_name(best)})"
+        for method in ours:
+            gap = difference(of[method], of[best]) if method in of else t_interval([])
+            lines[method_name(method)][column.header] = range_cell(gap, 3, "+")
+            data.append(record(method_name(method), column.label, gap, {column.label: column}) | {"against": best})
+    shown = pd.DataFrame([{"method": name} | cells for name, cells in lines.items()]).fillna("–")
+    lacking, used = left_out(not_measurable(evaluation, ON_MODEL)), [toys, *(model[m] for m in ours if m in model)]
+    caption = (
+        "Ideas against the best of Matryoshka-4, Tree-4, OrtSAE and LISTA-Matryoshka, measure by measure: its mean, "
+        "then each idea's difference from it with the 95 % t interval over seeds. A method that is better absorbs less "
+        "(full and excess) and is no worse elsewhere. "
+        f"{ARROW_NOTE}.{lacking} {seeds_note(used)}"
+    )
+    return Table(shown, pd.DataFrame(data), caption)
+
+
+def masked_table(masked: pd.DataFrame) -> Table:
+    """One method by the share of tokens that were hidden from the language model. Raises ArtifactError without rows."""
+    if masked.empty:
+        raise ArtifactError("masked: no rows; make study trains on hidden tokens where ablations.masked_tokens is set")
+    named = {f"{share:g}": part for share, part in masked.groupby("masked")}
+    method = method_name(str(masked["method"].iloc[0]))
+    caption = (
+        f"Masked regularisation: {method} on activations of texts of which a share of the tokens was hidden from the "
+        "language model; every measure reads whole texts. Mean ± sd over seeds"
+    )
+    return table_of("share hidden", named, MASKED_COLUMNS, caption)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.names import BASELINE, METRICS, method_name
@@ -79,9 +80,10 @@ def profile_note(profile: Profile) -> str:
     )
 
 
-def _method_table(evaluation: pd.DataFrame, columns: Iterable[str], mean: str) -> Table:
+def _method_table(evaluation: pd.DataFrame, columns: Iterable[str], mean: str, without: Iterable[str] = ()) -> Table:
     """One row per method of the main table, and the controls; `mean` is the caption up to the word "mean"."""
-    columns, named = tuple(columns), {method_name(method): part for method, part in main_rows(evaluation).items()}
+    rows = main_rows(evaluation)
+    columns, named = tuple(columns), {method_name(m): part for m, part in rows.items() if m not in without}
     table = table_of("method", named, columns, f"{mean} ± sd over seeds")
     return with_marks(table, Results(evaluation=evaluation), columns)
 
@@ -92,8 +94,8 @@ def main_table(evaluation: pd.DataFrame) -> Table:
 
 
 def headline_table(evaluation: pd.DataFrame) -> Table:
-    """The main table in few columns, for README."""
-    return _method_table(evaluation, HEADLINE_COLUMNS, "Methods at matched L0; mean")
+    """The main table in few columns, without the rest of the field, for README."""
+    return _method_table(evaluation, HEADLINE_COLUMNS, "Methods at matched L0; mean", methods("field"))
 
 
 def quality_table(evaluation: pd.DataFrame) -> Table:

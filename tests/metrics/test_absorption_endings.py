@@ -1,0 +1,75 @@
+"""Absorption of word endings, on an SAE whose latents are the endings themselves, and where one word has its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.metrics.absorption.config import AbsorptionConfig
+from sae_lib.metrics.absorption.endings import ALL, ENDINGS, OTHER, ending_absorption, ending_of, ending_reference
+from sae_lib.metrics.absorption.probes import LinearProbes
+from sae_lib.metrics.absorption.reference import AbsorptionReference
+from tests.metrics.tiny_saes import make_sae
+
+CONFIG = AbsorptionConfig(probe_epochs=200)
+USED = ("ing", "ed", "ly", "ion")
+FREE = 20  # a direction of one word alone
+
+
+def words_with_endings(absorbed: bool) -> tuple[Autoencoder, AbsorptionReference]:
+    """x = 2 e_ending, latent i is max(0, x_i). `absorbed`: the fourteenth word of the first ending has a latent of its
+    own, which writes the ending too, and the ending's latent is silent there."""
+    words = [f" {stem}{end}" for end in (*USED, "") for stem in (f"ab{chr(97 + n)}k" for n in range(18))]
+    kinds = torch.arange(len(words)) // 18
+    x = torch.zeros(len(words), 32)
+    x[torch.arange(len(words)), kinds] = 2.0
+    own = 13
+    sae = make_sae(architecture="standard", d_sae=32, d_in=32)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(32))
+        sae.W_dec.copy_(torch.eye(32))
+        if absorbed:
+            x[own, FREE] = 2.0
+            sae.W_enc[FREE, 0] = -1.0
+            sae.W_dec[FREE] = torch.nn.functional.normalize(torch.eye(32)[FREE] + torch.eye(32)[0], dim=0)
+    test = torch.arange(len(words)) % 18 >= 12
+    of_train, of_test = ([w for w, t in zip(words, test.tolist(), strict=True) if t == kind] for kind in (False, True))
+    reference = AbsorptionReference(
+        of_train, of_test, x[~test], x[test], LinearProbes(torch.eye(26, 32), torch.zeros(26)), [1.0] * 26,
+        torch.arange(len(of_test)), x[test], left_out=0,
+    )  # fmt: skip
+    return sae, reference
+
+
+def test_the_first_ending_that_fits_behind_a_stem() -> None:
+    assert [ENDINGS[ending_of(word)] for word in (" Running", "nations", "station", "tables", "rapidly")] == [
+        "ing", "s", "ion", "s", "ly",
+    ]  # fmt: skip
+    assert ending_of("king") == ending_of("bed") == ending_of("table"[:2]) == OTHER
+    assert OTHER < 26, "the probes have room for as many classes as letters"
+
+
+def test_words_without_an_ending_and_words_that_no_probe_finds_are_not_scored() -> None:
+    _, reference = words_with_endings(absorbed=False)
+    found = ending_reference(reference, CONFIG)
+    assert found.counted(CONFIG.min_probe_f1) == [ENDINGS.index(end) for end in USED]
+    assert len(found.scored) == len(found.scored_activations) == 4 * 6
+    assert {ending_of(found.test_words[i]) for i in found.scored.tolist()} == {0, 1, 2, 3}
+    torch.testing.assert_close(found.scored_activations, reference.scored_activations[:24])
+    few = ending_reference(
+        AbsorptionReference(**{**vars(reference), "scored": reference.scored[3:], "scored_activations":
+                               reference.scored_activations[3:]}), CONFIG)  # fmt: skip
+    assert len(few.scored) == 21, "a word that the letters' probe missed has no second prompt"
+
+
+@pytest.mark.parametrize("absorbed", [False, True])
+def test_by_hand(absorbed: bool) -> None:
+    sae, reference = words_with_endings(absorbed)
+    rows = ending_absorption(sae, ending_reference(reference, CONFIG), CONFIG).set_index("ending")
+    assert list(rows.index) == [f"-{end}" for end in USED] + [ALL]
+    assert rows.loc["-ing", "words"] == 6 and rows.loc[ALL, "words"] == 24 and rows.loc[ALL, "endings"] == 4
+    assert rows.loc["-ing", "absorption_full"] == pytest.approx(absorbed / 6)
+    assert rows.loc[ALL, "absorption_full"] == pytest.approx(absorbed / 24)
+    assert rows.loc[["-ed", "-ly", "-ion"], "absorption_full"].eq(0).all()
+    assert rows.loc[ALL, "absorption_full_null"] > 0.2, "latents that were chosen for shuffled endings find none"
