@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
-from sae_lib.report.tables.leaderboard import bar_table, leaderboard_table
+from sae_lib.metrics.registry import Column
+from sae_lib.report.statistics import Interval
+from sae_lib.report.tables.leaderboard import _met, bar_table, leaderboard_table
 from sae_lib.util.errors import ArtifactError
 from tests.report import synthetic
 
@@ -36,13 +40,29 @@ def test_without_the_fields_toys_there_is_no_leaderboard() -> None:
 
 def test_an_idea_is_held_against_the_best_by_each_measure() -> None:
     table = bar_table(RESULTS.evaluation, RESULTS.toy_summary)
-    shown = table.shown.set_index("method")
-    best, idea = shown.loc["best of the four"], shown.loc["Consistent encoder"]
-    assert best["tree: excess ↓"] == "0.343 (Matryoshka)" and idea["tree: excess ↓"] == "-0.200 [-0.200, -0.200]"
-    assert best["absorption, full ↓"].endswith("(Matryoshka (4 levels))") and idea["absorption, full ↓"] == "–"
-    assert (
-        idea["tree: explained variance ↑"].startswith("+0.000")
-        and best["loud children: excess ↓"] == "0.010 (Matryoshka)"
+    shown = table.shown.set_index("measure")
+    idea = shown["Consistent encoder"]
+    assert shown.loc["tree: excess ↓", "best of the four"] == "0.343 (Matryoshka)"
+    assert idea["tree: excess ↓"] == "-0.200 [-0.200, -0.200]" and idea["tree: explained variance ↑"].startswith(
+        "+0.000"
     )
+    assert shown.loc["absorption, full ↓", "best of the four"].endswith("(Matryoshka (4 levels))")
+    assert idea["absorption, full ↓"] == "–" and idea["met"] == "2 of 11", "what was not measured is not met"
     with pytest.raises(ArtifactError, match="no idea among the methods"):
         bar_table(RESULTS.evaluation, RESULTS.toy_summary[RESULTS.toy_summary["method"] != "consistent"])
+
+
+@pytest.mark.parametrize(
+    ("direction", "low", "high", "best", "met"),
+    [
+        ("higher", -0.2, -0.1, 0.9, False), ("higher", -0.2, 0.0, 0.9, True), ("higher", 0.1, 0.2, 0.9, True),
+        ("lower", -0.2, -0.1, 0.3, True), ("lower", -0.2, 0.1, 0.3, False), ("lower", 0.1, 0.2, 0.3, False),
+        ("lower", -0.1, 0.1, 0.0, True), ("lower", 0.01, 0.1, 0.0, False),
+    ],
+)  # fmt: skip
+def test_what_is_asked_of_a_better_method(
+    direction: Literal["higher", "lower"], low: float, high: float, best: float, met: bool
+) -> None:
+    gap = Interval((low + high) / 2, 0.1, 5, low, high)
+    assert _met(Column("x", direction, 3), gap, best) is met
+    assert not _met(Column("x", direction, 3), gap._replace(n=1), best)
