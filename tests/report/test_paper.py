@@ -252,6 +252,16 @@ def test_what_probes_lose_as_the_prose_names_it() -> None:
     assert {*named["permuted"].values()} == {"not computed"}
 
 
+def test_the_field_as_the_prose_names_it() -> None:
+    results, profile = synthetic.results(), load_profile("pocket")
+    named = facts(profile, results, evaluate_claims(profile, results), load_claims(), of_field=results)
+    assert named["bar"] == {"ideas": "1", "better": "none", "most": "2", "measures": "11"}
+    assert named["hidden"]["share"] == "10 %" and named["hidden"]["most"]["absorption_full"].known
+    assert named["real"]["endings"]["topk"] == "0.200" and named["real"]["endings"]["tied"] == "not computed"
+    bare = facts(profile, results, evaluate_claims(profile, results), load_claims())
+    assert {*bare["bar"].values(), bare["hidden"]["share"], str(bare["hidden"]["most"]["l0"])} == {"not computed"}
+
+
 def test_what_latents_carry_as_the_prose_names_it() -> None:
     named = real_facts(load_profile("pocket"), synthetic.results())["carriers"]
     assert named["topk"]["found"] == {"named": "0.90", "carried": "95 %"}

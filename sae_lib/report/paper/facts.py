@@ -31,6 +31,7 @@ from sae_lib.report.results import Results, drop_effect, main_effect, toy_rows, 
 from sae_lib.report.statistics import Interval, difference, seeds_of, t_interval
 from sae_lib.report.tables.ablations import PAPER_RUNS
 from sae_lib.report.tables.controls import MEASURES, UNTRAINED, above, group_of, no_better
+from sae_lib.report.tables.leaderboard import bar_table
 from sae_lib.report.tables.main import profile_note
 from sae_lib.report.tables.rows import cell, range_cell
 from sae_lib.util.environment import locked_pins
@@ -120,6 +121,7 @@ def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
         "collapse": _by(ALONE, lambda name, metric: seeds_of(collapse[collapse["label"] == ALONE[name]], metric)),
         "planted": {method: _planted(results, method) for method in PLANTED},
         "perturbation": {method: _perturbed(results, method) for method in (*PLANTED, UNTRAINED, "permuted")},
+        "endings": {method: _endings(results, method) for method in METHODS},
         "carriers": {method: _carriers(results, method) for method in (*PLANTED, UNTRAINED, "permuted", "soft_frozen")},
     }
 
@@ -135,6 +137,12 @@ def _carriers(results: Results, method: str) -> dict[str, dict[str, str]]:
         else nothing
         for kind in ("absorbed", "found")
     }
+
+
+def _endings(results: Results, method: str) -> str:
+    """Full absorption where the general feature is how a word ends, mean over endings and seeds."""
+    rows = results.endings[(results.endings["method"] == method) & (results.endings["ending"] == "all")]
+    return f"{rows['absorption_full'].mean():.3f}" if len(rows) else NOTHING
 
 
 def _perturbed(results: Results, method: str) -> dict[str, str]:
@@ -183,6 +191,8 @@ def facts(
         **group("", METHODS),
         "real": real_facts(*(real or (profile, results))),
         "field": _group(the_field, "", METHODS),
+        "bar": _bar(the_field),
+        "hidden": _hidden(the_field),
         "known_features": {toy: _on_toy(the_field, toy) for toy in ("synthetic", "loud")},
         "profile": profile,
         "gemma": profile.model.name == PAPERS_MODEL,
@@ -215,6 +225,26 @@ def facts(
         "measure_count": len(known),
         "mute_count": sum(bool(no_better(results, metric)) for metric in known),
     }
+
+
+def _bar(results: Results) -> dict[str, str]:
+    """Of the ideas that are held against the best of the field: how many meet every measure, the most that one meets,
+    and of how many."""
+    try:
+        found = bar_table(results.evaluation, results.toy_summary).data.groupby("row")["met"].agg(["sum", "size"])
+    except ArtifactError:
+        return dict.fromkeys(("ideas", "better", "most", "measures"), NOTHING)
+    better, size = int((found["sum"] == found["size"]).sum()), int(found["size"].max())
+    most = int(found["sum"].max())
+    return {"ideas": str(len(found)), "better": str(better or "none"), "most": str(most), "measures": str(size)}
+
+
+def _hidden(results: Results) -> dict[str, Any]:
+    """The SAEs of masked regularisation: with nothing hidden (`none`), and with the largest `share`."""
+    rows = results.masked
+    shares = {"none": 0.0, "most": rows["masked"].max()}
+    of = _by(shares, lambda name, metric: seeds_of(rows[rows["masked"] == shares[name]], metric))
+    return {**of, "share": f"{100 * shares['most']:.0f} %" if len(rows) else NOTHING}
 
 
 def _on_toy(results: Results, toy: str) -> dict[str, Rows]:
