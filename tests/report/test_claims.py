@@ -36,7 +36,7 @@ from sae_lib.report.statistics import difference, seeds_of, t_interval
 from sae_lib.report.tables import controls
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json, write_json
-from sae_lib.util.paths import OUTPUT_VARIABLE, Paths
+from sae_lib.util.paths import OUTPUT_VARIABLE, Paths, verdicts_file
 from tests.report import synthetic
 
 CLAIMS = load_claims()
@@ -499,6 +499,18 @@ def test_the_ledger_is_a_line_for_each_claim_and_its_details_are_elsewhere(resul
     assert [line[3:] for line in details.splitlines() if line.startswith("## ")] == list(CLAIM_IDS)
     assert "(claims_details.md#m-05)" in (tmp_path / "claims.md").read_text("utf8")
     assert "- *Why it follows*: Uniform dropout that takes away as much activation" in details and "↓" in details
+
+
+def test_the_real_models_verdicts_stand_in_every_other_ledger(results: Results, tmp_path: Path) -> None:
+    committed = read_json(verdicts_file("smollm2"))["verdicts"]
+    evaluated = evaluate_claims(POCKET, results)
+    assert dict(zip(evaluated["id"], evaluated["on_real"], strict=True)) == {
+        name: verdicts["at_this_scale"] for name, verdicts in committed.items()
+    }
+    assert "real model" in claims_table(evaluated, POCKET).shown
+    assert "; at smollm2 **" in claims_details(evaluated, tmp_path)
+    own = evaluate_claims(load_profile("smollm2"), results)
+    assert (own["on_real"] == "").all() and "real model" not in claims_table(own, load_profile("smollm2")).shown
 
 
 def test_details_link_to_the_figure_and_the_table_that_are_there(results: Results, tmp_path: Path) -> None:

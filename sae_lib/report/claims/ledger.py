@@ -30,7 +30,7 @@ from sae_lib.report.tables.rows import Table
 from sae_lib.report.tables.write import TABLES, write_table
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write, read_json, write_json
-from sae_lib.util.paths import shown
+from sae_lib.util.paths import shown, verdicts_file
 
 # The file with all evidence, beside the ledger.
 DETAILS = "claims_details.md"
@@ -38,6 +38,8 @@ _SHORT = {INCONSISTENT: "inconsistent", NOT_RUN: "not run", UNTESTABLE: "untesta
 PAPERS = {"T": "TemporalSAE", "M": "ATM"}
 # What `verify` compares.
 VERDICT_COLUMNS = {"verdict": "as stated", "at_this_scale": "at this scale", "ground_truth": "ground truth"}
+# The profile of the published language model: its committed verdicts stand in the ledger of every other one.
+REAL_MODEL = "smollm2"
 # The language model that the papers' numbers are about.
 PAPERS_MODEL = "google/gemma-2-2b"
 
@@ -48,9 +50,10 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
     `verdict` answers the sentence as it stands: claims about Gemma-2-2b are answered only where the profile runs it.
     `at_this_scale` is what the claim's data check says of the results at hand, whatever the model ("" without one).
     `ground_truth` is what its toy check says of SAEs on data with known features ("" without one); `toy_evidence`, what
-    is counted there and how it came out. `number` is the one that decided.
+    is counted there and how it came out. `number` is the one that decided. `on_real` is
+    `at_this_scale` of the committed results of `REAL_MODEL` ("" where there are none).
     """
-    rows = []
+    rows, real = [], _on_real_model(profile)
     for claim in load_claims() if claims is None else claims:
         printed = {number.name: number.value for number in claim.published}
         consistent, arithmetic = PAPER_CHECKS[claim.paper_check](printed) if claim.paper_check else (True, "")
@@ -78,6 +81,7 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
                 "verdict": outcome.verdict,
                 "at_this_scale": scale.verdict if scale else "",
                 "ground_truth": toy.verdict if toy else "",
+                "on_real": real.get(claim.id, {}).get("at_this_scale", ""),
                 "number": by_paper or next((found.number for found in made if found.number), ""),
                 "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)),
                 "toy_evidence": f"{claim.toy_check['evidence']}: {toy.reason}" if claim.toy_check and toy else "",
@@ -85,6 +89,12 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
             }
         )
     return pd.DataFrame(rows)
+
+
+def _on_real_model(profile: Profile) -> dict[str, dict[str, str]]:
+    """The committed verdicts of `REAL_MODEL`, for another profile."""
+    file = verdicts_file(REAL_MODEL)
+    return read_json(file)["verdicts"] if profile.name != REAL_MODEL and file.is_file() else {}
 
 
 def findings(evaluated: pd.DataFrame) -> pd.DataFrame:
@@ -161,12 +171,15 @@ def claims_table(evaluated: pd.DataFrame, profile: Profile) -> Table:
     here = f"measured here ({profile.name})"
     columns = {
         "id": "id", "short": "claim", "published": "published", "number": here, "verdict": "verdict",
-        "at_this_scale": "at this scale", "ground_truth": "ground truth",
+        "at_this_scale": "at this scale", "on_real": "real model", "ground_truth": "ground truth",
     }  # fmt: skip
+    if profile.name == REAL_MODEL:
+        del columns["on_real"]
     caption = (
         f"Claims of the two papers and what profile {profile.name} says of them. Published numbers are about "
         "Gemma-2-2b; measured here is the number that decided: mean [95 % interval] over seeds. Verdict: of the "
-        "sentence as it stands; at this scale: of the same check on this profile's model; ground truth: on toy data "
+        "sentence as it stands; at this scale: of the same check on this profile's model; real model: at profile "
+        f"{REAL_MODEL}; ground truth: on toy data "
         f"whose features are known. Settings are no findings and are not counted. All evidence: {DETAILS}."
     )
     return Table(shown[list(columns)].rename(columns=columns), evaluated, caption)
@@ -181,7 +194,8 @@ def claims_details(evaluated: pd.DataFrame, folder: Path | str) -> str:
     for row in evaluated.to_dict("records"):
         files = {name: f"{name}.{'md' if name in TABLES else 'png'}" for name in stems[row["id"]]}
         links = ", ".join(f"[{n}]({file})" if file in there else f"{n} (not made yet)" for n, file in files.items())
-        verdicts = "; ".join(f"{name} **{row[column]}**" for column, name in VERDICT_COLUMNS.items() if row[column])
+        named = VERDICT_COLUMNS | {"on_real": f"at {REAL_MODEL}"}
+        verdicts = "; ".join(f"{name} **{row[column]}**" for column, name in named.items() if row[column])
         fields = {
             "Claim": f"{row['claim']} [{row['paper']}, {row['where']}]",
             "Verdict": verdicts,

@@ -20,7 +20,7 @@ import typst
 
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.report.claims.file import load_claims
-from sae_lib.report.claims.ledger import evaluate_claims
+from sae_lib.report.claims.ledger import REAL_MODEL, evaluate_claims
 from sae_lib.report.paper.facts import facts, filled, made_from
 from sae_lib.report.results import Results
 from sae_lib.report.tables.write import make_tables
@@ -31,7 +31,7 @@ from sae_lib.util.paths import COMMITTED
 HERE = Path(__file__).parent
 # Profiles whose committed results stand in the paper of every profile, and how the names of their figures and tables
 # begin there: the real language model, and the rest of the field.
-OTHERS = {"real": "smollm2", "field": "field"}
+OTHERS = {"real": REAL_MODEL, "field": "field"}
 PROSE = HERE / "paper.typ"
 # Html export is young, so Typst warns of it; page settings are for the PDF alone.
 _EXPECTED = ("html export is under active development", "page set rule was ignored during HTML export")
@@ -133,7 +133,7 @@ def _line(claim: dict[str, Any]) -> dict[str, str]:
     """A claim as a line of the ledger: the number that decided comes without the sentence around it."""
     apart = {"setting": " (a setting)"}.get(claim["about"], f" (= {claim['same_as']})" if claim["same_as"] else "")
     decided = re.split(r" \(n = |[;:]", claim["number"])[0].replace("-", "−")
-    kept = {name: claim[name] for name in ("id", "verdict", "at_this_scale", "ground_truth")}
+    kept = {name: claim[name] for name in ("id", "verdict", "at_this_scale", "on_real", "ground_truth")}
     return kept | {"short": claim["short"] + apart, "number": textwrap.shorten(decided, 44, placeholder=" …")}
 
 

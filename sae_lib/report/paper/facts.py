@@ -196,7 +196,6 @@ def facts(
         "known_features": {toy: _on_toy(the_field, toy) for toy in ("synthetic", "loud")},
         "profile": profile,
         "gemma": profile.model.name == PAPERS_MODEL,
-        "method_count": evaluation.loc[evaluation["group"] == "main", "method"].nunique(),
         "sae_count": evaluation["run"].nunique(),
         "toy_count": len(results.toy_summary),
         "as_written": group("as_written", METHODS),
