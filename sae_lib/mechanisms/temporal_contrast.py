@@ -126,7 +126,7 @@ register(
 # The control for its idea: everything else of its recipe.
 register(
     Method(
-        "t_sae_plain", "T-SAE without its contrast", STATED | {"contrast": None}, Look("#dddd77", "H", (0, (1, 2, 4, 2))),
-        "field", toy_rate=1e-2,
+        "t_sae_plain", "T-SAE without its contrast", STATED | {"contrast": None},
+        Look("#dddd77", "H", (0, (1, 2, 4, 2))), "field", toy_rate=1e-2,
     )
 )  # fmt: skip
