@@ -95,7 +95,9 @@ def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
         for toy, place in WHERE_KNOWN.items():
             known = by_method(toy_rows(toys, "field", toy))
             column = METRICS[metric]._replace(label=f"{place}: {name}")
-            columns[column] = {m: seeds_of(part, metric) for m, part in known.items()}
+            of_seed = {m: seeds_of(part, metric) for m, part in known.items()}
+            # A parent that is missed more often alone than under its child is not absorbed.
+            columns[column] = {m: values.clip(lower=0.0) for m, values in of_seed.items()}
     lines, data = [], []
     for column, of in columns.items():
         means = {m: float(of[m].mean()) for m in (*TO_BEAT, ON_TOY) if m in of and len(of[m])}
@@ -116,8 +118,8 @@ def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
     caption = (
         "Ideas against the best of Matryoshka-4, Tree-4, OrtSAE and LISTA-Matryoshka, measure by measure: its mean, "
         "then each idea's difference from it with the 95 % t interval over seeds. Met: absorption is lower (no higher, "
-        f"where the best has at most {FLOOR:g}), and anything else no worse, beyond the interval. A method that is "
-        f"better meets all. {ARROW_NOTE}.{lacking} {seeds_note(used)}"
+        f"where the best has at most {FLOOR:g}; an excess below zero counts as none), and anything else no worse, "
+        f"beyond the interval. A method that is better meets all. {ARROW_NOTE}.{lacking} {seeds_note(used)}"
     )
     return Table(pd.DataFrame(lines).fillna("–"), found, caption)
 
