@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from sae_lib.profiles.runs import plan_runs
+from sae_lib.profiles.runs import RunSpec, plan_runs
 from sae_lib.study.experiment import Experiment, concat
 from sae_lib.study.scoring import evaluate, score_keys
 from sae_lib.util.keys import Stage, result_key
@@ -18,9 +18,8 @@ METHOD = "matryoshka_4"  # as the paper has it
 
 def masked_key(experiment: Experiment) -> str:
     """What the rows of `compare_masked` depend on."""
-    profile, specs = experiment.profile, plan_runs(experiment.profile, None, ["main"])
-    runs = [experiment.run_key(spec, experiment.store_key) for spec in specs if spec.method == METHOD]
-    return result_key(MASKED, runs, list(profile.ablations.masked_tokens), score_keys(experiment))
+    runs = [experiment.run_key(spec, experiment.store_key) for spec in _specs(experiment)]
+    return result_key(MASKED, runs, list(experiment.profile.ablations.masked_tokens), score_keys(experiment))
 
 
 def compare_masked(experiment: Experiment) -> pd.DataFrame:
@@ -31,10 +30,14 @@ def compare_masked(experiment: Experiment) -> pd.DataFrame:
         hidden = _with_masked(experiment, share) if share else experiment
         if share:
             hidden.harvest(hidden.language_model(whole=False))
-        specs = [spec for spec in plan_runs(hidden.profile, None, ["main"]) if spec.method == METHOD]
+        specs = _specs(hidden)
         hidden.train(specs, f"masked {share:g}")
         frames.append(evaluate(hidden, specs).rows.assign(masked=share))
     return concat(frames)
+
+
+def _specs(experiment: Experiment) -> list[RunSpec]:
+    return [spec for spec in plan_runs(experiment.profile, None, ["main"]) if spec.method == METHOD]
 
 
 def _with_masked(experiment: Experiment, share: float) -> Experiment:
