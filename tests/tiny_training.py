@@ -62,8 +62,9 @@ def tiny_config(method: str, overrides: dict[str, Any] | None = None) -> Any:
     values: dict[str, Any] = {"optimizer": {"learning_rate": 1e-2}, "dead_after_tokens": 200}
     levels = len(METHODS[method].recipe.get("shares", ()))
     values |= {} if knob == "l1_coefficient" else {knob: max(3, levels)}
-    if method == "lista_matryoshka":  # prefixes that 16 latents can hold; a loss that falls, which with k it need not
-        values |= {"prefixes": (1 / 16, 1 / 4, 1 / 2, 1.0), "k_annealing": {"start": 1.0}}
+    if METHODS[method].recipe["architecture"] == "lista_matryoshka":
+        # Prefixes that 16 latents can hold and that learn in tens of steps; k stays, since the loss may rise with it.
+        values |= {"prefixes": (1 / 4, 1 / 2, 1.0), "k_annealing": {"start": 1.0}}
     return sae_config(method_recipe(method, D_SAE, merged(values, overrides or {}), 0.01))
 
 
