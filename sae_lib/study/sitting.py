@@ -2,10 +2,10 @@
 
 SAEs are trained and scored in an order in which every hour ends with something to show: first what needs no sweep, the
 methods that are told their L0 and the controls, seed by seed; then the papers' coefficients as written and the L1
-methods' sweep; then the rest of the main table, three seeds; then what explains the first paper's; then the main
-table's other seeds, and the ablations. What is finished is kept as rows (`rows`) in `figures/<profile>/rows`, to be
-committed, and is not computed again by the next sitting, wherever that is. At the end of a sitting the tables and
-figures that the rows allow are written beside them.
+methods' sweep; then the rest of the main table, three seeds; then what explains the first paper's, absorption along
+the run and a fair ATM; then the sweep, the main table's other seeds, and the other ablations. What is finished is kept
+as rows (`rows`) in `figures/<profile>/rows`, to be committed, and is not computed again by the next sitting, wherever
+that is. At the end of a sitting the tables and figures that the rows allow are written beside them.
 """
 
 from __future__ import annotations
@@ -85,6 +85,20 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
         for group in EXPLAINING:
             yield Step(f"{group}, seed {seed}", of((group,), seed, known))
 
+    def fair_atm() -> Iterator[Step]:
+        grid = of(("atm_grid",), None, known)
+        yield Step("grid of ATM's c and r", grid)
+        if not fairly_compared(profile) or lacks("atm_grid"):
+            return
+        chosen = choose_atm(evaluate(experiment, grid, ABLATION_SCORES).rows)
+        fair = known.model_copy(update={"fair": chosen})
+        for method in FAIR:
+            yield Step(f"sweep of {method} for a fair ATM", fair_sweep(profile, fair, method))
+            if lacks("fair_sweep"):
+                return
+            fair = experiment.match_fair(fair, method)
+        yield Step("a fair ATM", of(("atm_fair",), None, fair))
+
     for seed in seeds[:FIRST_SEEDS]:
         told = [spec for spec in of(table, seed) if spec.method not in swept]
         told.sort(key=lambda spec: not spec.trained)  # pairs that train
@@ -108,25 +122,15 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     yield from explaining(seeds[0])
     yield Step("absorption of word endings", endings_in(profile), ENDINGS)
     yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
-    yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
+    yield from fair_atm()
     for seed in profile.training.ablation_seeds:
         yield from explaining(seed)
+    yield Step("sweep", of(("sweep",), None, known))
+    yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
     yield Step("main table, the other seeds", others)
     for group in ABLATION_ORDER:
         yield Step(group, of((group,), None, known))
-    yield Step("sweep", of(("sweep",), None, known))
     yield Step("coefficients as written, all seeds", of(("as_written",), None, known))
-    grid = of(("atm_grid",), None, known)
-    yield Step("grid of ATM's c and r", grid)
-    if not fairly_compared(profile) or lacks("atm_grid"):
-        return
-    known = known.model_copy(update={"fair": choose_atm(evaluate(experiment, grid, ABLATION_SCORES).rows)})
-    for method in FAIR:
-        yield Step(f"sweep of {method} for a fair ATM", fair_sweep(profile, known, method))
-        if lacks("fair_sweep"):
-            return
-        known = experiment.match_fair(known, method)
-    yield Step("a fair ATM", of(("atm_fair",), None, known))
 
 
 def sit(experiment: Experiment, hours: float) -> bool:

@@ -79,13 +79,16 @@ def planned(profile, monkeypatch, missing=()):
 
 def test_what_depends_on_a_sweep_waits_for_it(profile, monkeypatch):
     whole = planned(profile, monkeypatch)
-    for group, last in (
-        ("sweep", "coefficients as written, and a sweep of the L1 methods"),
-        ("atm_grid", "grid of ATM's c and r"),
-        ("fair_sweep", "sweep of atm for a fair ATM"),
+    every = [step.what for step in whole]
+    for group, first, last in (
+        ("sweep", "sweep of dropout", None),
+        ("atm_grid", "sweep of atm for a fair ATM", "a fair ATM"),
+        ("fair_sweep", "sweep of dropout for a fair ATM", "a fair ATM"),
     ):
         spec = next(spec for step in whole for spec in step.specs if spec.group == group)
-        assert planned(profile, monkeypatch, [spec])[-1].what == last
+        end = every.index(last) + 1 if last else len(every)
+        left = every[: every.index(first)] + every[end:]
+        assert [step.what for step in planned(profile, monkeypatch, [spec])] == left
 
 
 def test_the_order_begins_with_what_needs_no_sweep(profile, monkeypatch):
