@@ -97,7 +97,7 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
             if lacks("fair_sweep"):
                 return
             fair = experiment.match_fair(fair, method)
-        yield Step("a fair ATM", of(("atm_fair",), None, fair))
+        yield Step("a fair ATM", [*chain(*(of(("atm_fair",), seed, fair) for seed in seeds))])
 
     for seed in seeds[:FIRST_SEEDS]:
         told = [spec for spec in of(table, seed) if spec.method not in swept]

@@ -118,6 +118,8 @@ def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
         "profile": profile,
         "seeds": ", ".join(map(str, seeds)) or NOTHING,
         "as_written": _group(results, "as_written", METHODS),
+        "fair": _group(results, "atm_fair", FAIR),
+        "chosen": _chosen(results.evaluation),
         "collapse": _by(ALONE, lambda name, metric: seeds_of(collapse[collapse["label"] == ALONE[name]], metric)),
         "planted": {method: _planted(results, method) for method in PLANTED},
         "perturbation": {method: _perturbed(results, method) for method in (*PLANTED, UNTRAINED, "permuted")},
