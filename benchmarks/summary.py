@@ -1,4 +1,4 @@
-"""All results as one Markdown page, `results/summary.md`, and what the README shows of them, `results/short.md`.
+"""All results as one Markdown page, `results/summary.md`.
 
 python -m benchmarks.summary
 """
@@ -12,10 +12,10 @@ from typing import Any
 
 from benchmarks.measure import hardware_line
 from benchmarks.output import FOLDER, interval, results_file, table
-from benchmarks.short import PEERS, short
 from sae_lib.report.names import method_name
 from sae_lib.util.files import atomic_write, read_json
 
+PEERS = {"dictionary_learning": "dictionary_learning", "sae_lens": "SAELens"}
 SERIES = ("harvest_tokens", "train_tokens", "width", "saes")
 
 
@@ -25,8 +25,6 @@ def main(asked_for: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(asked_for)
     files = {name: results_file(asked.output, name) for name in SECTIONS}
     measured = {name: read_json(file) for name, file in files.items() if file.is_file()}
-    with atomic_write(asked.output / "results" / "short.md") as file:
-        file.write(short({name: result for name, result in measured.items() if "hardware" in result}))
     text = page(measured)
     with atomic_write(asked.output / "results" / "summary.md") as file:
         file.write(text)
