@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from sae_lib.autoencoders.switch import at_width, encoder_flops
 from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import METRICS, method_name
@@ -57,6 +58,11 @@ def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Ta
     if len(toys):
         caption += ", and at the true L0 where features are known, with one Matryoshka of three levels"
     caption += "; mean ± sd over seeds. Seconds: to train the fastest seed on one core, as a multiple of TopK's"
+    if "switch" in rows:
+        d_sae = int(rows["switch"]["d_sae"].iloc[0])
+        experts = at_width(d_sae)["experts"]
+        share = encoder_flops(1, d_sae, experts) / encoder_flops(1, d_sae)
+        caption += f". Switch has {experts} experts, and an encoder of {share:.2f} of TopK's FLOPs"
     table = table_of("method", {method_name(method): part for method, part in rows.items()}, COLUMNS, caption)
     table = with_marks(table, Results(evaluation=evaluation), COLUMNS)
     shown, data = table.shown, [table.data]
