@@ -47,8 +47,8 @@ class Results:
     absorbed; `carriers`: per SAE and kind of words, what taking latents out of them costs; `circuits`: per SAE and
     number of latents, how much of the model's spelling goes through them; `perturbation`: the same, what probes lose
     without them; `layer_groups`: per layer, seed and kind, what an SAE explains; `masked`: as `evaluation`, by the
-    share of tokens that were hidden; `endings`: per SAE and ending of words, as `letters`; `trajectory`: absorption at
-    some of a run's steps."""
+    share of tokens that were hidden; `endings`: per SAE and ending of words, as `letters`; `interpretation`: per SAE,
+    how well its latents are told from examples; `trajectory`: absorption at some of a run's steps."""
 
     evaluation: pd.DataFrame = _table("run", "group", "method", "label", "seed")
     letters: pd.DataFrame = _table("run", "group", "method", "label", "seed", "letter", "test_words")
@@ -66,6 +66,7 @@ class Results:
     perturbation: pd.DataFrame = _table("group", "method", "seed", "n")
     masked: pd.DataFrame = _table("run", "method", "seed", "masked")
     endings: pd.DataFrame = _table("group", "method", "seed", "ending")
+    interpretation: pd.DataFrame = _table("group", "method", "seed")
     trajectory: pd.DataFrame = _table("run", "group", "method", "seed", "step")
 
     @classmethod

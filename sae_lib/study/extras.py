@@ -1,5 +1,5 @@
 """What is measured of a few SAEs only: absorption along a run, absorption that was planted, whether it carries,
-the circuits of letters, what probes lose without latents, and absorption of word endings.
+the circuits of letters, what probes lose without latents, absorption of word endings, and automatic interpretation.
 
 A score of a finished SAE does not say how it came about, nor how much of what is there it finds. Each SAE has a table
 of its own, kept in the run's folder, and with its rows (`rows`).
@@ -19,8 +19,10 @@ from sae_lib.metrics.absorption.circuits import build_circuit_reference, letter_
 from sae_lib.metrics.absorption.endings import ending_absorption, ending_reference
 from sae_lib.metrics.absorption.planted import planted_absorption
 from sae_lib.metrics.absorption.score import evaluate_absorption
+from sae_lib.metrics.interpretation import interpret
 from sae_lib.metrics.probing.perturbation import perturbation
 from sae_lib.metrics.probing.reference import ProbingPart, build_spurious_reference
+from sae_lib.metrics.registry import SCORES
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.study.experiment import Experiment, concat, tag
 from sae_lib.study.scoring import score_inputs, score_keys, stored, table_as_json, table_from_json
@@ -135,6 +137,14 @@ def _endings(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
     return ending_absorption(sae, reference, config)
 
 
+def _interpreted(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
+    """Whether latents can be told from examples of where they fire: one row."""
+    inputs = score_inputs(experiment)
+    sae = load_autoencoder(experiment.run_folder(spec, experiment.store_key), experiment.device)
+    found = interpret(sae, inputs.lm, inputs.reference("interpretation"), inputs.settings("interpretation"))
+    return pd.DataFrame([found])
+
+
 def _perturbed(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
     """What probes lose without the latents that matter to one of them: a row for each number of latents."""
     inputs = score_inputs(experiment)
@@ -153,4 +163,5 @@ CARRIERS = Extra("carriers", CARRIER, _carriers)
 PERTURBED = Extra("perturbation", PERTURBATION, _perturbed, reads="probing")
 CIRCUITS = Extra("circuits", CIRCUIT, _circuits)
 ENDINGS = Extra("endings", ENDING, _endings)
-EXTRAS = (TRAJECTORY, PLANTED_CURVE, CARRIERS, CIRCUITS, PERTURBED, ENDINGS)
+INTERPRETED = Extra("interpretation", SCORES["interpretation"].stage, _interpreted, reads="interpretation")
+EXTRAS = (TRAJECTORY, PLANTED_CURVE, CARRIERS, CIRCUITS, PERTURBED, ENDINGS, INTERPRETED)

@@ -41,7 +41,17 @@ from sae_lib.report.figures.write import FIGURES, write_figure
 from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES, write_table
 from sae_lib.study.experiment import Experiment, choose_atm
-from sae_lib.study.extras import CARRIERS, CIRCUITS, ENDINGS, EXTRAS, PERTURBED, PLANTED_CURVE, TRAJECTORY, Extra
+from sae_lib.study.extras import (
+    CARRIERS,
+    CIRCUITS,
+    ENDINGS,
+    EXTRAS,
+    INTERPRETED,
+    PERTURBED,
+    PLANTED_CURVE,
+    TRAJECTORY,
+    Extra,
+)
 from sae_lib.study.layer_groups import compare_layer_groups, layer_groups_key
 from sae_lib.study.masked import compare_masked, masked_key
 from sae_lib.study.rows import is_known, keep, restore, rows_folder, scores_of
@@ -127,6 +137,7 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
         yield from explaining(seed)
     yield Step("sweep", of(("sweep",), None, known))
     yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
+    yield Step("automatic interpretation", carriers_in(profile), INTERPRETED)
     yield Step("main table, the other seeds", others)
     for group in ABLATION_ORDER:
         yield Step(group, of((group,), None, known))

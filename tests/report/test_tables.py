@@ -289,6 +289,14 @@ def test_endings_stand_beside_first_letters() -> None:
         Results().into(TABLES["table_endings"], load_profile("pocket"))
 
 
+def test_interpretation_stands_beside_what_was_never_trained() -> None:
+    table = make_tables(synthetic.results(), load_profile("pocket"), ["table_interpretation"])["table_interpretation"]
+    shown = table.shown.set_index("method")["surprisal, AUC ↑"]
+    assert shown["TopK"] == "0.700 ± 0.016" and shown["Untrained"] == "0.600 ± 0.016"
+    with pytest.raises(ArtifactError, match="interpretation: no rows"):
+        Results().into(TABLES["table_interpretation"], load_profile("pocket"))
+
+
 def test_hidden_tokens_stand_by_their_share() -> None:
     table = make_tables(synthetic.results(), load_profile("pocket"), ["table_masked"])["table_masked"]
     assert list(table.shown["share hidden"]) == ["0", "0.1"] and "Matryoshka (4 levels)" in table.caption

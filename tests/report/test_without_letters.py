@@ -37,6 +37,7 @@ OF_OTHERS = (
     "table_perturbation",
     "table_layer_groups",
     "table_endings",
+    "table_interpretation",
 )
 
 

@@ -130,6 +130,8 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
     assert {*ends["method"]} == {"topk", "untrained", "permuted"} and (ends["ending"] == "all").sum() == len(
         {*ends["run"]}
     )
+    told = pd.read_parquet(folder / "results" / "interpretation.parquet")
+    assert {*told["method"]} == {"topk", "untrained", "permuted"} and (folder / "table_interpretation.md").is_file()
     layers = pd.read_parquet(folder / "results" / "layer_groups.parquet").groupby(["layer", "kind"])["seed"].nunique()
     assert {layer for layer, _ in layers.index} == {0, 1, 2, 3} and layers.nunique() == 1
     assert (folder / "table_layer_groups.md").is_file() and (folder / "table_perturbation.md").is_file()

@@ -15,9 +15,10 @@ from sae_lib.mechanisms import METHODS as METHOD
 from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import MAIN_METHODS, METRICS, method_name
-from sae_lib.report.results import Results, main_rows
+from sae_lib.report.results import Results, by_method, main_rows
 from sae_lib.report.statistics import ROUNDING, Interval, difference, guarded
 from sae_lib.report.tables.rows import ARROW_NOTE, Table, left_out, not_measurable, table_of
+from sae_lib.util.errors import ArtifactError
 
 UNTRAINED = "untrained"
 MARK = "‡"
@@ -36,6 +37,7 @@ ABOVE_NULL = {
     "full_above_random": ("absorption_full", "absorption_full_random"),
     "full_below_shuffled": ("absorption_full_null", "absorption_full"),
 }
+INTERPRETED = ("interpretation_surprisal", "interpretation_embedding", "interpretation_latents")
 NULL_METRICS: dict[str, Column] = {
     "l0": METRICS["l0"],
     "explained_variance": METRICS["explained_variance"],
@@ -128,3 +130,18 @@ def null_table(evaluation: pd.DataFrame) -> Table:
         "Mean ± sd over seeds"
     )
     return table_of("method", named, NULL_METRICS, caption, metrics=NULL_METRICS)
+
+
+def interpretation_table(interpretation: pd.DataFrame) -> Table:
+    """Automatic interpretation by the judges that need no other model, beside SAEs that have learned nothing."""
+    rows = interpretation[interpretation["group"].isin(["main", "untrained", "control"])]
+    if rows.empty:
+        raise ArtifactError("interpretation: no rows; make study interprets latents")
+    named = {method_name(method): part for method, part in by_method(rows).items()}
+    caption = (
+        "How well latents can be told from five examples of where they fire, on windows half of which have them: areas "
+        "under the ROC curve, 0.5 by chance. Surprisal: what the language model gains by reading the examples first; "
+        "embedding: how alike residual streams are to those of the examples (2410.13928). Latents: how many a mean is "
+        "taken of. Mean ± sd over seeds"
+    )
+    return table_of("method", named, INTERPRETED, caption, "compare trained SAEs with the untrained")

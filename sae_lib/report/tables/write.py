@@ -25,7 +25,7 @@ from sae_lib.report.tables.ablations import (
     sequence_table,
 )
 from sae_lib.report.tables.carriers import carriers_table
-from sae_lib.report.tables.controls import controls_table, null_table
+from sae_lib.report.tables.controls import controls_table, interpretation_table, null_table
 from sae_lib.report.tables.endings import endings_table
 from sae_lib.report.tables.layers import layer_groups_table
 from sae_lib.report.tables.leaderboard import bar_table, leaderboard_table, masked_table
@@ -51,7 +51,8 @@ BUILDERS: tuple[Callable[..., Table], ...] = (
     main_table, headline_table, quality_table, probing_table, difference_table, as_written_table, factorial_table,
     sequence_table, collapse_table, atm_table, atm_fair_table, sensitivity_table, stability_table, contexts_table,
     sweep_table, equal_ev_table, literature_table, ground_truth_table, ideas_table, leaderboard_table, controls_table,
-    null_table, carriers_table, endings_table, perturbation_table, layer_groups_table, bar_table, masked_table,
+    null_table, carriers_table, endings_table, perturbation_table, interpretation_table, layer_groups_table, bar_table,
+    masked_table,
 )  # fmt: skip
 # File in the figures folder, without its ending -> the function that makes it; its parameters name what it reads.
 TABLES = {f"table_{make.__name__.removesuffix('_table')}": make for make in BUILDERS}
