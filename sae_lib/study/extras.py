@@ -34,7 +34,7 @@ from sae_lib.util.parallel import for_each, kept
 ALONG = Stage("absorption along a run", 1)
 PLANTED = Stage("planted absorption", 1)
 CARRIER = Stage("carrier test", 1)
-CIRCUIT = Stage("letter circuits", 1)
+CIRCUIT = Stage("letter circuits", 2)
 PERTURBATION = Stage("targeted perturbation", 1)
 ENDING = Stage("absorption of endings", 1)
 POINTS = 20  # evenly over a run, its end among them

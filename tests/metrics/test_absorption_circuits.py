@@ -125,6 +125,7 @@ def test_a_circuit_written_out_word_by_word(lm: LanguageModel, reference: Absorp
         everything += m(word, x[word])
     expected = [(each - nothing) / (everything - nothing) for each in (inside, outside)]
     assert found.loc[3, [*COLUMNS]].tolist() == pytest.approx(expected, abs=1e-3)
+    assert found.loc[3, "whole"] == pytest.approx((everything - nothing) / len(of.tried_on), abs=1e-4)
 
 
 def test_gradients_are_computed_once(

@@ -124,7 +124,8 @@ def test_circuits_in_a_figure() -> None:
     of = data.set_index(["method", "n"])
     assert of.loc[("topk", 100), "faithful_mean"] == pytest.approx(0.9) and of.loc[("untrained", 1), "outside_std"] == 0
     curves = {line.get_label(): [*np.asarray(line.get_ydata())] for line in fig.axes[0].lines}
-    assert curves["TopK"] == pytest.approx([0.009, 0.027, 0.09, 0.27, 0.9])
+    assert curves["TopK"] == pytest.approx([0.018, 0.054, 0.18, 0.54, 1.8]), "in logits"
+    assert of.loc[("topk", 100), "outside_logit_mean"] == pytest.approx(2 * (1 - 0.9))
     with pytest.raises(ArtifactError, match="circuits: no rows"):
         circuits_figure(synthetic.circuits().iloc[:0])
 

@@ -93,12 +93,13 @@ def letter_circuits(
     """One row for each n of `SIZES`, over words of all letters; none where no letter has enough words.
 
     Columns: n; faithful, of n latents alone; outside, the faithfulness of everything but those latents; all_latents and
-    error, of every latent alone and of the SAE's error alone; letters, words. Each is the mean over words of its
-    numerator, by the mean of its denominator.
+    error, of every latent alone and of the SAE's error alone; whole, m(everything) - m(nothing), in logits; letters,
+    words. Each share is the mean over words of its numerator, by that of its denominator, `whole`: where that is small,
+    the letter is not read from this place, and a share means little.
     """
     found_on, tried_on = circuits.found_on, circuits.tried_on
     if not len(found_on):
-        return pd.DataFrame(columns=["n", *COLUMNS, *ALONE, "letters", "words"])
+        return pd.DataFrame(columns=["n", *COLUMNS, *ALONE, "whole", "letters", "words"])
     x, letters = reference.scored_activations, len(found_on) // FOUND_ON
     rows = F.normalize(sae.W_dec.float(), dim=1).cpu()
     f = unit_latents(sae, x[found_on]).cpu()
@@ -117,7 +118,8 @@ def letter_circuits(
     lost = [whole - each for each in kept.values()]
     falls = letter_falls(lm, of, pieces, first_tokens(pieces), labels, lost, config.lm_batch).mean(dim=0)
     share = dict(zip(kept, ((falls[0] - falls) / falls[0]).tolist(), strict=True))
-    common = {name: share[name] for name in ALONE} | {"letters": letters, "words": len(tried_on)}
+    common = {name: share[name] for name in ALONE}
+    common |= {"whole": float(falls[0]), "letters": letters, "words": len(tried_on)}
     return pd.DataFrame([{"n": n} | {name: share[f"{name} {n}"] for name in COLUMNS} | common for n in SIZES])
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, curve, say
+from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, curve, log_ticks, say
 from sae_lib.report.names import METRICS, NOT_MEASURABLE, RARE_LETTERS, in_order, method_name
 from sae_lib.report.results import toy_rows
 from sae_lib.report.statistics import seeds_of, t_interval
@@ -103,28 +103,27 @@ def planted_figure(planted: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def circuits_figure(circuits: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """How much of the model's spelling goes through a letter's n strongest latents alone (filled), and through
-    everything but those (hollow), by method, mean over seeds; their sd in the data."""
+    """How much of a letter's logit goes through its n strongest latents alone, and through everything but those, by
+    method: mean over seeds in logits. Their sd, and the shares, in the data."""
     rows = circuits[circuits["group"].isin(["main", "untrained", "control"])]
     if rows.empty:
         raise ArtifactError("circuits: no rows; make study finds the circuits of letters")
-    kinds = {"faithful": None, "outside": "none"}
-    stated = rows.groupby(["method", "n"])[[*kinds, "all_latents", "error"]].agg(["mean", "std"])
+    panels = {"faithful": "the circuit alone (better ↑)", "outside": "all but the circuit (better ↓)"}
+    logits = {f"{name}_logit": rows[name] * rows["whole"] for name in panels}
+    stated = rows.assign(**logits).groupby(["method", "n"])[[*panels, *logits, "all_latents", "error", "whole"]]
+    stated = stated.agg(["mean", "std"])
     data = stated.set_axis([f"{name}_{of}" for name, of in stated.columns], axis=1).reset_index()
-    fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 2.8))
-    for level in (0, 1):
-        ax.axhline(level, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
-    for method in in_order([*data["method"]]):
-        of_method = data[data["method"] == method]
-        for kind, face in kinds.items():
-            mean, label = of_method[f"{kind}_mean"], method_name(method) if face is None else None
-            curve(ax, of_method["n"], mean, method, markerfacecolor=face, label=label)
-    ax.set(
-        xscale="log",
-        xlabel="latents of a letter's circuit",
-        ylabel="share of the letter's logit\n(circuit filled, rest hollow)",
-    )
-    ax.legend()
+    fig, axes = plt.subplots(1, 2, figsize=(FULL_WIDTH, 2.6), sharex=True, sharey=True)
+    for ax, (name, title) in zip(axes, panels.items(), strict=True):
+        for level in (0.0, data["whole_mean"].mean()):
+            ax.axhline(level, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
+        for method in in_order([*data["method"]]):
+            of_method = data[data["method"] == method]
+            curve(ax, of_method["n"], of_method[f"{name}_logit_mean"], method, label=method_name(method))
+        ax.set(xscale="log", xlabel="latents of a letter's circuit", title=title)
+        log_ticks(ax.xaxis)
+    axes[0].set(ylabel="the letter's logit that is left\n(dotted: none, all)")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig, data
 
 
