@@ -3,7 +3,7 @@
 SAEs are trained and scored in an order in which every hour ends with something to show: first what needs no sweep, the
 methods that are told their L0 and the controls, seed by seed; then the papers' coefficients as written and the L1
 methods' sweep; then the rest of the main table, three seeds; then what explains the first paper's, absorption along
-the run and a fair ATM; then the sweep, the main table's other seeds, and the other ablations. What is finished is kept
+the run, a fair ATM and circuits; then the sweep, the main table's other seeds, and the other ablations. What is finished is kept
 as rows (`rows`) in `figures/<profile>/rows`, to be committed, and is not computed again by the next sitting, wherever
 that is. At the end of a sitting the tables and figures that the rows allow are written beside them.
 """
@@ -133,11 +133,11 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     yield Step("absorption of word endings", endings_in(profile), ENDINGS)
     yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
     yield from fair_atm()
+    yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
+    yield Step("automatic interpretation", carriers_in(profile), INTERPRETED)
     for seed in profile.training.ablation_seeds:
         yield from explaining(seed)
     yield Step("sweep", of(("sweep",), None, known))
-    yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
-    yield Step("automatic interpretation", carriers_in(profile), INTERPRETED)
     yield Step("main table, the other seeds", others)
     for group in ABLATION_ORDER:
         yield Step(group, of((group,), None, known))

@@ -322,7 +322,8 @@ def perturbation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
 def circuits(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
     rows = [
         {"group": group, "method": method, "seed": seed, "n": n, "faithful": most * n / 100 + 0.001 * (seed - 44),
-         "outside": 1 - most * n / 100, "all_latents": most, "error": 1 - most, "whole": 2.0, "letters": 26, "words": 52}
+         "outside": 1 - most * n / 100, "all_latents": most, "error": 1 - most, "whole": 2.0, "letters": 26,
+         "words": 52}
         for group, method, most in (("main", "topk", 0.9), ("untrained", "untrained", 0.1))
         for n in (1, 3, 10, 30, 100)
         for seed in seeds
