@@ -3,9 +3,9 @@
 SAEs are trained and scored in an order in which every hour ends with something to show: first what needs no sweep, the
 methods that are told their L0 and the controls, seed by seed; then the papers' coefficients as written and the L1
 methods' sweep; then the rest of the main table, three seeds; then what explains the first paper's, absorption along
-the run, a fair ATM and circuits; then the sweep, the main table's other seeds, and the other ablations. What is finished is kept
-as rows (`rows`) in `figures/<profile>/rows`, to be committed, and is not computed again by the next sitting, wherever
-that is. At the end of a sitting the tables and figures that the rows allow are written beside them.
+the run, a fair ATM and circuits; then the sweep, the main table's other seeds, and the other ablations. What is
+finished is kept as rows (`rows`) in `figures/<profile>/rows`, to be committed, and is not computed again by the next
+sitting, wherever that is. At the end of a sitting the tables and figures that the rows allow are written beside them.
 """
 
 from __future__ import annotations
