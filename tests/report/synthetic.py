@@ -285,7 +285,7 @@ def probing_tasks(table: pd.DataFrame) -> pd.DataFrame:
 
 def trajectory() -> pd.DataFrame:
     """Absorption that rises along TemporalSAE's run and hardly along others."""
-    followed = {("as_written", "paper_standard"): 1e-5, ("as_written", "temporal_sae"): 6e-4, ("main", "topk"): 1e-5}
+    followed = {("as_written", "paper_standard"): 1e-5, ("as_written", "temporal_sae"): 6e-4, ("main", "topk"): 4e-4}
     rows = [
         {
             "run": f"{group}-{method}-42-", "group": group, "method": method, "label": "", "seed": 42, "step": step,

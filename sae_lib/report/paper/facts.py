@@ -122,6 +122,7 @@ def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
         "chosen": _chosen(results.evaluation),
         "collapse": _by(ALONE, lambda name, metric: seeds_of(collapse[collapse["label"] == ALONE[name]], metric)),
         "planted": {method: _planted(results, method) for method in PLANTED},
+        "along": {method: _along(results, method) for method in ("topk", "matryoshka_4", "jumprelu")},
         "perturbation": {method: _perturbed(results, method) for method in (*PLANTED, UNTRAINED, "permuted")},
         "endings": {method: _endings(results, method) for method in METHODS},
         "carriers": {method: _carriers(results, method) for method in (*PLANTED, UNTRAINED, "permuted", "soft_frozen")},
@@ -156,6 +157,15 @@ def _perturbed(results: Results, method: str) -> dict[str, str]:
         for name in ("tpp", "scr")
         for ending, part in of.items()
     }
+
+
+def _along(results: Results, method: str) -> dict[str, str]:
+    """Full absorption halfway along the run of an SAE of the main table, and at its end."""
+    rows = results.trajectory[(results.trajectory["method"] == method) & (results.trajectory["group"] == "main")]
+    if rows.empty:
+        return dict.fromkeys(("half", "end"), NOTHING)
+    full = rows.set_index("step")["absorption_full"].sort_index()
+    return {"half": f"{full.loc[: full.index[-1] // 2].iloc[-1]:.2f}", "end": f"{full.iloc[-1]:.2f}"}
 
 
 def _planted(results: Results, method: str) -> dict[str, str]:
