@@ -258,6 +258,7 @@ def test_the_field_as_the_prose_names_it() -> None:
     named = facts(profile, results, evaluate_claims(profile, results), load_claims(), of_field=results)
     assert named["bar"] == {"ideas": "1", "better": "none", "most": "2", "measures": "11"}
     assert named["hidden"]["share"] == "10 %" and named["hidden"]["most"]["absorption_full"].known
+    assert named["real"]["circuits"]["topk"] == "9 %" and named["real"]["circuits"]["permuted"] == "not computed"
     assert named["real"]["along"]["topk"] == {"half": "0.08", "end": "0.18"}
     assert named["real"]["along"]["jumprelu"]["end"] == "not computed"
     assert named["real"]["endings"]["topk"] == "0.200" and named["real"]["endings"]["tied"] == "not computed"

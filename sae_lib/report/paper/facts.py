@@ -83,7 +83,7 @@ class Number:
         return "below" if self.interval.high < 0 else "above" if self.interval.low > 0 else "not told apart from"
 
 
-TEN = 10  # latents that are ablated where the prose gives TPP and SCR
+TEN = 10  # latents that are ablated where the prose gives TPP and SCR, or make a circuit
 
 
 class Rows:
@@ -124,6 +124,7 @@ def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
         "planted": {method: _planted(results, method) for method in PLANTED},
         "along": {method: _along(results, method) for method in ("topk", "matryoshka_4", "jumprelu")},
         "perturbation": {method: _perturbed(results, method) for method in (*PLANTED, UNTRAINED, "permuted")},
+        "circuits": {method: _circuits(results, method) for method in (*PLANTED, UNTRAINED, "permuted", "soft_frozen")},
         "endings": {method: _endings(results, method) for method in METHODS},
         "carriers": {method: _carriers(results, method) for method in (*PLANTED, UNTRAINED, "permuted", "soft_frozen")},
     }
@@ -140,6 +141,12 @@ def _carriers(results: Results, method: str) -> dict[str, dict[str, str]]:
         else nothing
         for kind in ("absorbed", "found")
     }
+
+
+def _circuits(results: Results, method: str) -> str:
+    """The share of a letter's logit that `TEN` of its latents alone give back, mean over seeds."""
+    rows = results.circuits[(results.circuits["method"] == method) & (results.circuits["n"] == TEN)]
+    return f"{100 * rows['faithful'].mean():.0f} %" if len(rows) else NOTHING
 
 
 def _endings(results: Results, method: str) -> str:
