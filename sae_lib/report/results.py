@@ -26,6 +26,8 @@ MATCHED_L0 = 1.25
 # What is dropped from ATM's importance (column `dropped`) -> the name of the row.
 DROPPED: dict[str, str] = {"nothing": "all parts"} | {part: f"without {part}" for part in IMPORTANCE_PARTS}
 
+# The groups of methods at one L0 and of what they are held against.
+BESIDE = ("main", "untrained", "control")
 # Columns of seed_stability.
 PAIR_METRICS = ("matched_cosine", "max_cosine", "share_matched")
 # A table is one file, or one of each notebook that trains SAEs; toys are of the field, and of its challengers.
@@ -145,9 +147,18 @@ def by_method(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {method: rows[rows["method"] == method] for method in in_order([*rows["method"]])}
 
 
+def with_controls(rows: pd.DataFrame, otherwise: str) -> pd.DataFrame:
+    """Those at the main table's L0 and of the controls, of a table of a few SAEs. Raises ArtifactError, which says
+    `otherwise`, where there are none."""
+    found = rows[rows["group"].isin(BESIDE)]
+    if found.empty:
+        raise ArtifactError(otherwise)
+    return found
+
+
 def main_rows(evaluation: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Method -> its rows at matched L0, for the methods of the main table; then those of the controls."""
-    rows = rows_of(evaluation, "main", "untrained", "control")
+    rows = rows_of(evaluation, *BESIDE)
     return by_method(rows[rows["method"].isin(methods("main", "field", "control"))])
 
 

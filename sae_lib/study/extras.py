@@ -19,10 +19,9 @@ from sae_lib.metrics.absorption.circuits import build_circuit_reference, letter_
 from sae_lib.metrics.absorption.endings import ending_absorption, ending_reference
 from sae_lib.metrics.absorption.planted import planted_absorption
 from sae_lib.metrics.absorption.score import evaluate_absorption
-from sae_lib.metrics.interpretation import interpret
 from sae_lib.metrics.probing.perturbation import perturbation
 from sae_lib.metrics.probing.reference import ProbingPart, build_spurious_reference
-from sae_lib.metrics.registry import SCORES
+from sae_lib.metrics.scores import SCORES
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.study.experiment import Experiment, concat, tag
 from sae_lib.study.scoring import score_inputs, score_keys, stored, table_as_json, table_from_json
@@ -37,6 +36,7 @@ CARRIER = Stage("carrier test", 1)
 CIRCUIT = Stage("letter circuits", 2)
 PERTURBATION = Stage("targeted perturbation", 1)
 ENDING = Stage("absorption of endings", 1)
+INTERPRETATION = SCORES["interpretation"]
 POINTS = 20  # evenly over a run, its end among them
 METRICS = ("absorption_fraction", "absorption_full", "main_latent_f1")
 
@@ -141,8 +141,7 @@ def _interpreted(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
     """Whether latents can be told from examples of where they fire: one row."""
     inputs = score_inputs(experiment)
     sae = load_autoencoder(experiment.run_folder(spec, experiment.store_key), experiment.device)
-    found = interpret(sae, inputs.lm, inputs.reference("interpretation"), inputs.settings("interpretation"))
-    return pd.DataFrame([found])
+    return pd.DataFrame([found.summary for found in INTERPRETATION.evaluate([sae], inputs, [{}])])
 
 
 def _perturbed(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
@@ -163,5 +162,5 @@ CARRIERS = Extra("carriers", CARRIER, _carriers)
 PERTURBED = Extra("perturbation", PERTURBATION, _perturbed, reads="probing")
 CIRCUITS = Extra("circuits", CIRCUIT, _circuits)
 ENDINGS = Extra("endings", ENDING, _endings)
-INTERPRETED = Extra("interpretation", SCORES["interpretation"].stage, _interpreted, reads="interpretation")
+INTERPRETED = Extra(INTERPRETATION.name, INTERPRETATION.stage, _interpreted, reads=INTERPRETATION.name)
 EXTRAS = (TRAJECTORY, PLANTED_CURVE, CARRIERS, CIRCUITS, PERTURBED, ENDINGS, INTERPRETED)

@@ -88,6 +88,10 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     def of(groups: Sequence[str], seed: int | None, known: Calibration | None = None) -> list[RunSpec]:
         return [spec for spec in plan_runs(profile, known, groups) if seed in (None, spec.seed)]
 
+    def by_seed(groups: Sequence[str], some: Sequence[int], known: Calibration) -> list[RunSpec]:
+        """Seeds in one step, so that no core waits at the end of each."""
+        return [*chain(*(of(groups, seed, known) for seed in some))]
+
     def lacks(group: str) -> bool:
         return any(spec.group == group for spec in missing)
 
@@ -107,7 +111,7 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
             if lacks("fair_sweep"):
                 return
             fair = experiment.match_fair(fair, method)
-        yield Step("a fair ATM", [*chain(*(of(("atm_fair",), seed, fair) for seed in seeds))])
+        yield Step("a fair ATM", by_seed(("atm_fair",), seeds, fair))
 
     for seed in seeds[:FIRST_SEEDS]:
         told = [spec for spec in of(table, seed) if spec.method not in swept]
@@ -124,11 +128,7 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     known = experiment.calibrate()
     if "dropout" in swept:
         yield Step("sweep of dropout", sweep_runs(profile, "dropout", known.dropout_probability))
-    # Seeds in one step, so that no core waits at the end of each.
-    first, others = (
-        [*chain(*(of(table, seed, known) for seed in some))] for some in (seeds[:FIRST_SEEDS], seeds[FIRST_SEEDS:])
-    )
-    yield Step("main table, the first seeds", first)
+    yield Step("main table, the first seeds", by_seed(table, seeds[:FIRST_SEEDS], known))
     yield from explaining(seeds[0])
     yield Step("absorption of word endings", endings_in(profile), ENDINGS)
     yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
@@ -138,7 +138,7 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     for seed in profile.training.ablation_seeds:
         yield from explaining(seed)
     yield Step("sweep", of(("sweep",), None, known))
-    yield Step("main table, the other seeds", others)
+    yield Step("main table, the other seeds", by_seed(table, seeds[FIRST_SEEDS:], known))
     for group in ABLATION_ORDER:
         yield Step(group, of((group,), None, known))
     yield Step("coefficients as written, all seeds", of(("as_written",), None, known))

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, curve, log_ticks, say
 from sae_lib.report.names import METRICS, NOT_MEASURABLE, RARE_LETTERS, in_order, method_name
-from sae_lib.report.results import toy_rows
+from sae_lib.report.results import toy_rows, with_controls
 from sae_lib.report.statistics import seeds_of, t_interval
 from sae_lib.util.errors import ArtifactError
 
@@ -105,9 +105,7 @@ def planted_figure(planted: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 def circuits_figure(circuits: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """How much of a letter's logit goes through its n strongest latents alone, and through everything but those, by
     method: mean over seeds in logits. Their sd, and the shares, in the data."""
-    rows = circuits[circuits["group"].isin(["main", "untrained", "control"])]
-    if rows.empty:
-        raise ArtifactError("circuits: no rows; make study finds the circuits of letters")
+    rows = with_controls(circuits, "circuits: no rows; make study finds the circuits of letters")
     panels = {"faithful": "the circuit alone (better ↑)", "outside": "all but the circuit (better ↓)"}
     logits = {f"{name}_logit": rows[name] * rows["whole"] for name in panels}
     stated = rows.assign(**logits).groupby(["method", "n"])[[*panels, *logits, "all_latents", "error", "whole"]]

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from sae_lib.report.figures.style import GREY, Look, dot, look, name_rows, panels, say
 from sae_lib.report.names import NOT_MEASURABLE, method_name
-from sae_lib.report.results import main_rows, why_empty
+from sae_lib.report.results import BESIDE, main_rows, why_empty
 from sae_lib.report.statistics import Interval, pair_values, seeds_of, t_interval
 
 # Panel -> what is drawn in the method's colour, its axis, and its control in grey.
@@ -76,7 +76,7 @@ def _pairs(seed_stability: pd.DataFrame, method: str, column: str) -> Interval:
     """The interval over seeds; the mean alone where there are too few seeds for a jackknife."""
     if column not in seed_stability:
         return t_interval([])
-    of_group = seed_stability["group"].isin(["main", "untrained", "control"])
+    of_group = seed_stability["group"].isin(BESIDE)
     rows = seed_stability[of_group & (seed_stability["method"] == method)]
     interval = t_interval(pair_values(rows, column))
     return interval if interval.n else t_interval([rows[column].mean()])

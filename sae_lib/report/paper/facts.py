@@ -86,6 +86,9 @@ class Number:
 TEN = 10  # latents that are ablated where the prose gives TPP and SCR, or make a circuit
 
 
+HELD = (*PLANTED, UNTRAINED, "permuted", "soft_frozen")  # SAEs whose latents are held against the model's answer
+
+
 class Rows:
     """A set of SAEs: `rows.l0` is what `find` gives for that metric."""
 
@@ -124,9 +127,9 @@ def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
         "planted": {method: _planted(results, method) for method in PLANTED},
         "along": {method: _along(results, method) for method in ("topk", "matryoshka_4", "jumprelu")},
         "perturbation": {method: _perturbed(results, method) for method in (*PLANTED, UNTRAINED, "permuted")},
-        "circuits": {method: _circuits(results, method) for method in (*PLANTED, UNTRAINED, "permuted", "soft_frozen")},
+        "circuits": {method: _circuits(results, method) for method in HELD},
         "endings": {method: _endings(results, method) for method in METHODS},
-        "carriers": {method: _carriers(results, method) for method in (*PLANTED, UNTRAINED, "permuted", "soft_frozen")},
+        "carriers": {method: _carriers(results, method) for method in HELD},
     }
 
 

@@ -6,9 +6,8 @@ import pandas as pd
 
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import method_name
-from sae_lib.report.results import by_method
+from sae_lib.report.results import by_method, with_controls
 from sae_lib.report.tables.rows import Table, measured, seeds_note
-from sae_lib.util.errors import ArtifactError
 
 CARRIER_METRICS: dict[str, Column] = {
     "words": Column("words", "none", 0),
@@ -21,9 +20,7 @@ CARRIER_METRICS: dict[str, Column] = {
 
 def carriers_table(carriers: pd.DataFrame) -> Table:
     """By method, words that are absorbed by the score *full* and words that a main latent finds."""
-    rows = carriers[carriers["group"].isin(["main", "untrained", "control"])]
-    if rows.empty:
-        raise ArtifactError("carriers: no rows; make study tests which latents carry letters")
+    rows = with_controls(carriers, "carriers: no rows; make study tests which latents carry letters")
     lines, data = [], []
     for method, of_method in by_method(rows).items():
         for kind, part in of_method.groupby("kind"):

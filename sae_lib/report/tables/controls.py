@@ -15,10 +15,9 @@ from sae_lib.mechanisms import METHODS as METHOD
 from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import MAIN_METHODS, METRICS, method_name
-from sae_lib.report.results import Results, by_method, main_rows
+from sae_lib.report.results import Results, by_method, main_rows, with_controls
 from sae_lib.report.statistics import ROUNDING, Interval, difference, guarded
 from sae_lib.report.tables.rows import ARROW_NOTE, Table, left_out, not_measurable, table_of
-from sae_lib.util.errors import ArtifactError
 
 UNTRAINED = "untrained"
 MARK = "‡"
@@ -134,9 +133,7 @@ def null_table(evaluation: pd.DataFrame) -> Table:
 
 def interpretation_table(interpretation: pd.DataFrame) -> Table:
     """Automatic interpretation by the judges that need no other model, beside SAEs that have learned nothing."""
-    rows = interpretation[interpretation["group"].isin(["main", "untrained", "control"])]
-    if rows.empty:
-        raise ArtifactError("interpretation: no rows; make study interprets latents")
+    rows = with_controls(interpretation, "interpretation: no rows; make study interprets latents")
     named = {method_name(method): part for method, part in by_method(rows).items()}
     caption = (
         "How well latents can be told from five examples of where they fire, on windows half of which have them: areas "

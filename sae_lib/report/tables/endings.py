@@ -6,10 +6,9 @@ import pandas as pd
 
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import method_name
-from sae_lib.report.results import by_method
+from sae_lib.report.results import by_method, with_controls
 from sae_lib.report.statistics import seeds_of, t_interval
 from sae_lib.report.tables.rows import ARROW_NOTE, Table, cell, measured, record, seeds_note
-from sae_lib.util.errors import ArtifactError
 
 METRIC = "absorption_full"
 LETTERS = Column("first letters, full", "lower", 3)
@@ -24,9 +23,9 @@ ENDING_METRICS: dict[str, Column] = {
 
 def endings_table(endings: pd.DataFrame, evaluation: pd.DataFrame) -> Table:
     """By method, the mean over endings, and full absorption of first letters by the same SAEs."""
-    rows = endings[(endings["ending"] == "all") & endings["group"].isin(["main", "untrained", "control"])]
-    if rows.empty:
-        raise ArtifactError("endings: no rows; make study measures the absorption of word endings")
+    rows = with_controls(
+        endings[endings["ending"] == "all"], "endings: no rows; make study measures the absorption of word endings"
+    )
     lines, data = [], []
     for method, part in by_method(rows).items():
         cells, records = measured(method_name(method), part, ENDING_METRICS, ENDING_METRICS)

@@ -6,9 +6,8 @@ import pandas as pd
 
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import method_name
-from sae_lib.report.results import by_method
+from sae_lib.report.results import by_method, with_controls
 from sae_lib.report.tables.rows import Table, measured, seeds_note
-from sae_lib.util.errors import ArtifactError
 
 SHOWN_N = (2, 10, 50, 500)  # latents that are ablated
 SHOWN = {"tpp": "TPP", "scr": "SCR"}
@@ -19,9 +18,7 @@ PERTURBATION_METRICS = {
 
 def perturbation_table(perturbation: pd.DataFrame) -> Table:
     """By method: TPP and SCR for some numbers of ablated latents."""
-    rows = perturbation[perturbation["group"].isin(["main", "untrained", "control"])]
-    if rows.empty:
-        raise ArtifactError("perturbation: no rows; make study ablates what probes read")
+    rows = with_controls(perturbation, "perturbation: no rows; make study ablates what probes read")
     lines, data = [], []
     for method, of_method in by_method(rows).items():
         wide = of_method.pivot(index="seed", columns="n", values=[*SHOWN])
