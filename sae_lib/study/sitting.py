@@ -61,7 +61,7 @@ from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_parquet
 
 EXPLAINING = ("as_written", "sequence", "collapse")  # the first paper's main result
-ABLATION_ORDER = ("factorial", "atm_importance", "sensitivity")
+LAST_ABLATIONS = ("atm_importance", "sensitivity")
 FIRST_SEEDS = 3  # of the main table, before what explains the first paper's
 SWEPT = ("sweep", "fair_sweep")  # whose L0 on the calibration documents decides
 TOYS, CHALLENGED = "toy_summary.parquet", "toy_summary_challengers.parquet"
@@ -134,14 +134,16 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
     yield from fair_atm()
     yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
-    yield Step("automatic interpretation", carriers_in(profile), INTERPRETED)
-    for seed in profile.training.ablation_seeds:
-        yield from explaining(seed)
-    yield Step("sweep", of(("sweep",), None, known))
     yield Step("main table, the other seeds", by_seed(table, seeds[FIRST_SEEDS:], known))
-    for group in ABLATION_ORDER:
+    yield Step("sweep", of(("sweep",), None, known))
+    yield Step("factorial", of(("factorial",), None, known))
+    for seed in profile.training.ablation_seeds:
+        if seed != seeds[0]:
+            yield from explaining(seed)
+    for group in LAST_ABLATIONS:
         yield Step(group, of((group,), None, known))
     yield Step("coefficients as written, all seeds", of(("as_written",), None, known))
+    yield Step("automatic interpretation", carriers_in(profile), INTERPRETED)
 
 
 def sit(experiment: Experiment, hours: float) -> bool:
