@@ -61,7 +61,7 @@ from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_parquet
 
 EXPLAINING = ("as_written", "sequence", "collapse")  # the first paper's main result
-LAST_ABLATIONS = ("atm_importance", "sensitivity")
+FIRST_ABLATIONS, LAST_ABLATIONS = ("factorial",), ("atm_importance", "sensitivity")  # before and after EXPLAINING
 FIRST_SEEDS = 3  # of the main table, before what explains the first paper's
 SWEPT = ("sweep", "fair_sweep")  # whose L0 on the calibration documents decides
 TOYS, CHALLENGED = "toy_summary.parquet", "toy_summary_challengers.parquet"
@@ -136,7 +136,8 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
     yield Step("main table, the other seeds", by_seed(table, seeds[FIRST_SEEDS:], known))
     yield Step("sweep", of(("sweep",), None, known))
-    yield Step("factorial", of(("factorial",), None, known))
+    for group in FIRST_ABLATIONS:
+        yield Step(group, of((group,), None, known))
     for seed in profile.training.ablation_seeds:
         if seed != seeds[0]:
             yield from explaining(seed)

@@ -56,6 +56,7 @@ def profile(folder):
 @pytest.fixture
 def experiment(profile, folder, monkeypatch):
     monkeypatch.setenv("SAE_LIB_OUTPUT", str(folder / "out"))
+    monkeypatch.setattr(sitting, "FIRST_ABLATIONS", ())
     monkeypatch.setattr(sitting, "LAST_ABLATIONS", ())
     monkeypatch.setattr(sitting, "EXPLAINING", ("as_written",))
     return Experiment.open(str(profile))
