@@ -8,7 +8,7 @@ the range, which is enough to count.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -120,12 +120,24 @@ def _cell(method: str, label: str, config: SAEConfig, made: Made = "trained", **
     return partial(RunSpec, method=method, label=label, config=config, made=made, fields=fields)
 
 
-def plan_runs(profile: Profile, calibration: Calibration | None = None, groups: Any = None) -> list[RunSpec]:
-    """Every SAE of `groups` (all groups by default), in the order in which they are trained."""
+def plan_runs(
+    profile: Profile,
+    calibration: Calibration | None = None,
+    groups: Any = None,
+    methods: Collection[str] | None = None,
+    seeds: Collection[int] | None = None,
+) -> list[RunSpec]:
+    """Every SAE of `groups` (all groups by default), in the order in which they are trained; of these methods and seeds
+    alone where they are named."""
     known = calibration or expected_calibration(profile)
     left_out = () if profile.ablations.papers else ABLATION_GROUPS
     wanted = [group for group in groups or (*MAIN_GROUPS, *ABLATION_GROUPS) if group not in left_out]
-    return [spec for group in wanted for spec in _seeded(profile, group, _cells(profile, known, group))]
+    return [
+        spec
+        for group in wanted
+        for spec in _seeded(profile, group, _cells(profile, known, group))
+        if (methods is None or spec.method in methods) and (seeds is None or spec.seed in seeds)
+    ]
 
 
 def _seeded(profile: Profile, group: str, cells: Iterable[Cell]) -> list[RunSpec]:
@@ -134,7 +146,7 @@ def _seeded(profile: Profile, group: str, cells: Iterable[Cell]) -> list[RunSpec
         **dict.fromkeys(ABLATION_GROUPS, training.ablation_seeds), "atm_grid": profile.ablations.atm_grid_seeds,
         "sweep": sweep.seeds, "fair_sweep": sweep.seeds, "atm_fair": training.seeds,
     }.get(group, training.seeds)  # fmt: skip
-    few = {*profile.beside} if group == "main" else set()
+    few = profile.beside if group == "main" else ()
     return [
         cell(group=group, seed=seed)
         for cell in cells
@@ -162,36 +174,29 @@ def calibrated(profile: Profile, known: Calibration, method: str, overrides: dic
 def along_the_run(profile: Profile) -> list[RunSpec]:
     """The SAEs whose absorption is followed along their training, one seed each: the paper's two, with its
     coefficients; and methods that are told their L0, to see whether training is long enough."""
-    specs = plan_runs(profile, None, [*FOLLOWED]) if profile.ablations.collapse else []
-    return [spec for spec in specs if spec.method in FOLLOWED[spec.group] and spec.seed == profile.training.seeds[0]]
+    followed = FOLLOWED.items() if profile.ablations.collapse else ()
+    first = profile.training.seeds[:1]
+    return [spec for group, methods in followed for spec in plan_runs(profile, None, [group], methods, first)]
 
 
 def planted_in(profile: Profile) -> list[RunSpec]:
     """The SAEs in which absorption is planted, to see how much of it the score finds; no L1 method is among them, so
     that it does not wait for the sweep."""
-    return [
-        spec
-        for spec in plan_runs(profile, None, ["main"])
-        if spec.method in PLANTED and spec.seed in profile.training.ablation_seeds
-    ]
+    return plan_runs(profile, None, ["main"], PLANTED, profile.training.ablation_seeds)
 
 
 def carriers_in(profile: Profile) -> list[RunSpec]:
     """The SAEs whose absorbing latents are taken out, to see whether they carry letters: those, and the controls."""
-    controls = [
-        spec
-        for spec in plan_runs(profile, None, ["untrained", "control"])
-        if spec.seed in profile.training.ablation_seeds
-    ]
-    return [*planted_in(profile), *controls]
+    controls = plan_runs(profile, None, ["untrained", "control"], None, profile.training.ablation_seeds)
+    return planted_in(profile) + controls
 
 
 def endings_in(profile: Profile) -> list[RunSpec]:
     """The SAEs that are asked for another hierarchy than letters: those of the carrier test, and what stands beside."""
-    return [*carriers_in(profile), *(s for s in plan_runs(profile, None, ["main"]) if s.method in profile.beside)]
+    return carriers_in(profile) + plan_runs(profile, None, ["main"], profile.beside)
 
 
-def _cells(profile: Profile, known: Calibration, group: str) -> list[Cell]:
+def _cells(profile: Profile, known: Calibration, group: str) -> Iterable[Cell]:
     """The SAEs of a group, without their seeds."""
     fair = FAIR if fairly_compared(profile) else ()
     match group:
@@ -200,39 +205,79 @@ def _cells(profile: Profile, known: Calibration, group: str) -> list[Cell]:
         case "untrained":
             return [_cell("untrained", "", profile.sae_config("topk"), "untrained")]
         case "control":
+            frozen = _cell("soft_frozen", "", profile.sae_config("topk", {"soft_frozen": {}}))
             controls = {
-                "soft_frozen": _cell("soft_frozen", "", profile.sae_config("topk", {"soft_frozen": {}})),
+                "soft_frozen": frozen,
                 "permuted": _cell("permuted", "", profile.sae_config("topk"), "permuted"),
             }
             return [controls[name] for name in profile.controls]
         case "as_written":
             return [_cell(method, "as written", _written(profile, method)) for method in profile.as_written]
         case "sweep":
-            methods = [method for method in profile.main_methods if method not in profile.beside]
-            swept = (_levels(profile, method, known.dropout_probability) for method in methods)
-            return [cell for levels in swept for cell in levels]
-        case "factorial":
-            return _factorial(profile, known)
-        case "sequence":
-            return _sequence(profile)
+            swept = [method for method in profile.main_methods if method not in profile.beside]
+            return [cell for method in swept for cell in _levels(profile, method, known.dropout_probability)]
+        case "factorial" | "sensitivity" | "atm_importance" | "atm_grid" | "sequence":
+            method = "atm" if group.startswith("atm") else "temporal_sae"
+            # The paper's runs have its own sparsity coefficient: run 4 is the SAE that the as-written table shows.
+            configured = partial(_written, profile) if group == "sequence" else partial(calibrated, profile, known)
+            return [
+                _cell(method, label, configured(method, change), **fields)
+                for label, change, fields in _variants(profile, group)
+            ]
         case "collapse":
             return _collapse(profile) if profile.ablations.collapse else []
-        case "sensitivity":
-            return _sensitivity(profile, known)
-        case "atm_importance":
-            return _atm_importance(profile, known)
-        case "atm_grid":
-            return [
-                _cell("atm", f"c={c:g} r={r:g}", calibrated(profile, known, "atm", {"masking": {"c": c, "r": r}}))
-                for c, r in itertools.product(profile.ablations.atm_c, profile.ablations.atm_r)
-            ]
         case "fair_sweep":
-            return [cell for method in fair for cell in _fair_levels(profile, known, method)]
+            return [
+                _cell(method, f"l1={value:g}", _fair(profile, known, method, value))
+                for method in fair
+                for value in profile.sweep.coefficients[method]
+            ]
         case "atm_fair":  # both at the L1 coefficient that their sweep gives
             chosen = expected_calibration(profile).coefficients | known.coefficients
             chosen |= known.fair.coefficients if known.fair else {}
             return [_cell(method, "", _fair(profile, known, method, chosen[method])) for method in fair]
     raise ValueError(f"there is no group '{group}'")
+
+
+def _variants(profile: Profile, group: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Of an ablation of one method: label, values laid over its configuration, and `RunSpec.fields`."""
+    asked = profile.ablations
+    match group:
+        case "factorial":
+            parts = ("temporal", "resampling", "gradient_scaling")
+            for switches in itertools.product((False, True), repeat=3):
+                off = {part: None for part, on in zip(parts, switches, strict=True) if not on}
+                yield " + ".join(part.replace("_", " ") for part in parts if part not in off) or "none", off, {}
+        case "sequence":
+            neither = {"resampling": None, "gradient_scaling": None}
+            changes = (RUN_1 | neither, neither, {"gradient_scaling": None}, {})
+            for number, change in enumerate(changes, start=1):
+                yield f"run {number}", change, {"paper_run": f"run_{number}"}
+        case "sensitivity":
+            default = profile.sae_config("temporal_sae").get("temporal").coefficient
+            for value in (default, *asked.temporal_coefficients):
+                change = {"temporal": {"coefficient": value}}
+                yield f"temporal coefficient {value:g}", change, {"varied": "temporal_coefficient"}
+            for value in asked.resampling_thresholds:
+                change = {"resampling": {"threshold": value}}
+                yield f"resampling threshold {value:g}", change, {"varied": "resampling_threshold"}
+            yield "no warm-up", WITHOUT_WARM_UP, {"varied": WARM_UP}
+        case "atm_importance":
+            every = "+".join(COMPONENTS)
+            yield every, {}, {"importance": every, "dropped": "nothing"}
+            for part in COMPONENTS:
+                kept = tuple(other for other in COMPONENTS if other != part)
+                label = "+".join(kept)
+                yield label, {"masking": {"components": kept}}, {"importance": label, "dropped": part}
+            yield "product", {"masking": {"combine": "product"}}, {"importance": "product", "dropped": None}
+        case "atm_grid":
+            for c, r in itertools.product(asked.atm_c, asked.atm_r):
+                yield f"c={c:g} r={r:g}", {"masking": {"c": c, "r": r}}, {}
+
+
+def sweep_runs(profile: Profile, method: str, dropout_probability: float = 0.3) -> list[RunSpec]:
+    """One method over a range of L0: by its L1 coefficient where it has one, else by the L0 that it is told."""
+    return _seeded(profile, "sweep", _levels(profile, method, dropout_probability))
 
 
 def _levels(profile: Profile, method: str, dropout_probability: float) -> list[Cell]:
@@ -246,36 +291,7 @@ def _levels(profile: Profile, method: str, dropout_probability: float) -> list[C
     ]
 
 
-def sweep_runs(profile: Profile, method: str, dropout_probability: float = 0.3) -> list[RunSpec]:
-    """One method over a range of L0: by its L1 coefficient where it has one, else by the L0 that it is told."""
-    return _seeded(profile, "sweep", _levels(profile, method, dropout_probability))
-
-
-def _factorial(profile: Profile, known: Calibration) -> list[Cell]:
-    parts = ("temporal", "resampling", "gradient_scaling")
-    cells: list[Cell] = []
-    for switches in itertools.product((False, True), repeat=3):
-        off: dict[str, Any] = {part: None for part, on in zip(parts, switches, strict=True) if not on}
-        label = " + ".join(part.replace("_", " ") for part in parts if part not in off) or "none"
-        cells.append(_cell("temporal_sae", label, calibrated(profile, known, "temporal_sae", off)))
-    return cells
-
-
-def _sequence(profile: Profile) -> list[Cell]:
-    runs: dict[str, dict[str, Any]] = {
-        "run 1": RUN_1 | {"resampling": None, "gradient_scaling": None},
-        "run 2": {"resampling": None, "gradient_scaling": None},
-        "run 3": {"gradient_scaling": None},
-        "run 4": {},
-    }
-    # The paper's own sparsity coefficient: run 4 is the SAE that the as-written table shows.
-    return [
-        _cell("temporal_sae", label, _written(profile, "temporal_sae", change), paper_run=label.replace(" ", "_"))
-        for label, change in runs.items()
-    ]
-
-
-def _written(profile: Profile, method: str, overrides: Mapping[str, Any] | None = None) -> SAEConfig:
+def _written(profile: Profile, method: str, overrides: dict[str, Any] | None = None) -> SAEConfig:
     """The configuration of a method with the papers' own coefficients, and with `overrides`."""
     return profile.sae_config(method, merged(profile.as_written.get(method, {}), overrides or {}))
 
@@ -299,51 +315,13 @@ def _collapse(profile: Profile) -> list[Cell]:
     ]
 
 
-def _sensitivity(profile: Profile, known: Calibration) -> list[Cell]:
-    default, ablations = calibrated(profile, known, "temporal_sae"), profile.ablations
-    variants: list[tuple[str, str, dict[str, Any]]] = [
-        ("temporal_coefficient", f"temporal coefficient {value:g}", {"temporal": {"coefficient": value}})
-        for value in (default.get("temporal").coefficient, *ablations.temporal_coefficients)
-    ]
-    variants += [
-        ("resampling_threshold", f"resampling threshold {value:g}", {"resampling": {"threshold": value}})
-        for value in ablations.resampling_thresholds
-    ]
-    variants.append((WARM_UP, "no warm-up", WITHOUT_WARM_UP))
-    return [
-        _cell("temporal_sae", label, calibrated(profile, known, "temporal_sae", change), varied=varied)
-        for varied, label, change in variants
-    ]
-
-
-def _atm_importance(profile: Profile, known: Calibration) -> list[Cell]:
-    def cell(label: str, dropped: str | None, masking: dict[str, Any]) -> Cell:
-        config = calibrated(profile, known, "atm", {"masking": masking})
-        return _cell("atm", label, config, importance=label, dropped=dropped)
-
-    cells = [cell("+".join(COMPONENTS), "nothing", {})]
-    for part in COMPONENTS:
-        kept = tuple(other for other in COMPONENTS if other != part)
-        cells.append(cell("+".join(kept), part, {"components": kept}))
-    return [*cells, cell("product", None, {"combine": "product"})]
-
-
 def fairly_compared(profile: Profile) -> bool:
     """Whether the profile has a sweep of both methods of `FAIR`."""
-    return profile.ablations.papers and all(method in profile.sweep.coefficients for method in FAIR)
-
-
-def fair_sweep(profile: Profile, known: Calibration, method: str) -> list[RunSpec]:
-    """ATM with the chosen c and r, or the dropout that belongs to it, over the L1 coefficients of the sweep."""
-    return _seeded(profile, "fair_sweep", _fair_levels(profile, known, method))
-
-
-def _fair_levels(profile: Profile, known: Calibration, method: str) -> list[Cell]:
-    values = profile.sweep.coefficients[method]
-    return [_cell(method, f"l1={value:g}", _fair(profile, known, method, value)) for value in values]
+    return profile.ablations.papers and {*FAIR} <= {*profile.sweep.coefficients}
 
 
 def _fair(profile: Profile, known: Calibration, method: str, coefficient: float) -> SAEConfig:
+    """ATM with the chosen c and r, or the dropout that belongs to it."""
     fair = known.fair or FairATM(c=profile.ablations.atm_c[0], r=profile.ablations.atm_r[0])
     settings: dict[str, Any] = {
         "atm": {"masking": {"c": fair.c, "r": fair.r}},

@@ -6,7 +6,7 @@ In a distributed run every rank makes the same calls: the work is shared out, an
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from sae_lib.metrics.toy.experiments import absorption_picture, challengers, fie
 from sae_lib.metrics.toy.ideas import ideas
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
-from sae_lib.profiles.runs import FAIR, Calibration, FairATM, RunSpec, fair_sweep, fairly_compared, sweep_runs
+from sae_lib.profiles.runs import FAIR, Calibration, FairATM, RunSpec, fairly_compared, plan_runs, sweep_runs
 from sae_lib.training.log import run_log
 from sae_lib.training.run import CHECKPOINT_FILE, is_finished, read_history, run_key, train_sae
 from sae_lib.util import ranks
@@ -123,10 +123,6 @@ class Experiment:
             store.preload(self.device)
         return store
 
-    def _check_store(self) -> None:
-        """Read the activations on the disk through, once in this process, and refuse them when they were altered."""
-        kept(self, "store checked", lambda: ActivationStore.open(self.paths.store, check="full").key)
-
     @property
     def store_key(self) -> str:
         """What the finished activation store is known by; needs none of its rows. Raises as `store`."""
@@ -145,9 +141,17 @@ class Experiment:
             "layer": self.profile.model.layer,
         }
 
+    def run_key(self, spec: RunSpec, store_key: str) -> str:
+        key = run_key(spec.config, store_key, self.profile.data, self.profile.training, spec.seed)
+        return key if spec.trained else json_key([key, spec.made])
+
     def run_folder(self, spec: RunSpec, store_key: str) -> Path:
         """Where a run lies: named by its content, so the same SAE in two tables is trained once."""
         return self.paths.runs / self.run_key(spec, store_key)[:20]
+
+    def run_folders(self, specs: Iterable[RunSpec]) -> dict[RunSpec, Path]:
+        store_key = self.store_key
+        return {spec: self.run_folder(spec, store_key) for spec in specs}
 
     def autoencoder(self, spec: RunSpec) -> Autoencoder:
         """The trained SAE of a run, on the CPU; trained once more where only rows are known of it."""
@@ -161,22 +165,16 @@ class Experiment:
             write_parquet(path, table, index=False)
         return path
 
-    def run_key(self, spec: RunSpec, store_key: str) -> str:
-        key = run_key(spec.config, store_key, self.profile.data, self.profile.training, spec.seed)
-        return key if spec.trained else json_key([key, spec.made])
-
     def train(self, specs: Sequence[RunSpec], description: str = "train") -> pd.DataFrame:
         """Train what is not trained yet and of which no rows are kept; returns the training curves, one row per logged
         step."""
-        from sae_lib.study.rows import restore, rows_folder  # rows hold scores, which are of trained SAEs
+        from sae_lib.study.rows import restore  # rows hold scores, which are of trained SAEs
 
         if ranks.rank() == 0:
-            restore(self, specs, rows_folder(self))
-        store_key = self.store_key
+            restore(self, specs)
         self._train(specs, description, weights=False)
         frames = []
-        for spec in (spec for spec in specs if spec.trained):
-            folder = self.run_folder(spec, store_key)
+        for spec, folder in self.run_folders(spec for spec in specs if spec.trained).items():
             (folder / CHECKPOINT_FILE).unlink(missing_ok=True)  # of a run killed after its last file
             frames.append(tag(read_history(folder), spec, folder.name))
         return concat(frames)
@@ -184,25 +182,25 @@ class Experiment:
     def at_hand(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
         """Those of `specs` whose weights are here: of an SAE that was trained elsewhere only rows may be."""
         store_key = self.store_key
-        keys = {spec: self.run_key(spec, store_key) for spec in specs}
-        return [s for s in specs if is_finished(self.run_folder(s, store_key), keys[s], weights=True)]
+        return [spec for spec in specs if self._is_finished(spec, store_key, weights=True)]
 
     def need_weights(self, specs: Sequence[RunSpec]) -> None:
         """Train those of `specs` whose weights are not here, though rows may be known of them."""
         self._train(specs, "train again", weights=True)
 
+    def _is_finished(self, spec: RunSpec, store_key: str, *, weights: bool) -> bool:
+        return is_finished(self.run_folder(spec, store_key), self.run_key(spec, store_key), weights=weights)
+
     def _train(self, specs: Sequence[RunSpec], description: str, *, weights: bool) -> None:
         store_key = self.store_key
-
-        def lacks(spec: RunSpec, weights: bool) -> bool:
-            return not is_finished(self.run_folder(spec, store_key), self.run_key(spec, store_key), weights=weights)
-
-        waiting = {self.run_key(spec, store_key): spec for spec in specs if lacks(spec, weights)}
-        for spec in [spec.permuted_from for spec in waiting.values() if spec.made == "permuted"]:
-            if lacks(spec, True):
-                waiting[self.run_key(spec, store_key)] = spec
-        if waiting and ranks.rank() == 0:
-            self._check_store()
+        lacking = [spec for spec in specs if not self._is_finished(spec, store_key, weights=weights)]
+        sources = [spec.permuted_from for spec in lacking if spec.made == "permuted"]
+        lacking += [spec for spec in sources if not self._is_finished(spec, store_key, weights=True)]
+        waiting = {self.run_key(spec, store_key): spec for spec in lacking}
+        if (
+            waiting and ranks.rank() == 0
+        ):  # what lies on the disk is read through once, and refused where it was altered
+            kept(self, "store checked", lambda: ActivationStore.open(self.paths.store, check="full").key)
         with self.writing():
             for permuted in (False, True):  # last, because they are made from others
                 jobs = [[spec] for spec in waiting.values() if (spec.made == "permuted") == permuted]
@@ -241,8 +239,7 @@ class Experiment:
 
         Raises ArtifactError when ATM never masked, so that there is no rate to take over.
         """
-        coefficients: dict[str, float] = {}
-        probability = 0.3
+        coefficients, probability = {}, 0.3
         methods = sorted(self.profile.sweep.coefficients, key=lambda name: name == "dropout")
         first = [s for method in methods if method != "dropout" for s in sweep_runs(self.profile, method)]
         self.train(first, "sweep")
@@ -269,7 +266,7 @@ class Experiment:
     def match_fair(self, known: Calibration, method: str) -> Calibration:
         """`known` with the coefficient of one method of `FAIR`, and after ATM's with the rate of the dropout."""
         assert known.fair is not None
-        found, history = self._matched(fair_sweep(self.profile, known, method))
+        found, history = self._matched(plan_runs(self.profile, known, ["fair_sweep"], [method]))
         decided: dict[str, Any] = {"coefficients": known.fair.coefficients | {method: found}}
         if method == "atm":
             decided["dropout_probability"] = round(_while_masking(history, "removed", found), 4)
@@ -277,8 +274,8 @@ class Experiment:
 
     def _matched(self, specs: Sequence[RunSpec]) -> tuple[float, pd.DataFrame]:
         """The L1 coefficient at which L0 meets the target, between those of `specs`; and their training curves."""
-        history, store_key = self.train(specs, f"sweep {specs[0].method}"), self.store_key
-        values = {self.run_folder(spec, store_key).name: spec.config.get("l1_coefficient") for spec in specs}
+        history = self.train(specs, f"sweep {specs[0].method}")
+        values = {run.name: spec.config.get("l1_coefficient") for spec, run in self.run_folders(specs).items()}
         tried = pd.DataFrame({"value": values.values(), "l0": self.calibration_l0(specs)})
         l0 = tried.groupby("value")["l0"].mean()
         history = history.assign(l1_coefficient=history["run"].map(values))
@@ -288,20 +285,24 @@ class Experiment:
         """L0 of trained SAEs on the calibration documents, which no metric uses; kept in their run folders."""
 
         def measure() -> list[float]:
-            store_key = self.store_key
             text = read_json(self.paths.tokens / "manifest.json")["splits"]["calibration"]
             key = result_key(CALIBRATION_L0, model_identity(self.profile.model), text)
-            files = [self.run_folder(spec, store_key) / "calibration.json" for spec in specs]
-            for file, spec in zip(files, specs, strict=True):
+            files = {spec: run / "calibration.json" for spec, run in self.run_folders(specs).items()}
+            for spec, file in files.items():
                 if not file.is_file() or read_json(file).get("key") != key:
                     write_json(file, {"key": key, "l0": self._calibration_l0(spec)})
-            return [float(read_json(file)["l0"]) for file in files]
+            return [float(read_json(files[spec])["l0"]) for spec in specs]
 
         with self.writing():
             return ranks.from_first(measure)
 
     def _calibration_l0(self, spec: RunSpec) -> float:
-        rows: Tensor = kept(self, "calibration rows", self._calibration_rows)
+        def harvested() -> Float[Tensor, "row d_in"]:
+            tokens = load_tokens(self.paths.tokens, "calibration")
+            store = harvest(self.language_model(whole=False), tokens, self.paths.reference / "calibration")
+            return store.rows(np.arange(store.n_rows))
+
+        rows: Tensor = kept(self, "calibration rows", harvested)
         sae = self.autoencoder(spec).to(self.device)
         with torch.no_grad():
             active = [
@@ -309,12 +310,6 @@ class Experiment:
                 for part in rows.split(max(1, LATENTS_AT_ONCE // sae.d_sae))
             ]
         return float(torch.cat(active).mean())
-
-    def _calibration_rows(self) -> Float[Tensor, "row d_in"]:
-        folder = self.paths.reference / "calibration"
-        tokens = load_tokens(self.paths.tokens, "calibration")
-        store = harvest(self.language_model(whole=False), tokens, folder)
-        return store.rows(np.arange(store.n_rows))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -366,29 +361,18 @@ def _train_one(experiment: Experiment, job: list[RunSpec]) -> None:
                     spec.config, store, experiment.profile.data, experiment.profile.training, spec.seed, folder,
                     device=experiment.device, watch=watch, names={"method": spec.method, "group": spec.group},
                 )  # fmt: skip
-        elif spec.made == "untrained":
-            spent = {"steps": 0, "tokens": 0, "seconds": 0.0, "final": {}}
-            _leave(experiment, spec, build_autoencoder(spec.config, store.d_in, spec.seed), spent, store.key)
-        else:
+            continue
+        if spec.made == "untrained":
+            sae = build_autoencoder(spec.config, store.d_in, spec.seed)
+            spent: dict[str, Any] = {"steps": 0, "tokens": 0, "seconds": 0.0, "final": {}}
+        else:  # it encodes as the trained one, and writes what does not belong
             trained = experiment.run_folder(spec.permuted_from, store.key)
-            permuted = with_permuted_decoder(load_autoencoder(trained), spec.seed)
-            _leave(experiment, spec, permuted, read_json(trained / "run.json"), store.key)
-
-
-def with_permuted_decoder(sae: Autoencoder, seed: int) -> Autoencoder:
-    """`sae` with its decoder rows dealt out to other latents: it encodes as before, and writes what does not belong."""
-    order = torch.randperm(sae.d_sae, generator=torch.Generator().manual_seed(seed))
-    sae.W_dec.data = sae.W_dec.data[order]
-    return sae
-
-
-def _leave(experiment: Experiment, spec: RunSpec, sae: Autoencoder, spent: dict[str, Any], store_key: str) -> None:
-    """A run folder with the weights of an SAE that was not trained for it; `spent` is what its training took."""
-    folder, key = experiment.run_folder(spec, store_key), experiment.run_key(spec, store_key)
-    config = spec.config.model_dump(mode="json")
-    save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), {"config": config, "key": key})
-    run = {"key": key, "method": spec.method, "group": spec.group, "seed": spec.seed, "config": config}
-    write_json(folder / "run.json", spent | run)
+            sae, spent = load_autoencoder(trained), read_json(trained / "run.json")
+            order = torch.randperm(sae.d_sae, generator=torch.Generator().manual_seed(spec.seed))
+            sae.W_dec.data = sae.W_dec.data[order]
+        made = {"config": spec.config.model_dump(mode="json"), "key": experiment.run_key(spec, store.key)}
+        save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), made)
+        write_json(folder / "run.json", spent | made | {"method": spec.method, "group": spec.group, "seed": spec.seed})
 
 
 def tag(frame: pd.DataFrame, spec: RunSpec, run: str) -> pd.DataFrame:

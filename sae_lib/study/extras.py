@@ -7,17 +7,20 @@ of its own, kept in the run's folder, and with its rows (`rows`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import pandas as pd
 
+from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import load_autoencoder
 from sae_lib.metrics.absorption.carrier import carrier_test
 from sae_lib.metrics.absorption.circuits import build_circuit_reference, letter_circuits
+from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.endings import ending_absorption, ending_reference
 from sae_lib.metrics.absorption.planted import planted_absorption
+from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.absorption.score import evaluate_absorption
 from sae_lib.metrics.probing.perturbation import perturbation
 from sae_lib.metrics.probing.reference import ProbingPart, build_spurious_reference
@@ -37,7 +40,6 @@ CIRCUIT = Stage("letter circuits", 2)
 PERTURBATION = Stage("targeted perturbation", 1)
 ENDING = Stage("absorption of endings", 1)
 INTERPRETATION = SCORES["interpretation"]
-POINTS = 20  # evenly over a run, its end among them
 METRICS = ("absorption_fraction", "absorption_full", "main_latent_f1")
 
 
@@ -47,34 +49,34 @@ class Extra:
 
     name: str
     stage: Stage
-    measure: Callable[[Experiment, RunSpec], pd.DataFrame]
-    needs_weights: bool = True
-    settings: tuple[int, ...] = ()
+    measure: Callable[[Experiment, Autoencoder], pd.DataFrame]
+    points: int = 0
+    """How often it is measured along the run, evenly, its end among them; 0: of the finished SAE alone."""
     reads: str = "absorption"
     """The score whose settings and reference it shares."""
 
     def key(self, experiment: Experiment) -> str:
         """What the table depends on beside the run."""
-        return result_key(self.stage, score_keys(experiment)[self.reads], *self.settings)
+        along = [self.points] if self.points else []
+        return result_key(self.stage, score_keys(experiment)[self.reads], *along)
 
     def missing(self, experiment: Experiment, specs: Sequence[RunSpec]) -> list[RunSpec]:
         """Those of `specs` whose table is not known."""
-        key, store_key = self.key(experiment), experiment.store_key
-        return [spec for spec in specs if stored(experiment.run_folder(spec, store_key), self.name, key) is None]
+        key, runs = self.key(experiment), experiment.run_folders(specs)
+        return [spec for spec, run in runs.items() if stored(run, self.name, key) is None]
 
     def known(self, experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFrame:
         """The tables that are known of `specs`, below each other."""
-        key, store_key, frames = self.key(experiment), experiment.store_key, []
-        for spec in specs:
-            folder = experiment.run_folder(spec, store_key)
-            if (found := stored(folder, self.name, key)) is not None:
-                frames.append(tag(table_from_json(found), spec, folder.name))
+        key, frames = self.key(experiment), []
+        for spec, run in experiment.run_folders(specs).items():
+            if (found := stored(run, self.name, key)) is not None:
+                frames.append(tag(table_from_json(found), spec, run.name))
         return concat(frames)
 
     def of(self, experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFrame:
         """The tables of all `specs`, made where they are missing."""
         if waiting := self.missing(experiment, specs):
-            if self.needs_weights:
+            if not self.points:
                 experiment.need_weights(waiting)
             with experiment.writing():
                 score_inputs(experiment).reference(self.reads)  # once here, so that the workers only read it
@@ -84,79 +86,70 @@ class Extra:
 
 
 def _measure(extra: Extra, key: str, experiment: Experiment, job: list[RunSpec]) -> None:
-    for spec in job:
-        content = {"key": key, **table_as_json(extra.measure(experiment, spec))}
-        write_json(experiment.run_folder(spec, experiment.store_key) / f"{extra.name}.json", content)
+    for spec, run in experiment.run_folders(job).items():
+        if extra.points:
+            along = _snapshots(experiment, spec, extra.points)
+            table = concat([extra.measure(experiment, sae).assign(step=step) for step, sae in along])
+            table = table[["step", *METRICS]]
+        else:
+            table = extra.measure(experiment, load_autoencoder(run, experiment.device))
+        write_json(run / f"{extra.name}.json", {"key": key, **table_as_json(table)})
 
 
-def _along_the_run(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
-    """The SAE is trained once more, bit for bit as before, and scored at some of its steps, one row each; `step` counts
-    from 0, and the score is of what the step left."""
+def _snapshots(experiment: Experiment, spec: RunSpec, points: int) -> Iterator[tuple[int, Autoencoder]]:
+    """The SAE trained once more, bit for bit as before: what some of its steps left, with the step, counted from 0."""
     store, training = kept(experiment, "store", experiment.store), experiment.profile.training
-    inputs = score_inputs(experiment)
-    every = max(1, training.steps // POINTS)
     trainer = Trainer(spec.config, store, experiment.profile.data, training, spec.seed, experiment.device)
-    rows: list[dict[str, float]] = []
     while trainer.index < training.steps:
         trainer.step()
-        if trainer.index % every == 0 or trainer.index == training.steps:
-            sae = trainer.snapshot()
-            found = evaluate_absorption(sae, inputs.reference("absorption"), inputs.settings("absorption")).summary
-            rows.append({"step": trainer.index - 1} | {metric: found[metric] for metric in METRICS})
-    return pd.DataFrame(rows)
+        if trainer.index % max(1, training.steps // points) == 0 or trainer.index == training.steps:
+            yield trainer.index - 1, trainer.snapshot()
 
 
-def _planted(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
-    """How much planted absorption the score finds: one row per share. It takes as long as five absorption scores."""
+def _letters(experiment: Experiment) -> tuple[AbsorptionReference, AbsorptionConfig]:
     inputs = score_inputs(experiment)
-    sae = load_autoencoder(experiment.run_folder(spec, experiment.store_key), experiment.device)
-    return planted_absorption(sae, inputs.reference("absorption"), inputs.settings("absorption"))
+    return inputs.reference("absorption"), inputs.settings("absorption")
 
 
-def _carriers(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
-    """Whether absorbing latents carry the letter: two rows."""
-    inputs = score_inputs(experiment)
-    sae = load_autoencoder(experiment.run_folder(spec, experiment.store_key), experiment.device)
-    return carrier_test(sae, inputs.lm, inputs.reference("absorption"), inputs.settings("absorption"))
+def _absorption(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
+    found = evaluate_absorption(sae, *_letters(experiment)).summary
+    return pd.DataFrame([{metric: found[metric] for metric in METRICS}])
 
 
-def _circuits(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
-    """How many latents the model's spelling goes through: a row for each size of circuit."""
-    inputs, config = score_inputs(experiment), score_inputs(experiment).settings("absorption")
-    reference = inputs.reference("absorption")
+def _planted(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
+    return planted_absorption(sae, *_letters(experiment))
+
+
+def _carriers(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
+    return carrier_test(sae, score_inputs(experiment).lm, *_letters(experiment))
+
+
+def _circuits(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
+    inputs, (reference, config) = score_inputs(experiment), _letters(experiment)
     circuits = build_circuit_reference(inputs.lm, reference, config, inputs.folder)
-    sae = load_autoencoder(experiment.run_folder(spec, experiment.store_key), experiment.device)
     return letter_circuits(sae, inputs.lm, reference, circuits, config)
 
 
-def _endings(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
-    """Absorption where the general feature is how a word ends: a row for each ending, and their mean."""
-    inputs, config = score_inputs(experiment), score_inputs(experiment).settings("absorption")
-    reference = kept(experiment, "endings", lambda: ending_reference(inputs.reference("absorption"), config))
-    sae = load_autoencoder(experiment.run_folder(spec, experiment.store_key), experiment.device)
-    return ending_absorption(sae, reference, config)
+def _endings(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
+    letters, config = _letters(experiment)
+    return ending_absorption(sae, kept(experiment, "endings", lambda: ending_reference(letters, config)), config)
 
 
-def _interpreted(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
-    """Whether latents can be told from examples of where they fire: one row."""
+def _interpreted(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
+    return pd.DataFrame([found.summary for found in INTERPRETATION.evaluate([sae], score_inputs(experiment), [{}])])
+
+
+def _perturbed(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
     inputs = score_inputs(experiment)
-    sae = load_autoencoder(experiment.run_folder(spec, experiment.store_key), experiment.device)
-    return pd.DataFrame([found.summary for found in INTERPRETATION.evaluate([sae], inputs, [{}])])
-
-
-def _perturbed(experiment: Experiment, spec: RunSpec) -> pd.DataFrame:
-    """What probes lose without the latents that matter to one of them: a row for each number of latents."""
-    inputs = score_inputs(experiment)
-    config = inputs.settings("probing")
+    config, reference = inputs.settings("probing"), inputs.reference("probing")
 
     def confounded() -> ProbingPart:
         return build_spurious_reference(inputs.lm, config, inputs.corpus, inputs.folder, inputs.corpus_cache)
 
-    sae = load_autoencoder(experiment.run_folder(spec, experiment.store_key), experiment.device)
-    return perturbation(sae, inputs.reference("probing"), kept(experiment, "confounded", confounded), config)
+    return perturbation(sae, reference, kept(experiment, "confounded", confounded), config)
 
 
-TRAJECTORY = Extra("trajectory", ALONG, _along_the_run, needs_weights=False, settings=(POINTS,))
+TRAJECTORY = Extra("trajectory", ALONG, _absorption, points=20)
 PLANTED_CURVE = Extra("planted", PLANTED, _planted)
 CARRIERS = Extra("carriers", CARRIER, _carriers)
 PERTURBED = Extra("perturbation", PERTURBATION, _perturbed, reads="probing")

@@ -43,11 +43,10 @@ def is_known(run: Path, spec: RunSpec, keys: Mapping[str, str]) -> bool:
     return (run / "run.json").is_file() and all(stored(run, name, keys[name]) is not None for name in scores_of(spec))
 
 
-def keep(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> int:
-    """Write the rows of those of `specs` that have their scores into `folder`; returns how many are new there."""
-    keys, store_key, new = score_keys(experiment), experiment.store_key, 0
-    for spec in specs:
-        run = experiment.run_folder(spec, store_key)
+def keep(experiment: Experiment, specs: Sequence[RunSpec]) -> None:
+    """Write the rows of those of `specs` that have their scores."""
+    keys = score_keys(experiment)
+    for spec, run in experiment.run_folders(specs).items():
         if not is_known(run, spec, keys):
             continue
         scores = {name: found for name, key in keys.items() if (found := stored(run, name, key)) is not None}
@@ -57,45 +56,41 @@ def keep(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> int:
             content["history"] = json.loads(read_history(run).to_json(orient="split", double_precision=15))
         # The same content is the same bytes: no time of writing inside.
         packed = gzip.compress(json.dumps(content, sort_keys=True, separators=(",", ":")).encode(), mtime=0)
-        file = folder / f"{run.name}.json.gz"
+        file = _rows_file(experiment, run)
         if not file.is_file() or file.read_bytes() != packed:
             with atomic_write(file, "wb") as stream:
                 stream.write(packed)
-            new += 1
-    return new
 
 
-def restore(experiment: Experiment, specs: Sequence[RunSpec], folder: Path) -> int:
-    """Lay out the rows in `folder` of those of `specs` that have no run folder; returns of how many.
+def restore(experiment: Experiment, specs: Sequence[RunSpec]) -> None:
+    """Lay out the rows of those of `specs` that have no run folder, where all scores have the keys of now.
 
     Raises ArtifactError when a file of rows cannot be read.
     """
-    if not folder.is_dir():
-        return 0
-    keys, store_key, restored = score_keys(experiment), experiment.store_key, 0
+    if not rows_folder(experiment).is_dir():
+        return
+    keys = score_keys(experiment)
     with experiment.writing():
-        for spec in specs:
-            run = experiment.run_folder(spec, store_key)
-            file = folder / f"{run.name}.json.gz"
-            if file.is_file() and not (run / "run.json").is_file():
-                restored += _lay_out(file, run, spec, keys)
-    return restored
+        for spec, run in experiment.run_folders(specs).items():
+            file = _rows_file(experiment, run)
+            if not file.is_file() or (run / "run.json").is_file():
+                continue
+            try:
+                content = json.loads(gzip.decompress(file.read_bytes()))
+                scores = {name: score for name, score in content["scores"].items() if score["key"] == keys.get(name)}
+                scores |= {name: content["scores"][name] for name in OF_SOME if name in content["scores"]}
+                history = table_from_json(content["history"]) if spec.trained else None
+            except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+                told = f"rows: {file} cannot be read ({first_line(error)}); restore it with git"
+                raise ArtifactError(told) from None
+            if not {*scores_of(spec)} <= {*scores}:
+                continue
+            for name, score in scores.items():
+                write_json(run / f"{name}.json", score)
+            if history is not None:
+                write_parquet(run / "history.parquet", history, index=False)
+            write_json(run / "run.json", content["run"])  # last: with it the run counts as finished
 
 
-def _lay_out(file: Path, run: Path, spec: RunSpec, keys: Mapping[str, str]) -> bool:
-    """Whether all scores of an SAE in `file` have their keys; if so, they are written into its run folder."""
-    try:
-        content = json.loads(gzip.decompress(file.read_bytes()))
-        scores = {name: score for name, score in content["scores"].items() if score["key"] == keys.get(name)}
-        scores |= {name: content["scores"][name] for name in OF_SOME if name in content["scores"]}
-        history = content["history"] if spec.trained else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise ArtifactError(f"rows: {file} cannot be read ({first_line(error)}); restore it with git") from None
-    if not set(scores_of(spec)) <= set(scores):
-        return False
-    for name, score in scores.items():
-        write_json(run / f"{name}.json", score)
-    if history is not None:
-        write_parquet(run / "history.parquet", table_from_json(history), index=False)
-    write_json(run / "run.json", content["run"])  # last: with it the run counts as finished
-    return True
+def _rows_file(experiment: Experiment, run: Path) -> Path:
+    return rows_folder(experiment) / f"{run.name}.json.gz"

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from sae_lib.autoencoders.build import load_autoencoder
 from sae_lib.data.model_loading import model_identity
@@ -40,23 +37,20 @@ TOGETHER = 4  # SAEs whose sparse probes are trained at once
 
 def score_inputs(experiment: Experiment) -> Inputs:
     """What the scores of an experiment's SAEs are computed from; the same in one process."""
-
-    def held_out() -> Int[Tensor, "context position"]:
-        return torch.from_numpy(np.array(load_tokens(experiment.paths.tokens, "held_out"), dtype=np.int64))
-
-    def make() -> Inputs:
-        profile = experiment.profile
-        return Inputs(
-            lambda: experiment.language_model(whole=True), held_out, profile.evaluation, experiment.paths.reference,
-            profile.corpus, experiment.corpus_cache, experiment.writing,
-        )  # fmt: skip
-
-    inputs: Inputs = kept(experiment, "inputs", make)
+    profile, paths = experiment.profile, experiment.paths
+    inputs: Inputs = kept(
+        experiment,
+        "inputs",
+        lambda: Inputs(
+            lambda: experiment.language_model(whole=True),
+            lambda: torch.from_numpy(np.array(load_tokens(paths.tokens, "held_out"), dtype=np.int64)),
+            profile.evaluation, paths.reference, profile.corpus, experiment.corpus_cache, experiment.writing,
+        ),
+    )  # fmt: skip
     return inputs
 
 
-@dataclass(frozen=True)
-class Evaluation:
+class Evaluation(NamedTuple):
     """Tidy results: `rows` one row per SAE; `tables` what the scores have behind their numbers, such as `letters` (one
     row per SAE and letter), `density` (per SAE and bin) and `tasks` (per SAE and probing task)."""
 
@@ -68,9 +62,9 @@ def evaluate(experiment: Experiment, specs: Sequence[RunSpec], scores: Sequence[
     """Compute the scores (the usual ones by default) that are not computed yet; the results of all `specs`, tidy."""
     known = score_keys(experiment)
     keys = {name: known[name] for name in with_needs(scores or usual_scores())}
-    store_key = experiment.store_key
-    folders = {experiment.run_folder(spec, store_key): spec for spec in specs}
-    waiting = [spec for folder, spec in folders.items() if any(stored(folder, *each) is None for each in keys.items())]
+    folders = experiment.run_folders(specs)
+    missing = {run: spec for spec, run in folders.items() if any(stored(run, *each) is None for each in keys.items())}
+    waiting = [*missing.values()]
     experiment.need_weights(waiting)
     with experiment.writing():
         if waiting and ranks.rank() == 0:
@@ -79,12 +73,10 @@ def evaluate(experiment: Experiment, specs: Sequence[RunSpec], scores: Sequence[
         size = min(TOGETHER, math.ceil(len(waiting) / (experiment.workers * ranks.world())) or 1)
         jobs = [waiting[i : i + size] for i in range(0, len(waiting), size)]
         modules = tuple(dict.fromkeys(SCORES[name].evaluate.__module__ for name in keys))
-        work = partial(_evaluate_job, keys, store_key, modules)
-        for_each(work, experiment, jobs, experiment.workers, "evaluate")
+        for_each(partial(_evaluate_job, keys, modules), experiment, jobs, experiment.workers, "evaluate")
     rows = []
     tables: dict[str, list[pd.DataFrame]] = {}
-    for spec in specs:
-        folder = experiment.run_folder(spec, store_key)
+    for spec, folder in folders.items():
         row = {"run": folder.name, **describe(spec, read_json(folder / "run.json"))}
         for name, key in keys.items():
             result = stored(folder, name, key) or {}
@@ -127,13 +119,11 @@ def score_keys(experiment: Experiment) -> dict[str, str]:
     return keys
 
 
-def _evaluate_job(
-    keys: Mapping[str, str], store_key: str, modules: Sequence[str], experiment: Experiment, job: list[RunSpec]
-) -> None:
+def _evaluate_job(keys: Mapping[str, str], modules: Sequence[str], experiment: Experiment, job: list[RunSpec]) -> None:
     """Compute what is missing of the scores in `keys` for a few SAEs together; `modules` register them in a worker."""
     for module in modules:
         import_module(module)
-    folders = [experiment.run_folder(spec, store_key) for spec in job]
+    folders = [*experiment.run_folders(job).values()]
     saes = [load_autoencoder(folder, experiment.device) for folder in folders]
     for name, key in keys.items():
         waiting = [i for i, folder in enumerate(folders) if stored(folder, name, key) is None]
@@ -152,7 +142,7 @@ def across_seeds(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFra
 
     Latents that never fire on the held-out text are left out.
     """
-    store_key = experiment.store_key
+    store_key, folders = experiment.store_key, experiment.run_folders(specs)
     file = experiment.paths.results / "seed_stability.json"
     runs = [experiment.run_key(spec, store_key) for spec in specs]
     key = result_key(ACROSS_SEEDS, runs, score_keys(experiment)["stability"])
@@ -160,8 +150,8 @@ def across_seeds(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFra
         text = score_inputs(experiment).reference("stability").text_activations
         frames = []
         for group, method in dict.fromkeys((spec.group, spec.method) for spec in specs):
-            chosen = [spec for spec in specs if (spec.group, spec.method) == (group, method)]
-            saes = {spec.seed: load_autoencoder(experiment.run_folder(spec, store_key)) for spec in chosen}
+            chosen = {spec: run for spec, run in folders.items() if (spec.group, spec.method) == (group, method)}
+            saes = {spec.seed: load_autoencoder(run) for spec, run in chosen.items()}
             with torch.no_grad():
                 firing = {seed: (sae.encode(text) != 0).any(dim=0) for seed, sae in saes.items()}
             frames.append(seed_stability(saes, firing).assign(group=group, method=method))

@@ -1,11 +1,9 @@
 """A study of many hours, a sitting at a time: `make study PROFILE=smollm2 HOURS=2`.
 
-SAEs are trained and scored in an order in which every hour ends with something to show: first what needs no sweep, the
-methods that are told their L0 and the controls, seed by seed; then the papers' coefficients as written and the L1
-methods' sweep; then the rest of the main table, three seeds; then what explains the first paper's, absorption along
-the run, a fair ATM and circuits; then the sweep, the main table's other seeds, and the other ablations. What is
-finished is kept as rows (`rows`) in `figures/<profile>/rows`, to be committed, and is not computed again by the next
-sitting, wherever that is. At the end of a sitting the tables and figures that the rows allow are written beside them.
+SAEs are trained and scored in an order in which every hour ends with something to show (`steps`; README.md says it in
+words). What is finished is kept as rows (`rows`) in `figures/<profile>/rows`, to be committed, and is not computed
+again by the next sitting, wherever that is. At the end of a sitting the tables and figures that the rows allow are
+written beside them.
 """
 
 from __future__ import annotations
@@ -13,9 +11,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
-from pathlib import Path
-from typing import NamedTuple
+from itertools import product
+from typing import Any, NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
@@ -30,7 +27,6 @@ from sae_lib.profiles.runs import (
     along_the_run,
     carriers_in,
     endings_in,
-    fair_sweep,
     fairly_compared,
     plan_runs,
     planted_in,
@@ -54,7 +50,7 @@ from sae_lib.study.extras import (
 )
 from sae_lib.study.layer_groups import compare_layer_groups, layer_groups_key
 from sae_lib.study.masked import compare_masked, masked_key
-from sae_lib.study.rows import is_known, keep, restore, rows_folder, scores_of
+from sae_lib.study.rows import is_known, keep, restore, scores_of
 from sae_lib.study.scoring import evaluate, score_inputs, score_keys
 from sae_lib.study.show import probe_letters
 from sae_lib.util.errors import ArtifactError
@@ -64,18 +60,15 @@ EXPLAINING = ("as_written", "sequence", "collapse")  # the first paper's main re
 FIRST_ABLATIONS, LAST_ABLATIONS = ("factorial",), ("atm_importance", "sensitivity")  # before and after EXPLAINING
 FIRST_SEEDS = 3  # of the main table, before what explains the first paper's
 SWEPT = ("sweep", "fair_sweep")  # whose L0 on the calibration documents decides
-TOYS, CHALLENGED = "toy_summary.parquet", "toy_summary_challengers.parquet"
-LAYERS, HIDDEN = "layer_groups.parquet", "masked.parquet"
 ROUNDS = 2  # SAEs a worker trains before they are scored together: no core waits for long, and little is at stake
 
 
 class Step(NamedTuple):
-    """SAEs that are made one after the other, and what they are for."""
+    """SAEs that are made one after the other, what they are for, and what is wanted beside their scores."""
 
     what: str
     specs: list[RunSpec]
     extra: Extra | None = None
-    """What is wanted beside their scores."""
 
 
 def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
@@ -84,66 +77,61 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     profile = experiment.profile
     swept, seeds = profile.sweep.coefficients, profile.training.seeds
     table = tuple(group for group in MAIN_GROUPS if group not in ("sweep", "as_written"))
+    first, others = seeds[:FIRST_SEEDS], seeds[FIRST_SEEDS:]
 
-    def of(groups: Sequence[str], seed: int | None, known: Calibration | None = None) -> list[RunSpec]:
-        return [spec for spec in plan_runs(profile, known, groups) if seed in (None, spec.seed)]
-
-    def by_seed(groups: Sequence[str], some: Sequence[int], known: Calibration) -> list[RunSpec]:
+    def by_seed(groups: Sequence[str], some: Sequence[int], known: Calibration | None = None) -> list[RunSpec]:
         """Seeds in one step, so that no core waits at the end of each."""
-        return [*chain(*(of(groups, seed, known) for seed in some))]
+        return [spec for seed in some for spec in plan_runs(profile, known, groups, None, [seed])]
 
     def lacks(group: str) -> bool:
         return any(spec.group == group for spec in missing)
 
-    def explaining(seed: int) -> Iterator[Step]:
-        for group in EXPLAINING:
-            yield Step(f"{group}, seed {seed}", of((group,), seed, known))
+    def explaining(some: Sequence[int]) -> Iterator[Step]:
+        for seed, group in product(some, EXPLAINING):
+            yield Step(f"{group}, seed {seed}", by_seed([group], [seed], known))
 
     def fair_atm() -> Iterator[Step]:
-        grid = of(("atm_grid",), None, known)
+        grid = plan_runs(profile, known, ["atm_grid"])
         yield Step("grid of ATM's c and r", grid)
         if not fairly_compared(profile) or lacks("atm_grid"):
             return
         chosen = choose_atm(evaluate(experiment, grid, ABLATION_SCORES).rows)
         fair = known.model_copy(update={"fair": chosen})
         for method in FAIR:
-            yield Step(f"sweep of {method} for a fair ATM", fair_sweep(profile, fair, method))
+            yield Step(f"sweep of {method} for a fair ATM", plan_runs(profile, fair, ["fair_sweep"], [method]))
             if lacks("fair_sweep"):
                 return
             fair = experiment.match_fair(fair, method)
-        yield Step("a fair ATM", by_seed(("atm_fair",), seeds, fair))
+        yield Step("a fair ATM", by_seed(["atm_fair"], seeds, fair))
 
-    for seed in seeds[:FIRST_SEEDS]:
-        told = [spec for spec in of(table, seed) if spec.method not in swept]
+    for seed in first:
+        told = [spec for spec in by_seed(table, [seed]) if spec.method not in swept]
         told.sort(key=lambda spec: not spec.trained)  # pairs that train
         yield Step(f"told their L0, and controls, seed {seed}", told)
     yield Step("planted absorption", planted_in(profile), PLANTED_CURVE)
     yield Step("carrier test", carriers_in(profile), CARRIERS)
     yield Step("targeted probe perturbation", carriers_in(profile), PERTURBED)
     # Dropout masks as much as ATM turns out to.
-    first = [spec for method in swept if method != "dropout" for spec in sweep_runs(profile, method)]
-    yield Step("coefficients as written, and a sweep of the L1 methods", [*of(("as_written",), seeds[0]), *first])
+    alone = [spec for method in swept if method != "dropout" for spec in sweep_runs(profile, method)]
+    yield Step("coefficients as written, and a sweep of the L1 methods", by_seed(["as_written"], seeds[:1]) + alone)
     if lacks("sweep"):
         return
     known = experiment.calibrate()
     if "dropout" in swept:
         yield Step("sweep of dropout", sweep_runs(profile, "dropout", known.dropout_probability))
-    yield Step("main table, the first seeds", by_seed(table, seeds[:FIRST_SEEDS], known))
-    yield from explaining(seeds[0])
+    yield Step("main table, the first seeds", by_seed(table, first, known))
+    yield from explaining(seeds[:1])
     yield Step("absorption of word endings", endings_in(profile), ENDINGS)
     yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
     yield from fair_atm()
     yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
-    yield Step("main table, the other seeds", by_seed(table, seeds[FIRST_SEEDS:], known))
-    yield Step("sweep", of(("sweep",), None, known))
-    for group in FIRST_ABLATIONS:
-        yield Step(group, of((group,), None, known))
-    for seed in profile.training.ablation_seeds:
-        if seed != seeds[0]:
-            yield from explaining(seed)
+    yield Step("main table, the other seeds", by_seed(table, others, known))
+    for group in ("sweep", *FIRST_ABLATIONS):
+        yield Step(group, plan_runs(profile, known, [group]))
+    yield from explaining([seed for seed in profile.training.ablation_seeds if seed != seeds[0]])
     for group in LAST_ABLATIONS:
-        yield Step(group, of((group,), None, known))
-    yield Step("coefficients as written, all seeds", of(("as_written",), None, known))
+        yield Step(group, plan_runs(profile, known, [group]))
+    yield Step("coefficients as written, all seeds", plan_runs(profile, known, ["as_written"]))
     yield Step("automatic interpretation", carriers_in(profile), INTERPRETED)
 
 
@@ -155,60 +143,61 @@ def sit(experiment: Experiment, hours: float) -> bool:
     """
     if not 0 <= hours < math.inf:
         raise ArtifactError(f"hours: {hours:g} is no time to go on for; give a number of 0 or more")
-    until, folder = time.monotonic() + 3600 * hours, rows_folder(experiment)
+    until = time.monotonic() + 3600 * hours
     lm = experiment.language_model(whole=False)
     experiment.build_tokens(lm.tokenizer)
     experiment.harvest(lm)
     del lm
-    known: list[RunSpec] = []
+    known: dict[RunSpec, None] = {}
     missing: list[RunSpec] = []
     for what, specs, extra in steps(experiment, missing):
-        restore(experiment, specs, folder)
-        keys, store_key = score_keys(experiment), experiment.store_key
-        runs = {spec: experiment.run_folder(spec, store_key) for spec in specs}
+        restore(experiment, specs)
+        keys, runs = score_keys(experiment), experiment.run_folders(specs)
         todo = [spec for spec in specs if not is_known(runs[spec], spec, keys)]
         if extra:
             todo = extra.missing(experiment, specs)
         while todo and time.monotonic() < until:
             size = ROUNDS * experiment.workers
             chunk, todo = todo[:size], todo[size:]
-            done = len(specs) - len(todo) - len(chunk)
-            tqdm.write(f"{time.strftime('%H:%M')} {what}: {done} of {len(specs)} done")
+            tqdm.write(f"{time.strftime('%H:%M')} {what}: {len(specs) - len(todo) - len(chunk)} of {len(specs)} done")
             experiment.train(chunk)
             if extra:
                 extra.of(experiment, chunk)
             experiment.calibration_l0([spec for spec in chunk if spec.group in SWEPT])
             evaluate(experiment, chunk, scores_of(chunk[0]))
-            keep(experiment, chunk, folder)
+            keep(experiment, chunk)
         finished = [spec for spec in specs if is_known(runs[spec], spec, keys)]
-        keep(experiment, finished, folder)  # also what a sitting had scored when it was interrupted
-        known += finished
+        keep(experiment, finished)  # also what a sitting had scored when it was interrupted
+        known |= dict.fromkeys(finished)
         missing += todo
-    asked, results = experiment.profile.ablations, experiment.paths.figures / "results"
-    if not missing and hours and asked.toy.field:
-        _once(results / TOYS, experiment.toys_key, lambda: experiment.ground_truth()[0])
-    if not missing and hours and asked.toy.field and asked.toy.field.challengers:
-        _once(results / CHALLENGED, experiment.challengers_key, experiment.challengers)
-    if not missing and hours and asked.masked_tokens:
-        _once(results / HIDDEN, masked_key(experiment), lambda: compare_masked(experiment))
-    if not missing and hours and asked.layer_groups:
-        _once(results / LAYERS, layer_groups_key(experiment), lambda: compare_layer_groups(experiment))
-    publish(experiment, list(dict.fromkeys(known)))
+    if hours and not missing:
+        _tables(experiment)
+    publish(experiment, [*known])
     return not missing
 
 
-def _once(file: Path, key: str, make: Callable[[], pd.DataFrame]) -> None:
-    """Write the table that `make` gives, unless the file holds it: the key is among its attributes."""
-    if not file.is_file() or pd.read_parquet(file).attrs.get("key") != key:
-        table = make()
-        table.attrs["key"] = key
-        write_parquet(file, table, index=False)
+def _tables(experiment: Experiment) -> None:
+    """What a profile asks for beside its SAEs; a table is left as it is where its attributes hold the key."""
+    asked = experiment.profile.ablations
+    field, challengers = asked.toy.field, asked.toy.field and asked.toy.field.challengers
+    wanted: dict[str, tuple[Any, str, Callable[[], pd.DataFrame]]] = {
+        "toy_summary": (field, experiment.toys_key, lambda: experiment.ground_truth()[0]),
+        "toy_summary_challengers": (challengers, experiment.challengers_key, experiment.challengers),
+        "masked": (asked.masked_tokens, masked_key(experiment), lambda: compare_masked(experiment)),
+        "layer_groups": (asked.layer_groups, layer_groups_key(experiment), lambda: compare_layer_groups(experiment)),
+    }
+    for name, (is_wanted, key, make) in wanted.items():
+        file = experiment.paths.figures / "results" / f"{name}.parquet"
+        if is_wanted and not (file.is_file() and pd.read_parquet(file).attrs.get("key") == key):
+            table = make()
+            table.attrs["key"] = key
+            write_parquet(file, table, index=False)
 
 
-def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
+def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> None:
     """Write results, tables, figures and the ledger of those SAEs. A table or figure that lacks rows is left out, and
     goes where an older one is there."""
-    folder = experiment.paths.figures
+    profile, folder = experiment.profile, experiment.paths.figures
     tables = {extra.name: extra.known(experiment, specs) for extra in EXTRAS}
     tables["probe"] = probe_letters(score_inputs(experiment).reference("absorption"))
     for part, groups in (("main", MAIN_GROUPS), ("ablations", ABLATION_GROUPS)):
@@ -217,19 +206,18 @@ def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> list[Path]:
             made = {"evaluation": found.rows, "history": experiment.train(of_part), **found.tables}
             made["probing_tasks"] = made.pop("tasks", pd.DataFrame())
             tables |= {f"{name}_{part}": table for name, table in made.items()}
-    files = [folder / "results" / f"{name}.parquet" for name, table in tables.items() if len(table)]
-    for file in files:
-        write_parquet(file, tables[file.stem], index=False)
+    for name, table in tables.items():
+        if len(table):
+            write_parquet(folder / "results" / f"{name}.parquet", table, index=False)
     results = Results.load(folder / "results")
     for name in (*TABLES, *FIGURES):
         try:
             if name in TABLES:
-                files += write_table(results.into(TABLES[name], experiment.profile), name, folder)
-            if name in FIGURES:
-                files += write_figure(name, results, experiment.profile, folder)
+                write_table(results.into(TABLES[name], profile), name, folder)
+            else:
+                write_figure(name, results, profile, folder)
         except (ArtifactError, ValueError, KeyError, IndexError) as error:
             tqdm.write(f"{name}: left out, {error}")
             for ending in ("csv", "md", "pdf", "png"):
                 (folder / f"{name}.{ending}").unlink(missing_ok=True)
-    evaluated = evaluate_claims(experiment.profile, results)
-    return [*files, *write_claims(evaluated, experiment.profile, folder)]
+    write_claims(evaluate_claims(profile, results), profile, folder)

@@ -167,51 +167,56 @@ def test_all_rows_that_are_known_are_shown_and_nothing_of_older_ones(experiment)
         folder / "table_factorial.md"
     ).exists()
     row.write_bytes(content)
-    assert restore(experiment, [spec], rows_folder(experiment)) == 1
+    restore(experiment, [spec])
+    assert (run / "run.json").is_file()
 
 
-def test_who_needs_weights_trains_them_again(experiment):
-    spec = next(s for s in plan_runs(experiment.profile, None, ["main"]) if s.method == "topk")
+@pytest.fixture
+def spec(experiment):
+    """A TopK SAE of which no run folder is there, only rows."""
+    spec = plan_runs(experiment.profile, None, ["main"], ["topk"])[0]
+    shutil.rmtree(experiment.run_folder(spec, experiment.store_key), ignore_errors=True)
+    return spec
+
+
+def test_who_needs_weights_trains_them_again(experiment, spec):
     run = experiment.run_folder(spec, experiment.store_key)
-    shutil.rmtree(run)
-    assert restore(experiment, [spec], rows_folder(experiment)) == 1 and not (run / "sae.safetensors").is_file()
+    restore(experiment, [spec])
+    assert (run / "run.json").is_file() and not (run / "sae.safetensors").is_file()
     assert len(experiment.train([spec])) > 0, "its curves are known without its weights"
     assert experiment.autoencoder(spec).d_sae == 64 and (run / "sae.safetensors").is_file()
 
 
-def test_rows_of_another_version_of_a_metric_are_not_restored(experiment, monkeypatch):
-    spec = next(s for s in plan_runs(experiment.profile, None, ["main"]) if s.method == "topk")
-    shutil.rmtree(experiment.run_folder(spec, experiment.store_key))
+def test_rows_of_another_version_of_a_metric_are_not_restored(experiment, spec, monkeypatch):
     keys = scoring.score_keys(experiment)
     monkeypatch.setattr("sae_lib.study.rows.score_keys", lambda _: keys | {"absorption": "another version"})
-    assert restore(experiment, [spec], rows_folder(experiment)) == 0
+    restore(experiment, [spec])
+    assert not experiment.run_folder(spec, experiment.store_key).exists()
 
 
-def test_damaged_rows_are_named(experiment, tmp_path):
-    spec = next(s for s in plan_runs(experiment.profile, None, ["main"]) if s.method == "topk")
+@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"{"), gzip.compress(json.dumps({"run": {}}).encode())])
+def test_damaged_rows_are_named(experiment, spec, tmp_path, monkeypatch, content):
     run = experiment.run_folder(spec, experiment.store_key)
-    if run.is_dir():
-        shutil.rmtree(run)
-    for content in (b"not gzip", gzip.compress(b"{"), gzip.compress(json.dumps({"run": {}}).encode())):
-        (tmp_path / f"{run.name}.json.gz").write_bytes(content)
-        with pytest.raises(ArtifactError, match=r"rows: .* cannot be read .*restore it with git"):
-            restore(experiment, [spec], tmp_path)
-        assert not (run / "run.json").is_file()
+    monkeypatch.setattr("sae_lib.study.rows.rows_folder", lambda _: tmp_path)
+    (tmp_path / f"{run.name}.json.gz").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"rows: .* cannot be read .*restore it with git"):
+        restore(experiment, [spec])
+    assert not run.exists()
 
 
-def test_an_unfinished_run_is_not_kept(experiment, tmp_path):
+def test_an_unfinished_run_is_not_kept(experiment, tmp_path, monkeypatch):
     spec = plan_runs(experiment.profile, None, ["as_written"])[0]
-    run = experiment.run_folder(spec, experiment.store_key)
-    restore(experiment, [spec], rows_folder(experiment))
-    (run / "absorption.json").unlink()
-    assert keep(experiment, [spec], tmp_path) == 0 and not list(tmp_path.iterdir())
+    restore(experiment, [spec])
+    (experiment.run_folder(spec, experiment.store_key) / "absorption.json").unlink()
+    monkeypatch.setattr("sae_lib.study.rows.rows_folder", lambda _: tmp_path)
+    keep(experiment, [spec])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_trajectory_without_letters_is_kept(experiment, monkeypatch):
     nothing = SimpleNamespace(summary=dict.fromkeys(METRICS, math.nan))
     monkeypatch.setattr("sae_lib.study.extras.evaluate_absorption", lambda *_: nothing)
-    monkeypatch.setattr("sae_lib.study.extras.POINTS", 2)
-    found = replace(TRAJECTORY, settings=(2,)).of(experiment, along_the_run(experiment.profile)[:1])  # another key
+    found = replace(TRAJECTORY, points=2).of(experiment, along_the_run(experiment.profile)[:1])  # another key
     steps_taken = experiment.profile.training.steps
     assert found["step"].tolist() == [steps_taken // 2 - 1, steps_taken - 1]
     assert found["absorption_full"].isna().all()
