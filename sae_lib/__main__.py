@@ -14,7 +14,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from sae_lib.util.errors import ArtifactError, shortened
 from sae_lib.util.memory import require_address_space
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # without a line of our code
     # `kill` ends a command as Ctrl-C does: what it started is stopped and nothing half-written stays.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _refuse_empty(options)
         require_address_space()
@@ -69,56 +68,70 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m sae_lib", description="Sparse autoencoders with temporal mechanisms.")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, what: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    profile = argparse.ArgumentParser(add_help=False)
+    named = "a name, or the path of a YAML file (default: pocket)"
+    profile.add_argument("--profile", default="pocket", help=named)
 
-    run = command("run", "run the notebooks of a profile that are not up to date")
-    plan = command("plan", "say what `run` would do: time, disk, memory, and what stands in the way")
-    verify = command("verify", "print the claims table; exit code 1 where a verdict is not the committed one")
-    accept = command("accept", "make the verdicts of these results the ones that `verify` compares with")
-    clean = command("clean", "remove what a profile made under the output folder")
-    for each in (run, plan, verify, accept, clean):
-        _add_profile(each)
-    verify.add_argument("--long", action="store_true", help="each claim with all its evidence")
+    source = argparse.ArgumentParser(add_help=False)  # which model and layer, and text
+    add = source.add_argument
+    add("--model", required=True, help="'pocket', a local folder, a GGUF file or a hub id")
+    add("--layer", type=int, help="block after which the SAE reads, from 0 (default: what its own files name)")
+    add("--revision", help="branch, tag or commit of a hub model")
+    add("--files", nargs="+", default=[], metavar="FILE", help="text: .jsonl, .parquet or .txt")
+    add("--text-field", default="text", help="column of the text in those files")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("--dtype", default="float32", help="of the language model: float32, bfloat16 or float16")
+
+    def command(name: str, what: str, *shared: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", parents=shared)
+
+    run = command("run", "run the notebooks of a profile that are not up to date", profile)
     run.add_argument("--only", metavar="NN", help="run one notebook, such as 03")
+    command("plan", "say what `run` would do: time, disk, memory, and what stands in the way", profile)
+    what = "print the claims table; exit code 1 where a verdict is not the committed one"
+    command("verify", what, profile).add_argument(
+        "--long", action="store_true", help="each claim with all its evidence"
+    )
+    command("accept", "make the verdicts of these results the ones that `verify` compares with", profile)
+    command("clean", "remove what a profile made under the output folder", profile)
 
-    study = command("study", "go on with a study of many hours for a while; what is finished is kept as rows")
-    _add_profile(study)
+    what = "go on with a study of many hours for a while; what is finished is kept as rows"
     only = "how long (0: only the tables and figures of what is known)"
-    study.add_argument("--hours", type=float, default=1.0, help=only)
+    command("study", what, profile).add_argument("--hours", type=float, default=1.0, help=only)
 
-    train = command("train", "train one SAE by its method's name on a model and text of yours")
-    train.add_argument("method", help="such as matryoshka_4")
-    train.add_argument("--name", required=True, help="of its folder under the output folder")
-    train.add_argument("--tokens", type=int, default=4_096_000, help="tokens that are shown, once each")
-    train.add_argument("--d-sae", type=int, help="latents (default: 8 times the residual stream's width)")
-    train.add_argument("--sparsity", type=float, help="k, L0 or L1 coefficient, whichever the method is told (L0: 32)")
-    train.add_argument("--seed", type=int, default=42)
-    _add_source(train)
+    add = command("train", "train one SAE by its method's name on a model and text of yours", source).add_argument
+    add("method", help="such as matryoshka_4")
+    add("--name", required=True, help="of its folder under the output folder")
+    add("--tokens", type=int, default=4_096_000, help="tokens that are shown, once each")
+    add("--d-sae", type=int, help="latents (default: 8 times the residual stream's width)")
+    add("--sparsity", type=float, help="k, L0 or L1 coefficient, whichever the method is told (L0: 32)")
+    add("--seed", type=int, default=42)
 
-    evaluate = command("evaluate", "measure an SAE of this package or of others on a language model")
-    evaluate.add_argument("folder", help="folder of the SAE")
-    _add_model(evaluate)
+    add = command("evaluate", "measure an SAE of this package or of others on a language model", source).add_argument
+    add("folder", help="folder of the SAE")
+    add("--context-length", type=int, default=128, help="tokens in a context")
+    add("--max-words", type=int, help="words of the absorption metric (default: the whole vocabulary)")
+    add("--cache", help="folder for what depends on the model only")
+    add("--any-origin", action="store_true", help="go on even where the SAE's files name another model or layer")
+    add("--centre", action="store_true", help="take the residual stream's mean off, as TransformerLens's centring does")
     scores = "any of core, absorption, null_absorption, probing, stability, interpretation"
-    evaluate.add_argument("--metrics", nargs="+", default=["core", "absorption"], help=scores)
-    evaluate.add_argument("--contexts", type=int, default=64, help="contexts of held-out text")
-    evaluate.add_argument("--judge", metavar="URL", help="OpenAI-compatible endpoint that interprets latents too")
-    evaluate.add_argument("--judge-model", default="default", help="what that endpoint calls its model")
-    evaluate.add_argument("--json", type=_path, metavar="FILE", help="write summary, letters, tasks and notes here")
+    add("--metrics", nargs="+", default=["core", "absorption"], help=scores)
+    add("--contexts", type=int, default=64, help="contexts of held-out text")
+    add("--judge", metavar="URL", help="OpenAI-compatible endpoint that interprets latents too")
+    add("--judge-model", default="default", help="what that endpoint calls its model")
+    add("--json", type=_path, metavar="FILE", help="write summary, letters, tasks and notes here")
 
-    export = command("export", "write a trained SAE, with a README, as other libraries load it")
-    export.add_argument("run", help="folder of one run: build/<profile>/runs/<run>")
-    export.add_argument("--to", default="both", metavar="FORMAT", help="saelens, dictionary_learning or both (default)")
-    export.add_argument("--out", required=True, type=_path, metavar="FOLDER", help="new folder for the files")
+    add = command("export", "write a trained SAE, with a README, as other libraries load it").add_argument
+    add("run", help="folder of one run: build/<profile>/runs/<run>")
+    add("--to", default="both", metavar="FORMAT", help="saelens, dictionary_learning or both (default)")
+    add("--out", required=True, type=_path, metavar="FOLDER", help="new folder for the files")
 
     pocket = command("pocket-lm", "train the packaged language model again; goes on where it stopped")
     pocket.add_argument("--output", type=_path, help="where the finished model goes (default: into the package)")
-
     command("readme", "fill the tables of README.md from the files that `make paper` made")
     environment = command("environment", "compare the installed packages with requirements.lock")
     environment.add_argument("action", choices=("check", "link"), help="say what differs, or make sae_lib importable")
-    rank = command("rank", "be one rank of a distributed run, under torchrun --virtual-local-rank")
-    _add_profile(rank)
+    command("rank", "be one rank of a distributed run, under torchrun --virtual-local-rank", profile)
     return top
 
 
@@ -158,67 +171,11 @@ def _path(value: str) -> Path | str:
     return value and Path(value)
 
 
-def _add_profile(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--profile", default="pocket", help="a name, or the path of a YAML file (default: pocket)")
-
-
-def _add_source(command: argparse.ArgumentParser) -> None:
-    """Which model and layer, and text."""
-    add = command.add_argument
-    add("--model", required=True, help="'pocket', a local folder, a GGUF file or a hub id")
-    add("--layer", type=int, help="block after which the SAE reads, from 0 (default: what its own files name)")
-    add("--revision", help="branch, tag or commit of a hub model")
-    add("--files", nargs="+", default=[], metavar="FILE", help="text: .jsonl, .parquet or .txt")
-    add("--text-field", default="text", help="column of the text in those files")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--dtype", default="float32", help="of the language model: float32, bfloat16 or float16")
-
-
-def _add_model(command: argparse.ArgumentParser) -> None:
-    """Which model and layer, on what held-out text."""
-    _add_source(command)
-    add = command.add_argument
-    add("--context-length", type=int, default=128, help="tokens in a context")
-    add("--max-words", type=int, help="words of the absorption metric (default: the whole vocabulary)")
-    add("--cache", help="folder for what depends on the model only")
-    add("--any-origin", action="store_true", help="go on even where the SAE's files name another model or layer")
-    add("--centre", action="store_true", help="take the residual stream's mean off, as TransformerLens's centring does")
-
-
 def _do(options: Options) -> int:
     """Run the command; returns its exit code."""
     match options.command:
-        # The notebooks of a profile.
-        case "run" | "plan" | "clean":
-            from sae_lib.profiles.profile import load_profile
-            from sae_lib.study.pipeline import clean_command, plan_command, run_command
-            from sae_lib.util.paths import NOTEBOOKS
-
-            profile, named = load_profile(options.profile), Path(options.profile)
-            if options.command == "plan":
-                return plan_command(profile, NOTEBOOKS)
-            if options.command == "clean":
-                return clean_command(profile)
-            source = str(named.resolve()) if named.is_file() else options.profile
-            return run_command(profile, {"profile": source}, NOTEBOOKS, options.only)
-        case "verify":
-            from sae_lib.profiles.profile import load_profile
-            from sae_lib.report.claims.ledger import verify
-            from sae_lib.util.paths import Paths, verdicts_file
-
-            profile = load_profile(options.profile)
-            results = Paths(profile.name).known_results
-            return int(verify(profile, results, verdicts_file(profile.name), long=options.long))
-        case "accept":
-            from sae_lib.profiles.profile import load_profile
-            from sae_lib.report.claims.ledger import evaluate_claims, write_verdicts
-            from sae_lib.report.results import Results
-            from sae_lib.util.paths import Paths, shown, verdicts_file
-
-            profile = load_profile(options.profile)
-            file = verdicts_file(profile.name)
-            write_verdicts(evaluate_claims(profile, Results.load(Paths(profile.name).known_results)), profile, file)
-            print(f"wrote {shown(file)}; commit it with the results it stands for")
+        case "run" | "plan" | "clean" | "verify" | "accept":
+            return _of_notebooks(options)
         case "study":
             from sae_lib.study.experiment import Experiment
             from sae_lib.study.sitting import sit
@@ -227,7 +184,6 @@ def _do(options: Options) -> int:
             experiment = Experiment.open(options.profile)
             rest = "the study is complete" if sit(experiment, options.hours) else "the same command goes on from there"
             print(f"rows, tables and figures are in {shown(experiment.paths.figures)}; {rest}")
-        # SAEs of ours and of others.
         case "train":
             _train(options)
         case "evaluate":
@@ -237,7 +193,6 @@ def _do(options: Options) -> int:
 
             export_run(options.run, options.to, options.out)
             print(f"wrote {options.out}")
-        # The rest.
         case "pocket-lm":
             from sae_lib.study.pocket_lm import make_pocket_lm
 
@@ -251,14 +206,41 @@ def _do(options: Options) -> int:
 
             if options.action == "link":
                 link()
-                return 0
-            found = differences()
-            print("\n".join(found) or "every pin of requirements.lock is installed")
-            return 1 if found else 0
+            else:
+                found = differences()
+                print("\n".join(found) or "every pin of requirements.lock is installed")
+                return 1 if found else 0
         case "rank":
             from sae_lib.study.distributed import be_a_rank
 
             be_a_rank(options.profile)
+    return 0
+
+
+def _of_notebooks(options: Options) -> int:
+    from sae_lib.profiles.profile import load_profile
+    from sae_lib.study import pipeline
+    from sae_lib.util.paths import NOTEBOOKS, Paths, shown, verdicts_file
+
+    profile, named = load_profile(options.profile), Path(options.profile)
+    results, verdicts = Paths(profile.name).known_results, verdicts_file(profile.name)
+    match options.command:
+        case "plan":
+            return pipeline.plan_command(profile, NOTEBOOKS)
+        case "clean":
+            return pipeline.clean_command(profile)
+        case "run":
+            source = str(named.resolve()) if named.is_file() else options.profile
+            return pipeline.run_command(profile, {"profile": source}, NOTEBOOKS, options.only)
+        case "verify":
+            from sae_lib.report.claims.ledger import verify
+
+            return int(verify(profile, results, verdicts, long=options.long))
+    from sae_lib.report.claims.ledger import evaluate_claims, write_verdicts
+    from sae_lib.report.results import Results
+
+    write_verdicts(evaluate_claims(profile, Results.load(results)), profile, verdicts)
+    print(f"wrote {shown(verdicts)}; commit it with the results it stands for")
     return 0
 
 
@@ -268,11 +250,7 @@ def _train(options: Options) -> None:
 
     if options.layer is None:
         raise ArtifactError("--layer: say after which block, counted from 0, the SAE is to read")
-    names = (
-        "method", "model", "layer", "name", "revision", "files", "text_field", "tokens", "d_sae", "sparsity", "seed",
-        "device", "dtype",
-    )  # fmt: skip
-    folder = train_one(**{name: getattr(options, name) for name in names})
+    folder = train_one(**{name: value for name, value in vars(options).items() if name != "command"})
     print(f"{shown(folder)}; measure it with: python -m sae_lib evaluate {shown(folder)} --model {options.model}")
 
 
@@ -288,12 +266,12 @@ def _evaluate(options: Options) -> None:
         output_folder(output.parent, "--json")
         try:
             output = Path(os.path.realpath(output))  # a link stays one, as /dev/stdout is
-            other = "a folder" if output.is_dir() else "a device or a pipe" if output.exists() else ""
-            other = "" if output.is_file() else other
+            taken = output.exists() and not output.is_file()
         except OSError as error:
             raise ArtifactError(f"--json: no file can have that name ({error.strerror})") from None
-        if other:
-            raise ArtifactError(f"--json: {options.json} is {other}; name a file")
+        if taken:
+            what = "a folder" if output.is_dir() else "a device or a pipe"
+            raise ArtifactError(f"--json: {options.json} is {what}; name a file")
         check_writable(output.parent, "--json")
     if options.max_words is not None and options.max_words < 1:
         raise ArtifactError(f"--max-words {options.max_words}: must be 1 or more")
@@ -302,19 +280,12 @@ def _evaluate(options: Options) -> None:
         "interpretation": InterpretationConfig(judge=options.judge, judge_model=options.judge_model),
     }
     settings = default_settings().model_copy(update=sections)
-    names = (
-        "revision", "files", "text_field", "metrics", "context_length", "contexts", "device", "dtype", "cache",
-        "any_origin", "centre",
-    )  # fmt: skip
-    given = {name: getattr(options, name) for name in names}
+    own = ("command", "folder", "model", "layer", "json", "max_words", "judge", "judge_model")
+    given = {name: value for name, value in vars(options).items() if name not in own}
     result = evaluate_sae(options.folder, options.model, options.layer, settings=settings, **given)
     if output is not None:
         write_json(output, result.as_json())
     print(result.as_text())
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

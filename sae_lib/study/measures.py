@@ -72,12 +72,8 @@ def measures(inputs: Inputs) -> dict[str, str]:
     few = f"; SAEBench gives no result below {config.min_letters}" if counted < config.min_letters else ""
     why = lacking(inputs)
     of_letters = f"{NOT_MEASURABLE}: {why}" if why else f"{letters}{few}"
-    return {
-        "reconstruction, sparse probing": "measured",
-        "absorption": of_letters,
-        "stability across contexts": of_letters,
-        "stability across seeds, along tokens": "measured",
-    }
+    found = {"absorption": of_letters, "stability across contexts": of_letters}
+    return {"reconstruction, sparse probing": "measured", **found, "stability across seeds, along tokens": "measured"}
 
 
 def foreseen(profile: Profile, paths: Paths) -> dict[str, str]:
@@ -86,10 +82,7 @@ def foreseen(profile: Profile, paths: Paths) -> dict[str, str]:
     known = read_json(file) if file.is_file() else {}
     if known.get("model") == profile.model.model_dump(mode="json"):
         return dict(known["measures"])
-    return {"absorption": _words(profile)}
 
-
-def _words(profile: Profile) -> str:
     from sae_lib.data import hub
     from sae_lib.data.model_loading import load_tokenizer, model_folder, readable_name
     from sae_lib.data.tokens import special_ids
@@ -97,14 +90,14 @@ def _words(profile: Profile) -> str:
 
     name, later = profile.model.name, "how many letters the probe finds, notebook 01 says before anything is trained"
     if hub.model(name):  # a plan fetches nothing
-        return later
+        return {"absorption": later}
     folder = model_folder(readable_name(profile.model), profile.model.revision, weights=False)
     tokenizer, positions = load_tokenizer(folder, name), model_size(profile.model).positions
     try:
         words = words_of_model(tokenizer, special_ids(tokenizer), positions, name, profile.evaluation.absorption)[0]
     except ModelLacks as lacking:
-        return f"{NOT_MEASURABLE}: {lacking}"
-    return f"{len(words)} words in the vocabulary; {later}"
+        return {"absorption": f"{NOT_MEASURABLE}: {lacking}"}
+    return {"absorption": f"{len(words)} words in the vocabulary; {later}"}
 
 
 def keep(experiment: Experiment, found: Mapping[str, str]) -> Path:

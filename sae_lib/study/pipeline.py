@@ -20,6 +20,7 @@ from sae_lib.data.model_loading import POCKET_FOLDER
 from sae_lib.data.store_manifest import MANIFEST, lost_file
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file, output_path
+from sae_lib.study import plan
 from sae_lib.study.bound import bound_note
 from sae_lib.study.measures import foreseen
 from sae_lib.study.notebooks import run_notebook
@@ -87,11 +88,20 @@ def made_from(notebook: Path, profile: Profile, paths: Paths) -> dict[str, str]:
         raise ArtifactError(f"{shown(notebook)} cannot be read ({error}); restore it with git") from None
     code = [file for file in sorted(CODE.rglob("*")) if file.suffix in SOURCES]
     before = [manifest_file(paths, each.stem) for each in sorted(notebook.parent.glob(PATTERN)) if each < notebook]
+    # The packaged model is read; other files may be large and are known by names, sizes and times. Hub models and data
+    # sets are pinned by the profile.
+    large, inputs = [Path(name) for name in profile.corpus.files], []
+    if profile.model.name == "pocket":
+        inputs = [[file.name, file_sha256(file)] for file in sorted(POCKET_FOLDER.glob("*")) if file.suffix != ".md"]
+    else:
+        place = Path(profile.model.name).expanduser()
+        large += [place, *sorted(place.glob("*"))]
+    inputs += [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in large if file.is_file()]
     return {
         "notebook": json_key(cells),
         "code": json_key([[file.name, file_sha256(file)] for file in code]),
         "profile": json_key(profile.model_dump(mode="json", exclude={"description", "cost"})),
-        "inputs": json_key(_input_files(profile)),
+        "inputs": json_key(inputs),
         "lock": json_key({name: pin for name, pin in locked_pins().items() if name in (*NUMERICAL, *DRAWING)}),
         "upstream": json_key([file_sha256(file) if file.is_file() else None for file in before]),
     }
@@ -99,7 +109,7 @@ def made_from(notebook: Path, profile: Profile, paths: Paths) -> dict[str, str]:
 
 def why_not_done(notebook: Path, profile: Profile, paths: Paths) -> str | None:
     """Why a notebook has to run, in words; None when what it made is still what it would make."""
-    if not (file := _file(notebook, paths)).is_file():
+    if not (file := _record(notebook, paths)).is_file():
         return "not run yet"
     record, now = read_json(file), made_from(notebook, profile, paths)
     for part, reason in REASONS.items():
@@ -116,38 +126,9 @@ def why_not_done(notebook: Path, profile: Profile, paths: Paths) -> str | None:
     return None
 
 
-def record_done(notebook: Path, parts: dict[str, str], paths: Paths) -> None:
-    """Remember what a notebook was made from and what it made. Written last: without it the notebook runs again.
-
-    `parts`: `made_from`, taken before it ran, so that an edit while it ran is seen.
-
-    Raises ArtifactError: the notebook ended without its manifest.
-    """
-    manifest = manifest_file(paths, notebook.stem)
-    if not manifest.is_file():
-        raise ArtifactError(f"{notebook.stem} ended without writing {shown(manifest)}; its last cells must write it")
-    names = [*read_json(manifest)["outputs"], manifest.relative_to(paths.root).as_posix()]
-    outputs = {name: file_state(output_path(paths, name)) for name in names}
-    write_json(_file(notebook, paths), {"parts": parts, "outputs": outputs})
-
-
-def _file(notebook: Path, paths: Paths) -> Path:
+def _record(notebook: Path, paths: Paths) -> Path:
+    """What a notebook was made from and what it made. Written last: without it the notebook runs again."""
     return paths.keys / f"{notebook.stem}.json"
-
-
-def _input_files(profile: Profile) -> list[Any]:
-    """What identifies local files that a profile names; hub models and data sets are pinned by it.
-
-    The packaged model is read; anything else may be large and is known by names, sizes and times.
-    """
-    known: list[Any] = []
-    large = [Path(name) for name in profile.corpus.files]
-    if profile.model.name == "pocket":
-        known = [[file.name, file_sha256(file)] for file in sorted(POCKET_FOLDER.glob("*")) if file.suffix != ".md"]
-    else:
-        place = Path(profile.model.name).expanduser()
-        large += [place, *sorted(place.glob("*"))]
-    return known + [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in large if file.is_file()]
 
 
 def run(profile: Profile, parameters: Mapping[str, Any], *, notebooks: Path, only: str | None = None) -> list[str]:
@@ -171,8 +152,7 @@ def run(profile: Profile, parameters: Mapping[str, Any], *, notebooks: Path, onl
             remove_unfinished(corpus_cache(), LONGEST_WRITE_S)
         for notebook in chosen:
             label = f"[{found.index(notebook) + 1}/{len(found)}] {notebook.stem}:"
-            reason = why_not_done(notebook, profile, paths)
-            if reason is None:
+            if (reason := why_not_done(notebook, profile, paths)) is None:
                 print(f"{label} up to date", flush=True)
                 continue
             print(f"{label} running, {reason}", flush=True)
@@ -187,12 +167,19 @@ def run(profile: Profile, parameters: Mapping[str, Any], *, notebooks: Path, onl
 
 def _run_one(notebook: Path, profile: Profile, paths: Paths, parameters: Mapping[str, Any]) -> None:
     """Run one notebook and record it. Its last manifest goes first, so that one that is there then is of this run."""
-    parts = made_from(notebook, profile, paths)
+    parts, manifest = (
+        made_from(notebook, profile, paths),
+        manifest_file(paths, notebook.stem),
+    )  # an edit meanwhile is seen
     for folder in (paths.results, paths.keys):
         make_folder(folder)
-    manifest_file(paths, notebook.stem).unlink(missing_ok=True)
+    manifest.unlink(missing_ok=True)
     run_notebook(notebook, paths.notebooks, paths.failed, paths.logs / f"{notebook.stem}.log", parameters)
-    record_done(notebook, parts, paths)
+    if not manifest.is_file():
+        raise ArtifactError(f"{notebook.stem} ended without writing {shown(manifest)}; its last cells must write it")
+    names = [*read_json(manifest)["outputs"], manifest.relative_to(paths.root).as_posix()]
+    outputs = {name: file_state(output_path(paths, name)) for name in names}
+    write_json(_record(notebook, paths), {"parts": parts, "outputs": outputs})
 
 
 def _tell_measures(profile: Profile, paths: Paths) -> None:
@@ -214,12 +201,10 @@ def run_command(profile: Profile, parameters: Mapping[str, Any], notebooks: Path
     paths = Paths(profile.name)
     chosen = _choose(find_notebooks(notebooks), only)
     if to_do := [notebook for notebook in chosen if why_not_done(notebook, profile, paths)]:
-        from sae_lib.study.plan import blockers, make_plan, time_note
-
-        plan = make_plan(profile)
-        if stopping := blockers(profile, plan, paths):
+        cost = plan.make_plan(profile)
+        if stopping := plan.blockers(profile, cost, paths):
             raise ArtifactError(stopping[0])
-        time = time_note(profile, paths, plan)
+        time = plan.time_note(profile, paths, cost)
         print(f"profile {profile.name}: {len(to_do)} of {len(chosen)} notebooks to run; {time}; `make plan` says more")
         _tell_measures(profile, paths)
     run(profile, parameters, notebooks=notebooks, only=only)
@@ -230,30 +215,26 @@ def run_command(profile: Profile, parameters: Mapping[str, Any], notebooks: Path
 
 def plan_command(profile: Profile, notebooks: Path) -> int:
     """`plan`: print what a run would do and what it takes; exit code 1 when something stands in the way."""
-    from sae_lib.study.plan import GB, KINDS, blockers, make_plan, time_note
-
-    paths = Paths(profile.name)
-    plan = make_plan(profile)
+    paths, cost = Paths(profile.name), plan.make_plan(profile)
     print(f"profile {profile.name}: {profile.description}\n")
     first = None
     for notebook in find_notebooks(notebooks) if profile.ablations.papers else ():
         reason = why_not_done(notebook, profile, paths) or (first and f"if {first} gives other results")
         first = first or (reason and notebook.stem)
         print(f"  {notebook.stem:<14} {f'to do ({reason})' if reason else 'up to date'}")
-    bound = {"bound": bound_note(profile, plan.model)} if profile.cost.needs_gpu else {}
+    there = f"({used_bytes(paths.root) / plan.GB:.2f} GB there now)"
     lines = {
-        "time": time_note(profile, paths, plan),
-        **bound,
-        "SAEs": f"{plan.saes.total()}: " + ", ".join(f"{n} {group}" for group, n in sorted(plan.saes.items())),
-        "disk": f"{sum(plan.disk.values()) / GB:.2f} GB under {shown(paths.root)} "
-        f"({used_bytes(paths.root) / GB:.2f} GB there now)",
-        "memory": ", ".join(f"{size / GB:.1f} GB of {KINDS[device]}" for device, size in plan.memory.items()),
+        "time": plan.time_note(profile, paths, cost),
+        **({"bound": bound_note(profile, cost.model)} if profile.cost.needs_gpu else {}),
+        "SAEs": f"{cost.saes.total()}: " + ", ".join(f"{n} {group}" for group, n in sorted(cost.saes.items())),
+        "disk": f"{sum(cost.disk.values()) / plan.GB:.2f} GB under {shown(paths.root)} {there}",
+        "memory": ", ".join(f"{size / plan.GB:.1f} GB of {plan.KINDS[kind]}" for kind, size in cost.memory.items()),
         "measures": "; ".join(f"{measure}: {what}" for measure, what in foreseen(profile, paths).items()),
     }
     print()
     for name, text in lines.items():
         print(f"  {name:<14} {text}")
-    stopping = blockers(profile, plan, paths)
+    stopping = plan.blockers(profile, cost, paths)
     for line in stopping:
         print(f"\nwould not start: {line}")
     return 1 if stopping else 0
@@ -268,5 +249,5 @@ def clean_command(profile: Profile) -> int:
     with FolderLock(root):
         size = used_bytes(root)
         shutil.rmtree(root)
-    print(f"removed {shown(root)} ({size / 1e9:.2f} GB)")
+    print(f"removed {shown(root)} ({size / plan.GB:.2f} GB)")
     return 0

@@ -22,7 +22,7 @@ from sae_lib.profiles.runs import RunSpec
 from sae_lib.report.provenance import output_path, write_stage_manifest
 from sae_lib.study import pipeline, plan
 from sae_lib.study.notebooks import run_notebook
-from sae_lib.study.pipeline import find_notebooks, made_from, record_done, why_not_done
+from sae_lib.study.pipeline import find_notebooks, made_from, why_not_done
 from sae_lib.util import environment
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock, file_sha256, read_json, write_json
@@ -372,13 +372,16 @@ def test_notebook_without_manifest_is_not_recorded(
     assert why_not_done(find_notebooks(notebooks)[0], profile, paths) == "the notebook changed"
 
 
-def test_edit_while_a_notebook_runs_is_seen(profile: Profile, notebooks: Path, paths: Paths, kernel: Kernel) -> None:
-    first = find_notebooks(notebooks)[0]
-    parts = made_from(first, profile, paths)
-    write_notebook(notebooks, "01_data", writes("01"), "# written while it ran")
-    kernel(first, paths.notebooks)
-    record_done(first, parts, paths)
-    assert why_not_done(first, profile, paths) == "the notebook changed"
+def test_edit_while_a_notebook_runs_is_seen(
+    profile: Profile, notebooks: Path, paths: Paths, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_and_edit(*arguments: Any) -> Path:
+        write_notebook(notebooks, "01_data", writes("01"), "# written while it ran")
+        return kernel(*arguments)
+
+    monkeypatch.setattr(pipeline, "run_notebook", run_and_edit)
+    run_stages(profile, notebooks, kernel, only="01")
+    assert why_not_done(find_notebooks(notebooks)[0], profile, paths) == "the notebook changed"
 
 
 def test_broken_and_missing_notebooks_are_told(profile: Profile, notebooks: Path, paths: Paths, tmp_path: Path) -> None:
