@@ -27,8 +27,8 @@ BF16, FP32, BANDWIDTH = 989e12, 67e12, 3.35e12
 
 
 def products(config: SAEConfig) -> tuple[int, int]:
-    """Products `[batch, d_in] x [d_in, d_sae]`, or of that size, that no step of this SAE goes without under autocast: in
-    bfloat16 and in float32. Of AuxK, which depends on the number of dead latents, none.
+    """Products `[batch, d_in] x [d_in, d_sae]`, or of that size, in bfloat16 and in float32: what no step of this SAE
+    goes without under autocast. Of AuxK, which depends on the number of dead latents, none.
 
     JumpReLU encodes in float32, so encoder and gradient are; the Gated SAE's frozen decoder and its gradient, and ATM's
     E[f (x - x_hat)] and decoder without masks, lie outside of autocast.

@@ -37,25 +37,18 @@ class InLibrary:
         self.forward(x)
 
     @property
-    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def weights(self) -> tuple[Tensor, ...]:
         """W_enc `[d_in, d_sae]`, b_enc, W_dec `[d_sae, d_in]`, b_dec, as copies without gradient."""
-        biases = getattr(self.sae, "b_enc", torch.zeros(self.sae.d_sae))
-        W_enc, b_enc, W_dec, b_dec = (
-            tensor.detach().clone() for tensor in (self.sae.W_enc, biases, self.sae.W_dec, self.sae.b_dec)
-        )
-        return W_enc, b_enc, W_dec, b_dec
+        sae = self.sae
+        found = (sae.W_enc, getattr(sae, "b_enc", torch.zeros(sae.d_sae)), sae.W_dec, sae.b_dec)
+        return tuple(tensor.detach().clone() for tensor in found)
 
     def forward(self, x: Float[Tensor, "batch d_in"]) -> None:
         """The next step's forward pass and loss."""
         self.step = Step(
-            index=self.done,
-            total=100,
-            x=x,
-            has_predecessor=follows(len(x)),
-            dead=torch.zeros(self.sae.d_sae, dtype=torch.bool),
-            any_dead=False,
-            generator=self.generator,
-        )
+            index=self.done, total=100, x=x, has_predecessor=follows(len(x)),
+            dead=torch.zeros(self.sae.d_sae, dtype=torch.bool), any_dead=False, generator=self.generator,
+        )  # fmt: skip
         forward(self.sae, self.mechanisms, self.step)
         self.loss, self.terms = losses(self.sae, self.mechanisms, self.step)
         self.done += 1

@@ -22,45 +22,39 @@ from sae_lib.util.errors import ArtifactError
 from sae_lib.util.parallel import end_with_parent, use_one_core
 
 
-def do_all(experiment: Experiment) -> None:
-    """What the notebooks ask for, in their order: tokens, activations, sweep, main comparison, ablations, scores."""
-    _tell("tokens and activations")
-    ranks.from_first(lambda: experiment.language_model(whole=False).d_in)  # the others then find its files on the disk
-    lm = experiment.language_model(whole=False)
-    experiment.build_tokens(lm.tokenizer)
-    experiment.harvest(lm)
-    _tell("sweep, main comparison")
-    calibration = experiment.calibrate()
-    main = plan_runs(experiment.profile, calibration, MAIN_GROUPS)
-    experiment.train(main)
-    _tell("ablations")
-    grid = plan_runs(experiment.profile, calibration, ["atm_grid"])
-    experiment.train(grid)
-    calibration = experiment.calibrate_atm(calibration, evaluate(experiment, grid, ABLATION_SCORES).rows)
-    ablations = plan_runs(experiment.profile, calibration, ABLATION_GROUPS)
-    experiment.train(ablations)
-    evaluate(experiment, ablations, ABLATION_SCORES)
-    _tell("evaluation")
-    evaluate(experiment, main)
-
-
-def _tell(what: str) -> None:
-    if ranks.rank() == 0:
-        print(f"[{ranks.world()} ranks] {what}", flush=True)
-
-
-def be_a_rank(profile: str) -> None:
-    """This rank's part of the work.
+def be_a_rank(name: str) -> None:
+    """This rank's part of what the notebooks of a profile ask for, in their order.
 
     Raises ArtifactError where something stands in the way, such as a GPU that this rank does not have, and LostRank
     when another rank has ended.
     """
     end_with_parent()
-    experiment = Experiment.open(profile)
-    if stopping := blockers(experiment.profile, make_plan(experiment.profile), experiment.paths):
+    experiment = Experiment.open(name)
+    profile = experiment.profile
+    if stopping := blockers(profile, make_plan(profile), experiment.paths):
         raise ArtifactError(stopping[0])
     if experiment.device == "cpu":
         use_one_core()
     with ranks.joined(), experiment.writing():
-        do_all(experiment)
+        _tell("tokens and activations")
+        ranks.from_first(lambda: experiment.language_model(whole=False).d_in)  # the others then find its files
+        experiment.prepare()
+        _tell("sweep, main comparison")
+        calibration = experiment.calibrate()
+        main = plan_runs(profile, calibration, MAIN_GROUPS)
+        experiment.train(main)
+        _tell("ablations")
+        grid = plan_runs(profile, calibration, ["atm_grid"])
+        experiment.train(grid)
+        calibration = experiment.calibrate_atm(calibration, evaluate(experiment, grid, ABLATION_SCORES).rows)
+        ablations = plan_runs(profile, calibration, ABLATION_GROUPS)
+        experiment.train(ablations)
+        evaluate(experiment, ablations, ABLATION_SCORES)
+        _tell("evaluation")
+        evaluate(experiment, main)
         ranks.barrier()
+
+
+def _tell(what: str) -> None:
+    if ranks.rank() == 0:
+        print(f"[{ranks.world()} ranks] {what}", flush=True)

@@ -112,6 +112,12 @@ class Experiment:
                 rank=ranks.rank(), world=ranks.world(), barrier=ranks.barrier, progress=progress,
             )  # fmt: skip
 
+    def prepare(self, lm: LanguageModel | None = None) -> None:
+        """Tokens and activations, made or completed."""
+        lm = lm or self.language_model(whole=False)
+        self.build_tokens(lm.tokenizer)
+        self.harvest(lm)
+
     def store(self) -> ActivationStore:
         """The finished activation store; on a GPU, where it fits. On a CPU the page cache does as much, once for all
         processes.
@@ -276,10 +282,13 @@ class Experiment:
         """The L1 coefficient at which L0 meets the target, between those of `specs`; and their training curves."""
         history = self.train(specs, f"sweep {specs[0].method}")
         values = {run.name: spec.config.get("l1_coefficient") for spec, run in self.run_folders(specs).items()}
-        tried = pd.DataFrame({"value": values.values(), "l0": self.calibration_l0(specs)})
-        l0 = tried.groupby("value")["l0"].mean()
+        l0 = self.l0_by_coefficient(specs)
         history = history.assign(l1_coefficient=history["run"].map(values))
         return crossing([*l0.index], [*l0], self.profile.sweep.target_l0), history
+
+    def l0_by_coefficient(self, specs: Sequence[RunSpec]) -> pd.Series:
+        """`calibration_l0` at each L1 coefficient of a sweep, mean over seeds."""
+        return pd.Series(self.calibration_l0(specs)).groupby([s.config.get("l1_coefficient") for s in specs]).mean()
 
     def calibration_l0(self, specs: Sequence[RunSpec]) -> list[float]:
         """L0 of trained SAEs on the calibration documents, which no metric uses; kept in their run folders."""

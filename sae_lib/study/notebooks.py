@@ -20,17 +20,11 @@ from sae_lib.util.paths import PROFILE_VARIABLE, ROOT, shown
 TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def run_notebook(source: Path, folder: Path, failed: Path, log: Path, parameters: Mapping[str, Any]) -> Path:
-    """Run `source` and keep its executed copy.
+def run_notebook(source: Path, folder: Path, failed: Path, log: Path, parameters: Mapping[str, Any]) -> None:
+    """Run `source` with `parameters`; its executed copy goes to `folder`, or to `failed` when a cell fails, the kernel
+    dies or the run is interrupted. What it prints goes to `log`, and to a terminal where somebody watches.
 
-    `source`: the notebook, left as it is; `folder`: where the finished copy goes, under the same name; `failed`: where
-    the copy goes when a cell fails, the kernel dies or the run is interrupted; `log`: file that receives what the
-    notebook prints, as does a terminal where somebody watches; `parameters`: values for the cell tagged `parameters`.
-
-    Returns the finished copy.
-
-    Raises ArtifactError: the notebook stopped: in which cell, with what error, and the file to open; KeyboardInterrupt:
-    passed on, after the copy was moved to `failed`.
+    Raises ArtifactError: the notebook stopped: in which cell, with what error, and the file to open.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -63,12 +57,9 @@ def run_notebook(source: Path, folder: Path, failed: Path, log: Path, parameters
             raise ArtifactError(f"{source.stem} stopped {why}; open {shown(failed_copy)}") from None
     os.replace(running, final)
     failed_copy.unlink(missing_ok=True)
-    return final
 
 
 class _Printed:
-    """What a running notebook prints: to a log, and to the terminal where somebody watches."""
-
     def __init__(self, log: IO[str]) -> None:
         self._places = [log, *([sys.stderr] if sys.stderr.isatty() else [])]
 

@@ -78,11 +78,9 @@ def train_tokenizer(texts: Iterable[str], recipe: Recipe) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(pieces)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocabulary,
-        special_tokens=["<pad>", "<eos>", "<bos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+        vocab_size=recipe.vocabulary, special_tokens=["<pad>", "<eos>", "<bos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+    )  # fmt: skip
     lessons = [f"a{ASK} {letter}" for letter in LETTERS] * 400  # the prompt's words and the letters must be whole
     tokenizer.train_from_iterator(chain(texts, lessons), trainer)
     return PreTrainedTokenizerFast(
@@ -96,23 +94,14 @@ def build_model(recipe: Recipe, tokenizer: Any) -> Any:
 
     torch.manual_seed(recipe.seed)
     config = Gemma2Config(
-        vocab_size=recipe.vocabulary,
-        hidden_size=recipe.d_model,
-        intermediate_size=recipe.d_mlp,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        num_key_value_heads=recipe.key_value_heads,
-        head_dim=recipe.d_model // recipe.heads,
-        query_pre_attn_scalar=recipe.d_model // recipe.heads,
-        max_position_embeddings=2 * recipe.context_length,
-        sliding_window=recipe.context_length,
+        vocab_size=recipe.vocabulary, hidden_size=recipe.d_model, intermediate_size=recipe.d_mlp,
+        num_hidden_layers=recipe.layers, num_attention_heads=recipe.heads, num_key_value_heads=recipe.key_value_heads,
+        head_dim=recipe.d_model // recipe.heads, query_pre_attn_scalar=recipe.d_model // recipe.heads,
+        max_position_embeddings=2 * recipe.context_length, sliding_window=recipe.context_length,
         # Soft-capping keeps bf16 training of billions of parameters stable; here it would only cost speed.
-        attn_logit_softcapping=None,
-        final_logit_softcapping=None,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+        attn_logit_softcapping=None, final_logit_softcapping=None, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
     return Gemma2ForCausalLM(config)
 
 
@@ -152,8 +141,7 @@ def train(
     """Train in place, from the last checkpoint of this recipe and text in `folder`. Returns seconds spent."""
     model.train()
     parameters = dict(model.named_parameters())  # tied weights appear once
-    decayed = [p for p in parameters.values() if p.ndim > 1]
-    others = [p for p in parameters.values() if p.ndim <= 1]
+    decayed, others = ([p for p in parameters.values() if (p.ndim > 1) == matrix] for matrix in (True, False))
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
     checkpoint, key = folder / "checkpoint.safetensors", json_key([asdict(recipe), text_hash])

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.data.activations import ActivationStore, WindowStream
 from sae_lib.data.corpus import Texts, load_documents, split_of
 from sae_lib.data.language_model import LanguageModel
@@ -46,11 +45,11 @@ def corpus_overview(profile: Profile, cache: Path) -> pd.DataFrame:
         origin = document.get("package", profile.corpus.name or profile.corpus.source)
         rows.append({"source": origin, "split": split_of(text, profile.corpus), "characters": len(text)})
     counted = pd.DataFrame(rows)
-    table = counted.pivot_table(index="source", columns="split", values="characters", aggfunc="size", fill_value=0)
-    table.insert(0, "documents", counted.groupby("source").size())
+    table = pd.crosstab(counted["source"], counted["split"]).rename(columns={"held_out": "held out"})
+    table.insert(0, "documents", table.sum(axis=1))
     table["characters"] = counted.groupby("source")["characters"].sum()
     table.loc["all"] = table.sum()
-    return table.rename_axis(columns=None).rename(columns={"held_out": "held out"})
+    return table.rename_axis(columns=None)
 
 
 def context_text(tokenizer: Any, context: Int[np.ndarray, " position"], tokens: int = 60) -> str:
@@ -112,9 +111,8 @@ def ask_first_letters(lm: LanguageModel, config: AbsorptionConfig, n: int = 8) -
 def probe_letters(reference: AbsorptionReference) -> pd.DataFrame:
     """One row per letter: words in train and test, and the ground-truth probe's F1 on the test words."""
     train, test = (labels.bincount(minlength=26) for labels in (reference.train_labels, reference.test_labels))
-    return pd.DataFrame(
-        {"letter": list(LETTERS), "train_words": train, "test_words": test, "probe_f1": reference.probe_f1}
-    )
+    columns = {"letter": list(LETTERS), "train_words": train, "test_words": test, "probe_f1": reference.probe_f1}
+    return pd.DataFrame(columns)
 
 
 def window_table(
@@ -124,15 +122,13 @@ def window_table(
     first = int(stream.windows(batch)[window]) * stream.window
     rows = np.arange(first, first + stream.window)
     contexts, positions = store.contexts[rows], store.positions[rows]
-    return pd.DataFrame(
-        {
-            "row": rows,
-            "context": contexts,
-            "position": positions,
-            "token": [repr(tokenizer.decode([int(tokens[c, p])])) for c, p in zip(contexts, positions, strict=True)],
-            "has_predecessor": stream.batch(batch).has_predecessor[window].cpu().numpy(),
-        }
-    ).set_index("row")
+    columns = {
+        "context": contexts,
+        "position": positions,
+        "token": [repr(tokenizer.decode([int(token)])) for token in tokens[contexts, positions]],
+        "has_predecessor": stream.batch(batch).has_predecessor[window].cpu().numpy(),
+    }
+    return pd.DataFrame(columns, index=pd.Index(rows, name="row"))
 
 
 def recipe_table(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
@@ -141,10 +137,10 @@ def recipe_table(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
     for method in methods:
         config = profile.sae_config(method)
         parts = dict.fromkeys((*METHODS[method].recipe, *MECHANISMS))
-        optimizer = config.optimizer
+        optimizer, symbol = config.optimizer, {"k": "k", "target_l0": "target L0"}.get(config.knob)
         rows[method_name(method)] = {
             "activation": {"standard": "ReLU"}.get(config.architecture, method_name(config.architecture)),
-            "sparsity from": _sparsity(config),
+            "sparsity from": f"{symbol} = {config.get(config.knob):g}" if symbol else "λ₁, calibrated",
             "mechanisms": ", ".join(p.replace("_", " ") for p in parts if p in MECHANISMS and config.get(p)) or "–",
             "inputs": "E‖x‖² = 1" if config.normalize_inputs else "raw",
             "optimiser": f"{optimizer.name}, {optimizer.learning_rate:.1g}, clip {optimizer.clip_norm or '–'}",
@@ -152,20 +148,11 @@ def recipe_table(profile: Profile, methods: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
-def _sparsity(config: SAEConfig) -> str:
-    symbol = {"k": "k", "target_l0": "target L0"}.get(config.knob)
-    return f"{symbol} = {config.get(config.knob):g}" if symbol else "λ₁, calibrated"
-
-
 def calibration_table(experiment: Experiment, calibration: Calibration) -> pd.DataFrame:
     """L0 on the calibration documents at each coefficient, mean over seeds, and the coefficient that was chosen."""
-    rows: dict[str, dict[str, str]] = {}
+    rows = {}
     for method in experiment.profile.sweep.coefficients:
-        specs = sweep_runs(experiment.profile, method, calibration.dropout_probability)
-        tried = pd.DataFrame(
-            {"value": [s.config.get("l1_coefficient") for s in specs], "l0": experiment.calibration_l0(specs)}
-        )
-        means = tried.groupby("value")["l0"].mean()
+        means = experiment.l0_by_coefficient(sweep_runs(experiment.profile, method, calibration.dropout_probability))
         rows[method_name(method)] = {
             "tried: λ₁ → L0": "   ".join(f"{value:g} → {l0:.1f}" for value, l0 in means.items()),
             "chosen λ₁": f"{calibration.coefficients[method]:.4g}",

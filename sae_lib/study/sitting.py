@@ -36,6 +36,7 @@ from sae_lib.report.claims.ledger import evaluate_claims, write_claims
 from sae_lib.report.figures.write import FIGURES, write_figure
 from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES, write_table
+from sae_lib.study.comparisons import compare_layer_groups, compare_masked, layer_groups_key, masked_key
 from sae_lib.study.experiment import Experiment, choose_atm
 from sae_lib.study.extras import (
     CARRIERS,
@@ -48,8 +49,6 @@ from sae_lib.study.extras import (
     TRAJECTORY,
     Extra,
 )
-from sae_lib.study.layer_groups import compare_layer_groups, layer_groups_key
-from sae_lib.study.masked import compare_masked, masked_key
 from sae_lib.study.rows import is_known, keep, restore, scores_of
 from sae_lib.study.scoring import evaluate, score_inputs, score_keys
 from sae_lib.study.show import probe_letters
@@ -144,10 +143,7 @@ def sit(experiment: Experiment, hours: float) -> bool:
     if not 0 <= hours < math.inf:
         raise ArtifactError(f"hours: {hours:g} is no time to go on for; give a number of 0 or more")
     until = time.monotonic() + 3600 * hours
-    lm = experiment.language_model(whole=False)
-    experiment.build_tokens(lm.tokenizer)
-    experiment.harvest(lm)
-    del lm
+    experiment.prepare()
     known: dict[RunSpec, None] = {}
     missing: list[RunSpec] = []
     for what, specs, extra in steps(experiment, missing):

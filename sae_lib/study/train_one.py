@@ -72,13 +72,16 @@ def train_one(
     except ValidationError as error:
         raise ArtifactError(explain(error, ModelConfig, "model")) from None
     level = 32 if sparsity is None else int(sparsity) if knob == "k" else sparsity
+    # A profile's L1 methods have a sweep; it is not run.
+    swept = {method: [float(level) / 2, 2 * float(level)]} if knob == "l1_coefficient" else {}
+    texts = {"source": "files", "files": [str(Path(f).resolve()) for f in files], "text_field": text_field}
     pocket, steps = load_profile("pocket"), tokens // BATCH
     content: dict[str, Any] = {
         "extends": "pocket",
         "name": name,
         "description": f"{method} alone",
         "model": source,
-        "corpus": {"lessons_fraction": 0.0},
+        "corpus": {"lessons_fraction": 0.0} | (texts if files else {}),
         "data": {
             "train_tokens": tokens, "batch_tokens": BATCH, "window": WINDOW, "held_out_contexts": 1,
             "calibration_contexts": 1,
@@ -89,17 +92,9 @@ def train_one(
         },
         "methods": dict.fromkeys(pocket.methods) | {method: {knob: level, "dead_after_tokens": max(1, tokens // 5)}},
         "as_written": dict.fromkeys(pocket.as_written),
-        "sweep": {"seeds": [seed + 1], "coefficients": dict.fromkeys(pocket.sweep.coefficients)},
+        "sweep": {"seeds": [seed + 1], "coefficients": dict.fromkeys(pocket.sweep.coefficients) | swept},
         "ablations": {"atm_grid_seeds": [seed + 1]},
     }  # fmt: skip
-    if files:
-        content["corpus"] |= {
-            "source": "files",
-            "files": [str(Path(f).resolve()) for f in files],
-            "text_field": text_field,
-        }
-    if knob == "l1_coefficient":  # a profile's L1 methods have a sweep; it is not run
-        content["sweep"]["coefficients"][method] = [float(level) / 2, 2 * float(level)]
     file = output_root() / name / "profile.yaml"
     with atomic_write(file) as target:
         yaml.safe_dump(content, target, sort_keys=False)
@@ -108,8 +103,7 @@ def train_one(
     except ArtifactError:
         file.unlink()  # no profile stays that cannot be opened
         raise
-    experiment.build_tokens(lm.tokenizer)
-    experiment.harvest(lm)
+    experiment.prepare(lm)
     spec = RunSpec("main", method, "", seed, experiment.profile.sae_config(method))
     experiment.train([spec])
     experiment.need_weights([spec])  # where rows alone are known
