@@ -16,8 +16,8 @@ from sae_lib.metrics.probing.reference import PROBING_REFERENCE, SPURIOUS_REFERE
 from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
 from sae_lib.metrics.toy.training import TOY
-from sae_lib.study.comparisons import LAYER_GROUPS, MASKED
-from sae_lib.study.experiment import CALIBRATION_L0, CHALLENGERS, TOYS
+from sae_lib.study.comparisons import CHALLENGERS, LAYER_GROUPS, MASKED, TOYS
+from sae_lib.study.experiment import CALIBRATION_L0
 from sae_lib.study.extras import ALONG, CARRIER, CIRCUIT, ENDING, PERTURBATION, PLANTED
 from sae_lib.study.scoring import ACROSS_SEEDS
 from sae_lib.training.run import TRAINING

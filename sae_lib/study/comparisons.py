@@ -1,4 +1,4 @@
-"""What a study compares beside its SAEs: one method on texts with hidden tokens, and one SAE for several layers."""
+"""What a study compares beside its SAEs: toys, one method on texts with hidden tokens, one SAE for several layers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sae_lib.data.harvest import harvest
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.layer_groups import MixedStore, angular_distances, layer_groups, widest
 from sae_lib.metrics.reconstruction import reconstruction_statistics
+from sae_lib.metrics.toy.experiments import challengers
 from sae_lib.profiles.runs import RunSpec, plan_runs
 from sae_lib.study.experiment import Experiment, concat
 from sae_lib.study.scoring import evaluate, score_inputs, score_keys
@@ -25,8 +26,26 @@ from sae_lib.util.files import read_json, write_json
 from sae_lib.util.keys import Stage, result_key
 from sae_lib.util.paths import Paths
 
+TOYS, CHALLENGERS = Stage("toys, as a table", 1), Stage("toys of the challengers", 1)
 MASKED, MASKED_METHOD = Stage("masked regularisation", 1), "matryoshka_4"  # as its paper has it
 LAYER_GROUPS, SHARED_METHOD = Stage("layer groups", 1), "topk"
+
+
+def toys_key(experiment: Experiment) -> str:
+    """What the rows of `Experiment.ground_truth` depend on."""
+    asked = experiment.profile.ablations
+    return result_key(TOYS, asked.toy.model_dump(mode="json", exclude={"field": {"challengers"}}), asked.papers)
+
+
+def challengers_key(experiment: Experiment) -> str:
+    """What the rows of `compare_challengers` depend on."""
+    return result_key(CHALLENGERS, experiment.profile.ablations.toy.model_dump(mode="json"))
+
+
+def compare_challengers(experiment: Experiment) -> pd.DataFrame:
+    """The toys of those that are to beat the rest of the field (`toy.experiments.challengers`)."""
+    with experiment.writing():
+        return challengers(experiment.paths.runs / "toy", experiment.profile.ablations.toy, experiment.workers)
 
 
 def masked_key(experiment: Experiment) -> str:

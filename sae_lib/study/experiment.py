@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.model_loading import model_identity
 from sae_lib.data.store_manifest import content_key, finished_manifest
 from sae_lib.data.tokens import load_tokens, with_masked
-from sae_lib.metrics.toy.experiments import absorption_picture, challengers, field, ground_truth
+from sae_lib.metrics.toy.experiments import absorption_picture, field, ground_truth
 from sae_lib.metrics.toy.ideas import ideas
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
@@ -44,8 +45,6 @@ from sae_lib.util.keys import Stage, result_key
 from sae_lib.util.parallel import for_each, kept
 from sae_lib.util.paths import PROFILE_VARIABLE, Paths, corpus_cache
 
-TOYS = Stage("toys, as a table", 1)
-CHALLENGERS = Stage("toys of the challengers", 1)
 CALIBRATION_L0 = Stage("calibration l0", 1)
 LATENTS_AT_ONCE = 2**26  # of the calibration documents, dense
 EV_KEPT = 0.05  # of the variance: the margin of the claim that reconstruction is maintained (M-02)
@@ -92,9 +91,8 @@ class Experiment:
         """Text to contexts (`corpus.build_tokens`), by rank 0."""
         profile, folder = self.profile, self.paths.tokens
         with self.writing():
-            return ranks.from_first(
-                lambda: build_tokens(profile.corpus, profile.data, tokenizer, folder, self.corpus_cache)
-            )
+            make = partial(build_tokens, profile.corpus, profile.data, tokenizer, folder, self.corpus_cache)
+            return ranks.from_first(make)
 
     def harvest(self, lm: LanguageModel) -> ActivationStore:
         """The activation store of the training contexts, made or completed."""
@@ -187,46 +185,30 @@ class Experiment:
 
     def at_hand(self, specs: Sequence[RunSpec]) -> list[RunSpec]:
         """Those of `specs` whose weights are here: of an SAE that was trained elsewhere only rows may be."""
-        store_key = self.store_key
-        return [spec for spec in specs if self._is_finished(spec, store_key, weights=True)]
+        store_key, lacking = self.store_key, self._unfinished(specs, weights=True)
+        return [spec for spec in specs if self.run_key(spec, store_key) not in lacking]
 
     def need_weights(self, specs: Sequence[RunSpec]) -> None:
         """Train those of `specs` whose weights are not here, though rows may be known of them."""
         self._train(specs, "train again", weights=True)
 
-    def _is_finished(self, spec: RunSpec, store_key: str, *, weights: bool) -> bool:
-        return is_finished(self.run_folder(spec, store_key), self.run_key(spec, store_key), weights=weights)
+    def _unfinished(self, specs: Sequence[RunSpec], *, weights: bool) -> dict[str, RunSpec]:
+        """By their keys."""
+        store_key = self.store_key
+        keys = {self.run_key(spec, store_key): spec for spec in specs}
+        runs = self.paths.runs
+        return {key: spec for key, spec in keys.items() if not is_finished(runs / key[:20], key, weights=weights)}
 
     def _train(self, specs: Sequence[RunSpec], description: str, *, weights: bool) -> None:
-        store_key = self.store_key
-        lacking = [spec for spec in specs if not self._is_finished(spec, store_key, weights=weights)]
-        sources = [spec.permuted_from for spec in lacking if spec.made == "permuted"]
-        lacking += [spec for spec in sources if not self._is_finished(spec, store_key, weights=True)]
-        waiting = {self.run_key(spec, store_key): spec for spec in lacking}
-        if (
-            waiting and ranks.rank() == 0
-        ):  # what lies on the disk is read through once, and refused where it was altered
+        waiting = self._unfinished(specs, weights=weights)
+        sources = [spec.permuted_from for spec in waiting.values() if spec.made == "permuted"]
+        waiting |= self._unfinished(sources, weights=True)
+        if waiting and ranks.rank() == 0:  # activations are read through once, and refused where they were altered
             kept(self, "store checked", lambda: ActivationStore.open(self.paths.store, check="full").key)
         with self.writing():
             for permuted in (False, True):  # last, because they are made from others
                 jobs = [[spec] for spec in waiting.values() if (spec.made == "permuted") == permuted]
                 for_each(_train_one, self, jobs, self.workers, description)
-
-    @property
-    def toys_key(self) -> str:
-        """What the rows of `ground_truth` depend on."""
-        asked = self.profile.ablations
-        return result_key(TOYS, asked.toy.model_dump(mode="json", exclude={"field": {"challengers"}}), asked.papers)
-
-    @property
-    def challengers_key(self) -> str:
-        """What the rows of `challengers` depend on."""
-        return result_key(CHALLENGERS, self.profile.ablations.toy.model_dump(mode="json"))
-
-    def challengers(self) -> pd.DataFrame:
-        """The toys of those that are to beat the rest of the field (`toy.experiments.challengers`)."""
-        with self.writing():
-            return challengers(self.paths.runs / "toy", self.profile.ablations.toy, self.workers)
 
     def ground_truth(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The toys, one row per SAE: where the papers' mechanisms are taken apart `toy.experiments.ground_truth`, whose
@@ -292,33 +274,28 @@ class Experiment:
 
     def calibration_l0(self, specs: Sequence[RunSpec]) -> list[float]:
         """L0 of trained SAEs on the calibration documents, which no metric uses; kept in their run folders."""
-
-        def measure() -> list[float]:
-            text = read_json(self.paths.tokens / "manifest.json")["splits"]["calibration"]
-            key = result_key(CALIBRATION_L0, model_identity(self.profile.model), text)
-            files = {spec: run / "calibration.json" for spec, run in self.run_folders(specs).items()}
-            for spec, file in files.items():
-                if not file.is_file() or read_json(file).get("key") != key:
-                    write_json(file, {"key": key, "l0": self._calibration_l0(spec)})
-            return [float(read_json(files[spec])["l0"]) for spec in specs]
-
+        text = read_json(self.paths.tokens / "manifest.json")["splits"]["calibration"]
+        key = result_key(CALIBRATION_L0, model_identity(self.profile.model), text)
+        runs = self.run_folders(specs)
         with self.writing():
-            return ranks.from_first(measure)
+            return ranks.from_first(
+                lambda: [self._calibration_l0(spec, runs[spec] / "calibration.json", key) for spec in specs]
+            )
 
-    def _calibration_l0(self, spec: RunSpec) -> float:
+    def _calibration_l0(self, spec: RunSpec, file: Path, key: str) -> float:
         def harvested() -> Float[Tensor, "row d_in"]:
             tokens = load_tokens(self.paths.tokens, "calibration")
             store = harvest(self.language_model(whole=False), tokens, self.paths.reference / "calibration")
             return store.rows(np.arange(store.n_rows))
 
-        rows: Tensor = kept(self, "calibration rows", harvested)
-        sae = self.autoencoder(spec).to(self.device)
-        with torch.no_grad():
-            active = [
-                (sae.encode(part.to(sae.device)) != 0).float().sum(dim=1)
-                for part in rows.split(max(1, LATENTS_AT_ONCE // sae.d_sae))
-            ]
-        return float(torch.cat(active).mean())
+        if not file.is_file() or read_json(file).get("key") != key:
+            rows: Tensor = kept(self, "calibration rows", harvested)
+            sae = self.autoencoder(spec).to(self.device)
+            parts = rows.split(max(1, LATENTS_AT_ONCE // sae.d_sae))
+            with torch.no_grad():
+                active = [(sae.encode(part.to(sae.device)) != 0).float().sum(dim=1) for part in parts]
+            write_json(file, {"key": key, "l0": float(torch.cat(active).mean())})
+        return float(read_json(file)["l0"])
 
     @contextmanager
     def writing(self) -> Iterator[None]:

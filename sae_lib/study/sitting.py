@@ -36,7 +36,7 @@ from sae_lib.report.claims.ledger import evaluate_claims, write_claims
 from sae_lib.report.figures.write import FIGURES, write_figure
 from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES, write_table
-from sae_lib.study.comparisons import compare_layer_groups, compare_masked, layer_groups_key, masked_key
+from sae_lib.study import comparisons
 from sae_lib.study.experiment import Experiment, choose_atm
 from sae_lib.study.extras import (
     CARRIERS,
@@ -175,17 +175,19 @@ def sit(experiment: Experiment, hours: float) -> bool:
 def _tables(experiment: Experiment) -> None:
     """What a profile asks for beside its SAEs; a table is left as it is where its attributes hold the key."""
     asked = experiment.profile.ablations
-    field, challengers = asked.toy.field, asked.toy.field and asked.toy.field.challengers
-    wanted: dict[str, tuple[Any, str, Callable[[], pd.DataFrame]]] = {
-        "toy_summary": (field, experiment.toys_key, lambda: experiment.ground_truth()[0]),
-        "toy_summary_challengers": (challengers, experiment.challengers_key, experiment.challengers),
-        "masked": (asked.masked_tokens, masked_key(experiment), lambda: compare_masked(experiment)),
-        "layer_groups": (asked.layer_groups, layer_groups_key(experiment), lambda: compare_layer_groups(experiment)),
-    }
-    for name, (is_wanted, key, make) in wanted.items():
-        file = experiment.paths.figures / "results" / f"{name}.parquet"
+    field = asked.toy.field
+    wanted: dict[str, tuple[Any, Callable[[Experiment], str], Callable[[Experiment], pd.DataFrame]]] = {
+        "toy_summary": (field, comparisons.toys_key, lambda experiment: experiment.ground_truth()[0]),
+        "toy_summary_challengers": (
+            field and field.challengers, comparisons.challengers_key, comparisons.compare_challengers,
+        ),
+        "masked": (asked.masked_tokens, comparisons.masked_key, comparisons.compare_masked),
+        "layer_groups": (asked.layer_groups, comparisons.layer_groups_key, comparisons.compare_layer_groups),
+    }  # fmt: skip
+    for name, (is_wanted, key_of, make) in wanted.items():
+        file, key = experiment.paths.figures / "results" / f"{name}.parquet", key_of(experiment)
         if is_wanted and not (file.is_file() and pd.read_parquet(file).attrs.get("key") == key):
-            table = make()
+            table = make(experiment)
             table.attrs["key"] = key
             write_parquet(file, table, index=False)
 

@@ -17,7 +17,7 @@ import yaml
 from sae_lib.__main__ import main
 from sae_lib.profiles.profile import load_profile
 from sae_lib.profiles.runs import ABLATION_GROUPS, FOLLOWED, Calibration, along_the_run, plan_runs
-from sae_lib.study import scoring, sitting
+from sae_lib.study import comparisons, scoring, sitting
 from sae_lib.study.experiment import Experiment
 from sae_lib.study.extras import METRICS, TRAJECTORY
 from sae_lib.study.pipeline import run
@@ -239,11 +239,11 @@ def test_a_study_of_methods_alone_ends_with_the_toys(profile, folder, monkeypatc
     rows = toy_summary((42, 43))
     idea = rows["experiment"].eq("field") & rows["method"].eq("consistent")
     monkeypatch.setattr(Experiment, "ground_truth", lambda self: (rows[~idea], pd.DataFrame()))
-    monkeypatch.setattr(Experiment, "challengers", lambda self: rows[idea])
+    monkeypatch.setattr(comparisons, "compare_challengers", lambda experiment: rows[idea])
     assert not sit(experiment, 0) and sit(experiment, 1)
-    for name in ("ground_truth", "challengers"):
-        monkeypatch.setattr(Experiment, name, lambda self: pytest.fail("computed twice"))
-    monkeypatch.setattr(sitting, "compare_masked", lambda self: pytest.fail("computed twice"))
+    monkeypatch.setattr(Experiment, "ground_truth", lambda self: pytest.fail("computed twice"))
+    for name in ("compare_challengers", "compare_masked"):
+        monkeypatch.setattr(comparisons, name, lambda experiment: pytest.fail("computed twice"))
     assert sit(experiment, 1)
     folder = experiment.paths.figures
     masked = pd.read_parquet(folder / "results" / "masked.parquet")
