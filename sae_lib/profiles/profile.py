@@ -48,13 +48,12 @@ class SweepConfig(Strict):
 
     @model_validator(mode="after")
     def _brackets(self) -> SweepConfig:
-        if min(self.levels) < 1 or len(set(self.levels)) != len(self.levels):
+        if min(self.levels) < 1 or len({*self.levels}) != len(self.levels):
             raise ValueError(f"levels needs distinct positive values, got {list(self.levels)}")
         for method, values in self.coefficients.items():
-            if len(values) < 2 or min(values) <= 0 or len(set(values)) != len(values):
-                raise ValueError(
-                    f"coefficients.{method} needs two or more distinct positive values, got {list(values)}"
-                )
+            if len(values) < 2 or min(values) <= 0 or len({*values}) != len(values):
+                told = f"needs two or more distinct positive values, got {list(values)}"
+                raise ValueError(f"coefficients.{method} {told}")
         return self
 
 
@@ -87,17 +86,13 @@ class AblationConfig(Strict):
 if TYPE_CHECKING:
 
     class EvaluationConfig(Strict):
-        """A section of settings for each registered score."""
-
         def __init__(self, **sections: Any) -> None: ...
-
         def __getattr__(self, score: str) -> Any: ...
 
 else:
     _sections = {name: (score.settings, score.settings()) for name, score in SCORES.items() if score.settings}
-    EvaluationConfig = create_model(
-        "EvaluationConfig", __base__=Strict, __doc__="A section of settings for each registered score.", **_sections
-    )
+    _told = "A section of settings for each registered score."
+    EvaluationConfig = create_model("EvaluationConfig", __base__=Strict, __doc__=_told, **_sections)
 
 
 class Cost(Strict):
@@ -145,15 +140,12 @@ class Profile(Strict):
     def _methods_exist(self) -> Profile:
         known = methods("main", "field", "as written")
         sections: dict[str, Iterable[str]] = {
-            "methods": self.methods,
-            "beside": self.beside,
-            "as_written": self.as_written,
+            "methods": self.methods, "beside": self.beside, "as_written": self.as_written,
             "sweep.coefficients": self.sweep.coefficients,
-        }
+        }  # fmt: skip
         for field, named in sections.items():
-            for method in named:
-                if method not in known:
-                    raise ValueError(f"{field}.{method} is no method{nearest_hint(method, known)}")
+            if unknown := [method for method in named if method not in known]:
+                raise ValueError(f"{field}.{unknown[0]} is no method{nearest_hint(unknown[0], known)}")
         if unnamed := [method for method in self.beside if method not in self.methods]:
             raise ValueError(f"beside.{unnamed[0]} has no entry in methods; add it there")
         for method in (m for m in known if m in self.methods or m in self.sweep.coefficients):
@@ -162,12 +154,10 @@ class Profile(Strict):
                 raise ValueError(f"sweep.coefficients.{method}: its sparsity is set by {config.knob}; leave it out")
             if not swept and config.knob == "l1_coefficient" and method in self.main_methods:
                 raise ValueError(f"sweep.coefficients.{method} is missing: the values of its l1_coefficient to try")
-            begins = config.get("threshold_start_step")
-            if begins is not None and begins >= self.training.steps:
-                raise ValueError(
-                    f"methods.{method}.threshold_start_step {begins} is not before the last of training.steps "
-                    f"{self.training.steps}; lower it or training.schedule_scale"
-                )
+            begins, steps = config.get("threshold_start_step"), self.training.steps
+            if begins is not None and begins >= steps:
+                told = f"is not before the last of training.steps {steps}; lower it or training.schedule_scale"
+                raise ValueError(f"methods.{method}.threshold_start_step {begins} {told}")
         choosing = {"sweep.seeds": self.sweep.seeds, "ablations.atm_grid_seeds": self.ablations.atm_grid_seeds}
         for name, chosen in choosing.items():
             if shared := sorted({*chosen} & {*self.training.seeds}):
@@ -186,9 +176,8 @@ class Profile(Strict):
 
         Raises ArtifactError for values that do not fit together, naming `section` as their place.
         """
-        training = self.training
         values = merged(self.methods.get(method, {}), overrides or {})
-        recipe = method_recipe(method, training.d_sae, values, training.schedule_scale)
+        recipe = method_recipe(method, self.training.d_sae, values, self.training.schedule_scale)
         kind = config_class(recipe["architecture"])
         try:
             return kind.model_validate(recipe)
@@ -210,24 +199,23 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     # The place of a key that is no text is told as a number, which the file does not have.
     loc = (*first["loc"][:-1], first["input"]) if first["type"] == "invalid_key" else first["loc"]
     path = ".".join([where, *(str(part) for part in loc)]).strip(".")
-    begin = f"{path}: " if path else ""
     if first["type"] == "extra_forbidden":
         owner = _model_at(model, first["loc"][:-1])
         fault = f"unknown key{nearest_hint(str(first['loc'][-1]), owner.model_fields if owner else [])}"
     else:
         got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
         fault = f"{first['msg'].removeprefix('Value error, ')}{got}"
-    return " ".join(f"{begin}{fault}".split())
+    return " ".join(f"{path}: {fault}".removeprefix(": ").split())
 
 
 def _model_at(model: type[BaseModel], path: tuple[Any, ...]) -> type[BaseModel] | None:
     for part in path:
         field = model.model_fields.get(str(part))
         candidates = [field.annotation, *get_args(field.annotation)] if field else []
-        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not models:
+        found = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if found is None:
             return None
-        model = models[0]
+        model = found
     return model
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.model_loading import model_identity
 from sae_lib.data.store_manifest import content_key, finished_manifest
 from sae_lib.data.tokens import load_tokens, with_masked
-from sae_lib.metrics.toy.experiments import absorption_picture, field, ground_truth
+from sae_lib.metrics.toy import experiments as toy
 from sae_lib.metrics.toy.ideas import ideas
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
@@ -59,7 +59,7 @@ class Experiment:
 
     @classmethod
     def open(cls, profile: str) -> Experiment:
-        """The experiment of the profile with this name or path. Raises ArtifactError for a wrong profile."""
+        """The experiment of the profile with this name or path."""
         loaded = load_profile(profile)
         return cls(loaded, Paths(loaded.name))
 
@@ -84,7 +84,6 @@ class Experiment:
 
     @property
     def corpus_cache(self) -> Path:
-        """Where the packaged corpus is kept, for all profiles."""
         return corpus_cache()
 
     def build_tokens(self, tokenizer: Any) -> dict[str, Any]:
@@ -117,8 +116,7 @@ class Experiment:
         self.harvest(lm)
 
     def store(self) -> ActivationStore:
-        """The finished activation store; on a GPU, where it fits. On a CPU the page cache does as much, once for all
-        processes.
+        """The finished activation store, on a GPU where it fits. On a CPU the page cache does as much for all.
 
         Raises ArtifactError when it was made by another model, layer or corpus.
         """
@@ -139,11 +137,8 @@ class Experiment:
 
     @property
     def _store_source(self) -> dict[str, Any]:
-        return {
-            "identity": model_identity(self.profile.model),
-            "corpus_sha256": tokens_sha256(self.train_tokens),
-            "layer": self.profile.model.layer,
-        }
+        model, tokens = self.profile.model, self.train_tokens
+        return {"identity": model_identity(model), "corpus_sha256": tokens_sha256(tokens), "layer": model.layer}
 
     def run_key(self, spec: RunSpec, store_key: str) -> str:
         key = run_key(spec.config, store_key, self.profile.data, self.profile.training, spec.seed)
@@ -193,10 +188,8 @@ class Experiment:
         self._train(specs, "train again", weights=True)
 
     def _unfinished(self, specs: Sequence[RunSpec], *, weights: bool) -> dict[str, RunSpec]:
-        """By their keys."""
-        store_key = self.store_key
+        store_key, runs = self.store_key, self.paths.runs
         keys = {self.run_key(spec, store_key): spec for spec in specs}
-        runs = self.paths.runs
         return {key: spec for key, spec in keys.items() if not is_finished(runs / key[:20], key, weights=weights)}
 
     def _train(self, specs: Sequence[RunSpec], description: str, *, weights: bool) -> None:
@@ -212,14 +205,13 @@ class Experiment:
 
     def ground_truth(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The toys, one row per SAE: where the papers' mechanisms are taken apart `toy.experiments.ground_truth`, whose
-        latents `toy.experiments.absorption_picture` shows; where a profile names the field `toy.experiments.field` and
-        `toy.ideas.ideas`."""
+        latents `absorption_picture` shows; where a profile names the field `field` and `toy.ideas.ideas`."""
         folder, settings, papers = self.paths.runs / "toy", self.profile.ablations.toy, self.profile.ablations.papers
+        made = [*([toy.ground_truth] if papers else []), toy.field, ideas]
         with self.writing():
-            parts = [ground_truth(folder, settings, self.workers)] if papers else []
-            parts += [field(folder, settings, self.workers), ideas(folder, settings, self.workers)]
-            summary = concat([part for part in parts if len(part)])
-            return summary, absorption_picture(folder, settings, self.workers) if papers else pd.DataFrame()
+            tables = [make(folder, settings, self.workers) for make in made]
+            picture = toy.absorption_picture(folder, settings, self.workers) if papers else pd.DataFrame()
+            return concat([table for table in tables if len(table)]), picture
 
     def calibrate(self) -> Calibration:
         """The L1 methods' part of the sweep: the coefficient of each at which L0 meets the target on the calibration
@@ -241,14 +233,12 @@ class Experiment:
         """`known` with ATM at the c and r that suit it best, by the scores of group `atm_grid`, whose seeds are judged
         nowhere; and with the uniform dropout that takes away as much activation. Both at the target L0.
 
-        Where the profile has no sweep of both, `known` as it is. Raises ArtifactError when ATM masked nothing at the
-        chosen c and r.
+        Where the profile has no sweep of both, `known` as it is. Raises ArtifactError when that ATM masked nothing.
         """
-        if not fairly_compared(self.profile):
-            return known
-        known = known.model_copy(update={"fair": choose_atm(grid)})
-        for method in FAIR:
-            known = self.match_fair(known, method)
+        if fairly_compared(self.profile):
+            known = known.model_copy(update={"fair": choose_atm(grid)})
+            for method in FAIR:
+                known = self.match_fair(known, method)
         return known
 
     def match_fair(self, known: Calibration, method: str) -> Calibration:
@@ -299,17 +289,14 @@ class Experiment:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the profile's folder while something is written into it, so that no other run clears it up.
-
-        Nothing is done where this process, or the run that it is part of, holds it already.
+        """Hold the profile's folder while something is written into it, so that no other run clears it up; unless this
+        process, or the run that it is part of, holds it already.
 
         Raises ArtifactError when another run holds it.
         """
-        if ranks.rank() > 0 or is_held(self.paths.root):
+        is_ours = ranks.rank() > 0 or is_held(self.paths.root)
+        with nullcontext() if is_ours else FolderLock(self.paths.root):
             yield
-        else:
-            with FolderLock(self.paths.root):
-                yield
 
 
 def choose_atm(grid: pd.DataFrame) -> FairATM:
@@ -317,8 +304,7 @@ def choose_atm(grid: pd.DataFrame) -> FairATM:
     `EV_KEPT` of the best cell's: a method that is to lower absorption *and* to keep reconstruction."""
     cells = grid[grid["group"] == "atm_grid"].groupby(["c", "r"])[["explained_variance", "absorption_fraction"]].mean()
     kept = cells[cells["explained_variance"] >= cells["explained_variance"].max() - EV_KEPT]
-    # Without letters no cell has a score: the first one.
-    c, r = kept["absorption_fraction"].fillna(0.0).idxmin()
+    c, r = kept["absorption_fraction"].fillna(0.0).idxmin()  # without letters no cell has a score: the first one
     return FairATM(c=float(c), r=float(r))
 
 

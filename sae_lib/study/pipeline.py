@@ -21,23 +21,11 @@ from sae_lib.data.store_manifest import MANIFEST, lost_file
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.provenance import manifest_file, output_path
 from sae_lib.study import plan
-from sae_lib.study.bound import bound_note
 from sae_lib.study.measures import foreseen
 from sae_lib.study.notebooks import run_notebook
+from sae_lib.util import files
 from sae_lib.util.environment import locked_pins
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import (
-    FolderLock,
-    file_sha256,
-    file_state,
-    is_unaltered,
-    json_key,
-    make_folder,
-    read_json,
-    remove_unfinished,
-    used_bytes,
-    write_json,
-)
 from sae_lib.util.keys import NUMERICAL
 from sae_lib.util.paths import NOTEBOOKS, ROOT, Paths, corpus_cache, shown
 
@@ -92,18 +80,20 @@ def made_from(notebook: Path, profile: Profile, paths: Paths) -> dict[str, str]:
     # sets are pinned by the profile.
     large, inputs = [Path(name) for name in profile.corpus.files], []
     if profile.model.name == "pocket":
-        inputs = [[file.name, file_sha256(file)] for file in sorted(POCKET_FOLDER.glob("*")) if file.suffix != ".md"]
+        inputs = [
+            [file.name, files.file_sha256(file)] for file in sorted(POCKET_FOLDER.glob("*")) if file.suffix != ".md"
+        ]
     else:
         place = Path(profile.model.name).expanduser()
         large += [place, *sorted(place.glob("*"))]
     inputs += [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in large if file.is_file()]
     return {
-        "notebook": json_key(cells),
-        "code": json_key([[file.name, file_sha256(file)] for file in code]),
-        "profile": json_key(profile.model_dump(mode="json", exclude={"description", "cost"})),
-        "inputs": json_key(inputs),
-        "lock": json_key({name: pin for name, pin in locked_pins().items() if name in (*NUMERICAL, *DRAWING)}),
-        "upstream": json_key([file_sha256(file) if file.is_file() else None for file in before]),
+        "notebook": files.json_key(cells),
+        "code": files.json_key([[file.name, files.file_sha256(file)] for file in code]),
+        "profile": files.json_key(profile.model_dump(mode="json", exclude={"description", "cost"})),
+        "inputs": files.json_key(inputs),
+        "lock": files.json_key({name: pin for name, pin in locked_pins().items() if name in (*NUMERICAL, *DRAWING)}),
+        "upstream": files.json_key([files.file_sha256(file) if file.is_file() else None for file in before]),
     }
 
 
@@ -111,7 +101,7 @@ def why_not_done(notebook: Path, profile: Profile, paths: Paths) -> str | None:
     """Why a notebook has to run, in words; None when what it made is still what it would make."""
     if not (file := _record(notebook, paths)).is_file():
         return "not run yet"
-    record, now = read_json(file), made_from(notebook, profile, paths)
+    record, now = files.read_json(file), made_from(notebook, profile, paths)
     for part, reason in REASONS.items():
         if record["parts"].get(part) != now[part]:
             return reason
@@ -119,7 +109,7 @@ def why_not_done(notebook: Path, profile: Profile, paths: Paths) -> str | None:
         return "its executed copy is gone"
     for name, known in record["outputs"].items():
         file = output_path(paths, name)
-        if not file.is_file() or not is_unaltered(file, known):
+        if not file.is_file() or not files.is_unaltered(file, known):
             return f"{name} is gone or was altered"
     if f"{paths.store.name}/{MANIFEST}" in record["outputs"] and (lost := lost_file(paths.store)):
         return f"{paths.store.name}/{lost} is gone or was altered"
@@ -145,11 +135,11 @@ def run(profile: Profile, parameters: Mapping[str, Any], *, notebooks: Path, onl
         raise ArtifactError(f"ablations.papers: {told}; run make study PROFILE={profile.name}, or set it to true")
     paths, found, ran = Paths(profile.name), find_notebooks(notebooks), []
     chosen = _choose(found, only)
-    with FolderLock(paths.root):
+    with files.FolderLock(paths.root):
         for folder in (paths.root, paths.figures):
-            remove_unfinished(folder)
+            files.remove_unfinished(folder)
         with suppress(FileNotFoundError):  # another run's file, which took its name meanwhile
-            remove_unfinished(corpus_cache(), LONGEST_WRITE_S)
+            files.remove_unfinished(corpus_cache(), LONGEST_WRITE_S)
         for notebook in chosen:
             label = f"[{found.index(notebook) + 1}/{len(found)}] {notebook.stem}:"
             if (reason := why_not_done(notebook, profile, paths)) is None:
@@ -172,14 +162,14 @@ def _run_one(notebook: Path, profile: Profile, paths: Paths, parameters: Mapping
         manifest_file(paths, notebook.stem),
     )  # an edit meanwhile is seen
     for folder in (paths.results, paths.keys):
-        make_folder(folder)
+        files.make_folder(folder)
     manifest.unlink(missing_ok=True)
     run_notebook(notebook, paths.notebooks, paths.failed, paths.logs / f"{notebook.stem}.log", parameters)
     if not manifest.is_file():
         raise ArtifactError(f"{notebook.stem} ended without writing {shown(manifest)}; its last cells must write it")
-    names = [*read_json(manifest)["outputs"], manifest.relative_to(paths.root).as_posix()]
-    outputs = {name: file_state(output_path(paths, name)) for name in names}
-    write_json(_record(notebook, paths), {"parts": parts, "outputs": outputs})
+    names = [*files.read_json(manifest)["outputs"], manifest.relative_to(paths.root).as_posix()]
+    outputs = {name: files.file_state(output_path(paths, name)) for name in names}
+    files.write_json(_record(notebook, paths), {"parts": parts, "outputs": outputs})
 
 
 def _tell_measures(profile: Profile, paths: Paths) -> None:
@@ -222,10 +212,10 @@ def plan_command(profile: Profile, notebooks: Path) -> int:
         reason = why_not_done(notebook, profile, paths) or (first and f"if {first} gives other results")
         first = first or (reason and notebook.stem)
         print(f"  {notebook.stem:<14} {f'to do ({reason})' if reason else 'up to date'}")
-    there = f"({used_bytes(paths.root) / plan.GB:.2f} GB there now)"
+    there = f"({files.used_bytes(paths.root) / plan.GB:.2f} GB there now)"
     lines = {
         "time": plan.time_note(profile, paths, cost),
-        **({"bound": bound_note(profile, cost.model)} if profile.cost.needs_gpu else {}),
+        **({"bound": plan.bound_note(profile, cost.model)} if profile.cost.needs_gpu else {}),
         "SAEs": f"{cost.saes.total()}: " + ", ".join(f"{n} {group}" for group, n in sorted(cost.saes.items())),
         "disk": f"{sum(cost.disk.values()) / plan.GB:.2f} GB under {shown(paths.root)} {there}",
         "memory": ", ".join(f"{size / plan.GB:.1f} GB of {plan.KINDS[kind]}" for kind, size in cost.memory.items()),
@@ -246,8 +236,8 @@ def clean_command(profile: Profile) -> int:
     if not root.is_dir():
         print(f"nothing to remove: there is no {shown(root)}")
         return 0
-    with FolderLock(root):
-        size = used_bytes(root)
+    with files.FolderLock(root):
+        size = files.used_bytes(root)
         shutil.rmtree(root)
     print(f"removed {shown(root)} ({size / plan.GB:.2f} GB)")
     return 0

@@ -17,38 +17,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
-from sae_lib.profiles.runs import (
-    ABLATION_GROUPS,
-    ABLATION_SCORES,
-    FAIR,
-    MAIN_GROUPS,
-    Calibration,
-    RunSpec,
-    along_the_run,
-    carriers_in,
-    endings_in,
-    fairly_compared,
-    plan_runs,
-    planted_in,
-    sweep_runs,
-)
+from sae_lib.profiles import runs
+from sae_lib.profiles.runs import ABLATION_GROUPS, FAIR, MAIN_GROUPS, Calibration, RunSpec, plan_runs
 from sae_lib.report.claims.ledger import evaluate_claims, write_claims
 from sae_lib.report.figures.write import FIGURES, write_figure
 from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES, write_table
-from sae_lib.study import comparisons
+from sae_lib.study import comparisons, extras
 from sae_lib.study.experiment import Experiment, choose_atm
-from sae_lib.study.extras import (
-    CARRIERS,
-    CIRCUITS,
-    ENDINGS,
-    EXTRAS,
-    INTERPRETED,
-    PERTURBED,
-    PLANTED_CURVE,
-    TRAJECTORY,
-    Extra,
-)
 from sae_lib.study.rows import is_known, keep, restore, scores_of
 from sae_lib.study.scoring import evaluate, score_inputs, score_keys
 from sae_lib.study.show import probe_letters
@@ -67,7 +43,7 @@ class Step(NamedTuple):
 
     what: str
     specs: list[RunSpec]
-    extra: Extra | None = None
+    extra: extras.Extra | None = None
 
 
 def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
@@ -92,9 +68,9 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     def fair_atm() -> Iterator[Step]:
         grid = plan_runs(profile, known, ["atm_grid"])
         yield Step("grid of ATM's c and r", grid)
-        if not fairly_compared(profile) or lacks("atm_grid"):
+        if not runs.fairly_compared(profile) or lacks("atm_grid"):
             return
-        chosen = choose_atm(evaluate(experiment, grid, ABLATION_SCORES).rows)
+        chosen = choose_atm(evaluate(experiment, grid, runs.ABLATION_SCORES).rows)
         fair = known.model_copy(update={"fair": chosen})
         for method in FAIR:
             yield Step(f"sweep of {method} for a fair ATM", plan_runs(profile, fair, ["fair_sweep"], [method]))
@@ -107,23 +83,23 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
         told = [spec for spec in by_seed(table, [seed]) if spec.method not in swept]
         told.sort(key=lambda spec: not spec.trained)  # pairs that train
         yield Step(f"told their L0, and controls, seed {seed}", told)
-    yield Step("planted absorption", planted_in(profile), PLANTED_CURVE)
-    yield Step("carrier test", carriers_in(profile), CARRIERS)
-    yield Step("targeted probe perturbation", carriers_in(profile), PERTURBED)
+    yield Step("planted absorption", runs.planted_in(profile), extras.PLANTED_CURVE)
+    yield Step("carrier test", runs.carriers_in(profile), extras.CARRIERS)
+    yield Step("targeted probe perturbation", runs.carriers_in(profile), extras.PERTURBED)
     # Dropout masks as much as ATM turns out to.
-    alone = [spec for method in swept if method != "dropout" for spec in sweep_runs(profile, method)]
+    alone = [spec for method in swept if method != "dropout" for spec in runs.sweep_runs(profile, method)]
     yield Step("coefficients as written, and a sweep of the L1 methods", by_seed(["as_written"], seeds[:1]) + alone)
     if lacks("sweep"):
         return
     known = experiment.calibrate()
     if "dropout" in swept:
-        yield Step("sweep of dropout", sweep_runs(profile, "dropout", known.dropout_probability))
+        yield Step("sweep of dropout", runs.sweep_runs(profile, "dropout", known.dropout_probability))
     yield Step("main table, the first seeds", by_seed(table, first, known))
     yield from explaining(seeds[:1])
-    yield Step("absorption of word endings", endings_in(profile), ENDINGS)
-    yield Step("absorption along the run", along_the_run(profile), TRAJECTORY)
+    yield Step("absorption of word endings", runs.endings_in(profile), extras.ENDINGS)
+    yield Step("absorption along the run", runs.along_the_run(profile), extras.TRAJECTORY)
     yield from fair_atm()
-    yield Step("circuits of letters", carriers_in(profile), CIRCUITS)
+    yield Step("circuits of letters", runs.carriers_in(profile), extras.CIRCUITS)
     yield Step("main table, the other seeds", by_seed(table, others, known))
     for group in ("sweep", *FIRST_ABLATIONS):
         yield Step(group, plan_runs(profile, known, [group]))
@@ -131,7 +107,7 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     for group in LAST_ABLATIONS:
         yield Step(group, plan_runs(profile, known, [group]))
     yield Step("coefficients as written, all seeds", plan_runs(profile, known, ["as_written"]))
-    yield Step("automatic interpretation", carriers_in(profile), INTERPRETED)
+    yield Step("automatic interpretation", runs.carriers_in(profile), extras.INTERPRETED)
 
 
 def sit(experiment: Experiment, hours: float) -> bool:
@@ -148,8 +124,8 @@ def sit(experiment: Experiment, hours: float) -> bool:
     missing: list[RunSpec] = []
     for what, specs, extra in steps(experiment, missing):
         restore(experiment, specs)
-        keys, runs = score_keys(experiment), experiment.run_folders(specs)
-        todo = [spec for spec in specs if not is_known(runs[spec], spec, keys)]
+        keys, folders = score_keys(experiment), experiment.run_folders(specs)
+        todo = [spec for spec in specs if not is_known(folders[spec], spec, keys)]
         if extra:
             todo = extra.missing(experiment, specs)
         while todo and time.monotonic() < until:
@@ -162,7 +138,7 @@ def sit(experiment: Experiment, hours: float) -> bool:
             experiment.calibration_l0([spec for spec in chunk if spec.group in SWEPT])
             evaluate(experiment, chunk, scores_of(chunk[0]))
             keep(experiment, chunk)
-        finished = [spec for spec in specs if is_known(runs[spec], spec, keys)]
+        finished = [spec for spec in specs if is_known(folders[spec], spec, keys)]
         keep(experiment, finished)  # also what a sitting had scored when it was interrupted
         known |= dict.fromkeys(finished)
         missing += todo
@@ -196,7 +172,7 @@ def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> None:
     """Write results, tables, figures and the ledger of those SAEs. A table or figure that lacks rows is left out, and
     goes where an older one is there."""
     profile, folder = experiment.profile, experiment.paths.figures
-    tables = {extra.name: extra.known(experiment, specs) for extra in EXTRAS}
+    tables = {extra.name: extra.known(experiment, specs) for extra in extras.EXTRAS}
     tables["probe"] = probe_letters(score_inputs(experiment).reference("absorption"))
     for part, groups in (("main", MAIN_GROUPS), ("ablations", ABLATION_GROUPS)):
         if of_part := [spec for spec in specs if spec.group in groups]:

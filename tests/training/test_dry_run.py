@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sae_lib.profiles.profile import load_profile
-from sae_lib.study.bound import adam_bytes, bound_note, harvest_flop, losses_flop, product_flop, products
 from sae_lib.study.measures import model_size
+from sae_lib.study.plan import adam_bytes, bound_note, harvest_flop, losses_flop, product_flop, products
 from sae_lib.util.paths import ROOT
 from tests.training.dry_run import CONTEXT, D_IN, MISTAKES, first_runs
 
