@@ -35,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # `kill` ends a command as Ctrl-C does: what it started is stopped and nothing half-written stays.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _refuse_empty(options)
-        require_address_space()
-        _check_interpreter()
+        _check(options)
         code = _do(options)
         print(end="", flush=True)
         return code
@@ -45,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        if not _nobody_reads():
+        poll = select.poll()
+        poll.register(STDOUT, 0)  # a broken pipe is told whatever is asked for: what reads is gone, as in `| head`
+        if not poll.poll(0):
             raise
         return _end_of_output()
     except OSError as error:
@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _end_of_output()
         if error.errno not in REFUSALS or error.filename is None:
             raise
-        name = shortened(str(error.filename), 200)
-        print(f"error: {name}: {error.strerror}; check this path and its permissions", file=sys.stderr)
+        told = f"{shortened(str(error.filename), 200)}: {error.strerror}; check this path and its permissions"
+        print(f"error: {told}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         kept = "; what was finished is kept and the same command goes on from there"
@@ -135,36 +135,26 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _refuse_empty(options: Options) -> None:
-    """What an unset variable of a shell leaves behind. '' as a path would be the folder here."""
+def _check(options: Options) -> None:
+    """Refuse what an unset variable of a shell leaves behind ('' as a path would be the folder here), and settings that
+    libraries stumble over: transformers reads docstrings, Numba stops with a traceback when it is imported."""
     for name, value in vars(options).items():
         if value == "" or (isinstance(value, list) and "" in value):
             raise ArtifactError(f"{name.replace('_', '-')}: nothing is given (''); give a value, or leave it out")
-
-
-def _nobody_reads() -> bool:
-    """Whether what reads the output is gone, as in `| head`."""
-    poll = select.poll()
-    poll.register(STDOUT, 0)  # a broken pipe is told whatever is asked for
-    return bool(poll.poll(0))
+    require_address_space()
+    if sys.flags.optimize > 1:
+        told = "2 (python -OO) takes the docstrings away, which transformers reads; unset it"
+        raise ArtifactError(f"PYTHONOPTIMIZE: {told}")
+    threads = os.environ.get("NUMBA_NUM_THREADS", "1")
+    if not (threads.isdecimal() and int(threads)):
+        told = f"'{shortened(threads)}' is no number of threads; give 1 or more, or unset it"
+        raise ArtifactError(f"NUMBA_NUM_THREADS: {told}")
 
 
 def _end_of_output() -> int:
     """Nothing more is printed, also of what is still held back."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
     return 1
-
-
-def _check_interpreter() -> None:
-    """What libraries stumble over: transformers reads docstrings, Numba stops with a traceback when it is imported."""
-    if sys.flags.optimize > 1:
-        raise ArtifactError(
-            "PYTHONOPTIMIZE: 2 (python -OO) takes the docstrings away, which transformers reads; unset it"
-        )
-    name = "NUMBA_NUM_THREADS"
-    threads = os.environ.get(name, "1")
-    if not (threads.isdecimal() and int(threads)):
-        raise ArtifactError(f"{name}: '{shortened(threads)}' is no number of threads; give 1 or more, or unset it")
 
 
 def _path(value: str) -> Path | str:

@@ -16,9 +16,9 @@ from sae_lib.metrics.probing.reference import PROBING_REFERENCE, SPURIOUS_REFERE
 from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
 from sae_lib.metrics.toy.training import TOY
+from sae_lib.study import extras
 from sae_lib.study.comparisons import CHALLENGERS, LAYER_GROUPS, MASKED, TOYS
 from sae_lib.study.experiment import CALIBRATION_L0
-from sae_lib.study.extras import ALONG, CARRIER, CIRCUIT, ENDING, PERTURBATION, PLANTED
 from sae_lib.study.scoring import ACROSS_SEEDS
 from sae_lib.training.run import TRAINING
 from sae_lib.util.files import read_json, write_json
@@ -35,17 +35,17 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     STABILITY_REFERENCE: ("sae_lib.metrics.stability.reference",),
     PROBING_REFERENCE: ("sae_lib.metrics.probing.reference",),
     CIRCUIT_REFERENCE: ("sae_lib.metrics.absorption.circuits",),
-    CIRCUIT: ("sae_lib.metrics.absorption.circuits",),
+    extras.CIRCUITS.stage: ("sae_lib.metrics.absorption.circuits",),
     SPURIOUS_REFERENCE: ("sae_lib.metrics.probing.spurious",),
     **{score.stage: (score.evaluate.__module__,) for score in SCORES.values()},
     CALIBRATION_L0: ("sae_lib.autoencoders.build",),
     ACROSS_SEEDS: ("sae_lib.metrics.stability.seeds",),
-    CARRIER: ("sae_lib.metrics.absorption.carrier",),
-    PERTURBATION: ("sae_lib.metrics.probing.perturbation",),
-    PLANTED: ("sae_lib.metrics.absorption.planted",),
-    ALONG: ("sae_lib.training.trainer", "sae_lib.metrics.absorption.score"),
+    extras.CARRIERS.stage: ("sae_lib.metrics.absorption.carrier",),
+    extras.PERTURBED.stage: ("sae_lib.metrics.probing.perturbation",),
+    extras.PLANTED_CURVE.stage: ("sae_lib.metrics.absorption.planted",),
+    extras.TRAJECTORY.stage: ("sae_lib.training.trainer", "sae_lib.metrics.absorption.score"),
     LAYER_GROUPS: ("sae_lib.training.trainer", "sae_lib.data.layer_groups", "sae_lib.metrics.reconstruction"),
-    ENDING: ("sae_lib.metrics.absorption.endings",),
+    extras.ENDINGS.stage: ("sae_lib.metrics.absorption.endings",),
     MASKED: ("sae_lib.training.run", "sae_lib.data.tokens", "sae_lib.data.harvest"),
     TOY: ("sae_lib.metrics.toy.experiments",),
     TOYS: ("sae_lib.metrics.toy.experiments", "sae_lib.metrics.toy.ideas"),

@@ -23,7 +23,7 @@ from sae_lib.metrics.absorption.planted import planted_absorption
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.absorption.score import evaluate_absorption
 from sae_lib.metrics.probing.perturbation import perturbation
-from sae_lib.metrics.probing.reference import ProbingPart, build_spurious_reference
+from sae_lib.metrics.probing.reference import build_spurious_reference
 from sae_lib.metrics.scores import SCORES
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.study.experiment import Experiment, concat, tag
@@ -33,12 +33,6 @@ from sae_lib.util.files import write_json
 from sae_lib.util.keys import Stage, result_key
 from sae_lib.util.parallel import for_each, kept
 
-ALONG = Stage("absorption along a run", 1)
-PLANTED = Stage("planted absorption", 1)
-CARRIER = Stage("carrier test", 1)
-CIRCUIT = Stage("letter circuits", 2)
-PERTURBATION = Stage("targeted perturbation", 1)
-ENDING = Stage("absorption of endings", 1)
 INTERPRETATION = SCORES["interpretation"]
 METRICS = ("absorption_fraction", "absorption_full", "main_latent_f1")
 
@@ -140,20 +134,17 @@ def _interpreted(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
 
 
 def _perturbed(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
-    inputs = score_inputs(experiment)
-    config, reference = inputs.settings("probing"), inputs.reference("probing")
-
-    def confounded() -> ProbingPart:
-        return build_spurious_reference(inputs.lm, config, inputs.corpus, inputs.folder, inputs.corpus_cache)
-
-    return perturbation(sae, reference, kept(experiment, "confounded", confounded), config)
+    inputs, config = score_inputs(experiment), score_inputs(experiment).settings("probing")
+    texts = inputs.lm, config, inputs.corpus, inputs.folder, inputs.corpus_cache
+    confounded = kept(experiment, "confounded", lambda: build_spurious_reference(*texts))
+    return perturbation(sae, inputs.reference("probing"), confounded, config)
 
 
-TRAJECTORY = Extra("trajectory", ALONG, _absorption, points=20)
-PLANTED_CURVE = Extra("planted", PLANTED, _planted)
-CARRIERS = Extra("carriers", CARRIER, _carriers)
-PERTURBED = Extra("perturbation", PERTURBATION, _perturbed, reads="probing")
-CIRCUITS = Extra("circuits", CIRCUIT, _circuits)
-ENDINGS = Extra("endings", ENDING, _endings)
+TRAJECTORY = Extra("trajectory", Stage("absorption along a run", 1), _absorption, points=20)
+PLANTED_CURVE = Extra("planted", Stage("planted absorption", 1), _planted)
+CARRIERS = Extra("carriers", Stage("carrier test", 1), _carriers)
+PERTURBED = Extra("perturbation", Stage("targeted perturbation", 1), _perturbed, reads="probing")
+CIRCUITS = Extra("circuits", Stage("letter circuits", 2), _circuits)
+ENDINGS = Extra("endings", Stage("absorption of endings", 1), _endings)
 INTERPRETED = Extra(INTERPRETATION.name, INTERPRETATION.stage, _interpreted, reads=INTERPRETATION.name)
 EXTRAS = (TRAJECTORY, PLANTED_CURVE, CARRIERS, CIRCUITS, PERTURBED, ENDINGS, INTERPRETED)

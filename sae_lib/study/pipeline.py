@@ -36,14 +36,6 @@ CODE, SOURCES = ROOT / "sae_lib", (".py", ".yaml", ".typ", ".css", ".bib")
 PATTERN = "[0-9][0-9]_*.ipynb"
 # Packages that draw and set what notebooks make of the numbers.
 DRAWING = ("jinja2", "matplotlib", "seaborn", "typst")
-REASONS = {
-    "notebook": "the notebook changed",
-    "code": "the code changed",
-    "profile": "the profile changed",
-    "inputs": "the model's or the corpus's files changed",
-    "lock": "packages in requirements.lock changed",
-    "upstream": "earlier results changed",
-}
 
 
 def find_notebooks(folder: Path) -> list[Path]:
@@ -76,25 +68,25 @@ def made_from(notebook: Path, profile: Profile, paths: Paths) -> dict[str, str]:
         raise ArtifactError(f"{shown(notebook)} cannot be read ({error}); restore it with git") from None
     code = [file for file in sorted(CODE.rglob("*")) if file.suffix in SOURCES]
     before = [manifest_file(paths, each.stem) for each in sorted(notebook.parent.glob(PATTERN)) if each < notebook]
+    pins = {name: pin for name, pin in locked_pins().items() if name in (*NUMERICAL, *DRAWING)}
     # The packaged model is read; other files may be large and are known by names, sizes and times. Hub models and data
     # sets are pinned by the profile.
-    large, inputs = [Path(name) for name in profile.corpus.files], []
-    if profile.model.name == "pocket":
-        inputs = [
-            [file.name, files.file_sha256(file)] for file in sorted(POCKET_FOLDER.glob("*")) if file.suffix != ".md"
-        ]
-    else:
-        place = Path(profile.model.name).expanduser()
-        large += [place, *sorted(place.glob("*"))]
-    inputs += [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in large if file.is_file()]
-    return {
-        "notebook": files.json_key(cells),
-        "code": files.json_key([[file.name, files.file_sha256(file)] for file in code]),
-        "profile": files.json_key(profile.model_dump(mode="json", exclude={"description", "cost"})),
-        "inputs": files.json_key(inputs),
-        "lock": files.json_key({name: pin for name, pin in locked_pins().items() if name in (*NUMERICAL, *DRAWING)}),
-        "upstream": files.json_key([files.file_sha256(file) if file.is_file() else None for file in before]),
+    place = Path(profile.model.name).expanduser()
+    read = [file for file in sorted(POCKET_FOLDER.glob("*")) if file.suffix != ".md"]
+    named = [Path(name) for name in profile.corpus.files]
+    if profile.model.name != "pocket":
+        read, named = [], [*named, place, *sorted(place.glob("*"))]
+    inputs: list[Any] = [[file.name, files.file_sha256(file)] for file in read]
+    inputs += [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in named if file.is_file()]
+    parts = {
+        "the notebook": cells,
+        "the code": [[file.name, files.file_sha256(file)] for file in code],
+        "the profile": profile.model_dump(mode="json", exclude={"description", "cost"}),
+        "the model's or the corpus's files": inputs,
+        "packages in requirements.lock": pins,
+        "earlier results": [files.file_sha256(file) if file.is_file() else None for file in before],
     }
+    return {part: files.json_key(content) for part, content in parts.items()}
 
 
 def why_not_done(notebook: Path, profile: Profile, paths: Paths) -> str | None:
@@ -102,9 +94,9 @@ def why_not_done(notebook: Path, profile: Profile, paths: Paths) -> str | None:
     if not (file := _record(notebook, paths)).is_file():
         return "not run yet"
     record, now = files.read_json(file), made_from(notebook, profile, paths)
-    for part, reason in REASONS.items():
-        if record["parts"].get(part) != now[part]:
-            return reason
+    for part, key in now.items():
+        if record["parts"].get(part) != key:
+            return f"{part} changed"
     if not (paths.notebooks / notebook.name).is_file():
         return "its executed copy is gone"
     for name, known in record["outputs"].items():

@@ -110,7 +110,36 @@ def blockers(profile: Profile, plan: Plan, paths: Paths) -> list[str]:
     """What would stop a run, one line each with what to change; empty when nothing does."""
     import torch
 
-    found = [*_missing(profile, plan.model, paths), *_disk(profile, plan, paths)]
+    from sae_lib.data import documentation
+    from sae_lib.data.corpus import text_files
+    from sae_lib.data.model_loading import device_of
+    from sae_lib.metrics.probing.datasets import check_texts
+
+    corpus, found = profile.corpus, []
+    asked, longest = profile.data.context_length, plan.model.positions
+    if longest is not None and asked > longest:
+        found.append(f"data.context_length: {asked} is more than the {longest} positions of {profile.model.name}")
+    checks: list[Callable[[], object]] = [
+        lambda: check_writable(paths.root),
+        lambda: profile.model.check_layer(plan.model.layers),
+        lambda: device_of(profile.model),
+        lambda: check_texts(profile.evaluation.probing, corpus),
+        lambda: corpus.source == "documentation" and documentation.versions(corpus.packages),
+        lambda: corpus.source == "files" and text_files(corpus.files),
+    ]
+    for check in checks:
+        try:
+            check()
+        except ArtifactError as error:
+            found.append(str(error))
+
+    folder, size, store = nearest_folder(paths.root), sum(plan.disk.values()), plan.disk["store"]
+    free = free_bytes(folder) + used_bytes(paths.root)  # what is there already is part of what it needs
+    if size > free:
+        fewer = int(0.95 * (free - (size - store)) / store * profile.data.train_tokens)
+        change = f"lower data.train_tokens to {fewer:_}, or " if fewer >= profile.data.batch_tokens else ""
+        change += f"set {OUTPUT_VARIABLE} to a folder on a disk with that much"
+        found.append(f"disk: {profile.name} needs {size / GB:.1f} GB and {folder} has {free / GB:.1f} GB; {change}")
     for device, needed in plan.memory.items():
         if device == "cuda" and not torch.cuda.is_available():
             found.append(
@@ -123,45 +152,7 @@ def blockers(profile: Profile, plan: Plan, paths: Paths) -> list[str]:
                 f"{KINDS[device]}: {profile.name} needs {needed / GB:.1f} GB and {free / GB:.1f} GB are free; "
                 f"lower {workers}data.batch_tokens or training.d_sae"
             )
-    return found
-
-
-def _missing(profile: Profile, size: ModelSize, paths: Paths) -> list[str]:
-    """What a profile names and this machine, or the model, does not have: what its run would say of it."""
-    from sae_lib.data import documentation
-    from sae_lib.data.corpus import text_files
-    from sae_lib.data.model_loading import device_of
-    from sae_lib.metrics.probing.datasets import check_texts
-
-    corpus, found = profile.corpus, []
-    asked, longest = profile.data.context_length, size.positions
-    if longest is not None and asked > longest:
-        found.append(f"data.context_length: {asked} is more than the {longest} positions of {profile.model.name}")
-    checks: list[Callable[[], object]] = [
-        lambda: check_writable(paths.root),
-        lambda: profile.model.check_layer(size.layers),
-        lambda: device_of(profile.model),
-        lambda: check_texts(profile.evaluation.probing, corpus),
-        lambda: corpus.source == "documentation" and documentation.versions(corpus.packages),
-        lambda: corpus.source == "files" and text_files(corpus.files),
-    ]
-    for check in checks:
-        try:
-            check()
-        except ArtifactError as error:
-            found.append(str(error))
     return list(dict.fromkeys(found))
-
-
-def _disk(profile: Profile, plan: Plan, paths: Paths) -> list[str]:
-    folder, needed, store = nearest_folder(paths.root), sum(plan.disk.values()), plan.disk["store"]
-    free = free_bytes(folder) + used_bytes(paths.root)  # what is there already is part of what it needs
-    if needed <= free:
-        return []
-    fewer = int(0.95 * (free - (needed - store)) / store * profile.data.train_tokens)
-    change = f"lower data.train_tokens to {fewer:_}, or " if fewer >= profile.data.batch_tokens else ""
-    change += f"set {OUTPUT_VARIABLE} to a folder on a disk with that much"
-    return [f"disk: {profile.name} needs {needed / GB:.1f} GB and {folder} has {free / GB:.1f} GB; {change}"]
 
 
 def products(config: SAEConfig) -> tuple[int, int]:

@@ -96,14 +96,14 @@ def ask_first_letters(lm: LanguageModel, config: AbsorptionConfig, n: int = 8) -
     words = single_token_words(lm.tokenizer, alphabetic_words(lm.tokenizer, lm.special_ids), pieces)
     asked = choose_words(words, n, config.seed)
     prompts = build_prompts(asked, words, pieces, lm.bos_token_id, config.icl_examples, config.probe_prompt_seed)
-    after = prompts.position + len(pieces.question)  # the last token of the question
-    logits = lm.logits(prompts.tokens)[torch.arange(len(asked)), after].float().softmax(dim=-1)
+    each, after = torch.arange(len(asked)), prompts.position + len(pieces.question)  # the question's last token
+    chances = lm.logits(prompts.tokens)[each, after].float().softmax(dim=-1)
     right = torch.tensor([pieces.answers[word.letter][0] for word in asked])
     rows = {
         "word": [repr(word.text) for word in asked],
         "letter": [LETTERS[word.letter].upper() for word in asked],
-        "answer": [repr(lm.tokenizer.decode([int(token)])) for token in logits.argmax(dim=1)],
-        "probability": logits[torch.arange(len(asked)), right].tolist(),
+        "answer": [repr(lm.tokenizer.decode([int(token)])) for token in chances.argmax(dim=1)],
+        "probability": chances[each, right].tolist(),
     }
     return pd.DataFrame(rows).round(3)
 
