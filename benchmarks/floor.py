@@ -16,7 +16,9 @@ from collections.abc import Callable
 
 import torch
 
-BYTES_PER_WEIGHT = 28
+from sae_lib.study import plan
+from sae_lib.study.plan import ADAM_BYTES
+
 BYTES_PER_SUM = 12  # two numbers read, one written
 
 
@@ -46,7 +48,7 @@ def memory_pass(d_in: int, d_sae: int, device: str) -> Callable[[], None]:
 
 def floor_seconds(product_seconds: float, memory_seconds: float) -> float:
     """Seconds per step at least, from the times of `products` and `memory_pass`."""
-    return product_seconds + memory_seconds * BYTES_PER_WEIGHT / BYTES_PER_SUM
+    return product_seconds + memory_seconds * ADAM_BYTES / BYTES_PER_SUM
 
 
 def product_flop(d_in: int, d_sae: int, batch: int) -> int:
@@ -55,4 +57,4 @@ def product_flop(d_in: int, d_sae: int, batch: int) -> int:
     >>> round(product_flop(2304, 16384, 2048) / 1e9)
     773
     """
-    return 5 * 2 * batch * d_in * d_sae
+    return 5 * plan.product_flop(d_in, d_sae, batch)

@@ -29,11 +29,12 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks import summary
 from benchmarks.floor import product_flop
 from benchmarks.gemma_profile import BASE, write_profile
 from benchmarks.measure import device_in_use, use_cores
-from benchmarks.output import arguments, quiet, save, table
-from benchmarks.random_model import GEMMA_2_2B, packaged_vocabulary
+from benchmarks.output import arguments, quiet, save
+from benchmarks.random_model import GEMMA_2_2B, gemma_sizes
 from sae_lib.mechanisms import methods
 from sae_lib.profiles.profile import load_profile
 from sae_lib.profiles.runs import RunSpec, calibrated, expected_calibration
@@ -45,9 +46,7 @@ from sae_lib.util.files import read_json
 from sae_lib.util.paths import OUTPUT_VARIABLE, output_root
 
 SCORES = ("reconstruction", "absorption", "stability")
-REFERENCES = ("reconstruction", "absorption", "stability")
 FEWER_WORDS = 1000  # of the vocabulary's 7,437, with --scaled
-DIVIDED = ("hidden_size", "intermediate_size", "head_dim")
 
 
 def main(asked_for: Sequence[str] | None = None) -> None:
@@ -70,13 +69,13 @@ def main(asked_for: Sequence[str] | None = None) -> None:
     with _folder(work) as folder, quiet():
         os.environ[OUTPUT_VARIABLE] = str(folder / "build")
         result = run(folder, divide, fewer, asked.methods, device)
-    save(asked.output, name, result, figure(result), summary(result))
+    save(asked.output, name, result, figure(result), "\n\n".join(summary.gemma(result)))
 
 
 def run(folder: Path, divide: int, fewer: int, methods: Sequence[str], device: str) -> dict[str, Any]:
     """Every stage once, timed."""
     base = load_profile(BASE)
-    sizes = divided_sizes(divide)
+    sizes = gemma_sizes(GEMMA_2_2B["hidden_size"] // divide)
     went_on = (folder / "build").exists()
     data, training = base.data, base.training
     clock = Clock()
@@ -103,7 +102,7 @@ def run(folder: Path, divide: int, fewer: int, methods: Sequence[str], device: s
                      "ms_per_step": ran["seconds"] / ran["steps"] * 1e3, "l0": ran["final"]["l0"],
                      "explained_variance": ran["final"]["explained_variance"]})  # fmt: skip
     # What the metrics need of the language model is computed once, for all SAEs.
-    clock.measure("references", lambda: [score_inputs(experiment).reference(name) for name in REFERENCES])
+    clock.measure("references", lambda: [score_inputs(experiment).reference(name) for name in SCORES])
     for i, spec in enumerate(specs):
         saes[i]["evaluate_s"] = clock.timed(lambda: evaluate(experiment, [spec], SCORES))  # noqa: B023
     clock.seconds["training"] = sum(sae["train_s"] for sae in saes)
@@ -121,14 +120,6 @@ def run(folder: Path, divide: int, fewer: int, methods: Sequence[str], device: s
         "store_bytes": store.n_rows * store.d_in * 2,
         "saes": saes,
     }  # fmt: skip
-
-
-def divided_sizes(divide: int) -> dict[str, Any]:
-    """Gemma-2-2b's sizes; the widths divided, the depth and the number of heads as they are."""
-    if divide == 1:
-        return dict(GEMMA_2_2B)
-    narrow = {name: GEMMA_2_2B[name] // divide for name in DIVIDED}
-    return GEMMA_2_2B | narrow | {"vocab_size": packaged_vocabulary(), "query_pre_attn_scalar": narrow["head_dim"]}
 
 
 class Clock:
@@ -150,23 +141,6 @@ class Clock:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - start
-
-
-def summary(result: dict[str, Any]) -> str:
-    """Sizes, seconds by stage, and each method's time."""
-    setting = result["setting"]
-    sizes = (
-        f"d_in {setting['d_in']}, d_sae {setting['training']['d_sae']}, {setting['data']['train_tokens']:,} tokens, "
-        f"{setting['training']['steps']:,} steps of {setting['data']['batch_tokens']}; widths divided by "
-        f"{setting['divided_by']}, tokens and steps by {setting['fewer_by']}"
-    )
-    stages = table(["stage", "s"], [[each["stage"], f"{each['seconds']:.1f}"] for each in result["stages"]])
-    methods = table(
-        ["method", "train, s", "ms per step", "L0", "evaluate, s"],
-        [[sae["method"], f"{sae['train_s']:.1f}", f"{sae['ms_per_step']:.1f}", f"{sae['l0']:.0f}",
-          f"{sae['evaluate_s']:.1f}"] for sae in result["saes"]],
-    )  # fmt: skip
-    return f"{sizes}\n\n{stages}\n\nharvest: {result['harvest_tokens_per_s']:,.0f} tokens/s\n\n{methods}"
 
 
 def figure(result: dict[str, Any]) -> Figure:

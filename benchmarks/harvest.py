@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from benchmarks.harvest_peers import PEERS, blocks, flop_per_token, peers_installed
 from benchmarks.measure import device_in_use, interleaved, ratio, spread, use_cores
-from benchmarks.output import arguments, interval, save, table
-from benchmarks.random_model import GEMMA_2_2B, packaged_vocabulary, random_tokens, save_random_gemma
+from benchmarks.output import arguments, save
+from benchmarks.random_model import gemma_sizes, random_tokens, save_random_gemma
+from benchmarks.summary import harvesting
 from sae_lib.data.config import ModelConfig
 from sae_lib.data.harvest import harvest
 from sae_lib.data.language_model import LanguageModel
@@ -59,7 +60,7 @@ def main(asked_for: Sequence[str] | None = None) -> None:
             models.append(time_model(name, config, Path(folder), asked.contexts, asked.repeats))
     setting = {"device": device, "positions": POSITIONS, "batch": BATCH, "contexts": asked.contexts}
     result = {"setting": setting, "models": models}
-    save(asked.output, "harvest", result, figure(result), summary(result))
+    save(asked.output, "harvest", result, figure(result), "\n\n".join(harvesting(result)))
 
 
 def model_config(name: str, folder: Path, width: int, device: str) -> ModelConfig:
@@ -69,17 +70,6 @@ def model_config(name: str, folder: Path, width: int, device: str) -> ModelConfi
     dtype = "bfloat16" if device != "cpu" else "float32"
     model = save_random_gemma(folder / "model", gemma_sizes(width), dtype=dtype, device=device)
     return ModelConfig(name=str(model), layer=LAYER, dtype=dtype, device=device)
-
-
-def gemma_sizes(width: int) -> dict[str, Any]:
-    """Gemma-2-2b's sizes, its widths divided by 2304 / `width`; a narrower model has the packaged vocabulary."""
-    part = width / GEMMA_2_2B["hidden_size"]
-    if part == 1.0:
-        return dict(GEMMA_2_2B)
-    divided = {name: max(8, round(GEMMA_2_2B[name] * part / 8) * 8) for name in ("intermediate_size", "head_dim")}
-    return GEMMA_2_2B | divided | {
-        "hidden_size": width, "vocab_size": packaged_vocabulary(), "query_pre_attn_scalar": divided["head_dim"],
-    }  # fmt: skip
 
 
 def time_model(name: str, config: ModelConfig, folder: Path, contexts: int, repeats: int) -> dict[str, Any]:
@@ -137,23 +127,6 @@ def products(lm: LanguageModel, tokens: int) -> Callable[[], object]:
                 torch.mm(inputs[weight.shape[1]], weight.T)
 
     return run
-
-
-def summary(result: dict[str, Any]) -> str:
-    """Tokens per second, and each over ours."""
-    parts = []
-    for model in result["models"]:
-        lines = [
-            [row["library"], interval(row["tokens_per_s"], 1e-3), f"{row['times_ours']['median']:.2f}"]
-            for row in model["rows"]
-        ]
-        skipped = "".join(f"; {name}: {why}" for name, why in model["skipped"].items())
-        parts.append(
-            f"{model['name']} Gemma-2, width {model['width']}, after layer {model['layer']}, {model['dtype']}, "
-            f"{model['flop_per_token'] / 1e9:.3g} GFLOP per token{skipped}"
-        )
-        parts.append(table(["harvester", "thousand tokens/s", "× sae_lib"], lines))
-    return "\n\n".join(parts)
 
 
 def figure(result: dict[str, Any]) -> Figure:

@@ -22,10 +22,10 @@ from sae_lib.autoencoders.config import sae_config
 from sae_lib.data.harvest import harvest
 from sae_lib.data.tokens import load_tokens
 from sae_lib.study.experiment import Experiment
+from sae_lib.study.train_one import PUBLISHED_STEPS
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.parallel import use_one_core
 
-PUBLISHED_STEPS = 4882  # of the runs whose schedules the recipes count
 METHODS = ("topk", "matryoshka_4", "jumprelu", "standard", "gated")
 
 

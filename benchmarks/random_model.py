@@ -65,6 +65,18 @@ def save_random_gemma(
     return folder
 
 
+def gemma_sizes(width: int) -> dict[str, Any]:
+    """Gemma-2-2b's sizes, its widths divided by 2304 / `width`, depth and heads as they are; a narrower model has the
+    packaged vocabulary."""
+    part = width / GEMMA_2_2B["hidden_size"]
+    if part == 1.0:
+        return dict(GEMMA_2_2B)
+    divided = {name: max(8, round(GEMMA_2_2B[name] * part / 8) * 8) for name in ("intermediate_size", "head_dim")}
+    return GEMMA_2_2B | divided | {
+        "hidden_size": width, "vocab_size": packaged_vocabulary(), "query_pre_attn_scalar": divided["head_dim"],
+    }  # fmt: skip
+
+
 def packaged_vocabulary() -> int:
     """Entries of the packaged tokenizer."""
     return int(json.loads((POCKET_FOLDER / "config.json").read_text(encoding="utf-8"))["vocab_size"])

@@ -127,9 +127,7 @@ def sae_turns(
         dtype="float32", device=device,
     )  # fmt: skip
     experiment = Experiment.open(str(profile))
-    lm = experiment.language_model(whole=False)
-    experiment.build_tokens(lm.tokenizer)
-    experiment.harvest(lm)
+    experiment.prepare()
     seed = itertools.count()
 
     def turn(count: int) -> Callable[[], object]:

@@ -18,11 +18,11 @@ from sae_lib.autoencoders.config import SAEConfig, config_class, sae_config
 from sae_lib.data.activations import ActivationStore, WindowStream
 from sae_lib.data.config import DataConfig
 from sae_lib.mechanisms import METHODS
+from sae_lib.study.train_one import PUBLISHED_STEPS
 from sae_lib.training.recipes import TrainingConfig, merged, method_recipe
 from sae_lib.training.trainer import Trainer
 
 WINDOW = 16
-REFERENCE_STEPS = 4882  # the papers' run, whose schedules are shortened to the warm-up here
 L1 = 0.1  # of inputs with E||x||^2 = 1; dictionary_learning's own default
 SAE_LENS_LR = 3e-4  # its default, with a tenth of it at the end
 # The parameters of `Stepper.offsets`, by the names that SAELens has as well.
@@ -143,11 +143,32 @@ def our_config(method: str, d_sae: int, k: int, warm_steps: int, input_scale: fl
         values[knob] = k
     if "resampling" in recipe:
         values["resampling"] = {"warmup_interval": 100, "interval": 500}  # not shortened: that would cost more
-    scale = max(warm_steps, 1) / REFERENCE_STEPS
+    scale = max(warm_steps, 1) / PUBLISHED_STEPS
     return sae_config(method_recipe(method, d_sae, merged({}, values), scale))
 
 
-class DictionaryLearning:
+class _Peer:
+    """Steps one after the other through ready batches; `_update` is one step of the peer's trainer."""
+
+    rows: Rows
+    k: int | None
+    trainer: Any
+    index = 0
+
+    def step(self, batches: list[Tensor] | None = None) -> None:
+        batches = batches or self.rows.batches
+        self._update(batches[self.index % len(batches)])
+        self.index += 1
+
+    def warm(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step(self.rows.small_batches)
+
+    def _update(self, batch: Tensor) -> None:
+        raise NotImplementedError
+
+
+class DictionaryLearning(_Peer):
     """A trainer of dictionary_learning with its default settings; `update` is what its `trainSAE` calls.
 
     `trainSAE` applies autocast on a GPU only, so bf16 is timed there alone.
@@ -176,19 +197,10 @@ class DictionaryLearning:
         )  # fmt: skip
         enabled = precision == "bfloat16"
         self.autocast = torch.autocast(rows.device, torch.bfloat16) if enabled else contextlib.nullcontext()
-        self.index = 0
 
-    def step(self) -> None:
-        self._update(self.rows.batches)
-
-    def warm(self, steps: int) -> None:
-        for _ in range(steps):
-            self._update(self.rows.small_batches)
-
-    def _update(self, batches: list[Tensor]) -> None:
+    def _update(self, batch: Tensor) -> None:
         with self.autocast:
-            self.trainer.update(self.index, batches[self.index % len(batches)])
-        self.index += 1
+            self.trainer.update(self.index, batch)
 
     def offsets(self) -> list[tuple[Tensor, int]]:
         ae = self.trainer.ae
@@ -205,7 +217,7 @@ class DictionaryLearning:
         _hold_still(self.trainer.optimizer, self.trainer.scheduler)
 
 
-class SAELens:
+class SAELens(_Peer):
     """`SAETrainer` of SAELens with default settings: `step` and the count that its `fit` advances."""
 
     def __init__(self, rows: Rows, method: str, d_sae: int, k: int, warm_steps: int, precision: str) -> None:
@@ -239,19 +251,10 @@ class SAELens:
             ),
             sae, data_provider=iter(rows.batches),
         )  # fmt: skip
-        self.index = 0
 
-    def step(self) -> None:
-        self._step(self.rows.batches)
-
-    def warm(self, steps: int) -> None:
-        for _ in range(steps):
-            self._step(self.rows.small_batches)
-
-    def _step(self, batches: list[Tensor]) -> None:
-        self.trainer.step(batches[self.index % len(batches)])
+    def _update(self, batch: Tensor) -> None:
+        self.trainer.step(batch)
         self.trainer.n_training_steps += 1
-        self.index += 1
 
     def offsets(self) -> list[tuple[Tensor, int]]:
         return [(getattr(self.trainer.sae, name), sign) for name, sign in OFFSETS.get(self.method, {}).items()]
@@ -282,7 +285,7 @@ def peer_precisions(peer: str, device: str) -> tuple[str, ...]:
 
 def _shortened(steps: int, warm_steps: int) -> int:
     """A warm-up of the papers' run, shortened as ours are."""
-    return max(1, round(steps * warm_steps / REFERENCE_STEPS))
+    return max(1, round(steps * warm_steps / PUBLISHED_STEPS))
 
 
 def _hold_still(optimizer: torch.optim.Optimizer, scheduler: Any) -> None:

@@ -10,12 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gemma, harvest, scaling, step_time, summary
+from benchmarks import gemma, harvest, random_model, scaling, step_time, summary
 from benchmarks.floor import floor_seconds, product_flop, products
 from benchmarks.harvest_peers import PEERS, flop_per_token
 from benchmarks.measure import exponent, hardware, hardware_line, interleaved, ratio, spread
 from benchmarks.output import results_file, table
-from benchmarks.random_model import random_store, random_tokens, save_random_gemma, write_documents
+from benchmarks.random_model import (
+    GEMMA_2_2B,
+    gemma_sizes,
+    random_store,
+    random_tokens,
+    save_random_gemma,
+    write_documents,
+)  # fmt: skip
 from benchmarks.steppers import PEER_METHODS, Ours, Rows, peers_installed
 from sae_lib.data.config import ModelConfig
 from sae_lib.data.language_model import LanguageModel
@@ -166,7 +173,7 @@ def test_every_benchmark_leaves_a_whole_result_a_figure_and_its_section(
 
 def test_the_scaled_run_of_gemma_goes_from_text_to_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OUTPUT_VARIABLE, str(tmp_path / "build"))
-    monkeypatch.setattr(gemma, "GEMMA_2_2B", gemma.GEMMA_2_2B | {"num_hidden_layers": 14})
+    monkeypatch.setattr(random_model, "GEMMA_2_2B", GEMMA_2_2B | {"num_hidden_layers": 14})
     monkeypatch.setattr(gemma, "FEWER_WORDS", 60)
     asked = ["--scaled", "--divide", "32", "--fewer", "2000", "--methods", "topk", "atm", "--output", str(tmp_path)]
     gemma.main(asked)
@@ -177,10 +184,10 @@ def test_the_scaled_run_of_gemma_goes_from_text_to_scores(tmp_path: Path, monkey
 
 
 def test_a_narrow_gemma_keeps_depth_and_heads() -> None:
-    sizes = gemma.divided_sizes(16)
+    sizes = gemma_sizes(144)
     assert (sizes["hidden_size"], sizes["intermediate_size"], sizes["head_dim"]) == (144, 576, 16)
     assert (sizes["num_hidden_layers"], sizes["num_attention_heads"]) == (26, 8)
-    assert harvest.gemma_sizes(2304) == gemma.divided_sizes(1) == gemma.GEMMA_2_2B
+    assert gemma_sizes(2304) == GEMMA_2_2B
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

@@ -179,23 +179,6 @@ def along_the_run(profile: Profile) -> list[RunSpec]:
     return [spec for group, methods in followed for spec in plan_runs(profile, None, [group], methods, first)]
 
 
-def planted_in(profile: Profile) -> list[RunSpec]:
-    """The SAEs in which absorption is planted, to see how much of it the score finds; no L1 method is among them, so
-    that it does not wait for the sweep."""
-    return plan_runs(profile, None, ["main"], PLANTED, profile.training.ablation_seeds)
-
-
-def carriers_in(profile: Profile) -> list[RunSpec]:
-    """The SAEs whose absorbing latents are taken out, to see whether they carry letters: those, and the controls."""
-    controls = plan_runs(profile, None, ["untrained", "control"], None, profile.training.ablation_seeds)
-    return planted_in(profile) + controls
-
-
-def endings_in(profile: Profile) -> list[RunSpec]:
-    """The SAEs that are asked for another hierarchy than letters: those of the carrier test, and what stands beside."""
-    return carriers_in(profile) + plan_runs(profile, None, ["main"], profile.beside)
-
-
 def _cells(profile: Profile, known: Calibration, group: str) -> Iterable[Cell]:
     """The SAEs of a group, without their seeds."""
     fair = FAIR if fairly_compared(profile) else ()

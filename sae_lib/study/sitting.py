@@ -52,7 +52,11 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     profile = experiment.profile
     swept, seeds = profile.sweep.coefficients, profile.training.seeds
     table = tuple(group for group in MAIN_GROUPS if group not in ("sweep", "as_written"))
-    first, others = seeds[:FIRST_SEEDS], seeds[FIRST_SEEDS:]
+    first, others, few = seeds[:FIRST_SEEDS], seeds[FIRST_SEEDS:], profile.training.ablation_seeds
+    # No L1 method is among those in which absorption is planted, so that it does not wait for the sweep.
+    planted = plan_runs(profile, None, ["main"], runs.PLANTED, few)
+    carriers = planted + plan_runs(profile, None, ["untrained", "control"], None, few)
+    endings = carriers + plan_runs(profile, None, ["main"], profile.beside)
 
     def by_seed(groups: Sequence[str], some: Sequence[int], known: Calibration | None = None) -> list[RunSpec]:
         """Seeds in one step, so that no core waits at the end of each."""
@@ -83,9 +87,9 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
         told = [spec for spec in by_seed(table, [seed]) if spec.method not in swept]
         told.sort(key=lambda spec: not spec.trained)  # pairs that train
         yield Step(f"told their L0, and controls, seed {seed}", told)
-    yield Step("planted absorption", runs.planted_in(profile), extras.PLANTED_CURVE)
-    yield Step("carrier test", runs.carriers_in(profile), extras.CARRIERS)
-    yield Step("targeted probe perturbation", runs.carriers_in(profile), extras.PERTURBED)
+    yield Step("planted absorption", planted, extras.PLANTED_CURVE)
+    yield Step("carrier test", carriers, extras.CARRIERS)
+    yield Step("targeted probe perturbation", carriers, extras.PERTURBED)
     # Dropout masks as much as ATM turns out to.
     alone = [spec for method in swept if method != "dropout" for spec in runs.sweep_runs(profile, method)]
     yield Step("coefficients as written, and a sweep of the L1 methods", by_seed(["as_written"], seeds[:1]) + alone)
@@ -96,18 +100,18 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
         yield Step("sweep of dropout", runs.sweep_runs(profile, "dropout", known.dropout_probability))
     yield Step("main table, the first seeds", by_seed(table, first, known))
     yield from explaining(seeds[:1])
-    yield Step("absorption of word endings", runs.endings_in(profile), extras.ENDINGS)
+    yield Step("absorption of word endings", endings, extras.ENDINGS)
     yield Step("absorption along the run", runs.along_the_run(profile), extras.TRAJECTORY)
     yield from fair_atm()
-    yield Step("circuits of letters", runs.carriers_in(profile), extras.CIRCUITS)
+    yield Step("circuits of letters", carriers, extras.CIRCUITS)
     yield Step("main table, the other seeds", by_seed(table, others, known))
     for group in ("sweep", *FIRST_ABLATIONS):
         yield Step(group, plan_runs(profile, known, [group]))
-    yield from explaining([seed for seed in profile.training.ablation_seeds if seed != seeds[0]])
+    yield from explaining([seed for seed in few if seed != seeds[0]])
     for group in LAST_ABLATIONS:
         yield Step(group, plan_runs(profile, known, [group]))
     yield Step("coefficients as written, all seeds", plan_runs(profile, known, ["as_written"]))
-    yield Step("automatic interpretation", runs.carriers_in(profile), extras.INTERPRETED)
+    yield Step("automatic interpretation", carriers, extras.INTERPRETED)
 
 
 def sit(experiment: Experiment, hours: float) -> bool:
