@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,6 @@ def refusal(folder: Path, changes: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_profiles_are_shipped():
-    assert "pocket" in SHIPPED
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_each_shipped_profile_loads(name):
     profile = load_profile(name)
@@ -92,6 +89,10 @@ def test_a_profile_by_path_and_its_defaults(tmp_path):
             {"methods": {"atm": {"masking": {"warmup_step": 3}}}},
             "methods.atm.masking.warmup_step: unknown key; did you mean 'warmup_steps'?",
         ),
+        (
+            {"evaluation": {"absorption": {"max_word": 5}}},
+            "evaluation.absorption.max_word: unknown key; did you mean 'max_words'?",
+        ),
         ({"data": {"qwertyuiop": 1}}, "data.qwertyuiop: unknown key; known: batch_tokens, "),
         ({"beside": ["ortsee"]}, "beside.ortsee is no method; did you mean 'ortsae'?"),
         ({"beside": ["ortsae"]}, "beside.ortsae has no entry in methods; add it there"),
@@ -101,22 +102,26 @@ def test_an_unknown_key_is_named_with_the_nearest(tmp_path, changes, says):
     assert refusal(tmp_path, changes).startswith(says)
 
 
-def test_a_key_that_is_no_text_is_named(tmp_path):
-    file = tmp_path / "mine.yaml"
-    file.write_text("extends: smoke\nname: mine\noff: 1\n")  # which YAML reads as False
-    with pytest.raises(ArtifactError, match=r"^False: Keys should be strings, got False$"):
-        load_profile(file)
-
-
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"methods": {"standard": {"l1_coefficient": -0.1}}}, "methods.standard.l1_coefficient: "),
-        ({"methods": {"atm": {"masking": {"r": -1}}}}, "methods.atm.masking.r: "),
-        (
-            {"methods": {"temporal_sae": {"temporal": {"coefficient": -1}}}},
-            "methods.temporal_sae.temporal.coefficient: ",
+        ({"methods": {"standard": {"l1_coefficient": math.nan}}}, "methods.standard.l1_coefficient: "),
+        ({"methods": {"standard": {"optimizer": {"learning_rate": -1}}}}, "methods.standard.optimizer.learning_rate: "),
+        ({"methods": {"standard": {"optimizer": {"weight_decay": -1}}}}, "methods.standard.optimizer.weight_decay: "),
+        ({"methods": {"jumprelu": {"l0_coefficient": -1}}}, "methods.jumprelu.l0_coefficient: "),
+        ({"methods": {"topk": {"auxk_coefficient": -0.1}}}, "methods.topk.auxk_coefficient: "),
+        ({"methods": {"dropout": {"dropout": {"probability": -0.1}}}}, "methods.dropout.dropout.probability: "),
+        *(
+            ({"methods": {"temporal_sae": {part: {field: value}}}}, f"methods.temporal_sae.{part}.{field}: ")
+            for part, field, value in (
+                ("temporal", "coefficient", -1),
+                ("temporal", "pairing", "adjacent"),
+                ("resampling", "threshold", -0.1),
+                ("gradient_scaling", "s_min", -1),
+            )
         ),
+        ({"methods": {"atm": {"masking": {"r": -1}}}}, "methods.atm.masking.r: "),
         ({"training": {"d_sae": 0}}, "training.d_sae: "),
         ({"training": {"steps": "many"}}, "training.steps: "),
         ({"corpus": {"held_out_fraction": 0.7}}, "corpus.held_out_fraction: "),
@@ -135,6 +140,7 @@ def test_a_key_that_is_no_text_is_named(tmp_path):
         ({"ablations": {"atm_r": [1, -1]}}, "ablations.atm_r.1: "),
         ({"ablations": {"temporal_coefficients": [-1]}}, "ablations.temporal_coefficients.0: "),
         ({"ablations": {"resampling_thresholds": [1.5]}}, "ablations.resampling_thresholds.0: "),
+        ({"evaluation": {"absorption": {"icl_examples": -1}}}, "evaluation.absorption.icl_examples: "),
     ],
 )
 def test_a_value_out_of_range_is_named_and_shown(tmp_path, changes, says):
@@ -146,6 +152,7 @@ def test_a_value_out_of_range_is_named_and_shown(tmp_path, changes, says):
     ("changes", "parts"),
     [
         ({"methods": {"topk": {"k": 99}}}, ["methods.topk", "k = 99 is above d_sae = 32"]),
+        ({"methods": {"batchtopk": {"k": 33}}}, ["methods.batchtopk", "k = 33 is above d_sae = 32"]),
         ({"methods": {"jumprelu": {"target_l0": 99}}}, ["methods.jumprelu", "target_l0 = 99", "above d_sae = 32"]),
         ({"methods": {"topk": {"k": None}}}, ["methods.topk.k", "valid integer"]),
         ({"methods": {"atm": {"dropout": {"probability": 0.1}}}}, ["methods.atm", "masking and dropout are both set"]),
@@ -173,26 +180,39 @@ def test_values_that_do_not_fit_together(tmp_path, changes, parts):
     assert all(part in line for part in parts), line
 
 
-def test_a_missing_key_is_named(tmp_path):
+def test_a_missing_key_is_named_and_a_misspelt_one_as_misspelt(tmp_path):
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump({k: v for k, v in content().items() if k != "data"}))
     with pytest.raises(ArtifactError, match=r"^data: Field required$"):
         load_profile(file)
+    changed = content()
+    changed["training"]["d_sea"] = changed["training"].pop("d_sae")
+    file.write_text(yaml.safe_dump(changed))
+    with pytest.raises(ArtifactError, match=r"^training\.d_sea: unknown key; did you mean 'd_sae'\?$"):
+        load_profile(file)
 
 
-def test_files_that_are_no_profile(tmp_path):
-    with pytest.raises(ArtifactError, match="no profile 'poket'; did you mean 'pocket'"):
-        load_profile("poket")
-    with pytest.raises(ArtifactError, match="no profile"):
-        load_profile(tmp_path / "absent.yaml")
-    for text, says in (("a: [1", "not valid YAML"), ("- a", "expected keys and values, got list"), ("", "NoneType")):
-        (tmp_path / "wrong.yaml").write_text(text)
-        with pytest.raises(ArtifactError, match=says) as caught:
-            load_profile(tmp_path / "wrong.yaml")
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("- a", "expected keys and values, got list"),
+        ("", "NoneType"),
+        ("extends: smoke\nname: mine\noff: 1\n", r"^False: Keys should be strings, got False$"),  # as YAML reads it
+        ("name: !!python/object/apply:os.mkdir ['made']\n", "not valid YAML"),  # a profile runs no code
+    ],
+)
+def test_files_that_are_no_profile(tmp_path, monkeypatch, text, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.yaml").write_text(text)
+    with pytest.raises(ArtifactError, match=says) as caught:
+        load_profile(tmp_path / "wrong.yaml")
+    assert "\n" not in str(caught.value) and not (tmp_path / "made").exists()
 
 
 def test_where_a_profile_was_looked_for_is_told(tmp_path, monkeypatch):
+    with pytest.raises(ArtifactError, match="no profile 'poket'; did you mean 'pocket'"):
+        load_profile("poket")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match=f"^profile: no profile 'mine.yaml' in {tmp_path}; "):
         load_profile("mine.yaml")
@@ -232,11 +252,8 @@ def test_schedules_shrink_with_the_run():
     full = sae_config(method_recipe("temporal_sae", 64, {}, 1.0))
     short = sae_config(method_recipe("temporal_sae", 64, {"resampling": {"interval": 9}}, 0.2))
     assert full.get("resampling") and short.get("resampling") and short.get("temporal")
-    assert (
-        full.get("resampling").warmup_steps,
-        full.get("resampling").warmup_interval,
-        full.get("resampling").interval,
-    ) == (1000, 100, 500)
+    resampling = full.get("resampling")
+    assert (resampling.warmup_steps, resampling.warmup_interval, resampling.interval) == (1000, 100, 500)
     assert (short.get("resampling").warmup_steps, short.get("resampling").warmup_interval) == (200, 20)
     assert short.get("resampling").interval == 9, "what a profile says is taken as it is"
     assert (full.optimizer.warmup_steps, short.optimizer.warmup_steps) == (1000, 200)
@@ -262,11 +279,8 @@ def test_published_recipes():
     assert (paper.get("l1_coefficient"), paper.optimizer.learning_rate, paper.optimizer.clip_norm) == (0.04, 3e-4, 0.1)
     assert paper.optimizer.name == "adamw" and not paper.normalize_inputs
     assert paper.get("temporal") and paper.get("resampling") and paper.get("gradient_scaling")
-    assert (paper.get("temporal").coefficient, paper.get("temporal").momentum, paper.get("resampling").threshold) == (
-        1e-4,
-        0.99,
-        0.005,
-    )
+    temporal, threshold = paper.get("temporal"), paper.get("resampling").threshold
+    assert (temporal.coefficient, temporal.momentum, threshold) == (1e-4, 0.99, 0.005)
     scaling = paper.get("gradient_scaling")
     assert (scaling.s_min, scaling.s_max, scaling.epsilon) == (0.1, 10.0, 1e-6)
     atm = sae_config(method_recipe("atm", 16384, {}, 1.0)).get("masking")
@@ -275,15 +289,6 @@ def test_published_recipes():
     assert topk.optimizer.learning_rate == pytest.approx(1e-4) and topk.subtract_b_dec
     jumprelu = sae_config(method_recipe("jumprelu", 64, {"target_l0": 5}, 1.0))
     assert (jumprelu.optimizer.beta1, jumprelu.get("bandwidth"), jumprelu.get("initial_threshold")) == (0.0, 1e-3, 1e-3)
-
-
-def test_a_misspelt_key_that_is_required_is_told_as_misspelt(tmp_path):
-    changed = content()
-    changed["training"]["d_sea"] = changed["training"].pop("d_sae")
-    file = tmp_path / "tiny.yaml"
-    file.write_text(yaml.safe_dump(changed))
-    with pytest.raises(ArtifactError, match=r"^training\.d_sea: unknown key; did you mean 'd_sae'\?$"):
-        load_profile(file)
 
 
 HUB_CORPUS = {"source": "hub", "name": "monology/pile-uncopyrighted", "packages": []}

@@ -94,18 +94,14 @@ def cell_problems(cell: Any) -> list[str]:
     return found
 
 
-def test_exactly_these_notebooks_exist() -> None:
-    assert sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")) == [f"{name}.ipynb" for name in NAMES]
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_is_executed_and_readable(name: str) -> None:
     assert problems(read(name)) == []
 
 
-def test_notebooks_are_small_enough_for_a_repository() -> None:
-    for path in NOTEBOOKS.glob("*.ipynb"):
-        assert path.stat().st_size < 1_500_000, f"{path.name} is larger than 1.5 MB"
+def test_exactly_these_notebooks_exist_and_are_small_enough_for_a_repository() -> None:
+    found = sorted(NOTEBOOKS.glob("*.ipynb"))
+    assert [path.stem for path in found] == [*NAMES] and max(path.stat().st_size for path in found) < 1_500_000
 
 
 def example(**changes: Any) -> Any:
@@ -193,11 +189,9 @@ def test_put_back_names_the_profile_that_ran() -> None:
     committed, executed = example(outputs=[]), example()
     for one, other in zip(committed.cells, executed.cells, strict=True):
         other.id = one.id
-    put_back(committed, executed, "pocket")
-    assert committed.cells[1].source == 'profile = "pocket"'
-    assert problems(committed) == []
-    put_back(committed, executed)
-    assert committed.cells[1].source == 'profile = "smoke"'
+    for profile in ("pocket", "smoke"):
+        put_back(committed, executed, profile)
+        assert committed.cells[1].source == f'profile = "{profile}"' and problems(committed) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

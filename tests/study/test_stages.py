@@ -50,14 +50,9 @@ def write_profile(folder: Path, name: str, workers: int, **training: Any) -> Pat
     """The smoke profile, smaller still."""
     content = yaml.safe_load((PROFILES / "smoke.yaml").read_text()) | SMALL | {"name": name}
     content["training"] |= {
-        "d_sae": 64,
-        "steps": 12,
-        "schedule_scale": 0.0025,
-        "workers": workers,
-        "seeds": [42],
-        "ablation_seeds": [42],
+        "d_sae": 64, "steps": 12, "schedule_scale": 0.0025, "workers": workers, "seeds": [42], "ablation_seeds": [42],
         **training,
-    }
+    }  # fmt: skip
     for method in ("topk", "batchtopk", "matryoshka_2", "matryoshka_4"):
         content["methods"][method] |= {"k": 8}
     content["as_written"]["topk"] = {"k": 8}
@@ -79,20 +74,14 @@ def opened(folder, monkeypatch):
 
     def open_(workers: int) -> Experiment:
         experiment = Experiment.open(str(write_profile(folder, f"small{workers}", workers)))
-        lm = experiment.language_model(whole=False)
-        experiment.build_tokens(lm.tokenizer)
-        experiment.harvest(lm)
+        experiment.prepare()
         return experiment
 
     return open_
 
 
 def main_runs(experiment: Experiment) -> list[RunSpec]:
-    return [
-        s
-        for s in plan_runs(experiment.profile, None, ["main", "untrained"])
-        if s.method in ("topk", "atm", "untrained")
-    ]
+    return plan_runs(experiment.profile, None, ["main", "untrained"], ("topk", "atm", "untrained"))
 
 
 def test_two_processes_train_the_same_saes_as_one(opened):
@@ -105,9 +94,16 @@ def test_two_processes_train_the_same_saes_as_one(opened):
         assert {str(file.parent.relative_to(events)) for file in events.rglob("events.out.tfevents.*")} == {
             f"main/{method}/-/seed-42" for method in ("topk", "atm")
         }
+    assert_same_saes(alone, pair)
     for spec in main_runs(alone):
-        one, two = alone.autoencoder(spec).state_dict(), pair.autoencoder(spec).state_dict()
-        assert all(torch.equal(one[name], two[name]) for name in one)
+        run = read_json(alone.run_folder(spec, alone.store_key) / "run.json")
+        assert (run["method"], run["group"]) == (spec.method, spec.group)
+
+
+def assert_same_saes(one: Experiment, other: Experiment) -> None:
+    for spec in main_runs(one):
+        first, second = one.autoencoder(spec).state_dict(), other.autoencoder(spec).state_dict()
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_controls_at_the_same_sparsity(opened):
@@ -181,9 +177,7 @@ def test_notebooks_find_done_what_two_ranks_did(opened, folder, monkeypatch):
     shared.train(main_runs(shared))
     rows = evaluate(shared, main_runs(shared)).rows
     assert list(rows["method"]) == [spec.method for spec in main_runs(shared)]
-    for spec in main_runs(alone):
-        one, two = alone.autoencoder(spec).state_dict(), shared.autoencoder(spec).state_dict()
-        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert_same_saes(alone, shared)
 
 
 def test_evaluation_gives_a_tidy_row_for_each_sae_and_is_not_repeated(opened, monkeypatch):
@@ -227,27 +221,14 @@ def test_where_atm_never_masked_there_is_no_rate_to_take_over():
 
 
 def test_the_chosen_atm_absorbs_least_where_reconstruction_is_kept():
-    def cell(c, absorption, explained, group="atm_grid"):
-        return {"group": group, "c": c, "r": 1.0, "absorption_fraction": absorption, "explained_variance": explained}
-
+    columns = ["group", "c", "absorption_fraction", "explained_variance"]
     cells = [
-        cell(0.0, 0.3, 0.90),
-        cell(0.0, 0.1, 0.88),
-        cell(0.5, 0.1, 0.86),
-        cell(0.5, 0.2, 0.86),
-        cell(1.0, 0.0, 0.7),
-    ]
-    grid = pd.DataFrame([*cells, cell(2.0, 0.0, 0.99, "atm_importance")])
+        ("atm_grid", 0.0, 0.3, 0.90), ("atm_grid", 0.0, 0.1, 0.88), ("atm_grid", 0.5, 0.1, 0.86),
+        ("atm_grid", 0.5, 0.2, 0.86), ("atm_grid", 1.0, 0.0, 0.7), ("atm_importance", 2.0, 0.0, 0.99),
+    ]  # fmt: skip
+    grid = pd.DataFrame(cells, columns=columns).assign(r=1.0)
     assert choose_atm(grid).c == 0.5, "the mean over seeds decides, a cell that loses 0.05 does not count"
     assert choose_atm(grid.assign(absorption_fraction=math.nan)).c == 0.0, "without letters the first one"
-
-
-def test_a_run_names_its_method_and_group(opened):
-    experiment = opened(1)
-    experiment.train(main_runs(experiment))
-    for spec in main_runs(experiment):
-        run = read_json(experiment.run_folder(spec, experiment.store_key) / "run.json")
-        assert (run["method"], run["group"]) == (spec.method, spec.group)
 
 
 PARENT = """
