@@ -33,10 +33,9 @@ RUN_1 = {"optimizer": {"clip_norm": 1.0}, "temporal": {"coefficient": 1e-3}}
 # Group `collapse`: each mechanism of TemporalSAE without the others, and its label; the learning rate that no SAE
 # survives, as a multiple of the baseline's; and one without training.
 ALONE = {
-    "temporal": "temporal penalty alone",
-    "gradient_scaling": "gradient scaling alone",
+    "temporal": "temporal penalty alone", "gradient_scaling": "gradient scaling alone",
     "resampling": "resampling alone",
-}
+}  # fmt: skip
 FASTER = 100
 UNTRAINED_BASELINE = "baseline, untrained"
 # Absorption is followed along the runs of these methods, by group.
@@ -189,11 +188,8 @@ def _cells(profile: Profile, known: Calibration, group: str) -> Iterable[Cell]:
             return [_cell("untrained", "", profile.sae_config("topk"), "untrained")]
         case "control":
             frozen = _cell("soft_frozen", "", profile.sae_config("topk", {"soft_frozen": {}}))
-            controls = {
-                "soft_frozen": frozen,
-                "permuted": _cell("permuted", "", profile.sae_config("topk"), "permuted"),
-            }
-            return [controls[name] for name in profile.controls]
+            permuted = _cell("permuted", "", profile.sae_config("topk"), "permuted")
+            return [frozen if name == "soft_frozen" else permuted for name in profile.controls]
         case "as_written":
             return [_cell(method, "as written", _written(profile, method)) for method in profile.as_written]
         case "sweep":

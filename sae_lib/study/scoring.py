@@ -38,15 +38,15 @@ TOGETHER = 4  # SAEs whose sparse probes are trained at once
 def score_inputs(experiment: Experiment) -> Inputs:
     """What the scores of an experiment's SAEs are computed from; the same in one process."""
     profile, paths = experiment.profile, experiment.paths
-    inputs: Inputs = kept(
-        experiment,
-        "inputs",
-        lambda: Inputs(
+
+    def make() -> Inputs:
+        return Inputs(
             lambda: experiment.language_model(whole=True),
             lambda: torch.from_numpy(np.array(load_tokens(paths.tokens, "held_out"), dtype=np.int64)),
             profile.evaluation, paths.reference, profile.corpus, experiment.corpus_cache, experiment.writing,
-        ),
-    )  # fmt: skip
+        )  # fmt: skip
+
+    inputs: Inputs = kept(experiment, "inputs", make)
     return inputs
 
 
