@@ -175,7 +175,13 @@ def _do(options: Options) -> int:
             rest = "the study is complete" if sit(experiment, options.hours) else "the same command goes on from there"
             print(f"rows, tables and figures are in {shown(experiment.paths.figures)}; {rest}")
         case "train":
-            _train(options)
+            from sae_lib.study.train_one import train_one
+            from sae_lib.util.paths import shown
+
+            if options.layer is None:
+                raise ArtifactError("--layer: say after which block, counted from 0, the SAE is to read")
+            folder = shown(train_one(**{name: value for name, value in vars(options).items() if name != "command"}))
+            print(f"{folder}; measure it with: python -m sae_lib evaluate {folder} --model {options.model}")
         case "evaluate":
             _evaluate(options)
         case "export":
@@ -232,16 +238,6 @@ def _of_notebooks(options: Options) -> int:
     write_verdicts(evaluate_claims(profile, Results.load(results)), profile, verdicts)
     print(f"wrote {shown(verdicts)}; commit it with the results it stands for")
     return 0
-
-
-def _train(options: Options) -> None:
-    from sae_lib.study.train_one import train_one
-    from sae_lib.util.paths import shown
-
-    if options.layer is None:
-        raise ArtifactError("--layer: say after which block, counted from 0, the SAE is to read")
-    folder = train_one(**{name: value for name, value in vars(options).items() if name != "command"})
-    print(f"{shown(folder)}; measure it with: python -m sae_lib evaluate {shown(folder)} --model {options.model}")
 
 
 def _evaluate(options: Options) -> None:

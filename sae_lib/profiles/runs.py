@@ -28,7 +28,7 @@ ABLATION_GROUPS = (
 ABLATION_SCORES = ("reconstruction", "absorption")
 # Run 1 of the paper is before "reducing gradient norm to 0.1 and temporal coefficient to 0.0001"; it does not say from
 # what. Ten times both is our reading.
-RUN_1 = {"optimizer": {"clip_norm": 1.0}, "temporal": {"coefficient": 1e-3}}
+RUN_1: dict[str, Any] = {"optimizer": {"clip_norm": 1.0}, "temporal": {"coefficient": 1e-3}}
 
 # Group `collapse`: each mechanism of TemporalSAE without the others, and its label; the learning rate that no SAE
 # survives, as a multiple of the baseline's; and one without training.
@@ -228,8 +228,8 @@ def _variants(profile: Profile, group: str) -> Iterator[tuple[str, dict[str, Any
                 off = {part: None for part, on in zip(parts, switches, strict=True) if not on}
                 yield " + ".join(part.replace("_", " ") for part in parts if part not in off) or "none", off, {}
         case "sequence":
-            neither = {"resampling": None, "gradient_scaling": None}
-            changes = (RUN_1 | neither, neither, {"gradient_scaling": None}, {})
+            neither: dict[str, Any] = {"resampling": None, "gradient_scaling": None}
+            changes: tuple[dict[str, Any], ...] = (RUN_1 | neither, neither, {"gradient_scaling": None}, {})
             for number, change in enumerate(changes, start=1):
                 yield f"run {number}", change, {"paper_run": f"run_{number}"}
         case "sensitivity":

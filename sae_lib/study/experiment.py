@@ -27,7 +27,7 @@ from sae_lib.data.activations import ActivationStore
 from sae_lib.data.corpus import build_tokens
 from sae_lib.data.harvest import harvest, tokens_sha256
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.model_loading import model_identity
+from sae_lib.data.model_loading import device_of, model_identity
 from sae_lib.data.store_manifest import content_key, finished_manifest
 from sae_lib.data.tokens import load_tokens, with_masked
 from sae_lib.metrics.toy import experiments as toy
@@ -70,8 +70,7 @@ class Experiment:
 
     @property
     def device(self) -> str:
-        asked = self.profile.model.device
-        return ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+        return device_of(self.profile.model)
 
     def language_model(self, *, whole: bool) -> LanguageModel:
         """The profile's language model, cut after its layer unless `whole`."""
@@ -266,11 +265,9 @@ class Experiment:
         """L0 of trained SAEs on the calibration documents, which no metric uses; kept in their run folders."""
         text = read_json(self.paths.tokens / "manifest.json")["splits"]["calibration"]
         key = result_key(CALIBRATION_L0, model_identity(self.profile.model), text)
-        runs = self.run_folders(specs)
+        files = {spec: run / "calibration.json" for spec, run in self.run_folders(specs).items()}
         with self.writing():
-            return ranks.from_first(
-                lambda: [self._calibration_l0(spec, runs[spec] / "calibration.json", key) for spec in specs]
-            )
+            return ranks.from_first(lambda: [self._calibration_l0(spec, files[spec], key) for spec in specs])
 
     def _calibration_l0(self, spec: RunSpec, file: Path, key: str) -> float:
         def harvested() -> Float[Tensor, "row d_in"]:
@@ -314,11 +311,10 @@ def _while_masking(history: pd.DataFrame, column: str, coefficient: float) -> fl
         raise ArtifactError(f"ATM's sweep has no '{column}' in its log: an older version made it; run `make clean`")
     nearest = min(history["l1_coefficient"].unique(), key=lambda value: abs(np.log(value / coefficient)))
     rates = history.loc[(history["l1_coefficient"] == nearest) & (history["mask_rate"] > 0), column]
-    if not len(rates):
-        raise ArtifactError(
-            "methods.atm.masking: ATM never masked a latent in the whole sweep run, so uniform dropout has no rate to "
-            "take over; lower its warmup_steps or training.schedule_scale, or raise training.steps"
-        )
+    if rates.empty:
+        why = "ATM never masked a latent in the whole sweep run, so uniform dropout has no rate to take over"
+        fix = "lower its warmup_steps or training.schedule_scale, or raise training.steps"
+        raise ArtifactError(f"methods.atm.masking: {why}; {fix}")
     return float(rates.mean())
 
 

@@ -136,15 +136,14 @@ def run(profile: Path, stage: Callable[[str], object]) -> list[str]:
         pipeline.run_notebook = saved
 
 
-def _in_this_process(stage: Callable[[str], object]) -> Callable[..., Path]:
-    def run_notebook(source: Path, folder: Path, failed: Path, log: Path, parameters: Mapping[str, Any]) -> Path:
+def _in_this_process(stage: Callable[[str], object]) -> Callable[..., None]:
+    def run_notebook(source: Path, folder: Path, failed: Path, log: Path, parameters: Mapping[str, Any]) -> None:
         notebook = nbformat.read(source, as_version=4)
         names = {"stage": stage, "METHODS": METHODS} | dict(parameters)
         for cell in notebook.cells[1:]:
             exec(compile(cell.source, source.name, "exec"), names)
         with atomic_write(folder / source.name) as copy:
             copy.write(nbformat.writes(notebook))
-        return folder / source.name
 
     return run_notebook
 
