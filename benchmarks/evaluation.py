@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +29,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.activations import MODEL, Text, load_store, load_text
-from benchmarks.measure import use_cores
+from benchmarks.measure import timed, use_cores
 from benchmarks.output import arguments, save
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import load_autoencoder
@@ -70,13 +68,6 @@ LABELS = {
     "saebench_as_fast_as_it_goes": "SAEBench, fastest",
     "saebench_as_it_comes": "SAEBench, as it comes",
 }
-
-
-def timed(work: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float]:
-    """The result and the seconds it took."""
-    start = time.perf_counter()
-    result = work(*arguments, **options)
-    return result, time.perf_counter() - start
 
 
 def train(lm: LanguageModel, text: Text, folder: Path, steps: int, names: list[str]) -> list[Autoencoder]:

@@ -17,11 +17,10 @@ that name.
 from __future__ import annotations
 
 import os
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -32,7 +31,7 @@ from matplotlib.figure import Figure
 from benchmarks import summary
 from benchmarks.floor import product_flop
 from benchmarks.gemma_profile import BASE, write_profile
-from benchmarks.measure import device_in_use, use_cores
+from benchmarks.measure import device_in_use, timed, use_cores
 from benchmarks.output import arguments, quiet, save
 from benchmarks.random_model import GEMMA_2_2B, gemma_sizes
 from sae_lib.mechanisms import methods
@@ -66,7 +65,9 @@ def main(asked_for: Sequence[str] | None = None) -> None:
     divide, fewer = asked.divide or (16 if asked.scaled else 1), asked.fewer or (64 if asked.scaled else 1)
     name = "gemma_scaled" if asked.scaled else "gemma"
     work = asked.work or (None if asked.scaled else output_root() / "benchmark" / name)
-    with _folder(work) as folder, quiet():
+    with TemporaryDirectory() if work is None else nullcontext(work) as place, quiet():
+        folder = Path(place).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
         os.environ[OUTPUT_VARIABLE] = str(folder / "build")
         result = run(folder, divide, fewer, asked.methods, device)
     save(asked.output, name, result, figure(result), "\n\n".join(summary.gemma(result)))
@@ -78,17 +79,22 @@ def run(folder: Path, divide: int, fewer: int, methods: Sequence[str], device: s
     sizes = gemma_sizes(GEMMA_2_2B["hidden_size"] // divide)
     went_on = (folder / "build").exists()
     data, training = base.data, base.training
-    clock = Clock()
-    profile = clock.measure("random weights and text", lambda: write_profile(
+    spent: dict[str, float] = {}
+
+    def measure(stage: str, work: Callable[[], Any]) -> Any:
+        found, spent[stage] = timed(work)
+        return found
+
+    profile = measure("random weights and text", lambda: write_profile(
         folder, sizes, name="bench-gemma", layer=base.model.layer, d_sae=training.d_sae // divide,
         train_tokens=data.train_tokens // fewer, steps=training.steps // fewer, batch=data.batch_tokens,
         dtype=base.model.dtype if device != "cpu" else "float32", device=device,
         max_words=None if divide == 1 else FEWER_WORDS,
     ))  # fmt: skip
     experiment = Experiment.open(str(profile))
-    lm = clock.measure("load the model", lambda: experiment.language_model(whole=False))
-    clock.measure("text to tokens", lambda: experiment.build_tokens(lm.tokenizer))
-    store = clock.measure("harvest", lambda: experiment.harvest(lm))
+    lm = measure("load the model", lambda: experiment.language_model(whole=False))
+    measure("text to tokens", lambda: experiment.build_tokens(lm.tokenizer))
+    store = measure("harvest", lambda: experiment.harvest(lm))
     del lm
     chosen = experiment.profile
     known = expected_calibration(chosen)
@@ -96,17 +102,17 @@ def run(folder: Path, divide: int, fewer: int, methods: Sequence[str], device: s
              for method in methods]  # fmt: skip
     saes = []
     for spec in specs:
-        seconds = clock.timed(lambda: experiment.train([spec]))  # noqa: B023
+        _, seconds = timed(experiment.train, [spec])
         ran = read_json(experiment.run_folder(spec, store.key) / "run.json")
         saes.append({"method": spec.method, "train_s": seconds, "train_peak_bytes": _peak(device),
                      "ms_per_step": ran["seconds"] / ran["steps"] * 1e3, "l0": ran["final"]["l0"],
                      "explained_variance": ran["final"]["explained_variance"]})  # fmt: skip
     # What the metrics need of the language model is computed once, for all SAEs.
-    clock.measure("references", lambda: [score_inputs(experiment).reference(name) for name in SCORES])
-    for i, spec in enumerate(specs):
-        saes[i]["evaluate_s"] = clock.timed(lambda: evaluate(experiment, [spec], SCORES))  # noqa: B023
-    clock.seconds["training"] = sum(sae["train_s"] for sae in saes)
-    clock.seconds["evaluation"] = sum(sae["evaluate_s"] for sae in saes)
+    measure("references", lambda: [score_inputs(experiment).reference(name) for name in SCORES])
+    for sae, spec in zip(saes, specs, strict=True):
+        _, sae["evaluate_s"] = timed(evaluate, experiment, [spec], SCORES)
+    spent["training"] = sum(sae["train_s"] for sae in saes)
+    spent["evaluation"] = sum(sae["evaluate_s"] for sae in saes)
     return {
         "setting": {
             "device": device, "model": sizes, "layer": chosen.model.layer, "dtype": chosen.model.dtype,
@@ -114,33 +120,12 @@ def run(folder: Path, divide: int, fewer: int, methods: Sequence[str], device: s
             "training": chosen.training.model_dump(mode="json"), "scores": list(SCORES), "d_in": store.d_in,
             "step_flop": product_flop(store.d_in, chosen.training.d_sae, chosen.data.batch_tokens),
         },
-        "stages": [{"stage": stage, "seconds": seconds} for stage, seconds in clock.seconds.items()],
+        "stages": [{"stage": stage, "seconds": seconds} for stage, seconds in spent.items()],
         "went_on": went_on,
-        "harvest_tokens_per_s": chosen.data.train_tokens / clock.seconds["harvest"],
+        "harvest_tokens_per_s": chosen.data.train_tokens / spent["harvest"],
         "store_bytes": store.n_rows * store.d_in * 2,
         "saes": saes,
     }  # fmt: skip
-
-
-class Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def measure(self, stage: str, work: Callable[[], Any]) -> Any:
-        """The result of `work`; its time is kept under the name of the stage."""
-        found: list[Any] = []
-        self.seconds[stage] = self.timed(lambda: found.append(work()))
-        return found[0]
-
-    def timed(self, work: Callable[[], Any]) -> float:
-        """The seconds that `work` took."""
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
 
 
 def figure(result: dict[str, Any]) -> Figure:
@@ -158,17 +143,6 @@ def figure(result: dict[str, Any]) -> Figure:
     fig.legend(loc="outside upper right", ncols=2)
     sns.despine(fig)
     return fig
-
-
-@contextmanager
-def _folder(named: Path | None) -> Iterator[Path]:
-    """The folder asked for, or a temporary one."""
-    if named is not None:
-        named.mkdir(parents=True, exist_ok=True)
-        yield named.resolve()
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 def _peak(device: str) -> int | None:

@@ -71,6 +71,14 @@ def hardware_line(found: Mapping[str, Any]) -> str:
     )
 
 
+def timed(work: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float]:
+    """The result and the seconds it took."""
+    start = time.perf_counter()
+    result = work(*arguments, **options)
+    _wait(device_in_use())
+    return result, time.perf_counter() - start
+
+
 def interleaved(
     cases: Mapping[Case, Callable[[], object]], repeats: int, device: str = "cpu", block_seconds: float = BLOCK_SECONDS
 ) -> dict[Case, list[float]]:

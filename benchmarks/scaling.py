@@ -28,9 +28,10 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from benchmarks import summary
 from benchmarks.gemma_profile import write_profile
 from benchmarks.measure import device_in_use, exponent, interleaved, spread, use_cores
-from benchmarks.output import arguments, interval, quiet, save, table
+from benchmarks.output import arguments, quiet, save
 from benchmarks.random_model import packaged_vocabulary, random_store, random_tokens, save_random_gemma
 from benchmarks.steppers import Ours, Rows, our_config
 from sae_lib.data.config import ModelConfig
@@ -78,7 +79,7 @@ def main(asked_for: Sequence[str] | None = None) -> None:
         series = {name: fitted(interleaved(cases, asked.repeats, device, asked.block)) for name, cases in turns.items()}
     setting = {"device": device, "d_in": D_IN, "d_sae": asked.d_sae, "batch": asked.batch, "method": "topk"}
     result = {"setting": setting, "series": series}
-    save(asked.output, "scaling", result, figure(result), summary(result))
+    save(asked.output, "scaling", result, figure(result), "\n\n".join(summary.scaling(result)))
 
 
 def harvest_turns(folder: Path, sizes: Sequence[int], device: str) -> dict[int, Callable[[], object]]:
@@ -150,19 +151,6 @@ def fitted(seconds: dict[int, list[float]]) -> dict[str, Any]:
     }
 
 
-def summary(result: dict[str, Any]) -> str:
-    """The exponents as a table."""
-    lines = []
-    for name, found in result["series"].items():
-        first, last = found["points"][0], found["points"][-1]
-        lines.append(
-            [XLABELS[name], f"{first['size']:,} to {last['size']:,}", interval(first["seconds"], 1, 3),
-             interval(last["seconds"], 1, 3), *(_exponent(found[key]) for key in ("all", "last_two"))]
-        )  # fmt: skip
-    header = ["cost against", "sizes", "s at the first", "s at the last", "exponent [95 %]", "of the last two"]
-    return table(header, lines)
-
-
 def figure(result: dict[str, Any]) -> Figure:
     """Seconds against size, both logarithmic; the grey line is linear through the last point."""
     set_style()
@@ -189,10 +177,6 @@ def figure(result: dict[str, Any]) -> Figure:
 
 def _step(rows: Rows, width: int) -> Callable[[], None]:
     return Ours(rows, "topk", width, max(1, width // 51), 1, "float32").step
-
-
-def _exponent(found: dict[str, float]) -> str:
-    return f"{found['exponent']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 if __name__ == "__main__":
