@@ -170,14 +170,6 @@ def calibrated(profile: Profile, known: Calibration, method: str, overrides: dic
     return profile.sae_config(method, merged(values, overrides or {}))
 
 
-def along_the_run(profile: Profile) -> list[RunSpec]:
-    """The SAEs whose absorption is followed along their training, one seed each: the paper's two, with its
-    coefficients; and methods that are told their L0, to see whether training is long enough."""
-    followed = FOLLOWED.items() if profile.ablations.collapse else ()
-    first = profile.training.seeds[:1]
-    return [spec for group, methods in followed for spec in plan_runs(profile, None, [group], methods, first)]
-
-
 def _cells(profile: Profile, known: Calibration, group: str) -> Iterable[Cell]:
     """The SAEs of a group, without their seeds."""
     fair = FAIR if fairly_compared(profile) else ()

@@ -57,6 +57,9 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     planted = plan_runs(profile, None, ["main"], runs.PLANTED, few)
     carriers = planted + plan_runs(profile, None, ["untrained", "control"], None, few)
     endings = carriers + plan_runs(profile, None, ["main"], profile.beside)
+    # The first paper's two, and methods that are told their L0, to see whether training is long enough.
+    followed = runs.FOLLOWED.items() if profile.ablations.collapse else ()
+    along = [spec for group, names in followed for spec in plan_runs(profile, None, [group], names, seeds[:1])]
 
     def by_seed(groups: Sequence[str], some: Sequence[int], known: Calibration | None = None) -> list[RunSpec]:
         """Seeds in one step, so that no core waits at the end of each."""
@@ -101,7 +104,7 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     yield Step("main table, the first seeds", by_seed(table, first, known))
     yield from explaining(seeds[:1])
     yield Step("absorption of word endings", endings, extras.ENDINGS)
-    yield Step("absorption along the run", runs.along_the_run(profile), extras.TRAJECTORY)
+    yield Step("absorption along the run", along, extras.TRAJECTORY)
     yield from fair_atm()
     yield Step("circuits of letters", carriers, extras.CIRCUITS)
     yield Step("main table, the other seeds", by_seed(table, others, known))

@@ -50,9 +50,8 @@ def train_one(
 ) -> Path:
     """Train `method` on `tokens` tokens (one pass); returns the SAE's folder, which `evaluate` and `export` read.
 
-    `model`, `revision`: "pocket", a local folder, a GGUF file or a hub id; `files`: .jsonl, .parquet or .txt, the
-    packaged documentation without any; `d_sae`: 8 times the residual stream's width by default; `sparsity`: k, the L0
-    or the L1 coefficient, whichever the method is told; 32 by default where it is told its L0.
+    `model`: "pocket", a local folder, a GGUF file or a hub id; `files`: .jsonl, .parquet or .txt, the packaged
+    documentation without any; `sparsity`: k, the L0 (32 by default) or the L1 coefficient, as the method is told.
 
     Raises ArtifactError: an unknown method, an L1 method without a coefficient, a model or text that cannot be read.
     """

@@ -9,10 +9,8 @@ from sae_lib.profiles.profile import load_profile
 from sae_lib.profiles.runs import (
     ABLATION_GROUPS,
     FAIR,
-    FOLLOWED,
     MAIN_GROUPS,
     Calibration,
-    along_the_run,
     expected_calibration,
     plan_runs,
     sweep_runs,
@@ -219,9 +217,3 @@ def test_the_collapse_is_taken_apart_where_a_profile_asks_for_it():
     assert [spec.label for spec in of_seed.values() if not spec.trained] == ["baseline, untrained"]
     run_2 = next(s for s in plan_runs(profile, None, ["sequence"]) if s.label == "run 2" and s.seed == 42)
     assert alone["temporal penalty alone"].config == run_2.config, "one SAE, trained once"
-    followed = along_the_run(profile)
-    assert {spec.seed for spec in followed} == {42}
-    assert {(spec.group, spec.method) for spec in followed} == {
-        (group, method) for group, methods in FOLLOWED.items() for method in methods
-    }
-    assert not along_the_run(load_profile("pocket"))

@@ -16,7 +16,7 @@ import yaml
 
 from sae_lib.__main__ import main
 from sae_lib.profiles.profile import load_profile
-from sae_lib.profiles.runs import ABLATION_GROUPS, FOLLOWED, Calibration, along_the_run, plan_runs
+from sae_lib.profiles.runs import ABLATION_GROUPS, FOLLOWED, Calibration, plan_runs
 from sae_lib.study import comparisons, scoring, sitting
 from sae_lib.study.experiment import Experiment
 from sae_lib.study.extras import METRICS, TRAJECTORY
@@ -101,6 +101,10 @@ def test_the_order_begins_with_what_needs_no_sweep(profile, monkeypatch):
         "coefficients as written, and a sweep of the L1 methods", "sweep of dropout", "main table, the first seeds",
     ]  # fmt: skip
     assert [s.method for s in plan[len(seeds) + 3].specs] == ["paper_standard", *["atm"] * 2, *["standard"] * 2]
+    [along] = [step.specs for step in plan if step.extra is TRAJECTORY]
+    assert {(s.group, s.method, s.seed) for s in along} == {
+        ("as_written", "paper_standard", seeds[0]), ("main", "topk", seeds[0]),
+    }  # fmt: skip
     named = {(s.group, s.method, s.label, s.seed) for step in plan for s in step.specs}
     assert named == {(s.group, s.method, s.label, s.seed) for s in plan_runs(load_profile(profile), KNOWN)}
 
@@ -216,7 +220,9 @@ def test_an_unfinished_run_is_not_kept(experiment, tmp_path, monkeypatch):
 def test_a_trajectory_without_letters_is_kept(experiment, monkeypatch):
     nothing = SimpleNamespace(summary=dict.fromkeys(METRICS, math.nan))
     monkeypatch.setattr("sae_lib.study.extras.evaluate_absorption", lambda *_: nothing)
-    found = replace(TRAJECTORY, points=2).of(experiment, along_the_run(experiment.profile)[:1])  # another key
+    found = replace(TRAJECTORY, points=2).of(
+        experiment, plan_runs(experiment.profile, None, ["as_written"])[:1]
+    )  # another key
     steps_taken = experiment.profile.training.steps
     assert found["step"].tolist() == [steps_taken // 2 - 1, steps_taken - 1]
     assert found["absorption_full"].isna().all()
