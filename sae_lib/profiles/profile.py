@@ -67,6 +67,8 @@ class AblationConfig(Strict):
     atm_r: tuple[Annotated[float, Field(ge=0.0)], ...] = Field((0.5, 1.0, 2.0), min_length=1)
     atm_grid_seeds: tuple[Seed, ...] = Field((7, 8, 9), min_length=1)
     """Seeds of the grid that ATM's c and r are chosen on; the choice is judged on `training.seeds`."""
+    as_written_seeds: tuple[Seed, ...] = ()
+    """Seeds of the papers' coefficients as written; without, `training.seeds`."""
     temporal_coefficients: tuple[Annotated[float, Field(ge=0.0)], ...] = (1e-2, 1.0)
     """Values of lambda_2 beside the paper's."""
     resampling_thresholds: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (1e-5, 5e-4)
@@ -80,7 +82,7 @@ class AblationConfig(Strict):
     """Groups of layers that share an SAE each; 0: layers are not compared."""
     toy: ToyConfig = ToyConfig()
 
-    _seeds = field_validator("atm_grid_seeds")(distinct_seeds)
+    _seeds = field_validator("atm_grid_seeds", "as_written_seeds")(distinct_seeds)
 
 
 if TYPE_CHECKING:

@@ -140,10 +140,11 @@ def plan_runs(
 
 
 def _seeded(profile: Profile, group: str, cells: Iterable[Cell]) -> list[RunSpec]:
-    training, sweep = profile.training, profile.sweep
+    training, sweep, asked = profile.training, profile.sweep, profile.ablations
     seeds = {
-        **dict.fromkeys(ABLATION_GROUPS, training.ablation_seeds), "atm_grid": profile.ablations.atm_grid_seeds,
+        **dict.fromkeys(ABLATION_GROUPS, training.ablation_seeds), "atm_grid": asked.atm_grid_seeds,
         "sweep": sweep.seeds, "fair_sweep": sweep.seeds, "atm_fair": training.seeds,
+        "as_written": asked.as_written_seeds or training.seeds,
     }.get(group, training.seeds)  # fmt: skip
     few = profile.beside if group == "main" else ()
     return [

@@ -68,6 +68,12 @@ def test_counts():
     assert parts == plan_runs(PROFILE, KNOWN)
 
 
+def test_as_written_may_have_seeds_of_its_own():
+    asked = PROFILE.model_copy(update={"ablations": PROFILE.ablations.model_copy(update={"as_written_seeds": (42,)})})
+    assert {spec.seed for spec in plan_runs(asked, KNOWN, ("as_written",))} == {42}
+    assert {spec.seed for spec in plan_runs(asked, KNOWN, ("main",))} == {*PROFILE.training.seeds}
+
+
 def test_a_group_that_does_not_exist():
     with pytest.raises(ValueError, match="factorail"):
         plan_runs(PROFILE, KNOWN, ("factorail",))

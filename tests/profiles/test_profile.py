@@ -168,6 +168,7 @@ def test_a_value_out_of_range_is_named_and_shown(tmp_path, changes, says):
         ({"training": {"seeds": [1, 2, 1]}}, ["training.seeds", "repeated", "[1, 2, 1]"]),
         ({"training": {"ablation_seeds": [3, 3]}}, ["training.ablation_seeds", "repeated"]),
         ({"ablations": {"atm_grid_seeds": [3, 3]}}, ["ablations.atm_grid_seeds", "repeated"]),
+        ({"ablations": {"as_written_seeds": [3, 3]}}, ["ablations.as_written_seeds", "repeated"]),
         ({"data": {"window": 7}}, ["data", "batch_tokens 64 is no multiple of window 7", "try 63"]),
         ({"data": {"batch_tokens": 4000}}, ["data", "4000 is above train_tokens 1000"]),
         ({"corpus": {"packages": []}}, ["corpus", "source 'documentation' needs corpus.packages"]),
