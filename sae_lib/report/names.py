@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from sae_lib.mechanisms import METHODS as METHOD
 from sae_lib.mechanisms import methods
-from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
 from sae_lib.metrics import scores as _scores  # noqa: F401 (registers them)
 from sae_lib.metrics.registry import COLUMNS, Column
 from sae_lib.metrics.stability import seeds
 from sae_lib.metrics.toy import score as toy
 
-# What methods are called, in the order of every table and figure.
+# What methods are called, in the order of every table and figure; those of toy data alone.
 METHODS: dict[str, str] = {key: METHOD[key].name for key in methods("main", "field", "as written", "control")}
-MAIN_METHODS = methods("main")
-# What the other methods are compared with.
-BASELINE = "standard"
-# Methods of toy data alone.
 TOY_METHODS: dict[str, str] = {key: METHOD[key].name for key in methods("toy")}
+MAIN_METHODS = methods("main")
+BASELINE = "standard"  # what the other methods are compared with
 
 # The three mechanisms of TemporalSAE: column of evaluation.parquet -> name.
-MECHANISMS: dict[str, str] = {
-    "temporal": "temporal penalty",
-    "resampling": "resampling",
-    "gradient_scaling": "gradient scaling",
-}
-# Letters with few words in any text: their scores are shown with the counts they rest on.
-RARE_LETTERS = ("j", "q", "x", "z")
-# The three parts of ATM's importance score.
-IMPORTANCE_PARTS = COMPONENTS
-
+MECHANISMS = {"temporal": "temporal penalty", "resampling": "resampling", "gradient_scaling": "gradient scaling"}
 # Shown in the place of what a language model does not allow.
 NOT_MEASURABLE = "not measurable on this model"
 

@@ -1,5 +1,7 @@
 """Where results come from: the table at the end of each notebook, and the manifest beside its results."""
 
+from __future__ import annotations
+
 import importlib.metadata
 import subprocess
 import time
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 # What a change of makes the code another revision; notebooks' outputs and figures are made by it.
 CODE = ("sae_lib", "Makefile", "requirements.lock", "pyproject.toml")
 VERSIONS = ("torch", "transformers", "datasets", "numpy", "scikit-learn", "pandas")
-FIGURES = "figures"
+FIGURES = "figures/"  # what begins the name of an output in the figures folder
 
 
 class Provenance(dict[str, str]):
@@ -29,13 +31,8 @@ class Provenance(dict[str, str]):
         return "\n".join(f"{name:<{width}}  {value}" for name, value in self.items())
 
 
-def provenance(profile: "Profile", started: float) -> Provenance:
-    """What the results of a notebook were made from.
-
-    Args:
-        profile: the profile it ran at.
-        started: `time.time()` at its beginning.
-    """
+def provenance(profile: Profile, started: float) -> Provenance:
+    """What the results of a notebook were made from that ran at `profile` and began at `started` (`time.time()`)."""
     import torch
 
     paths, model, different = Paths(profile.name), profile.model, differences()
@@ -93,33 +90,26 @@ def manifest_file(paths: Paths, stage: str) -> Path:
 
 
 def write_stage_manifest(paths: Paths, stage: str, outputs: Iterable[Path]) -> Path:
-    """Record what a notebook made; the notebooks after it are run again when it changes.
+    """Record what notebook `stage` (its number, such as "02") made; those after it are run again when it changes.
 
-    Args:
-        stage: the notebook's number, such as "02".
-        outputs: files under the profile's folder or its figures folder.
-
-    Raises:
-        ArtifactError: an output is missing or lies elsewhere.
+    Raises ArtifactError: an output is missing, or lies neither in the profile's folder nor in that of its figures.
     """
     hashes = {}
     for file in sorted({Path(output).resolve() for output in outputs}):
         if not file.is_file():
             raise ArtifactError(f"{stage}: the output {shown(file)} was not written; run the notebook from its top")
         hashes[_output_name(paths, file)] = file_sha256(file)
-    file = manifest_file(paths, stage)
-    write_json(file, {"profile": paths.profile, "outputs": hashes})
-    return file
+    write_json(manifest_file(paths, stage), {"profile": paths.profile, "outputs": hashes})
+    return manifest_file(paths, stage)
 
 
 def output_path(paths: Paths, name: str) -> Path:
     """The file behind a name in a manifest."""
-    first, _, rest = name.partition("/")
-    return paths.figures / rest if first == FIGURES else paths.root / name
+    return paths.figures / name.removeprefix(FIGURES) if name.startswith(FIGURES) else paths.root / name
 
 
 def _output_name(paths: Paths, file: Path) -> str:
-    for folder, prefix in ((paths.figures.resolve(), f"{FIGURES}/"), (paths.root.resolve(), "")):
+    for folder, prefix in ((paths.figures.resolve(), FIGURES), (paths.root.resolve(), "")):
         if file.is_relative_to(folder):
             return prefix + file.relative_to(folder).as_posix()
     raise ArtifactError(f"the output {shown(file)} lies outside {shown(paths.root)} and {shown(paths.figures)}")

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from sae_lib.mechanisms import methods
+from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
 from sae_lib.profiles.profile import Profile
-from sae_lib.report.names import IMPORTANCE_PARTS, MECHANISMS, NOT_MEASURABLE, in_order
+from sae_lib.report.names import MECHANISMS, NOT_MEASURABLE, in_order
 from sae_lib.report.statistics import Interval, difference, pair_values, seeds_of, t_interval
 from sae_lib.util.errors import ArtifactError
 
@@ -24,12 +25,10 @@ Made = TypeVar("Made")
 # SAEs within this factor of a common L0 stand at matched L0.
 MATCHED_L0 = 1.25
 # What is dropped from ATM's importance (column `dropped`) -> the name of the row.
-DROPPED: dict[str, str] = {"nothing": "all parts"} | {part: f"without {part}" for part in IMPORTANCE_PARTS}
-
+DROPPED: dict[str, str] = {"nothing": "all parts"} | {part: f"without {part}" for part in COMPONENTS}
 # The groups of methods at one L0 and of what they are held against.
 BESIDE = ("main", "untrained", "control")
-# Columns of seed_stability.
-PAIR_METRICS = ("matched_cosine", "max_cosine", "share_matched")
+PAIR_METRICS = ("matched_cosine", "max_cosine", "share_matched")  # columns of seed_stability
 # A table is one file, or one of each notebook that trains SAEs; toys are of the field, and of its challengers.
 PARTS = ("", "_main", "_ablations", "_challengers")
 
@@ -125,13 +124,12 @@ def l0_is_matched(values: Iterable[float]) -> bool:
     return bool(known) and max(known) <= MATCHED_L0**2 * min(known)
 
 
-def rows_of(evaluation: pd.DataFrame, *groups: str) -> pd.DataFrame:
-    """The rows of `groups`. Raises ArtifactError when there are none."""
-    rows = evaluation[evaluation["group"].isin(groups)]
+def rows_of(table: pd.DataFrame, *groups: str, otherwise: str = "") -> pd.DataFrame:
+    """The rows of `groups`. Raises ArtifactError, which says `otherwise`, when there are none."""
+    rows = table[table["group"].isin(groups)]
     if rows.empty:
-        raise ArtifactError(
-            f"evaluation: no rows of group {' or '.join(groups)}; run notebooks 02 to 04 at this profile"
-        )
+        missing = f"evaluation: no rows of group {' or '.join(groups)}; run notebooks 02 to 04 at this profile"
+        raise ArtifactError(otherwise or missing)
     return rows
 
 
@@ -147,28 +145,29 @@ def by_method(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {method: rows[rows["method"] == method] for method in in_order([*rows["method"]])}
 
 
-def with_controls(rows: pd.DataFrame, otherwise: str) -> pd.DataFrame:
-    """Those at the main table's L0 and of the controls, of a table of a few SAEs. Raises ArtifactError, which says
-    `otherwise`, where there are none."""
-    found = rows[rows["group"].isin(BESIDE)]
-    if found.empty:
-        raise ArtifactError(otherwise)
-    return found
-
-
 def main_rows(evaluation: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Method -> its rows at matched L0, for the methods of the main table; then those of the controls."""
     rows = rows_of(evaluation, *BESIDE)
     return by_method(rows[rows["method"].isin(methods("main", "field", "control"))])
 
 
-def toy_rows(
-    toy_summary: pd.DataFrame, experiment: str, toy: str | None = None, method: str | None = None
-) -> pd.DataFrame:
-    """The rows of one experiment on toy data, of one toy and one method where they are named."""
+def toy_rows(toy_summary: pd.DataFrame, experiment: str, toy: str | None = None, otherwise: str = "") -> pd.DataFrame:
+    """The rows of one experiment on toy data, of one toy if it is named. Raises ArtifactError when there are none and
+    there is something to do, `otherwise`."""
     rows = toy_summary[toy_summary["experiment"] == experiment]
     rows = rows if toy is None else rows[rows["toy"] == toy]
-    return rows if method is None else rows[rows["method"] == method]
+    if rows.empty and otherwise:
+        raise ArtifactError(f"toy_summary: no rows of experiment '{experiment}'; {otherwise}")
+    return rows
+
+
+def means(rows: pd.DataFrame, keys: list[str], metrics: Iterable[str]) -> pd.DataFrame:
+    """One row per group, as they appear, and metric: `keys`, metric, and the interval over seeds."""
+    return pd.DataFrame(
+        dict(zip(keys, group, strict=True)) | {"metric": metric} | t_interval(seeds_of(part, metric))._asdict()
+        for group, part in rows.groupby(keys, sort=False)
+        for metric in metrics
+    )
 
 
 def why_empty(rows: pd.DataFrame, metric: str) -> str:

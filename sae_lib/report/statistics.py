@@ -49,11 +49,6 @@ class Interval(NamedTuple):
             return f"{self.mean:+.3g} (n = {self.n}, no interval)"
         return f"{self.mean:+.3g} [{self.low:+.3g}, {self.high:+.3g}] (n = {self.n})"
 
-    @property
-    def arms(self) -> list[list[float]] | None:
-        """Lengths of an error bar below and above the mean."""
-        return [[self.mean - self.low], [self.high - self.mean]] if math.isfinite(self.low) else None
-
 
 def t_interval(values: Iterable[float]) -> Interval:
     """The interval of the mean of `values`; NaN values are left out.

@@ -9,10 +9,10 @@ import pandas as pd
 from sae_lib.mechanisms.resampling import ResamplingConfig
 from sae_lib.mechanisms.temporal_penalty import TemporalConfig
 from sae_lib.profiles.runs import FAIR, VARIED, WARM_UP
-from sae_lib.report.names import MECHANISMS, METRICS, method_name
-from sae_lib.report.results import DROPPED, drop_effect, main_effect, rows_of, why_empty
+from sae_lib.report.names import MECHANISMS, method_name
+from sae_lib.report.results import DROPPED, drop_effect, main_effect, rows_of, select, why_empty
 from sae_lib.report.statistics import difference, seeds_of, t_interval
-from sae_lib.report.tables.rows import UNRANKED, VARIANTS, Table, cell, record, table_of, with_effects
+from sae_lib.report.tables.rows import UNRANKED, VARIANTS, Lines, Table, table_of, with_effects
 
 IDLE = "‡"
 SHORT_COLUMNS = (
@@ -41,9 +41,10 @@ TUNED, ITS_DROPOUT = "ATM, c and r chosen", "dropout of as much activation"
 def factorial_table(evaluation: pd.DataFrame) -> Table:
     """The 2x2x2 factorial of TemporalSAE's mechanisms, then the main effect of each with its 95 % t interval."""
     rows = rows_of(evaluation, "factorial")
-    named = {}
-    for on, part in rows.groupby(list(MECHANISMS), sort=True):
-        named[" + ".join(name for name, is_on in zip(MECHANISMS.values(), on, strict=True) if is_on) or "none"] = part
+    named = {
+        " + ".join(name for name, is_on in zip(MECHANISMS.values(), on, strict=True) if is_on) or "none": part
+        for on, part in rows.groupby(list(MECHANISMS), sort=True)
+    }
     caption = (
         "TemporalSAE's mechanisms, every combination: mean ± sd over seeds; below, the main effect of each "
         "mechanism [95 % t interval over seeds]"
@@ -65,33 +66,26 @@ def collapse_table(evaluation: pd.DataFrame) -> Table:
     """Where the paper's table comes from: each mechanism alone with the paper's coefficients, resampling made milder,
     and dense SAEs that fail for other reasons, below what was published."""
     rows = rows_of(evaluation, "collapse")
-    written = evaluation[evaluation["group"] == "as_written"]
     named = {
-        f"{name}, as written": written[written["method"] == method]
-        for name, method in (("baseline", "paper_standard"), ("TemporalSAE", "temporal_sae"))
+        "baseline, as written": select(evaluation, "as_written", "paper_standard"),
+        "TemporalSAE, as written": select(evaluation, "as_written", "temporal_sae"),
+        **{str(label): part for label, part in rows.groupby("label", sort=False)},
     }
-    named |= {str(label): part for label, part in rows.groupby("label", sort=False)}
     caption = (
         "Where the published table comes from: TemporalSAE's mechanisms one at a time with its own coefficients, and "
         "other dense SAEs that fail; mean ± sd over seeds"
     )
-    table = table_of("SAE", named, COLLAPSE_COLUMNS, caption, UNRANKED)
-    lines, data = [], []
+    table, published = table_of("SAE", named, COLLAPSE_COLUMNS, caption, UNRANKED), Lines()
     for name, values in PUBLISHED.items():
         found = {c: t_interval([value]) for c, value in values.items() if not why_empty(rows, c)}
-        shown = {METRICS[c].header: cell(interval, METRICS[c].decimals) for c, interval in found.items()}
-        lines.append({"SAE": name, **shown})
-        data += [record(name, c, interval) for c, interval in found.items()]
-    shown = pd.concat([pd.DataFrame(lines, columns=table.shown.columns), table.shown], ignore_index=True).fillna("–")
-    return table._replace(shown=shown, data=pd.concat([pd.DataFrame(data), table.data], ignore_index=True))
+        published.add({"SAE": name}, name, found)
+    above = published.table(table.caption)
+    return above._replace(shown=above.shown.reindex(columns=table.shown.columns)).above(table)
 
 
 def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame) -> Table:
-    """TemporalSAE at other values of the two numbers that the paper calls sensitive, and without any warm-up.
-
-    Args:
-        history: results/history.parquet: rows are marked in which no latent was resampled.
-    """
+    """TemporalSAE at other values of the two numbers that the paper calls sensitive, and without any warm-up. Rows are
+    marked in which no latent was resampled, as `history` has it."""
     rows = rows_of(evaluation, "sensitivity")
     published = {
         "temporal_coefficient": TemporalConfig().coefficient, "resampling_threshold": ResamplingConfig().threshold,
@@ -104,11 +98,11 @@ def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame) -> Table:
         resampled = history[history["run"].isin(part["run"])].get("resampled", pd.Series(dtype=float)).dropna()
         idle = len(resampled) > 0 and not resampled.any()
         named[f"{label}{' (published)' * as_published}{f' {IDLE}' * idle}"] = part
-    caption = "TemporalSAE with one value changed; mean ± sd over seeds"
-    table = table_of("changed", named, SHORT_COLUMNS, caption, VARIANTS)
-    if not any(name.endswith(IDLE) for name in named):
-        return table
-    return table._replace(caption=table.caption.replace(VARIANTS, f"{VARIANTS}. {IDLE} no latent was resampled"))
+    table = table_of(
+        "changed", named, SHORT_COLUMNS, "TemporalSAE with one value changed; mean ± sd over seeds", VARIANTS
+    )
+    note = f". {IDLE} no latent was resampled" if any(name.endswith(IDLE) for name in named) else ""
+    return table._replace(caption=table.caption.replace(VARIANTS, f"{VARIANTS}{note}"))
 
 
 def atm_table(evaluation: pd.DataFrame) -> Table:
@@ -134,12 +128,13 @@ def atm_fair_table(evaluation: pd.DataFrame) -> Table:
     """ATM at the c and r that suit it, beside the dropout that takes away as much activation, plain L1, and ATM at
     c = r = 1; then the differences, seed by seed."""
     final = rows_of(evaluation, "atm_fair")
-    main = evaluation[evaluation["group"] == "main"]
-    tuned, dropout = (final[final["method"] == method] for method in FAIR)
+    tuned, dropout = (select(evaluation, "atm_fair", method) for method in FAIR)
     named = {
-        TUNED: tuned, ITS_DROPOUT: dropout, method_name("standard"): main[main["method"] == "standard"],
-        "ATM, c = r = 1": main[main["method"] == "atm"],
-    }  # fmt: skip
+        TUNED: tuned,
+        ITS_DROPOUT: dropout,
+        method_name("standard"): select(evaluation, "main", "standard"),
+        "ATM, c = r = 1": select(evaluation, "main", "atm"),
+    }
     chosen = tuned.iloc[0]
     caption = (
         f"ATM with c = {chosen['c']:g} and r = {chosen['r']:g}, chosen on other seeds (the same words) as the cell of "

@@ -7,15 +7,14 @@ side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from sae_lib.mechanisms import METHODS as METHOD
 from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import MAIN_METHODS, METRICS, method_name
-from sae_lib.report.results import Results, by_method, main_rows, with_controls
+from sae_lib.report.results import Results, main_rows
 from sae_lib.report.statistics import ROUNDING, Interval, difference, guarded
 from sae_lib.report.tables.rows import ARROW_NOTE, Table, left_out, not_measurable, table_of
 
@@ -36,23 +35,18 @@ ABOVE_NULL = {
     "full_above_random": ("absorption_full", "absorption_full_random"),
     "full_below_shuffled": ("absorption_full_null", "absorption_full"),
 }
-INTERPRETED = ("interpretation_surprisal", "interpretation_embedding", "interpretation_latents")
-NULL_METRICS: dict[str, Column] = {
-    "l0": METRICS["l0"],
-    "explained_variance": METRICS["explained_variance"],
-    "absorption_fraction": METRICS["absorption_fraction"],
-    "absorption_fraction_random": Column("random directions", "none", 3),
-    "fraction_above_random": Column("above random", "none", 3),
-    "absorption_fraction_null": Column("shuffled letters", "none", 3),
-    "fraction_below_shuffled": Column("below shuffled", "none", 3),
-    "absorption_full": METRICS["absorption_full"],
-    "absorption_full_random": Column("full, random directions", "none", 3),
-    "full_above_random": Column("full, above random", "none", 3),
-    "absorption_full_null": Column("full, shuffled letters", "none", 3),
-    "full_below_shuffled": Column("full, below shuffled", "none", 3),
-    "main_latent_f1": METRICS["main_latent_f1"],
-    "main_latent_f1_null": Column("F1, shuffled letters", "none", 3),
-}
+# Column -> its name, or "" for the usual one.
+NULL_COLUMNS = {
+    "l0": "", "explained_variance": "",
+    "absorption_fraction": "", "absorption_fraction_random": "random directions",
+    "fraction_above_random": "above random", "absorption_fraction_null": "shuffled letters",
+    "fraction_below_shuffled": "below shuffled",
+    "absorption_full": "", "absorption_full_random": "full, random directions",
+    "full_above_random": "full, above random", "absorption_full_null": "full, shuffled letters",
+    "full_below_shuffled": "full, below shuffled",
+    "main_latent_f1": "", "main_latent_f1_null": "F1, shuffled letters",
+}  # fmt: skip
+NULL_METRICS = {name: Column(label, "none", 3) if label else METRICS[name] for name, label in NULL_COLUMNS.items()}
 
 
 def group_of(control: str) -> str:
@@ -92,6 +86,12 @@ def with_marks(table: Table, results: Results, metrics: Iterable[str]) -> Table:
     return table._replace(shown=table.shown.rename(columns=dumb), caption=f"{table.caption} {MARK_NOTE}.")
 
 
+def method_table(evaluation: pd.DataFrame, columns: Sequence[str], caption: str, without: Iterable[str] = ()) -> Table:
+    """One row per method of the main table, and the controls; measures that tell nothing are marked."""
+    named = {method_name(m): part for m, part in main_rows(evaluation).items() if m not in without}
+    return with_marks(table_of("method", named, columns, caption), Results(evaluation=evaluation), columns)
+
+
 def controls_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Table:
     """For each measure and each control the methods that are no better than the control."""
     results = Results(evaluation=evaluation, seed_stability=seed_stability)
@@ -103,7 +103,7 @@ def controls_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Ta
             gaps = {method: above(results, metric, method, control) for method in MAIN_METHODS}
             alike, known = no_better(results, metric, control), sum(gap.n > 1 for gap in gaps.values())
             names = ", ".join(map(method_name, alike)) or "none"
-            line[METHOD[control].name] = "–" if not known else "every method" if len(alike) == known else names
+            line[method_name(control)] = "–" if not known else "every method" if len(alike) == known else names
             keys = {"measure": metric, "control": control}
             data += [keys | {"method": method, **gap._asdict()} for method, gap in gaps.items()]
         lines.append(line)
@@ -111,9 +111,8 @@ def controls_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Ta
         "Which methods are no better than a control by a measure, at matched L0: the 95 % interval of the difference "
         "over seeds is not on the better side, or the gain is below a tenth of what the control leaves. "
         "A measure decides between methods only where the answer is none. The "
-        f"soft-frozen decoder is held against TopK alone. {ARROW_NOTE}."
+        f"soft-frozen decoder is held against TopK alone. {ARROW_NOTE}.{left_out(not_measurable(evaluation, MEASURES))}"
     )
-    caption += left_out(not_measurable(evaluation, MEASURES))
     return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
 
 
@@ -129,16 +128,3 @@ def null_table(evaluation: pd.DataFrame) -> Table:
         "Mean ± sd over seeds"
     )
     return table_of("method", named, NULL_METRICS, caption, metrics=NULL_METRICS)
-
-
-def interpretation_table(interpretation: pd.DataFrame) -> Table:
-    """Automatic interpretation by the judges that need no other model, beside SAEs that have learned nothing."""
-    rows = with_controls(interpretation, "interpretation: no rows; make study interprets latents")
-    named = {method_name(method): part for method, part in by_method(rows).items()}
-    caption = (
-        "How well latents can be told from five examples of where they fire, on windows half of which have them: areas "
-        "under the ROC curve, 0.5 by chance. Surprisal: what the language model gains by reading the examples first; "
-        "embedding: how alike residual streams are to those of the examples (2410.13928). Latents: how many a mean is "
-        "taken of. Mean ± sd over seeds"
-    )
-    return table_of("method", named, INTERPRETED, caption, "compare trained SAEs with the untrained")

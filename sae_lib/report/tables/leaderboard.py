@@ -9,20 +9,11 @@ from sae_lib.autoencoders.switch import at_width, encoder_flops
 from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import METRICS, method_name
-from sae_lib.report.results import Results, by_method, main_rows, select, toy_rows
+from sae_lib.report.results import by_method, main_rows, select, toy_rows
 from sae_lib.report.statistics import Interval, difference, seeds_of, t_interval
-from sae_lib.report.tables.controls import with_marks
-from sae_lib.report.tables.rows import (
-    ARROW_NOTE,
-    Table,
-    cell,
-    left_out,
-    not_measurable,
-    range_cell,
-    record,
-    seeds_note,
-    table_of,
-)
+from sae_lib.report.tables.controls import method_table
+from sae_lib.report.tables.published import ASK
+from sae_lib.report.tables.rows import ARROW_NOTE, Table, cell, gap_cell, left_out, not_measurable, record, seeds_note
 from sae_lib.util.errors import ArtifactError
 
 COLUMNS = (
@@ -36,7 +27,7 @@ ON_TOYS = {
 }
 COST = Column("seconds, of TopK's", "lower", 2)
 # Those that absorb least, by their authors, and what a method that is better has to show: lower absorption at no cost.
-ON_TOY = "matryoshka"  # of three levels, in the place of that of four
+ON_TOY = "matryoshka"  # of three levels, the only one there
 TO_BEAT = ("matryoshka_4", "tree_4", "ortsae", "lista_matryoshka")
 ON_MODEL = ("absorption_full", "explained_variance", "ce_score", "kl_score", "probing_k1")
 FLOOR = 0.02  # absorption below which there is nothing left to be better by
@@ -45,15 +36,13 @@ IDEAS = (
     "onset_priced", "consistent", "consistent_onset", "consistent_batchtopk", "presence_matryoshka",
     "masked_matryoshka",
 )  # fmt: skip
-MASKED_COLUMNS = ("l0", "explained_variance", "kl_score", "absorption_full", "absorption_fraction", "probing_k1")
 
 
 def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
     """The main table's columns that a choice rests on, beside ground truth, where it was asked for, and the time to
     train. Raises ArtifactError without the field's toys and methods."""
-    toys, rows = toy_rows(toy_summary, "field"), main_rows(evaluation)
-    if toys.empty and not {*methods("field")} & {*rows}:
-        raise ArtifactError("toy_summary: no rows of experiment 'field'; set ablations.toy.field and run `make field`")
+    rows = main_rows(evaluation)
+    toys = toy_rows(toy_summary, "field", otherwise="" if {*methods("field")} & {*rows} else ASK)
     caption = "Methods at matched L0 on the language model"
     if len(toys):
         caption += ", and at the true L0 where features are known, with one Matryoshka of three levels"
@@ -63,40 +52,35 @@ def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Ta
         experts = at_width(d_sae)["experts"]
         share = encoder_flops(1, d_sae, experts) / encoder_flops(1, d_sae)
         caption += f". Switch has {experts} experts, and an encoder of {share:.2f} of TopK's FLOPs"
-    table = table_of("method", {method_name(method): part for method, part in rows.items()}, COLUMNS, caption)
-    table = with_marks(table, Results(evaluation=evaluation), COLUMNS)
-    shown, data = table.shown, [table.data]
+    table = method_table(evaluation, COLUMNS, caption)
+    shown, data = table.shown, [*table.data.to_dict("records")]
     # Wall time, and a machine has other work: the fastest seed is the one that was disturbed least.
     topk = seeds_of(select(evaluation, "main", "topk"), "train_seconds").min()
     trained = [method for method, part in rows.items() if (part["group"] == "main").all()]
 
     def add(column: Column, metric: str, of: dict[str, Interval]) -> None:
-        nonlocal shown
-        shown = shown.assign(**{column.header: [cell(of[method], column.decimals) for method in rows]})
-        data.append(
-            pd.DataFrame([record(method_name(m), metric, each, {metric: column}) for m, each in of.items() if each.n])
-        )
+        shown[column.header] = [cell(of[method], column.decimals) for method in rows]
+        data.extend(record(method_name(m), metric, each, {metric: column}) for m, each in of.items() if each.n)
 
     for header, (toy, metric) in ON_TOYS.items() if len(toys) else ():
         column = METRICS[metric]._replace(label=header)
-        # On toys there is one Matryoshka.
-        of_toy = {m: toy_rows(toys, "field", toy, "matryoshka" if m.startswith("matryoshka") else m) for m in rows}
-        add(column, f"{toy}_{metric}", {m: t_interval(seeds_of(part, metric)) for m, part in of_toy.items()})
+        of_toy = by_method(toy_rows(toys, "field", toy))
+        values = {m: seeds_of(part, metric) for m, part in of_toy.items()}
+        named = {m: ON_TOY if m.startswith(ON_TOY) else m for m in rows}
+        add(column, f"{toy}_{metric}", {m: t_interval(values.get(name, ())) for m, name in named.items()})
     fastest = {m: [seeds_of(rows[m], "train_seconds").min() / topk] if m in trained else [] for m in rows}
     add(COST, "seconds_of_topk", {m: t_interval(value) for m, value in fastest.items()})
-    return Table(shown, pd.concat(data, ignore_index=True), table.caption)
+    return Table(shown, pd.DataFrame(data), table.caption)
 
 
 def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
     """Each idea against the best of `TO_BEAT`, by measure. Raises ArtifactError without ideas as methods."""
     toys, model = toy_rows(toy_summary, "field"), main_rows(evaluation)
-    ours = [m for m in methods("field") if m in IDEAS and (m in model or (toys["method"] == m).any())]
+    ours = [m for m in methods("field") if m in IDEAS and m in {*model, *toys["method"]}]
     if not ours:
         raise ArtifactError("evaluation: no idea among the methods; run `make field`")
-
-    columns = {
-        METRICS[metric]: {m: seeds_of(model[m], metric) for m in (*TO_BEAT, *ours) if m in model} for metric in ON_MODEL
-    }
+    compared = [m for m in (*TO_BEAT, *ours) if m in model]
+    columns = {METRICS[metric]: {m: seeds_of(model[m], metric) for m in compared} for metric in ON_MODEL}
     for metric, name in (("excess_absorption", "excess"), ("explained_variance", "explained variance")):
         for toy, place in WHERE_KNOWN.items():
             known = by_method(toy_rows(toys, "field", toy))
@@ -113,7 +97,7 @@ def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
         line = {"measure": column.header, "best of the four": f"{means[best]:.3f} ({method_name(best)})"}
         for method in ours:
             gap = difference(of[method], of[best]) if method in of else t_interval([])
-            line[method_name(method)] = range_cell(gap, 3, "+")
+            line[method_name(method)] = gap_cell(gap, 3)
             row = record(method_name(method), column.label, gap, {column.label: column})
             data.append(row | {"against": best, "met": _met(column, gap, means[best])})
         lines.append(line)
@@ -135,16 +119,3 @@ def _met(column: Column, gap: Interval, best: float) -> bool:
     if column.direction == "higher":
         return gap.n > 1 and gap.high >= 0
     return gap.n > 1 and (gap.low <= 0 if best <= FLOOR else gap.high < 0)
-
-
-def masked_table(masked: pd.DataFrame) -> Table:
-    """One method by the share of tokens that were hidden from the language model. Raises ArtifactError without rows."""
-    if masked.empty:
-        raise ArtifactError("masked: no rows; make study trains on hidden tokens where ablations.masked_tokens is set")
-    named = {f"{share:g}": part for share, part in masked.groupby("masked")}
-    method = method_name(str(masked["method"].iloc[0]))
-    caption = (
-        f"Masked regularisation: {method} on activations of texts of which a share of the tokens was hidden from the "
-        "language model; every measure reads whole texts. Mean ± sd over seeds"
-    )
-    return table_of("share hidden", named, MASKED_COLUMNS, caption)

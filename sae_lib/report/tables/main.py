@@ -7,28 +7,27 @@ letters and words it rests on. Rows are ranked only at matched L0: a row that is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import pandas as pd
 
 from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.names import BASELINE, METRICS, method_name
-from sae_lib.report.results import Results, by_method, main_rows, rows_of, select
+from sae_lib.report.results import by_method, main_rows, rows_of, select
 from sae_lib.report.statistics import CONFIDENCE, difference, holm, p_value, pair_values, seeds_of, t_interval
-from sae_lib.report.tables.controls import with_marks
+from sae_lib.report.tables.controls import method_table
 from sae_lib.report.tables.rows import (
     ARROW_NOTE,
     UNRANKED,
     Table,
+    gap_cell,
     left_out,
     not_measurable,
     range_cell,
     record,
     seeds_note,
     table_of,
-)
+)  # fmt: skip
 
 MAIN_COLUMNS = (
     "l0", "explained_variance", "cosine", "ce_score", "absorption_fraction", "absorption_full", "letters", "words",
@@ -63,11 +62,12 @@ CONTEXT_METRICS: dict[str, Column] = {
     "context_probe": Column("probe", "none", 3),
     "context_repeat": Column("again", "higher", 3),
     "context_repeat_random": Column("again, equal density", "none", 3),
-    "context_words_text": Column("text: words", "none", 0),
-    "context_firing_text": Column("text: fires", "higher", 3),
-    "context_firing_random_text": Column("text: equal density", "none", 3),
-    "context_probe_text": Column("text: probe", "none", 3),
 }
+_TEXT = ("context_words", "context_firing", "context_firing_random", "context_probe")
+CONTEXT_METRICS |= {
+    f"{name}_text": CONTEXT_METRICS[name]._replace(label=f"text: {CONTEXT_METRICS[name].label}") for name in _TEXT
+}
+AT_MATCHED_L0 = "Methods at matched L0; mean ± sd over seeds"
 
 
 def profile_note(profile: Profile) -> str:
@@ -80,55 +80,45 @@ def profile_note(profile: Profile) -> str:
     )
 
 
-def _method_table(evaluation: pd.DataFrame, columns: Iterable[str], mean: str, without: Iterable[str] = ()) -> Table:
-    """One row per method of the main table, and the controls; `mean` is the caption up to the word "mean"."""
-    rows = main_rows(evaluation)
-    columns, named = tuple(columns), {method_name(m): part for m, part in rows.items() if m not in without}
-    table = table_of("method", named, columns, f"{mean} ± sd over seeds")
-    return with_marks(table, Results(evaluation=evaluation), columns)
-
-
 def main_table(evaluation: pd.DataFrame) -> Table:
     """Every method at matched L0, and the controls."""
-    return _method_table(evaluation, MAIN_COLUMNS, "Methods at matched L0; mean")
+    return method_table(evaluation, MAIN_COLUMNS, AT_MATCHED_L0)
 
 
 def headline_table(evaluation: pd.DataFrame) -> Table:
     """The main table in few columns, without the rest of the field, for README."""
-    return _method_table(evaluation, HEADLINE_COLUMNS, "Methods at matched L0; mean", methods("field"))
+    return method_table(evaluation, HEADLINE_COLUMNS, AT_MATCHED_L0, methods("field"))
 
 
 def quality_table(evaluation: pd.DataFrame) -> Table:
     """Reconstruction, behaviour and use of the dictionary, of the SAEs of the main table."""
     columns = [name for name, column in METRICS.items() if column.quality]
-    return _method_table(evaluation, columns, "Reconstruction and behaviour at matched L0; mean")
+    return method_table(evaluation, columns, "Reconstruction and behaviour at matched L0; mean ± sd over seeds")
 
 
 def probing_table(evaluation: pd.DataFrame) -> Table:
     """Sparse probing of the SAEs of the main table, beside the probe of the whole residual stream and chance."""
-    mean = (
+    caption = (
         "Sparse probing at matched L0: test accuracy with the k best latents, mean over tasks within each dataset, "
-        "then over datasets; mean"
+        "then over datasets; mean ± sd over seeds"
     )
-    return _method_table(evaluation, PROBING_COLUMNS, mean)
+    return method_table(evaluation, PROBING_COLUMNS, caption)
 
 
 def stability_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Table:
     """Stability of the SAEs of the main table: across seeds (pairs), across contexts and along tokens."""
-    mean = (
+    caption = (
         "Stability at matched L0. Seeds: cosine of decoder rows matched one to one between two seeds, share of them "
         "above 0.7, mean [95 % jackknife interval over seeds]. Contexts: share of a word's contexts in which its "
         "letter's latent fires. Tokens: change per active latent from token to token and autocorrelation of a latent, "
-        "each with shuffled tokens as control. Mean"
+        "each with shuffled tokens as control. Mean ± sd over seeds"
     )
-    table, data = _method_table(evaluation, STABILITY_COLUMNS, mean), []
+    table, data = method_table(evaluation, STABILITY_COLUMNS, caption), []
+    pairs = {method_name(method): select(seed_stability, "main", method) for method in main_rows(evaluation)}
     for column in (c for c in PAIR_COLUMNS if c in seed_stability):
-        intervals = {
-            method_name(method): t_interval(pair_values(select(seed_stability, "main", method), column))
-            for method in main_rows(evaluation)
-        }
-        table.shown[METRICS[column].header] = [range_cell(i, METRICS[column].decimals) for i in intervals.values()]
-        data += [record(name, column, interval) for name, interval in intervals.items()]
+        found = {name: t_interval(pair_values(part, column)) for name, part in pairs.items()}
+        table.shown[METRICS[column].header] = [range_cell(i, METRICS[column].decimals) for i in found.values()]
+        data += [record(name, column, interval) for name, interval in found.items()]
     return table._replace(data=pd.concat([table.data, pd.DataFrame(data)], ignore_index=True))
 
 
@@ -158,7 +148,7 @@ def difference_table(evaluation: pd.DataFrame) -> Table:
         adjusted, cells = holm(map(p_value, gaps)), []
         for name, gap, p in zip(names.values(), gaps, adjusted, strict=True):
             star = " *" if p < 1 - CONFIDENCE and column != "l0" else ""
-            cells.append(range_cell(gap, METRICS[column].decimals, "+") + star)
+            cells.append(gap_cell(gap, METRICS[column].decimals) + star)
             data.append(record(name, column, gap) | {"p": p_value(gap), "p_holm": p})
         shown[METRICS[column].header] = cells
     caption = (
@@ -171,13 +161,10 @@ def difference_table(evaluation: pd.DataFrame) -> Table:
 
 def as_written_table(evaluation: pd.DataFrame) -> Table:
     """The papers' own coefficients, whatever they lead to; a method's name comes with the sparsity it was given."""
-    named = {}
+    named, symbols = {}, {"k": "k", "target_l0": "target L0", "l1_coefficient": "λ1"}
     for method, part in by_method(rows_of(evaluation, "as_written")).items():
-        first, name = part.iloc[0], method_name(method)
-        for column, symbol in (("k", "k"), ("target_l0", "target L0"), ("l1_coefficient", "λ1")):
-            if first.get(column, 0) > 0:  # NaN is not
-                name = f"{name}, {symbol} = {first[column]:g}"
-                break
-        named[name] = part
+        first = part.iloc[0]
+        given = [f", {symbol} = {first[c]:g}" for c, symbol in symbols.items() if first.get(c, 0) > 0]  # NaN is not
+        named["".join([method_name(method), *given[:1]])] = part
     caption = "The papers' coefficients as written; mean ± sd over seeds"
     return table_of("method", named, WRITTEN_COLUMNS, caption, UNRANKED)

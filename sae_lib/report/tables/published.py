@@ -18,15 +18,15 @@ from sae_lib.report.results import by_method, toy_rows
 from sae_lib.report.statistics import Interval, t_interval
 from sae_lib.report.tables.rows import (
     ARROW_NOTE,
+    Lines,
     Table,
+    intervals,
     left_out,
-    measured,
     not_measurable,
     range_cell,
     seeds_note,
 )
 from sae_lib.report.tables.sweep import Curve, curves
-from sae_lib.util.errors import ArtifactError
 
 METRIC = "absorption_full"
 NEAR = 1.1  # where a method has no curve over L0 yet, a level within this factor stands for an L0
@@ -45,6 +45,7 @@ ON_FEATURES: dict[str, tuple[float, float, float]] = {
     "Standard (L1)": (0.556, 0.604, 0.765),
     "JumpReLU": (0.732, 0.753, 0.795),
 }
+ASK = "set ablations.toy.field and run `make field`"  # where there are no toys of the field
 TOYS = {"loud": "loud children", "synthetic": "synthetic"}
 IDEA_COLUMNS = ("l0", "explained_variance", "f1", "parent_silent_rate", "miss_rate", "excess_absorption")
 COLUMNS = ("f1", "mcc", "explained_variance", "l0", "parent_silent_rate", "miss_rate", "excess_absorption")
@@ -60,10 +61,8 @@ def literature_table(evaluation: pd.DataFrame) -> Table:
         found = _here(of_method[method], l0) if method in of_method else t_interval([])
         if found.n:
             ours[method, l0] = found.mean
-        lines.append(
-            {"method": method_name(method), "L0": f"{l0:g}", "GPT-2 small (Tree SAE's table)": f"{value:.3f}",
-             "here": range_cell(found, METRICS[METRIC].decimals)}
-        )  # fmt: skip
+        line = {"method": method_name(method), "L0": f"{l0:g}", "GPT-2 small (Tree SAE's table)": f"{value:.3f}"}
+        lines.append(line | {"here": range_cell(found, METRICS[METRIC].decimals)})
         data.append({"row": method, "l0": l0, "metric": METRIC, "published": value, **found._asdict()})
     counts = [_agreeing(theirs, ours, same) for same in (1, 0)]
     caption = (
@@ -93,45 +92,36 @@ def _agreeing(theirs: dict[Any, float], ours: dict[Any, float], same: int) -> st
 def ground_truth_table(toy_summary: pd.DataFrame) -> Table:
     """F1, MCC, explained variance and absorption by toy and method, at the true L0; then the published rows. Raises
     ArtifactError without rows of the field."""
-    lines, data, used = [], [], []
+    rows, used, lines = toy_rows(toy_summary, "field", otherwise=ASK), [], Lines()
     for toy, name in TOYS.items():
-        for method, part in by_method(toy_rows(toy_summary, "field", toy)).items():
-            cells, records = measured(method, part, COLUMNS)
-            lines.append({"method": method_name(method), "data": name} | cells)
-            data += [{"toy": toy} | each for each in records]
+        for method, part in by_method(rows[rows["toy"] == toy]).items():
+            keys = {"method": method_name(method), "data": name}
+            lines.add(keys, method, intervals(part, COLUMNS), toy=toy)
             used.append(part)
-    if not lines:
-        raise ArtifactError("toy_summary: no rows of experiment 'field'; set ablations.toy.field and run notebook 03")
     for method, values in ON_FEATURES.items():
         printed = [*(f"{value:.3f}" for value in values), "25"]
         line = {METRICS[column].header: text for column, text in zip(COLUMNS, printed, strict=False)}
-        lines.append({"method": method, "data": "SynthSAEBench-16k, published"} | line)
-    caption = (
+        lines.shown.append({"method": method, "data": "SynthSAEBench-16k, published"} | line)
+    return lines.table(
         "Methods where the true features are known, at the true L0 of the features that can have a latent, or as near "
         "as they come; mean ± sd over seeds. Loud children: the tree of the other toys, children five times as loud as "
         "parents. Synthetic: 512 features in SynthSAEBench's shape, 128 latents; its published rows (arXiv 2602.14687) "
         "have 32 times as many of both. Excess absorption: P(parent silent | child) - P(parent missed | parent alone). "
         f"{ARROW_NOTE}. {seeds_note(used)}"
     )
-    return Table(pd.DataFrame(lines).fillna("–"), pd.DataFrame(data), caption)
 
 
 def ideas_table(toy_summary: pd.DataFrame) -> Table:
     """Ideas against absorption, by toy and change. Raises ArtifactError without rows of them."""
-    rows = toy_rows(toy_summary, "ideas")
-    if rows.empty:
-        raise ArtifactError("toy_summary: no rows of experiment 'ideas'; set ablations.toy.field and run `make field`")
-    lines, data = [], []
+    rows, lines = toy_rows(toy_summary, "ideas", otherwise=ASK), Lines()
     for (idea, toy, rho, method, label), part in rows.groupby(["idea", "toy", "rho", "method", "label"], sort=False):
-        cells, records = measured(method_name(str(method)), part, IDEA_COLUMNS)
-        place = f"{toy}, rho = {rho:g}" if toy == "chain" else str(toy)
-        lines.append({"idea": idea, "data": place, "method": method_name(str(method)), "change": label} | cells)
-        data += [{"idea": idea, "toy": place, "change": label} | each for each in records]
-    caption = (
+        place, name = f"{toy}, rho = {rho:g}" if toy == "chain" else str(toy), method_name(str(method))
+        keys = {"idea": idea, "data": place, "method": name, "change": label}
+        lines.add(keys, name, intervals(part, IDEA_COLUMNS), idea=idea, toy=place, change=label)
+    return lines.table(
         "Ideas against absorption where the true features are known; mean ± sd over seeds. order: what fills the "
         "prefixes of a LISTA-Matryoshka, k = 2. consistency: weight of a penalty on encoders that are inhibited along "
         "similar decoder rows. onset: share of the L1 penalty that a latent is let off where it was on at the token "
         "before; chain: parents and singles persist with rho. The last two at the true L0, or as near as they come. "
         f"{ARROW_NOTE}. {seeds_note([rows])}"
     )
-    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)

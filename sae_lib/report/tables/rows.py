@@ -1,9 +1,10 @@
-"""What the tables share: a row of cells for a set of SAEs, rows of differences, and the notes under them."""
+"""What the tables share: lines of cells for sets of SAEs, lines of differences, and the notes under them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,26 @@ VARIANTS = f"† L0 off the first row's by more than a factor {MATCHED_L0:g}: no
 UNRANKED = "L0 differs between rows: not to be ranked"
 # The same for every row: how many letters and words stand behind an absorption score.
 COUNTS = ("letters", "words")
+Text = Callable[[Interval, int], str]  # of an interval with so many decimals
+
+
+def cell(interval: Interval, decimals: int) -> str:
+    """'0.123 ± 0.004', the mean alone for one seed or the same count at all, '–' for none."""
+    if interval.n == 0:
+        return "–"
+    text = f"{interval.mean:.{decimals}f}"
+    return text if interval.n == 1 or (decimals == 0 and interval.sd == 0) else f"{text} ± {interval.sd:.{decimals}f}"
+
+
+def range_cell(interval: Interval, decimals: int, sign: str = "") -> str:
+    """'0.123 [0.100, 0.146]', the mean alone where there is no interval; with `sign` '+', all with their signs."""
+    if interval.n == 0:
+        return "–"
+    mean, low, high = (f"{value:{sign}.{decimals}f}" for value in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]" if math.isfinite(interval.low) else mean
+
+
+gap_cell = partial(range_cell, sign="+")
 
 
 class Table(NamedTuple):
@@ -31,6 +52,36 @@ class Table(NamedTuple):
     shown: pd.DataFrame
     data: pd.DataFrame
     caption: str
+
+    def above(self, below: Table) -> Table:
+        """This table with the lines of another one below it, under this one's columns."""
+        shown = pd.concat([self.shown, below.shown], ignore_index=True).fillna("–")
+        return Table(shown, pd.concat([self.data, below.data], ignore_index=True), self.caption)
+
+
+def intervals(part: pd.DataFrame, columns: Iterable[str]) -> dict[str, Interval]:
+    """Of a set of SAEs that differ in their seed: metric -> its interval."""
+    return {column: t_interval(seeds_of(part, column)) for column in columns}
+
+
+class Lines:
+    """A table in the making; `metrics` say how its columns are shown."""
+
+    def __init__(self, metrics: Mapping[str, Column] = METRICS) -> None:
+        self.metrics = metrics
+        self.shown: list[dict[str, Any]] = []
+        self.data: list[dict[str, Any]] = []
+
+    def add(
+        self, keys: Mapping[str, Any], row: str, of: Mapping[str, Interval], text: Text = cell, **more: Any
+    ) -> None:
+        """A line of `keys` and of the intervals of metrics. The data calls it `row`, with `more` before."""
+        cells = {self.metrics[m].header: text(each, self.metrics[m].decimals) for m, each in of.items()}
+        self.shown.append({**keys, **cells})
+        self.data += [more | record(row, metric, each, self.metrics) for metric, each in of.items()]
+
+    def table(self, caption: str) -> Table:
+        return Table(pd.DataFrame(self.shown).fillna("–"), pd.DataFrame(self.data), caption)
 
 
 def table_of(
@@ -44,32 +95,30 @@ def table_of(
     """One row for each named set of SAEs that is not empty, one column for each metric. The caption, which comes
     without its last stop, gets the `note`, the metrics that the language model does not allow, and the rows' seeds."""
     named = {name: part for name, part in named.items() if len(part)}
-    rows = pd.concat(named.values())
-    lacking = not_measurable(rows, columns)
+    lacking = not_measurable(pd.concat(named.values()), columns)
     columns = [column for column in columns if column not in lacking]
     l0 = pd.Series({name: t_interval(seeds_of(part, "l0")).mean for name, part in named.items()})
     common = {MATCHED: l0.median(), VARIANTS: l0.iloc[0]}.get(note, math.nan)
     off = np.abs(np.log(l0 / common)) > math.log(MATCHED_L0)
-    shown, data = [], []
+    lines = Lines(metrics)
     for name, part in named.items():
-        line: dict[str, Any] = {first: name, "seeds": str(part["seed"].nunique())}
-        cells, records = measured(name, part, columns, metrics)
+        lines.add({first: name, "seeds": str(part["seed"].nunique())}, name, intervals(part, columns))
         if "l0" in columns and off[name]:
-            cells[metrics["l0"].header] += " †"
-        shown.append(line | cells)
-        data += records
+            lines.shown[-1][metrics["l0"].header] += " †"
     notes = ". ".join(filter(None, (caption, ARROW_NOTE, note)))
-    ending = f"{left_out(lacking, metrics)} {seeds_note(named.values())}"
-    return Table(pd.DataFrame(shown), pd.DataFrame(data), f"{notes}.{ending}")
+    return lines.table(f"{notes}.{left_out(lacking, metrics)} {seeds_note(named.values())}")
 
 
-def measured(
-    row: str, part: pd.DataFrame, columns: Iterable[str], metrics: Mapping[str, Column] = METRICS
-) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """Of a set of SAEs: a cell for each of `columns` by its header, and the numbers behind them."""
-    intervals = {column: t_interval(seeds_of(part, column)) for column in columns}
-    cells = {metrics[column].header: cell(each, metrics[column].decimals) for column, each in intervals.items()}
-    return cells, [record(row, column, each, metrics) for column, each in intervals.items()]
+def with_effects(
+    table: Table, rows: pd.DataFrame, columns: Iterable[str], effects: Mapping[str, Callable[[str], Interval]]
+) -> Table:
+    """`table` with rows of differences below: each of `effects` in those of `columns` that have values in `rows`."""
+    columns, lines = [c for c in columns if c not in COUNTS and not why_empty(rows, c)], Lines()
+    for name, effect in effects.items():
+        of = {column: effect(column) for column in columns}
+        seeds = str(max((each.n for each in of.values()), default=0))
+        lines.add({table.shown.columns[0]: name, "seeds": seeds}, name, of, gap_cell)
+    return table.above(lines.table(""))
 
 
 def not_measurable(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
@@ -94,39 +143,6 @@ def seeds_note(rows: Iterable[pd.DataFrame]) -> str:
     if len(listed) < 2:
         return "".join(f"Seeds {names}." for names in listed.values())
     return f"Seeds: {'; '.join(f'{names} in rows with {len(seeds)}' for seeds, names in listed.items())}."
-
-
-def with_effects(
-    table: Table, rows: pd.DataFrame, columns: Iterable[str], effects: Mapping[str, Callable[[str], Interval]]
-) -> Table:
-    """`table` with rows of differences below: each of `effects` in those of `columns` that have values in `rows`."""
-    columns = [c for c in columns if c not in COUNTS and not why_empty(rows, c)]
-    lines, data = [], []
-    for name, effect in effects.items():
-        of_column = {column: effect(column) for column in columns}
-        line = {table.shown.columns[0]: name, "seeds": str(max((i.n for i in of_column.values()), default=0))}
-        for column, interval in of_column.items():
-            line[METRICS[column].header] = range_cell(interval, METRICS[column].decimals, "+")
-            data.append(record(name, column, interval))
-        lines.append(line)
-    shown = pd.concat([table.shown, pd.DataFrame(lines)], ignore_index=True).fillna("–")
-    return Table(shown, pd.concat([table.data, pd.DataFrame(data)], ignore_index=True), table.caption)
-
-
-def cell(interval: Interval, decimals: int) -> str:
-    """'0.123 ± 0.004', the mean alone for one seed or the same count at all, '–' for none."""
-    if interval.n == 0:
-        return "–"
-    text = f"{interval.mean:.{decimals}f}"
-    return text if interval.n == 1 or (decimals == 0 and interval.sd == 0) else f"{text} ± {interval.sd:.{decimals}f}"
-
-
-def range_cell(interval: Interval, decimals: int, sign: str = "") -> str:
-    """'0.123 [0.100, 0.146]', the mean alone where there is no interval; with `sign` '+', all with their signs."""
-    if interval.n == 0:
-        return "–"
-    mean, low, high = (f"{value:{sign}.{decimals}f}" for value in (interval.mean, interval.low, interval.high))
-    return f"{mean} [{low}, {high}]" if math.isfinite(interval.low) else mean
 
 
 def record(row: str, column: str, interval: Interval, metrics: Mapping[str, Column] = METRICS) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from sae_lib.metrics.toy.methods import zero
 from sae_lib.report.names import BASELINE, MAIN_METHODS, METRICS, method_name
 from sae_lib.report.results import MATCHED_L0, by_method, rows_of
 from sae_lib.report.statistics import CONFIDENCE, Interval, difference, holm, p_value, seeds_of, t_interval
-from sae_lib.report.tables.rows import Table, left_out, not_measurable, range_cell, record
+from sae_lib.report.tables.rows import Table, left_out, not_measurable, range_cell
 
 SWEEP_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "probing_k1")
 EQUAL_EV_METRICS = ("absorption_fraction", "absorption_full", "probing_k1")
@@ -66,10 +66,8 @@ class Curve(NamedTuple):
 
     @classmethod
     def of(cls, rows: pd.DataFrame, metric: str) -> Curve:
-        """The curve of one method's rows of groups `main` and `sweep`.
-
-        Of levels at one place the one with most seeds stays; rows without the metric or active latents are left out.
-        """
+        """The curve of one method's rows of groups `main` and `sweep`. Of levels at one place the one with most seeds
+        stays; rows without the metric or active latents are left out."""
         numbers = rows.assign(**{column: pd.to_numeric(rows.get(column)) for column in ("l0", metric)})
         known = numbers[(numbers["l0"] > 0) & np.isfinite(numbers[metric].astype(float))]
         label = known["label"].astype(str).where(known["group"] != "main", MAIN_LEVEL)
@@ -89,7 +87,7 @@ class Curve(NamedTuple):
 
     def at_level(self, level: Level) -> Interval:
         """A level's mean with its interval: of its own seeds for the main level, pooled elsewhere."""
-        return t_interval(level.values) if level.label == MAIN_LEVEL else self._pooled({level.label: 1.0}).interval
+        return t_interval(level.values) if level.label == MAIN_LEVEL else self._pooled((level, 1.0)).interval
 
     def at(self, l0: float) -> Estimate | None:
         """The value at `l0`; None beyond the levels."""
@@ -105,14 +103,14 @@ class Curve(NamedTuple):
         left = max(right - 1, 0)
         gap = places[right] - places[left]
         weight = min(max((x - places[left]) / gap, 0.0), 1.0) if gap else 1.0
-        return self._pooled({self.levels[left].label: 1 - weight} | {self.levels[right].label: weight})
+        return self._pooled((self.levels[left], 1 - weight), (self.levels[right], weight))
 
-    def _pooled(self, weights: dict[str, float]) -> Estimate:
+    def _pooled(self, *weights: tuple[Level, float]) -> Estimate:
         """The weighted mean of levels; one standard deviation over seeds is taken for all levels of the curve."""
         df = sum(len(level.values) - 1 for level in self.levels)
         squares = sum(float(((level.values - level.mean) ** 2).sum()) for level in self.levels)
         sd = math.sqrt(squares / df) if df else math.nan
-        used = [(level, weights[level.label]) for level in self.levels if weights.get(level.label, 0) > 0]
+        used = [(level, weight) for level, weight in weights if weight > 0]
         mean = sum(weight * level.mean for level, weight in used)
         error = sd * math.sqrt(sum(weight**2 / len(level.values) for level, weight in used))
         interval = _interval(mean, sd, sum(len(level.values) for level, _ in used), error, df)
@@ -126,10 +124,7 @@ def _interval(mean: float, sd: float, n: int, error: float, df: float) -> Interv
 
 def gap_between(first: Estimate, second: Estimate) -> tuple[Interval, float]:
     """first - second at one L0 with its interval, and the two-sided p. Paired by seed where both have their own seeds
-    there; elsewhere Welch's t, as if they were independent.
-
-    The seeds see the same data in the same order, which makes the second reading the wider one.
-    """
+    there; elsewhere Welch's t, as if they were independent, which is the wider one, since seeds see the same data."""
     paired = difference(first.own, second.own)
     if paired.n > 1:
         return paired, p_value(paired)
@@ -158,19 +153,17 @@ def sweep_table(evaluation: pd.DataFrame, compare_at: Sequence[float]) -> Table:
     shown = {(l0, m): {"L0": f"{l0:g}", "method": method_name(m)} for l0 in compare_at for m in MAIN_METHODS}
     data: list[dict[str, Any]] = []
     for metric in (metric for metric in SWEEP_METRICS if metric in evaluation):
-        of_method = curves(evaluation, metric)
+        of_method, column = curves(evaluation, metric), METRICS[metric]
         places = [(l0, method) for l0 in compare_at for method in of_method]
         found = [_read_off(of_method, l0, method) for l0, method in places]
         adjusted = holm(p for *_, p in found)
         for (l0, method), (interval, gap, p), p_holm in zip(places, found, adjusted, strict=True):
-            text = range_cell(interval, METRICS[metric].decimals) + (" *" if p_holm < 1 - CONFIDENCE else "")
-            shown[l0, method][METRICS[metric].header] = text
-            data.append(
-                {
-                    **record(method_name(method), metric, interval), "l0": l0, "difference": gap.mean,
-                    "difference_low": gap.low, "difference_high": gap.high, "p": p, "p_holm": p_holm,
-                }
-            )  # fmt: skip
+            star = " *" if p_holm < 1 - CONFIDENCE else ""
+            shown[l0, method][column.header] = range_cell(interval, column.decimals) + star
+            row = {"row": method_name(method), "l0": l0, "metric": metric, "better": column.direction}
+            row |= {name: getattr(interval, name) for name in ("n", "mean", "sd", "low", "high")}
+            row |= {"difference": gap.mean, "difference_low": gap.low, "difference_high": gap.high}
+            data.append(row | {"p": p, "p_holm": p_holm})
     lines = [line for line in shown.values() if len(line) > 2]
     letters, words = (t_interval(pd.to_numeric(counts.get(c, []))).mean for c in ("letters", "words"))
     caption = (
@@ -185,9 +178,7 @@ def sweep_table(evaluation: pd.DataFrame, compare_at: Sequence[float]) -> Table:
     levels = {"main": "of the main level", "sweep": "of the others"}
     caption += f" Seeds: {'; '.join(f'{seeds[group]} {what}' for group, what in levels.items() if group in seeds)}."
     caption += left_out(not_measurable(evaluation, SWEEP_METRICS))
-    columns = ["row", "l0", "metric", "better", "n", "mean", "sd", "low", "high", "difference", "difference_low",
-               "difference_high", "p", "p_holm"]  # fmt: skip
-    return Table(pd.DataFrame(lines).fillna("–"), pd.DataFrame(data, columns=columns), caption)
+    return Table(pd.DataFrame(lines).fillna("–"), pd.DataFrame(data), caption)
 
 
 def _read_off(of_method: dict[str, Curve], l0: float, method: str) -> tuple[Interval, Interval, float]:

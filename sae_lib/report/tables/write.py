@@ -16,43 +16,20 @@ import pandas as pd
 
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.results import Results
-from sae_lib.report.tables.ablations import (
-    atm_fair_table,
-    atm_table,
-    collapse_table,
-    factorial_table,
-    sensitivity_table,
-    sequence_table,
-)
-from sae_lib.report.tables.carriers import carriers_table
-from sae_lib.report.tables.controls import controls_table, interpretation_table, null_table
-from sae_lib.report.tables.endings import endings_table
-from sae_lib.report.tables.layers import layer_groups_table
-from sae_lib.report.tables.leaderboard import bar_table, leaderboard_table, masked_table
-from sae_lib.report.tables.main import (
-    as_written_table,
-    contexts_table,
-    difference_table,
-    headline_table,
-    main_table,
-    probing_table,
-    quality_table,
-    stability_table,
-)
-from sae_lib.report.tables.perturbation import perturbation_table
-from sae_lib.report.tables.published import ground_truth_table, ideas_table, literature_table
+from sae_lib.report.tables import ablations, controls, extras, leaderboard, main, published, sweep
 from sae_lib.report.tables.rows import Table
-from sae_lib.report.tables.sweep import equal_ev_table, sweep_table
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write
 from sae_lib.util.paths import ROOT
 
 BUILDERS: tuple[Callable[..., Table], ...] = (
-    main_table, headline_table, quality_table, probing_table, difference_table, as_written_table, factorial_table,
-    sequence_table, collapse_table, atm_table, atm_fair_table, sensitivity_table, stability_table, contexts_table,
-    sweep_table, equal_ev_table, literature_table, ground_truth_table, ideas_table, leaderboard_table, controls_table,
-    null_table, carriers_table, endings_table, perturbation_table, interpretation_table, layer_groups_table, bar_table,
-    masked_table,
+    main.main_table, main.headline_table, main.quality_table, main.probing_table, main.difference_table,
+    main.as_written_table, ablations.factorial_table, ablations.sequence_table, ablations.collapse_table,
+    ablations.atm_table, ablations.atm_fair_table, ablations.sensitivity_table, main.stability_table,
+    main.contexts_table, sweep.sweep_table, sweep.equal_ev_table, published.literature_table,
+    published.ground_truth_table, published.ideas_table, leaderboard.leaderboard_table, controls.controls_table,
+    controls.null_table, extras.carriers_table, extras.endings_table, extras.perturbation_table,
+    extras.interpretation_table, extras.layer_groups_table, leaderboard.bar_table, extras.masked_table,
 )  # fmt: skip
 # File in the figures folder, without its ending -> the function that makes it; its parameters name what it reads.
 TABLES = {f"table_{make.__name__.removesuffix('_table')}": make for make in BUILDERS}
@@ -71,15 +48,13 @@ def make_tables(results: Results, profile: Profile, names: Iterable[str] = TABLE
 
 def write_table(table: Table, name: str, folder: Path | str, note: str = "") -> list[Path]:
     """Write `name`.csv (numbers) and `name`.md (as read, with caption and `note`) into `folder`; returns the paths."""
-    folder = Path(folder)
     texts = {
         "csv": table.data.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
         "md": f"{to_markdown(table.shown)}\n\n{f'{table.caption} {note}'.strip()}\n",
     }
-    paths = []
-    for ending, text in texts.items():
-        paths.append(folder / f"{name}.{ending}")
-        with atomic_write(paths[-1]) as file:
+    paths = [Path(folder) / f"{name}.{ending}" for ending in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        with atomic_write(path) as file:
             file.write(text)
     return paths
 
@@ -95,10 +70,8 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
 
 def with_tables(text: str, root: Path) -> str:
-    """`text` with every marked block replaced by the content of its file, a path relative to `root`.
-
-    Raises ArtifactError when a named file is not there.
-    """
+    """`text` with every marked block replaced by the content of its file, a path relative to `root`. Raises
+    ArtifactError when a named file is not there."""
 
     def fill(match: re.Match[str]) -> str:
         file = root / match["file"]
