@@ -1,15 +1,5 @@
-"""Figures of absorption: per letter, and on data whose features are known.
-
-The second one reads two tables of SAEs trained on toy data, latents matched to true features:
-
-- toy.parquet, one row per number: `method`, `seed`, `kind` ('activation' or 'cosine'), `row`, `latent`, `value`. kind
-  'activation': the mean activation of the latent matched to feature `latent` on inputs of kind `row`, such as 'parent
-  only' or 'parent + child 1'. kind 'cosine': the cosine of the decoder row of the latent matched to feature `latent`
-  with the true direction of feature `row`. Rows and latents are drawn in the order in which they first appear.
-- toy_summary.parquet, one row per SAE: `experiment`, `toy`, `method`, `seed`, `parent_silent_rate` (how often the
-  parent's latent is silent while parent and child are on), `explained_variance` and more. The rows of experiment
-  'matched' on toy 'tree' stand above the panels.
-"""
+"""Figures of absorption: per letter, where it was planted, what goes through a letter's latents, and on data whose
+features are known."""
 
 from __future__ import annotations
 
@@ -19,31 +9,27 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from sae_lib.report.figures.style import COLUMN_WIDTH, DARK, FULL_WIDTH, GREY, curve, log_ticks, say
-from sae_lib.report.names import METRICS, NOT_MEASURABLE, RARE_LETTERS, in_order, method_name
-from sae_lib.report.results import toy_rows, with_controls
+from sae_lib.report.names import METRICS, NOT_MEASURABLE, in_order, method_name
+from sae_lib.report.results import BESIDE, by_method, rows_of, toy_rows
 from sae_lib.report.statistics import seeds_of, t_interval
 from sae_lib.util.errors import ArtifactError
+
+RARE_LETTERS = ("j", "q", "x", "z")  # with few words in any text
 
 
 def letters_figure(letters: pd.DataFrame, probe: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Absorption (fraction) of each method and letter, mean over seeds, with the evaluated words of each letter.
 
     Only letters that the ground-truth probe finds in the language model are scored; the rare ones (`RARE_LETTERS`,
-    darker) are shown whether they are or not, crosses where they are not. Without any scored letter, it says so.
-
-    Args:
-        probe: `show.probe_letters`; gives the test words of rare letters that are not scored.
+    darker) are shown whether they are or not, crosses where they are not, with the test words that `probe`
+    (`show.probe_letters`) has. Without any scored letter, it says so.
     """
-    rows = letters[letters["group"] == "main"]
-    data = (
-        rows.groupby(["method", "letter"], sort=True)
-        .agg(
-            absorption_fraction=("absorption_fraction", "mean"),
-            sd=("absorption_fraction", "std"),
-            seeds=("seed", "nunique"),
-            words=("true_positives", "mean"),
-        )
-        .reset_index()
+    groups = letters[letters["group"] == "main"].groupby(["method", "letter"], as_index=False)
+    data = groups.agg(
+        absorption_fraction=("absorption_fraction", "mean"),
+        sd=("absorption_fraction", "std"),
+        seeds=("seed", "nunique"),
+        words=("true_positives", "mean"),
     )
     if data.empty:
         fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 1.0))
@@ -56,11 +42,9 @@ def letters_figure(letters: pd.DataFrame, probe: pd.DataFrame) -> tuple[Figure, 
     table = data.pivot(index="method", columns="letter", values="absorption_fraction").reindex(methods, columns=shown)
     tested = dict(zip(probe["letter"], probe["test_words"], strict=True))
     counts = [float(words.get(letter, tested.get(letter, 0))) for letter in shown]
-    places = [place + 0.5 for place in range(len(shown))]
-    fig, axes = plt.subplots(
-        2, 1, figsize=(FULL_WIDTH, 1.6 + 0.2 * len(methods)), sharex=True,
-        gridspec_kw={"height_ratios": [1, 0.28 * len(methods)]},
-    )  # fmt: skip
+    places, levels = ([place + 0.5 for place in range(len(each))] for each in (shown, methods))
+    size, ratios = (FULL_WIDTH, 1.6 + 0.2 * len(methods)), [1, 0.28 * len(methods)]
+    fig, axes = plt.subplots(2, 1, figsize=size, sharex=True, height_ratios=ratios)
     bars = axes[0].bar(places, counts, color=[DARK if a in RARE_LETTERS else GREY for a in shown], width=0.8)
     axes[0].bar_label(bars, labels=[f"{n:.0f}" for n in counts], fontsize=6, padding=1)
     axes[0].set(ylabel="words")
@@ -69,31 +53,28 @@ def letters_figure(letters: pd.DataFrame, probe: pd.DataFrame) -> tuple[Figure, 
     sns.heatmap(table, ax=axes[1], cmap="cividis", vmin=0, linewidths=0.4, cbar=False)
     for place, letter in zip(places, shown, strict=True):
         if letter not in words:
-            axes[1].plot([place] * len(methods), [at + 0.5 for at in range(len(methods))], "x", color=GREY, ms=3)
-    label = METRICS["absorption_fraction"].axis
-    fig.colorbar(axes[1].collections[0], ax=axes, label=label, aspect=16, pad=0.01)
+            axes[1].plot([place] * len(levels), levels, "x", color=GREY, ms=3)
+    fig.colorbar(axes[1].collections[0], ax=axes, label=METRICS["absorption_fraction"].axis, aspect=16, pad=0.01)
     axes[1].set(xlabel="first letter", ylabel="")
     axes[1].set_xticks(places, shown, rotation=0)
-    axes[1].set_yticks([place + 0.5 for place in range(len(methods))], [method_name(m) for m in methods], rotation=0)
+    axes[1].set_yticks(levels, [method_name(m) for m in methods], rotation=0)
     return fig, data
 
 
 def planted_figure(planted: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """How much of planted absorption the score finds: fraction (filled) and full (hollow) against the share that was
     planted, by method, mean over seeds. A score that finds all of it and nothing else lies on the line."""
-    rows = planted[planted["group"] == "main"]
-    if rows.empty:
-        raise ArtifactError("planted: no rows; plant absorption in the SAEs of the main table first")
+    missing = "planted: no rows; plant absorption in the SAEs of the main table first"
+    rows = rows_of(planted, "main", otherwise=missing)
     scores = ("absorption_fraction", "absorption_full")
     named = [f"{score}_known" for score in scores]  # with the silenced latents named, in the data alone
     data = rows.groupby(["method", "planted"])[[*scores, *named]].mean().reset_index()
     fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 2.8))
     ax.axline((0, 0), slope=1, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
-    for method in in_order([*data["method"]]):
-        of_method = data[data["method"] == method]
-        for score, face in zip(scores, (None, "none"), strict=True):
-            label = method_name(method) if face is None else None
-            curve(ax, of_method["planted"], of_method[score], method, markerfacecolor=face, label=label)
+    for method, part in by_method(data).items():
+        filled, hollow = scores
+        curve(ax, part["planted"], part[filled], method)
+        curve(ax, part["planted"], part[hollow], method, markerfacecolor="none", label=None)
     if data[[*scores]].isna().all(axis=None):
         say(ax, NOT_MEASURABLE)
     ax.set(xlabel="share of words planted", ylabel="absorption found\n(fraction filled, full hollow)")
@@ -105,7 +86,7 @@ def planted_figure(planted: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 def circuits_figure(circuits: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """How much of a letter's logit goes through its n strongest latents alone, and through everything but those, by
     method: mean over seeds in logits. Their sd, and the shares, in the data."""
-    rows = with_controls(circuits, "circuits: no rows; make study finds the circuits of letters")
+    rows = rows_of(circuits, *BESIDE, otherwise="circuits: no rows; make study finds the circuits of letters")
     panels = {"faithful": "the circuit alone (better ↑)", "outside": "all but the circuit (better ↓)"}
     logits = {f"{name}_logit": rows[name] * rows["whole"] for name in panels}
     stated = rows.assign(**logits).groupby(["method", "n"])[[*panels, *logits, "all_latents", "error", "whole"]]
@@ -115,9 +96,8 @@ def circuits_figure(circuits: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     for ax, (name, title) in zip(axes, panels.items(), strict=True):
         for level in (0.0, data["whole_mean"].mean()):
             ax.axhline(level, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
-        for method in in_order([*data["method"]]):
-            of_method = data[data["method"] == method]
-            curve(ax, of_method["n"], of_method[f"{name}_logit_mean"], method, label=method_name(method))
+        for method, part in by_method(data).items():
+            curve(ax, part["n"], part[f"{name}_logit_mean"], method)
         ax.set(xscale="log", xlabel="latents of a letter's circuit", title=title)
         log_ticks(ax.xaxis)
     axes[0].set(ylabel="the letter's logit that is left\n(dotted: none, all)")
@@ -129,6 +109,12 @@ def absorption_picture(toy: pd.DataFrame, toy_summary: pd.DataFrame) -> tuple[Fi
     """ATM's Figure 1 from trained SAEs: (top) which latents fire on which inputs, (bottom) which true
     directions their decoder rows point along; mean over seeds. Absorption is a parent's latent that is dark
     where parent and child are on, and a child's latent that points along the parent.
+
+    Args:
+        toy: one row per number: `kind` 'activation', the mean activation of the latent that is matched to feature
+            `latent` on inputs of kind `row`; or 'cosine', that of its decoder row with the direction of feature `row`.
+            Rows and latents are drawn in the order in which they first appear.
+        toy_summary: of experiment 'matched' on toy 'tree', what stands above the panels.
     """
     methods = in_order([*toy["method"]])
     if not methods:
@@ -136,10 +122,8 @@ def absorption_picture(toy: pd.DataFrame, toy_summary: pd.DataFrame) -> tuple[Fi
     data = toy.groupby(["kind", "method", "row", "latent"], sort=False)["value"].agg(["mean", "std", "count"])
     data = data.reset_index()
     top = data.loc[data["kind"] == "activation", "mean"].max()
-    fig, axes = plt.subplots(
-        2, len(methods), figsize=(min(FULL_WIDTH, 1.5 + 1.8 * len(methods)), 3.9), squeeze=False,
-        sharex=True, sharey="row",
-    )  # fmt: skip
+    size = (min(FULL_WIDTH, 1.5 + 1.8 * len(methods)), 3.9)
+    fig, axes = plt.subplots(2, len(methods), figsize=size, squeeze=False, sharex=True, sharey="row")
     kinds = {
         "activation": ("input", "mean activation", {"cmap": "cividis", "vmin": 0.0, "vmax": top}),
         "cosine": ("true direction", "decoder cosine", {"cmap": "vlag", "vmin": -1.0, "vmax": 1.0}),
@@ -162,7 +146,8 @@ def absorption_picture(toy: pd.DataFrame, toy_summary: pd.DataFrame) -> tuple[Fi
 
 
 def _toy_note(toy_summary: pd.DataFrame, method: str) -> str:
-    rows = toy_rows(toy_summary, "matched", "tree", method)
+    rows = toy_rows(toy_summary, "matched", "tree")
+    rows = rows[rows["method"] == method]
     if rows.empty:
         return ""
     silent, variance = (t_interval(seeds_of(rows, column)) for column in ("parent_silent_rate", "explained_variance"))

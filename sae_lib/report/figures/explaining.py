@@ -1,8 +1,5 @@
 """Figures that explain rather than conclude: what SAEs see of a sentence, the probe of the language model, the
-mechanisms at work, firing rates.
-
-Each returns the figure and the numbers that are drawn, for `style.save_figure`.
-"""
+mechanisms at work, firing rates."""
 
 from __future__ import annotations
 
@@ -27,8 +24,7 @@ def strongest_latents(
     f: Float[np.ndarray, "token d_sae"], count: int = LATENTS_SHOWN
 ) -> Float[np.ndarray, "latent token"]:
     """The `count` latents with the largest activation anywhere in the sentence, each as a share of its own largest,
-    in the order of the token on which they are largest.
-    """
+    in the order of the token on which they are largest."""
     largest = f.max(axis=0)
     chosen = np.argsort(-largest, kind="stable")[:count]
     chosen = chosen[largest[chosen] > 0]
@@ -39,16 +35,9 @@ def strongest_latents(
 def sentence_figure(
     pieces: Sequence[str], latents: Mapping[str, Float[np.ndarray, "token d_sae"]]
 ) -> tuple[Figure, pd.DataFrame]:
-    """One panel for each method: its strongest latents (rows) on the tokens of a sentence (columns).
-
-    Args:
-        pieces: the sentence's tokens as text.
-        latents: each method's activations on these tokens.
-
-    Returns:
-        The figure and, for each method, its L0 on the sentence and `kept`: of the latents that are on at a token, the
-        mean share that were on at the token before.
-    """
+    """One panel for each method: its strongest latents (rows) on the tokens of a sentence (columns, `pieces`), from its
+    activations on them. Beside the figure, each method's L0 on the sentence and `kept`: of the latents that are on at
+    a token, the mean share that were on at the token before."""
     methods = in_order(list(latents))
     fig, axes = small_panels(methods, 1.35, 0.7, gridspec_kw={"hspace": 0.05})
     rows = []
@@ -73,9 +62,8 @@ def probe_figure(probe: pd.DataFrame, least_f1: float) -> tuple[Figure, pd.DataF
     counted = probe["probe_f1"] > least_f1
     ax.bar(probe["letter"], probe["probe_f1"], color=np.where(counted, look("standard").color, GREY))
     ax.axhline(least_f1, color="black", linewidth=0.8, linestyle="--")
-    ax.annotate(
-        f"evaluated\nabove {least_f1:g}", (1.01, least_f1), xycoords=("axes fraction", "data"), va="center", fontsize=7
-    )
+    where = {"xycoords": ("axes fraction", "data"), "va": "center"}
+    ax.annotate(f"evaluated\nabove {least_f1:g}", (1.01, least_f1), fontsize=7, **where)
     ax.set(xlabel="first letter", ylabel="probe F1 on test words\n(higher is better)", ylim=(0, 1.02))
     ax.margins(x=0.01)
     return fig, probe
@@ -96,20 +84,17 @@ def mechanism_figure(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         raise ArtifactError("history: none of these SAEs has a mechanism; train TemporalSAE or ATM first")
     fig, axes = panels((title for _, title in quantities.values()), 2.3, sharex=True)
     data = []
-    for ax, (column, (label, _)) in zip(axes, quantities.items(), strict=True):
+    for ax, (column, (ylabel, _)) in zip(axes, quantities.items(), strict=True):
         known = rows.dropna(subset=[column]) if column in rows else rows.iloc[:0]
         for (method, group), part in known.groupby(["method", "group"], sort=True):
             values = part.pivot_table(index="step", columns="seed", values=column)
             mean = (values.cumsum() if column == "resampled" else values).mean(axis=1)
-            note = "" if group == "main" else ", as written"
-            ax.plot(
-                mean.index, mean, color=look(method).color, linestyle="-" if group == "main" else ":",
-                label=f"{method_name(method.removeprefix('paper_'))}{note}",
-            )  # fmt: skip
-            data.append(
-                pd.DataFrame({"quantity": column, "method": method, "group": group, "mean": mean}).reset_index()
-            )
-        ax.set(xlabel="optimiser step", ylabel=label)
+            note, line = ("", "-") if group == "main" else (", as written", ":")
+            label = f"{method_name(method.removeprefix('paper_'))}{note}"
+            ax.plot(mean.index, mean, color=look(method).color, linestyle=line, label=label)
+            drawn = pd.DataFrame({"quantity": column, "method": method, "group": group, "mean": mean})
+            data.append(drawn.reset_index())
+        ax.set(xlabel="optimiser step", ylabel=ylabel)
         if column != "resampled":
             ax.set_ylim(-0.03, 1.03)
         if ax.lines:

@@ -42,8 +42,7 @@ def leaderboard_figure(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> t
             ax.set_xlim(shown.min() - room, shown.max() + room)
         for place, method in enumerate(rows):
             if (name := method_name(method)) in means.index:
-                found = means.loc[name]
-                interval = Interval(*(found[part] for part in Interval._fields))
+                interval = Interval(*means.loc[name, list(Interval._fields)])
                 _draw(ax, interval, place, method, hollow=name in controls)
         ax.grid(axis="y", color="0.92", linewidth=0.6)
         ax.set_axisbelow(True)

@@ -1,8 +1,4 @@
-"""Stability across seeds, across contexts and along tokens, each beside what chance gives.
-
-The seed is the unit. A quantity of two SAEs, such as the cosine of their matched decoder rows, is turned into one value
-per seed first (`statistics.pair_values`): pairs that share a seed are not independent.
-"""
+"""Stability across seeds, across contexts and along tokens, each beside what chance gives."""
 
 from __future__ import annotations
 
@@ -31,11 +27,7 @@ _CEILING = "context_probe"
 
 def stability_figure(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """One row per method: across seeds (a), across contexts (b), along tokens (c); mean with its 95 % t interval
-    over seeds, in (a) that of the jackknife.
-
-    Grey is what chance gives: in (a) untrained SAEs, the dashed line; in (b) latents that fire as often and are no
-    letter's; in (c) the same tokens shuffled. The dotted line in (b) is the ground-truth probe.
-    """
+    over seeds, in (a) that of the jackknife. Grey is what chance gives, as the legend says."""
     methods = main_rows(evaluation)
     fig, axes = panels(_PANELS, 1.3 + 0.2 * len(methods), sharey=True)
     data: list[dict[str, Any]] = []
@@ -62,12 +54,11 @@ def stability_figure(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> 
     name_rows(axes[0], [method_name(method) for method in methods])
     axes[1].set_xlim(left=0)
     dots: dict[str, Any] = {"linestyle": "", "marker": "o", "markerfacecolor": "none"}
-    chance: dict[str, dict[str, Any]] = {
-        "(a) untrained SAEs": {"linestyle": "--", "linewidth": 0.8},
-        "(b) latents of equal density, (c) shuffled tokens": dots,
-        "(b) ground-truth probe": {"linestyle": ":", "linewidth": 0.8},
-    }
-    handles = [Line2D([], [], color=GREY, label=label, **style) for label, style in chance.items()]
+    handles = [
+        Line2D([], [], color=GREY, label="(a) untrained SAEs", linestyle="--", linewidth=0.8),
+        Line2D([], [], color=GREY, label="(b) latents of equal density, (c) shuffled tokens", **dots),
+        Line2D([], [], color=GREY, label="(b) ground-truth probe", linestyle=":", linewidth=0.8),
+    ]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig, pd.DataFrame(data)
 
@@ -76,7 +67,6 @@ def _pairs(seed_stability: pd.DataFrame, method: str, column: str) -> Interval:
     """The interval over seeds; the mean alone where there are too few seeds for a jackknife."""
     if column not in seed_stability:
         return t_interval([])
-    of_group = seed_stability["group"].isin(BESIDE)
-    rows = seed_stability[of_group & (seed_stability["method"] == method)]
+    rows = seed_stability[seed_stability["group"].isin(BESIDE) & (seed_stability["method"] == method)]
     interval = t_interval(pair_values(rows, column))
     return interval if interval.n else t_interval([rows[column].mean()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from sae_lib.util.files import atomic_write
 COLUMN_WIDTH = 3.4
 FULL_WIDTH = 7.0
 DARK = "#404040"
+TRUE: dict[str, Any] = {"color": DARK, "linewidth": 0.8, "linestyle": "--"}  # the line at a true L0
 
 
 def look(method: str) -> Look:
@@ -38,27 +40,12 @@ def set_style() -> None:
         context="paper",
         style="ticks",
         palette="colorblind",
-        rc={
-            "font.size": 8,
-            "axes.labelsize": 8,
-            "axes.titlesize": 8,
-            "axes.titlelocation": "left",
-            "xtick.labelsize": 7,
-            "ytick.labelsize": 7,
-            "legend.fontsize": 7,
-            "legend.title_fontsize": 7,
-            "legend.frameon": False,
-            "axes.linewidth": 0.6,
-            "axes.spines.right": False,
-            "axes.spines.top": False,
-            "lines.linewidth": 1.2,
-            "lines.markersize": 4.5,
-            "xtick.major.width": 0.6,
-            "ytick.major.width": 0.6,
-            "figure.dpi": 120,
-            "figure.constrained_layout.use": True,
-            "pdf.fonttype": 42,
-        },
+        rc=dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), 8)
+        | dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 7)
+        | dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6)
+        | dict.fromkeys(("axes.spines.right", "axes.spines.top", "legend.frameon"), False)
+        | {"axes.titlelocation": "left", "lines.linewidth": 1.2, "lines.markersize": 4.5}
+        | {"figure.dpi": 120, "figure.constrained_layout.use": True, "pdf.fonttype": 42},
     )
 
 
@@ -91,11 +78,9 @@ def dot(ax: Axes, interval: Interval, place: float, style: Look, face: str | Non
         if face is None:
             ax.text(0.5, place, "not run", ha="center", va="center", fontsize=6, transform=ax.get_yaxis_transform())
         return
-    bar = {"elinewidth": 1.0, "capsize": 0 if face else 2} | more
-    ax.errorbar(
-        interval.mean, place, xerr=interval.arms, fmt=style.marker, color=style.color,
-        markerfacecolor=face or style.color, **bar,
-    )  # fmt: skip
+    look_of_bar = {"elinewidth": 1.0, "capsize": 0 if face else 2, "markerfacecolor": face or style.color} | more
+    arms = [[interval.mean - interval.low], [interval.high - interval.mean]] if math.isfinite(interval.low) else None
+    ax.errorbar(interval.mean, place, xerr=arms, fmt=style.marker, color=style.color, **look_of_bar)
 
 
 class Row(NamedTuple):
@@ -120,9 +105,9 @@ def dot_panels(
             ax.scatter(values, [row.place] * len(values), s=5, color=style.color, alpha=0.4, linewidths=0)
             if not empty.get(metric):
                 dot(ax, t_interval(values), row.place, style, row.face, markersize=5, elinewidth=0.9, capsize=0)
-        known = pd.concat(of_rows)
         if empty.get(metric):
             say(ax, empty[metric])
+        known = pd.concat(of_rows)
         if len(known):
             lowest, highest = known.min(), known.max()
             width = max(highest - lowest, 1e-3)
@@ -135,22 +120,21 @@ def dot_panels(
         ax.set_axisbelow(True)
         true = pd.concat([row.saes for row in rows]).get("true_l0")
         if metric == "l0" and true is not None:
-            ax.axvline(true.mean(), color=DARK, linewidth=0.8, linestyle="--", zorder=0)
+            ax.axvline(true.mean(), zorder=0, **TRUE)
     name_rows(axes[0], names)
     return fig, axes
 
 
 def say(ax: Axes, what: str) -> None:
     """Words in the middle of a panel that has nothing to show."""
-    ax.text(
-        0.5, 0.5, what.replace(" on this", "\non this"), ha="center", va="center", fontsize=7, transform=ax.transAxes
-    )
+    words = what.replace(" on this", "\non this")
+    ax.text(0.5, 0.5, words, ha="center", va="center", fontsize=7, transform=ax.transAxes)
 
 
 def curve(ax: Axes, x: Any, y: Any, method: str, **more: Any) -> list[Line2D]:
-    """A line in a method's look."""
-    style = look(method)
-    return ax.plot(x, y, color=style.color, marker=style.marker, linestyle=style.line, **more)
+    """A line in a method's look, which `legend` calls by its name."""
+    style = {"color": look(method).color, "marker": look(method).marker, "linestyle": look(method).line}
+    return ax.plot(x, y, **({"label": method_name(method)} | style | more))
 
 
 def log_ticks(axis: Axis) -> None:
@@ -166,9 +150,8 @@ def small_panels(methods: Sequence[str], height: float, room: float, **more: Any
     is around them. `more` goes to `subplots`. Tick labels of x stand below the lowest panel of each column."""
     columns = min(5, len(methods))
     lines = -(-len(methods) // columns)
-    fig, axes = plt.subplots(
-        lines, columns, figsize=(FULL_WIDTH, room + height * lines), sharex=True, squeeze=False, **more
-    )
+    size = (FULL_WIDTH, room + height * lines)
+    fig, axes = plt.subplots(lines, columns, figsize=size, sharex=True, squeeze=False, **more)
     for ax in axes.flat[len(methods) :]:
         ax.set_axis_off()
     for place, (ax, method) in enumerate(zip(axes.flat, methods, strict=False)):
@@ -178,15 +161,13 @@ def small_panels(methods: Sequence[str], height: float, room: float, **more: Any
 
 
 def save_figure(fig: Figure, name: str, data: pd.DataFrame, folder: Path | str) -> list[Path]:
-    """Write `name`.pdf, `name`.png (200 dpi) and `name`.csv into `folder`, each whole or not at all.
-
-    The same figure gives the same bytes: the PDF carries no date. Returns the three paths.
-    """
-    paths = [Path(folder) / f"{name}.{ending}" for ending in ("pdf", "png", "csv")]
-    formats: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": 200}}
-    for path, (ending, options) in zip(paths, formats.items(), strict=False):
-        with atomic_write(path, "wb") as file:
-            fig.savefig(file, format=ending, **options)
-    with atomic_write(paths[2]) as file:
+    """Write `name`.pdf, `name`.png (200 dpi) and `name`.csv into `folder`, each whole or not at all; returns the paths.
+    The same figure gives the same bytes: the PDF carries no date."""
+    pdf, png, csv = paths = [Path(folder) / f"{name}.{ending}" for ending in ("pdf", "png", "csv")]
+    with atomic_write(pdf, "wb") as file:
+        fig.savefig(file, format="pdf", metadata={"CreationDate": None})
+    with atomic_write(png, "wb") as file:
+        fig.savefig(file, format="png", dpi=200)
+    with atomic_write(csv) as file:
         data.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
     return paths

@@ -1,8 +1,4 @@
-"""Figures of training and of the ablations: training curves (the paper's Figure 1), key metrics (Figure 2), effects.
-
-Each function takes tidy results and returns the figure with the numbers that are drawn, for `style.save_figure`. Call
-`style.set_style()` once before. Intervals are 95 % t intervals over seeds unless an axis says otherwise.
-"""
+"""Figures of training and of the ablations: training curves (the paper's Figure 1), key metrics (Figure 2), effects."""
 
 from __future__ import annotations
 
@@ -33,29 +29,26 @@ from sae_lib.report.figures.style import (
     say,
 )
 from sae_lib.report.names import MECHANISMS, METRICS, NOT_MEASURABLE, method_name
-from sae_lib.report.results import DROPPED, by_method, drop_effect, main_effect, main_rows, rows_of, why_empty
-from sae_lib.report.statistics import Interval, seeds_of, t_interval
-from sae_lib.util.errors import ArtifactError
+from sae_lib.report.results import DROPPED, by_method, drop_effect, main_effect, main_rows, means, rows_of, why_empty
+from sae_lib.report.statistics import Interval, t_interval
 
 _EFFECT_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "l0")
+Effect = Callable[[pd.DataFrame, str, str], Interval]  # of rows, a metric and what is changed
 _UNEXPLAINED = ("reconstruction", "1 − explained variance\n(lower is better)")
 
 
 def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Training loss (a) and unexplained variance (b) over steps at matched L0; the bands run from the lowest
     to the highest seed. The losses of different methods count different things, so only (b) compares them."""
-    rows = rows_of(history, "main")
-    rows = rows.assign(unexplained=1 - rows["explained_variance"])
+    rows = rows_of(history, "main").assign(unexplained=lambda rows: 1 - rows["explained_variance"])
     quantities = {"loss": "training loss, each method's own", "unexplained": "1 − explained variance"}
-    titles = ("loss: scales differ between methods", "reconstruction: one scale for all")
-    fig, axes = panels(titles, 2.6, sharex=True)
+    fig, axes = panels(("loss: scales differ between methods", "reconstruction: one scale for all"), 2.6, sharex=True)
     data = []
     for ax, (column, label) in zip(axes, quantities.items(), strict=True):
         for method, part in by_method(rows[rows[column] > 0]).items():
             over = part.groupby("step")[column].agg(["mean", "min", "max", "count"]).reset_index()
             ax.fill_between(over["step"], over["min"], over["max"], color=look(method).color, alpha=0.2, linewidth=0)
-            mark = {"markevery": (0.1, 0.2), "markersize": 3.5}
-            curve(ax, over["step"], over["mean"], method, label=method_name(method), **mark)
+            curve(ax, over["step"], over["mean"], method, markevery=(0.1, 0.2), markersize=3.5)
             data.append(over.assign(quantity=column, method=method))
         ax.set(yscale="log", xlabel="optimiser step", ylabel=f"{label}\n(lower is better)")
         log_ticks(ax.yaxis)
@@ -65,10 +58,7 @@ def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 def collapse_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """The paper's two SAEs with its coefficients, one seed, over training steps: (a) L0, (b) the share of variance that
-    is not explained, (c) latents started again until then, (d) *full* absorption, where it was measured.
-
-    Raises ArtifactError when absorption was followed along none of them.
-    """
+    is not explained, (c) latents started again until then, (d) *full* absorption, where it was measured."""
     columns = {
         "l0": ("L0", "active latents\nper token"),
         "unexplained": _UNEXPLAINED,
@@ -80,15 +70,13 @@ def collapse_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Fi
 
 def tokens_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Is training long enough? Methods of the main table, one seed, over training steps: (a) the share of variance that
-    is not explained, (b) *full* absorption, (c) its fraction, (d) how well a letter's best latent finds its words.
-
-    Raises ArtifactError when absorption was followed along none of them.
-    """
-    titles = {
-        "absorption_full": "absorption, full", "absorption_fraction": "absorption, fraction",
-        "main_latent_f1": "main latents",
-    }  # fmt: skip
-    columns = {"unexplained": _UNEXPLAINED} | {c: (title, METRICS[c].axis) for c, title in titles.items()}
+    is not explained, (b) *full* absorption, (c) its fraction, (d) how well a letter's best latent finds its words."""
+    columns = {
+        "unexplained": _UNEXPLAINED,
+        "absorption_full": ("absorption, full", METRICS["absorption_full"].axis),
+        "absorption_fraction": ("absorption, fraction", METRICS["absorption_fraction"].axis),
+        "main_latent_f1": ("main latents", METRICS["main_latent_f1"].axis),
+    }
     return _followed(history, trajectory, "main", columns)
 
 
@@ -96,16 +84,13 @@ def _followed(
     history: pd.DataFrame, trajectory: pd.DataFrame, group: str, columns: Mapping[str, tuple[str, str]]
 ) -> tuple[Figure, pd.DataFrame]:
     """One panel (title and label) for each column: of what was logged in training, for all methods that are to be
-    followed, or measured along it, for those that were."""
-    rows = trajectory[trajectory["group"] == group]
-    if rows.empty:
-        raise ArtifactError(f"trajectory: no SAE of group {group} was followed along its run at this profile")
+    followed, or measured along it, for those that were. Raises ArtifactError when none was."""
+    missing = f"trajectory: no SAE of group {group} was followed along its run at this profile"
+    rows = rows_of(trajectory, group, otherwise=missing)
     logged = history[(history["group"] == group) & history["method"].isin(FOLLOWED[group])]
     logged = logged[logged["seed"].isin(rows["seed"])]
-    logged = logged.assign(
-        unexplained=1 - logged["explained_variance"],
-        restarted=logged.sort_values("step").groupby("run")["resampled"].cumsum() if "resampled" in logged else np.nan,
-    )
+    restarts = logged.sort_values("step").groupby("run")["resampled"].cumsum() if "resampled" in logged else np.nan
+    logged = logged.assign(unexplained=1 - logged["explained_variance"], restarted=restarts)
     fig, axes = panels((title for title, _ in columns.values()), 2.2, sharex=True)
     data = []
     for ax, (column, (_, label)) in zip(axes, columns.items(), strict=True):
@@ -114,7 +99,7 @@ def _followed(
             say(ax, NOT_MEASURABLE)
         for method, part in by_method(source[source[column].notna()]).items():
             part = part.sort_values("step")
-            curve(ax, part["step"], part[column], method, label=method_name(method), markevery=0.2, markersize=3)
+            curve(ax, part["step"], part[column], method, markevery=0.2, markersize=3)
             data.append(part[["method", "seed", "step"]].assign(quantity=column, value=part[column]))
         if column == "unexplained":
             ax.set_yscale("log")
@@ -132,46 +117,42 @@ def key_metrics(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     rows = [Row(part, place) for place, part in enumerate(methods.values())]
     empty = why_empty(evaluation, "absorption_fraction")
     fig, _ = dot_panels(rows, [*map(method_name, methods)], metrics, absorption_fraction=empty)
-    return fig, pd.DataFrame(
-        {"method": method, "metric": metric, **t_interval(seeds_of(part, metric))._asdict()}
-        for method, part in methods.items()
-        for metric in metrics
-    )
+    return fig, means(pd.concat(methods.values()), ["method"], metrics)
 
 
 def ablation_effects(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """(a) main effects of TemporalSAE's mechanisms; (b) what dropping a part of ATM's importance changes;
     (c) ATM over c and r. Absorption stands beside explained variance, CE score and L0 everywhere."""
-    rows = rows_of(evaluation, "factorial", "atm_importance", "atm_grid")
-    factorial, parts, grid = (rows[rows["group"] == group] for group in ("factorial", "atm_importance", "atm_grid"))
+    groups = ("factorial", "atm_importance", "atm_grid")
+    rows = rows_of(evaluation, *groups)
+    factorial, parts, grid = (rows[rows["group"] == group] for group in groups)
     dropped = {part: name for part, name in DROPPED.items() if part != "nothing" and part in set(parts["dropped"])}
-    fig = plt.figure(figsize=(FULL_WIDTH, 5.4))
-    places = fig.add_gridspec(3, 1, height_ratios=[1, 1, 1.3])
-    upper, middle, lower = (fig.add_subfigure(places[at]) for at in range(3))
-    upper.suptitle("(a) TemporalSAE: main effect of each mechanism, 2×2×2 factorial", x=0.01, ha="left", fontsize=8)
-    middle.suptitle("(b) ATM: one part of the importance dropped, against all three", x=0.01, ha="left", fontsize=8)
     seeds = grid["seed"].nunique()
-    lower.suptitle(f"(c) ATM over c and r, mean of {seeds} seed{'s' * (seeds != 1)}", x=0.01, ha="left", fontsize=8)
+    titles = (
+        "(a) TemporalSAE: main effect of each mechanism, 2×2×2 factorial",
+        "(b) ATM: one part of the importance dropped, against all three",
+        f"(c) ATM over c and r, mean of {seeds} seed{'s' * (seeds != 1)}",
+    )
+    fig = plt.figure(figsize=(FULL_WIDTH, 5.4))
+    upper, middle, lower = (fig.add_subfigure(place) for place in fig.add_gridspec(3, 1, height_ratios=[1, 1, 1.3]))
+    for part, title in zip((upper, middle, lower), titles, strict=True):
+        part.suptitle(title, x=0.01, ha="left", fontsize=8)
     data = _effect_panels(upper, "mechanism", factorial, MECHANISMS, main_effect)
     data += _effect_panels(middle, "importance", parts, dropped, drop_effect)
     metrics = ("absorption_fraction", "explained_variance", "l0")
     for ax, metric in zip(lower.subplots(1, 3), metrics, strict=True):
         _heatmap(ax, grid, metric)
     data += [
-        {"part": "grid", "name": f"c={c:g}, r={r:g}", "metric": metric, **t_interval(part[metric])._asdict()}
-        for (c, r), part in grid.groupby(["c", "r"], sort=True)
+        {"part": "grid", "name": f"c={c:g}, r={r:g}", "metric": metric, **t_interval(cell[metric])._asdict()}
+        for (c, r), cell in grid.groupby(["c", "r"], sort=True)
         for metric in metrics
-        if metric in part
+        if metric in cell
     ]
     return fig, pd.DataFrame(data)
 
 
 def _effect_panels(
-    fig: SubFigure,
-    part: str,
-    rows: pd.DataFrame,
-    names: Mapping[str, str],
-    effect: Callable[[pd.DataFrame, str, str], Interval],
+    fig: SubFigure, part: str, rows: pd.DataFrame, names: Mapping[str, str], effect: Effect
 ) -> list[dict[str, Any]]:
     """One panel for each metric, one row for each name: mean difference and its interval; what is drawn as numbers."""
     data = []
