@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
 from sae_lib.profiles.runs import VARIED, WARM_UP
 from sae_lib.report.claims.verdicts import (
     CONTRADICTED,
@@ -35,7 +36,7 @@ from sae_lib.report.claims.verdicts import (
     decide,
     united,
 )
-from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METRICS, NOT_MEASURABLE, method_name
+from sae_lib.report.names import MAIN_METHODS, MECHANISMS, METRICS, NOT_MEASURABLE, method_name
 from sae_lib.report.results import (
     Results,
     drop_effect,
@@ -72,9 +73,9 @@ def metric_label(name: str) -> str:
     return METRICS[name].label if name in METRICS else name.replace("_", " ").replace("l1 per l0", "L1 / L0")
 
 
-def at_the_end(values: Mapping[str, float], want: Options) -> str:
+def at_the_end(want: Options, compared: Iterable[pd.Series]) -> str:
     """Why a share of cases cannot move, from its means in all that is compared."""
-    known = [value for value in values.values() if math.isfinite(value)]
+    known = [mean for mean in (t_interval(values).mean for values in compared) if math.isfinite(mean)]
     if want["metric"] not in SHARES or want.get("allowed") or "bound" in want or not known:
         return ""
     if max(known) < FEW:
@@ -145,9 +146,8 @@ class Scale:
         of one SAE's value is in the quantity; `why`, why it decides nothing."""
         effect = want["share"] * abs(other) if "share" in want else want.get("effect", 0.0)
         rounding = ROUNDING.get(f"{'toy ' if self.toy else ''}{want['metric']}", 0.0) * math.sqrt(of)
-        return Comparison(
-            self.place + name, interval, want["want"], want.get("allowed", 0.0), effect / 2, why, rounding
-        )
+        allowed = want.get("allowed", 0.0)
+        return Comparison(self.place + name, interval, want["want"], allowed, effect / 2, why, rounding)
 
 
 class Found(NamedTuple):
@@ -169,12 +169,11 @@ def contrast(scale: Scale, options: Options) -> Found:
         found = []
         for want in options["wants"]:
             values = {method: scale.seeds(method, want["metric"]) for method in (first, *others)}
-            means = {method: t_interval(each).mean for method, each in values.items()}
-            why = at_the_end(means, want) or scale.untestable(want["metric"])
+            why = at_the_end(want, values.values()) or scale.untestable(want["metric"])
             for other in others:
                 name = f"{metric_label(want['metric'])}, {method_name(first)} − {method_name(other)}:"
-                gap = difference(values[first], values[other])
-                found.append(scale.compare(name, gap, want, of=2, other=means[other], why=why))
+                gap, mean = difference(values[first], values[other]), t_interval(values[other]).mean
+                found.append(scale.compare(name, gap, want, of=2, other=mean, why=why))
         return found
 
     note = ""
@@ -207,15 +206,12 @@ def effects(scale: Scale, options: Options) -> Found:
     """Main effects of mechanisms in the 2x2x2 factorial."""
     comparisons, rows = [], scale.factorial
     for want in options["wants"]:
-        metric = want["metric"]
-        why = at_the_end({"factorial": t_interval(seeds_of(rows, metric)).mean}, want) or scale.untestable(metric)
+        metric, four_cells_minus_four = want["metric"], 1 / 2
+        why = at_the_end(want, [seeds_of(rows, metric)]) or scale.untestable(metric)
+        of = {"of": four_cells_minus_four, "other": scale.mean(RECIPE, metric), "why": why}
         for factor in options["factors"]:
-            name, effect = (
-                f"effect of {MECHANISMS[factor]} on {metric_label(metric)}:",
-                main_effect(rows, metric, factor),
-            )
-            # Four cells minus four.
-            comparisons.append(scale.compare(name, effect, want, of=1 / 2, other=scale.mean(RECIPE, metric), why=why))
+            name = f"effect of {MECHANISMS[factor]} on {metric_label(metric)}:"
+            comparisons.append(scale.compare(name, main_effect(rows, metric, factor), want, **of))
     return Found(comparisons, scale.on_l0(main_effect(rows, "l0", factor) for factor in options["factors"]))
 
 
@@ -224,12 +220,12 @@ def drop_one(scale: Scale, options: Options) -> Found:
     comparisons, rows = [], scale.importance
     kept = rows[rows["dropped"] == "nothing"] if "dropped" in rows else rows.iloc[:0]
     for want in options["wants"]:
-        metric, all_parts = want["metric"], t_interval(seeds_of(kept, want["metric"])).mean
-        for part in IMPORTANCE_PARTS:
+        metric = want["metric"]
+        all_parts, why = t_interval(seeds_of(kept, metric)).mean, scale.untestable(metric)
+        for part in COMPONENTS:
             name, change = f"{metric_label(metric)} without {part}:", drop_effect(rows, metric, part)
-            why = scale.untestable(metric)
             comparisons.append(scale.compare(name, change, want, of=2, other=all_parts, why=why))
-    return Found(comparisons, scale.on_l0(drop_effect(rows, "l0", part) for part in IMPORTANCE_PARTS))
+    return Found(comparisons, scale.on_l0(drop_effect(rows, "l0", part) for part in COMPONENTS))
 
 
 # Kind of check -> what makes it, and the toys' experiment that it reads unless `options` name another.
@@ -291,11 +287,8 @@ def fluctuation(scale: Scale, options: Options) -> Outcome:
     is compared is the ratio of two, in logarithms; `effect` is a ratio too."""
 
     def of(method: str) -> pd.Series:
-        rows = scale.results.history
-        if method == RECIPE:
-            rows = rows[rows["run"].isin(without_mechanisms(scale.factorial)["run"])]
-        else:
-            rows = select(rows, "main", method)
+        rows, bare = scale.results.history, without_mechanisms(scale.factorial)["run"]
+        rows = rows[rows["run"].isin(bare)] if method == RECIPE else select(rows, "main", method)
         if "reconstruction" not in rows:
             return pd.Series(dtype=float)
         rows = rows[rows["reconstruction"] > 0].sort_values("step", kind="stable")
@@ -323,18 +316,16 @@ def rare_letters(scale: Scale, options: Options) -> Outcome:
         return Outcome(NOT_RUN, "no results for letters")
     is_rare = rows["letter"].isin(rare)
     of_rare, of_others = (seeds_of(rows[part], "absorption_full") for part in (is_rare, ~is_rare))
-    means = {"rare": t_interval(of_rare).mean, "others": t_interval(of_others).mean}
-    why = at_the_end(means, {"metric": "absorption_full"})
-    named = f"the {len(rare)} letters with the fewest words ({', '.join(sorted(rare))})"
-    zero = Comparison(f"absorption (full) of {named}, minus {FEW:g}:", t_interval(of_rare - FEW), "lower")
-    others = Comparison(f"of the others, minus {FEW:g}:", t_interval(of_others - FEW), "higher")
-    return decide([zero._replace(untestable=why), others._replace(untestable=why)])
+    why = at_the_end({"metric": "absorption_full"}, (of_rare, of_others))
+    named = f"absorption (full) of the {len(rare)} letters with the fewest words ({', '.join(sorted(rare))})"
+    zero = Comparison(f"{named}, minus {FEW:g}:", t_interval(of_rare - FEW), "lower", untestable=why)
+    others = Comparison(f"of the others, minus {FEW:g}:", t_interval(of_others - FEW), "higher", untestable=why)
+    return decide([zero, others])
 
 
 def seeds(scale: Scale, options: Options) -> Outcome:
     """Whether each method of the main table has exactly the seeds of the paper."""
-    asked = set(options["seeds"])
-    rows = scale.results.evaluation
+    asked, rows = set(options["seeds"]), scale.results.evaluation
     have = {method: {*select(rows, "main", method)["seed"].astype(int)} for method in MAIN_METHODS}
     if not any(have.values()):
         return Outcome(NOT_RUN, "no results for the main table")
@@ -352,45 +343,37 @@ def sensitivity(scale: Scale, options: Options) -> Outcome:
     parameters = [name for name in VARIED if name != WARM_UP]
     if rows.empty or not {"varied", *parameters, *options["metrics"]} <= set(rows.columns):
         return Outcome(NOT_RUN, "no results for other coefficients and thresholds")
-    metrics = [metric for metric in options["metrics"] if not lacking(scale.results, metric)]
+    unknown = [metric for metric in options["metrics"] if lacking(scale.results, metric)]
+    metrics = [metric for metric in options["metrics"] if metric not in unknown]
     if not metrics:
         return Outcome(UNTESTABLE, NO_LETTERS, NO_LETTERS)
-    left_out = ", ".join(metric_label(metric) for metric in options["metrics"] if metric not in metrics)
     rows = rows[rows["varied"] != WARM_UP]
     default = {p: rows[p].mode().iloc[0] if rows[p].notna().any() else math.nan for p in parameters}
     usual = rows[(rows[parameters] == pd.Series(default)).all(axis=1)]
     outcomes = []
-    for parameter in parameters:
-        name, other = (
-            parameter.replace("_", " "),
-            rows[rows[parameter].notna() & (rows[parameter] != default[parameter])],
-        )
-        changes = {
-            (value, metric): difference(seeds_of(part, metric), seeds_of(usual, metric))
-            for value, part in other.groupby(parameter)
+    for parameter, value in default.items():
+        label = parameter.replace("_", " ")
+        changes = [
+            (difference(seeds_of(part, metric), seeds_of(usual, metric)), metric, other)
+            for other, part in rows[rows[parameter] != value].groupby(parameter)
             for metric in metrics
-        }
-        if not changes or min(change.n for change in changes.values()) < 2:
-            return Outcome(NOT_RUN, f"no two seeds for another {name} than {default[parameter]:g}")
-        # One change that is large enough is all that a parameter needs; it is indifferent where all are small.
-        sizes = [
-            Comparison(
-                f"{metric_label(metric)} at {name} {value:g} in place of {default[parameter]:g}:",
-                change,
-                "higher" if change.mean > 0 else "lower",
-                allowed=-margin,
-                rounding=math.sqrt(2) * ROUNDING.get(metric, 0.0),
-            )
-            for (value, metric), change in sorted(changes.items(), key=lambda item: -abs(item[1].mean))
         ]
+        if not changes or min(change.n for change, *_ in changes) < 2:
+            return Outcome(NOT_RUN, f"no two seeds for another {label} than {value:g}")
+        # One change that is large enough is all that a parameter needs; it is indifferent where all are small.
+        sizes = []
+        for change, metric, other in sorted(changes, key=lambda each: -abs(each[0].mean)):
+            name = f"{metric_label(metric)} at {label} {other:g} in place of {value:g}:"
+            want = {"metric": metric, "want": "higher" if change.mean > 0 else "lower", "allowed": -margin}
+            sizes.append(scale.compare(name, change, want, of=2))
         large, unclear = [c for c in sizes if c.holds], [c for c in sizes if not c.excluded]
         told = (large or unclear or sizes)[0]
         verdict = REPRODUCED if large else INCONCLUSIVE if unclear else NOT_REPRODUCED
         number = f"{told.number}; {told.seeds}" if verdict == INCONCLUSIVE else told.number
         outcomes.append(Outcome(verdict, str(told), number))
-    neither = all(each.verdict == NOT_REPRODUCED for each in outcomes)
     found, reasons = united(outcomes), "; ".join(each.reason for each in outcomes)
-    note = f"; left out, {NO_LETTERS}: {left_out}" if left_out else ""
+    neither = all(each.verdict == NOT_REPRODUCED for each in outcomes)
+    note = f"; left out, {NO_LETTERS}: {', '.join(map(metric_label, unknown))}" if unknown else ""
     verdict = CONTRADICTED if neither else found.verdict
     return Outcome(verdict, f"up to {margin:g} counted as none: {reasons}{note}", found.number)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -45,15 +46,13 @@ PAPERS_MODEL = "google/gemma-2-2b"
 
 
 def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | None = None) -> pd.DataFrame:
-    """One row per claim.
-
-    `verdict` answers the sentence as it stands: claims about Gemma-2-2b are answered only where the profile runs it.
-    `at_this_scale` is what the claim's data check says of the results at hand, whatever the model ("" without one).
-    `ground_truth` is what its toy check says of SAEs on data with known features ("" without one); `toy_evidence`, what
-    is counted there and how it came out. `number` is the one that decided. `on_real` is
-    `at_this_scale` of the committed results of `REAL_MODEL` ("" where there are none).
-    """
-    rows, real = [], _on_real_model(profile)
+    """One row per claim. `verdict` answers the sentence as it stands: claims about Gemma-2-2b are answered only where
+    the profile runs it. `at_this_scale` is what the claim's data check says of the results at hand, whatever the model;
+    `ground_truth`, what its toy check says of SAEs on data with known features; `on_real`, `at_this_scale` of the
+    committed results of `REAL_MODEL` ("" where there is none). `number` is the one that decided."""
+    # The committed verdicts on the real model stand in every other profile's ledger.
+    file, rows = verdicts_file(REAL_MODEL), []
+    real = read_json(file)["verdicts"] if profile.name != REAL_MODEL and file.is_file() else {}
     for claim in load_claims() if claims is None else claims:
         printed = {number.name: number.value for number in claim.published}
         consistent, arithmetic = PAPER_CHECKS[claim.paper_check](printed) if claim.paper_check else (True, "")
@@ -91,12 +90,6 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
     return pd.DataFrame(rows)
 
 
-def _on_real_model(profile: Profile) -> dict[str, dict[str, str]]:
-    """The committed verdicts of `REAL_MODEL`, for another profile."""
-    file = verdicts_file(REAL_MODEL)
-    return read_json(file)["verdicts"] if profile.name != REAL_MODEL and file.is_file() else {}
-
-
 def findings(evaluated: pd.DataFrame) -> pd.DataFrame:
     """The rows that count: each fact once, and no settings."""
     return evaluated[(evaluated["same_as"] == "") & (evaluated["about"] != "setting")]
@@ -104,8 +97,8 @@ def findings(evaluated: pd.DataFrame) -> pd.DataFrame:
 
 def _sizes(claim: Claim) -> str:
     """Why the sizes in its checks are what they are."""
-    checks = (("", claim.data_check), ("toy data: ", claim.toy_check))
-    sizes = [f"{where}{check['because']}" for where, check in checks if check and check.get("because")]
+    checks = (("", claim.data_check or {}), ("toy data: ", claim.toy_check or {}))
+    sizes = [f"{where}{check['because']}" for where, check in checks if check.get("because")]
     return f"Sizes: {'; '.join(sizes)}." if sizes else ""
 
 
@@ -117,12 +110,12 @@ def _verdict(claim: Claim, profile: Profile, results: Results, made: list[Outcom
         return Outcome(united(made).verdict if made else NOT_RUN, "")
     if profile.model.name != PAPERS_MODEL:
         return Outcome(NOT_RUN, f"the claim is about {PAPERS_MODEL}, this profile reads {profile.model.name}")
-    numbers = _numbers(claim, results) if claim.tolerance else None
-    scale = made[0] if claim.data_check else None
-    if numbers and scale and numbers.verdict == NOT_REPRODUCED and scale.verdict == CONTRADICTED:
-        return Outcome(CONTRADICTED, numbers.reason)
-    found = numbers or scale
-    return Outcome(found.verdict if found else NOT_RUN, numbers.reason if numbers else "")
+    scale = made[0] if claim.data_check else Outcome(NOT_RUN, "")
+    if not claim.tolerance:
+        return Outcome(scale.verdict, "")
+    numbers = _numbers(claim, results)
+    reversed_ = numbers.verdict == NOT_REPRODUCED and scale.verdict == CONTRADICTED
+    return Outcome(CONTRADICTED, numbers.reason) if reversed_ else numbers
 
 
 def _ours(claim: Claim, results: Results) -> list[tuple[PublishedNumber, Interval]]:
@@ -165,7 +158,7 @@ def claims_table(evaluated: pd.DataFrame, profile: Profile) -> Table:
     shown["short"] += (shown["about"] == "setting").map({True: " (setting)", False: ""})
     shown["metric"] += " " + shown["direction"].map(ARROWS)
     for column, width in (("published", 60), ("number", 110)):
-        shown[column] = shown[column].map(lambda text, width=width: textwrap.shorten(text, width, placeholder=" …"))
+        shown[column] = [_shortened(text, width) for text in shown[column]]
     shown["id"] = [f"[{name}]({DETAILS}#{name.lower()})" for name in shown["id"]]
     shown = shown.sort_values("about", key=lambda about: about == "setting", kind="stable")
     here = f"measured here ({profile.name})"
@@ -185,9 +178,11 @@ def claims_table(evaluated: pd.DataFrame, profile: Profile) -> Table:
     return Table(shown[list(columns)].rename(columns=columns), evaluated, caption)
 
 
+_shortened = partial(textwrap.shorten, placeholder=" …")
+
+
 def claims_details(evaluated: pd.DataFrame, folder: Path | str) -> str:
-    """All that stands behind the ledger's lines, in Markdown, a section for each claim; links to what is in `folder`,
-    where it will stand."""
+    """What stands behind the ledger's lines, in Markdown, a section for each claim; links to what is in `folder`."""
     there = {path.name for path in Path(folder).glob("*")}
     stems = {claim.id: claim.shown for claim in load_claims()}
     sections = ["# Claims in detail\n\nWhat stands behind each line of [the ledger](claims.md).\n"]
@@ -227,13 +222,12 @@ def claims_summary(evaluated: pd.DataFrame, width: int = 100) -> str:
     for row in evaluated.to_dict("records"):
         verdicts = "  ".join(f"{_SHORT.get(row[column], row[column]):<14}" for column in VERDICT_COLUMNS)
         line = f"{row['id']:<5}  {verdicts}  "
-        lines.append(line + textwrap.shorten(row["number"] or "–", width - len(line), placeholder=" …"))
+        lines.append(line + _shortened(row["number"] or "–", width - len(line)))
     return "\n".join(lines)
 
 
 def write_verdicts(evaluated: pd.DataFrame, profile: Profile, path: Path | str) -> None:
-    """Write the verdicts that `verify` compares with: {"profile", "verdicts": {id: {column: verdict}}} for the columns
-    verdict, at_this_scale and ground_truth."""
+    """Write the verdicts that `verify` compares with: {"profile", "verdicts": {id: {column: verdict}}}."""
     verdicts = evaluated.set_index("id")[list(VERDICT_COLUMNS)].to_dict("index")
     write_json(path, {"profile": profile.name, "verdicts": verdicts})
 

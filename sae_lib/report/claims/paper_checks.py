@@ -1,8 +1,5 @@
-"""What the papers' own numbers say about each other: valid at every profile, since nothing of ours enters.
-
-Numbers keep the digits they are printed with, and a check allows for their rounding: 0.009 is anything from
-0.0085 to 0.0095.
-"""
+"""What the papers' own numbers say about each other: valid at every profile, since nothing of ours enters. Numbers keep
+the digits they are printed with, and a check allows for their rounding."""
 
 from __future__ import annotations
 

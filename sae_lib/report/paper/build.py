@@ -38,19 +38,10 @@ _EXPECTED = ("html export is under active development", "page set rule was ignor
 
 
 def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = None) -> list[Path]:
-    """Write `paper.pdf` and `paper.html` from what notebook 05 left in the figures folder.
+    """Write `paper.pdf` and `paper.html` into `out` (`figures` if not given) from what notebook 05 left in the folder
+    `figures`: `results/*.parquet`, which belong to `profile`, and the figures. What was not made is said to be missing.
 
-    Args:
-        profile: the profile that the results belong to.
-        figures: the folder with `results/*.parquet` and the figures (PDF and PNG). A figure or table that was not made
-            is said to be missing.
-        out: where the two files go; `figures` if not given.
-
-    Returns:
-        The two paths.
-
-    Raises:
-        ArtifactError: no results; an unknown name in the prose; markup that Typst refuses.
+    Raises ArtifactError: no results; an unknown name in the prose; markup that Typst refuses.
     """
     figures, out = Path(figures), Path(out if out is not None else figures)
     results = Results.load(figures / "results")
@@ -76,7 +67,7 @@ def build_paper(profile: Profile, figures: Path | str, out: Path | str | None = 
             shown = as_shown(table.shown)
             if len(table.shown) and len(shown["columns"]) > 1:
                 tables[name] = shown | {"caption": table.caption}
-    data: dict[str, Any] = {
+    data = {
         "tables": tables,
         "claims": [_line(claim) for claim in evaluated.to_dict("records")],
         "facts": made_from(profile, figures / "results"),

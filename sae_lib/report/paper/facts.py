@@ -19,21 +19,21 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined, TemplateError
 
 from sae_lib.autoencoders.standard import PAPER
-from sae_lib.mechanisms.adaptive_temporal_masking import MaskingConfig
+from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS, MaskingConfig
 from sae_lib.mechanisms.resampling import ResamplingConfig
 from sae_lib.mechanisms.temporal_penalty import TemporalConfig
 from sae_lib.profiles.profile import Profile
 from sae_lib.profiles.runs import ALONE, FAIR, PLANTED
 from sae_lib.report.claims.file import Claim
 from sae_lib.report.claims.ledger import PAPERS_MODEL, findings
-from sae_lib.report.names import IMPORTANCE_PARTS, MAIN_METHODS, MECHANISMS, METHODS, METRICS, TOY_METHODS
-from sae_lib.report.results import Results, drop_effect, main_effect, toy_rows, without_mechanisms
+from sae_lib.report.names import MAIN_METHODS, MECHANISMS, METHODS, METRICS, TOY_METHODS
+from sae_lib.report.results import Results, drop_effect, main_effect, select, toy_rows, without_mechanisms
 from sae_lib.report.statistics import Interval, difference, seeds_of, t_interval
 from sae_lib.report.tables.ablations import PAPER_RUNS
 from sae_lib.report.tables.controls import MEASURES, UNTRAINED, above, group_of, no_better
 from sae_lib.report.tables.leaderboard import bar_table
 from sae_lib.report.tables.main import profile_note
-from sae_lib.report.tables.rows import cell, range_cell
+from sae_lib.report.tables.rows import cell, gap_cell
 from sae_lib.util.environment import locked_pins
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import file_sha256, read_json
@@ -43,6 +43,10 @@ NOTHING = "not computed"
 # Beside the results: what notebook 05 knows of the run (`provenance`).
 PROVENANCE_FILE = "provenance.json"
 VERSIONS = ("torch", "transformers", "numpy", "scikit-learn", "pandas", "matplotlib", "typst")
+TEN = 10  # latents that are ablated where the prose gives TPP and SCR, or make a circuit
+# Metric -> decimals; the last ones are of single tables on the real model.
+_DECIMALS = {name: column.decimals for name, column in METRICS.items()}
+_DECIMALS |= dict.fromkeys(("named", "carried", "tpp", "scr", "faithful"), 2)
 _SPECIAL = re.compile(r"([\\#$*_`<>@\[\]~=/\"'+-])")
 
 
@@ -56,8 +60,7 @@ class Number:
     values: pd.Series = field(default_factory=lambda: pd.Series(dtype=float))
 
     def __str__(self) -> str:
-        decimals = METRICS[self.metric].decimals
-        text = range_cell(self.interval, decimals, "+") if self.values.empty else cell(self.interval, decimals)
+        text = (gap_cell if self.values.empty else cell)(self.interval, _DECIMALS[self.metric])
         return text.replace("-", "−") if self.known else NOTHING
 
     def __sub__(self, other: Number) -> Number:
@@ -83,12 +86,6 @@ class Number:
         return "below" if self.interval.high < 0 else "above" if self.interval.low > 0 else "not told apart from"
 
 
-TEN = 10  # latents that are ablated where the prose gives TPP and SCR, or make a circuit
-
-
-HELD = (*PLANTED, UNTRAINED, "permuted", "soft_frozen")  # SAEs whose latents are held against the model's answer
-
-
 class Rows:
     """A set of SAEs: `rows.l0` is what `find` gives for that metric."""
 
@@ -96,7 +93,7 @@ class Rows:
         self._find = find
 
     def __getitem__(self, metric: str) -> Number:
-        if metric not in METRICS:
+        if metric not in _DECIMALS:
             raise KeyError(metric)
         found = self._find(metric)
         return Number(found, metric) if isinstance(found, Interval) else Number(t_interval(found), metric, found)
@@ -104,6 +101,10 @@ class Rows:
 
 def _by(names: Iterable[str], find: Callable[[str, str], pd.Series | Interval]) -> dict[str, Rows]:
     return {name: Rows(partial(find, name)) for name in names}
+
+
+def _by_method(rows: pd.DataFrame) -> dict[str, Rows]:
+    return _by((*METHODS, *TOY_METHODS), lambda method, metric: seeds_of(rows[rows["method"] == method], metric))
 
 
 def _group(results: Results, name: str, methods: Iterable[str]) -> dict[str, Rows]:
@@ -114,64 +115,33 @@ def _group(results: Results, name: str, methods: Iterable[str]) -> dict[str, Row
 
 def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
     """What the prose can name of the real language model, whichever profile the paper is made from."""
-    collapse = results.evaluation[results.evaluation["group"] == "collapse"]
-    seeds = sorted({*results.evaluation.loc[results.evaluation["group"] == "main", "seed"]})
+    evaluation, carriers, ablated = results.evaluation, results.carriers, results.perturbation
+    collapse = evaluation[evaluation["group"] == "collapse"]
+    seeds = sorted({*evaluation.loc[evaluation["group"] == "main", "seed"]})
     return {
         **_group(results, "", METHODS),
         "profile": profile,
         "seeds": ", ".join(map(str, seeds)) or NOTHING,
         "as_written": _group(results, "as_written", METHODS),
         "fair": _group(results, "atm_fair", FAIR),
-        "chosen": _chosen(results.evaluation),
+        "chosen": _chosen(evaluation),
         "collapse": _by(ALONE, lambda name, metric: seeds_of(collapse[collapse["label"] == ALONE[name]], metric)),
         "planted": {method: _planted(results, method) for method in PLANTED},
         "along": {method: _along(results, method) for method in ("topk", "matryoshka_4", "jumprelu")},
-        "perturbation": {method: _perturbed(results, method) for method in (*PLANTED, UNTRAINED, "permuted")},
-        "circuits": {method: _circuits(results, method) for method in HELD},
-        "endings": {method: _endings(results, method) for method in METHODS},
-        "carriers": {method: _carriers(results, method) for method in HELD},
-    }
-
-
-def _carriers(results: Results, method: str) -> dict[str, dict[str, str]]:
-    """Of absorbed words and of found ones: the logit that is lost, and the share of words in which it is carried."""
-    rows = results.carriers[results.carriers["method"] == method]
-    means = {kind: part[["named", "carried"]].mean() for kind, part in rows.groupby("kind")}
-    nothing = {"named": NOTHING, "carried": NOTHING}
-    return {
-        kind: {"named": f"{means[kind]['named']:.2f}", "carried": f"{100 * means[kind]['carried']:.0f} %"}
-        if kind in means
-        else nothing
-        for kind in ("absorbed", "found")
-    }
-
-
-def _circuits(results: Results, method: str) -> str:
-    """The share of a letter's logit that `TEN` of its latents alone give back, mean over seeds."""
-    rows = results.circuits[(results.circuits["method"] == method) & (results.circuits["n"] == TEN)]
-    return f"{100 * rows['faithful'].mean():.0f} %" if len(rows) else NOTHING
-
-
-def _endings(results: Results, method: str) -> str:
-    """Full absorption where the general feature is how a word ends, mean over endings and seeds."""
-    rows = results.endings[(results.endings["method"] == method) & (results.endings["ending"] == "all")]
-    return f"{rows['absorption_full'].mean():.3f}" if len(rows) else NOTHING
-
-
-def _perturbed(results: Results, method: str) -> dict[str, str]:
-    """TPP and SCR with `TEN` latents ablated, and with the most that were tried; means over seeds."""
-    rows = results.perturbation[results.perturbation["method"] == method]
-    of = {"": rows[rows["n"] == TEN], "_most": rows[rows["n"] == rows["n"].max()]}
-    return {
-        f"{name}{ending}": f"{part[name].mean():.2f}" if len(part) else NOTHING
-        for name in ("tpp", "scr")
-        for ending, part in of.items()
+        "perturbation": {
+            "ten": _by_method(ablated[ablated["n"] == TEN]),
+            "most": _by_method(ablated[ablated["n"] == ablated["n"].max()]),
+        },
+        "circuits": _by_method(results.circuits[results.circuits["n"] == TEN]),
+        "endings": _by_method(results.endings[results.endings["ending"] == "all"]),
+        # Of absorbed words and of found ones: the logit that is lost, and in which share of words it is carried.
+        "carriers": {kind: _by_method(carriers[carriers["kind"] == kind]) for kind in ("absorbed", "found")},
     }
 
 
 def _along(results: Results, method: str) -> dict[str, str]:
     """Full absorption halfway along the run of an SAE of the main table, and at its end."""
-    rows = results.trajectory[(results.trajectory["method"] == method) & (results.trajectory["group"] == "main")]
+    rows = select(results.trajectory, "main", method)
     if rows.empty:
         return dict.fromkeys(("half", "end"), NOTHING)
     full = rows.set_index("step")["absorption_full"].sort_index()
@@ -200,22 +170,21 @@ def facts(
 ) -> dict[str, Any]:
     """The names of the template. `evaluated` are the evaluated `entries` of claims.yaml; `real` is the real language
     model's profile with its results, this one's if not given; `of_field` the results of `make field`."""
-    group = partial(_group, results)
-    evaluation, tree = results.evaluation, toy_rows(results.toy_summary, "matched", "tree")
-    factorial = evaluation[evaluation["group"] == "factorial"]
+    group, evaluation = partial(_group, results), results.evaluation
+    factorial, parts = (evaluation[evaluation["group"] == name] for name in ("factorial", "atm_importance"))
     bare = without_mechanisms(factorial)
-    parts = evaluation[evaluation["group"] == "atm_importance"]
     published = {claim.id: {number.name: number.value for number in claim.published} for claim in entries}
     answered, counted = evaluated.set_index("id"), findings(evaluated)
     known = [m for m in MEASURES if any(above(results, m, method, UNTRAINED).n > 1 for method in MAIN_METHODS)]
     temporal, the_field = TemporalConfig(), of_field or Results()
+    toys = the_field.toy_summary
     return {
         **group("", METHODS),
         "real": real_facts(*(real or (profile, results))),
         "field": _group(the_field, "", METHODS),
         "bar": _bar(the_field),
         "hidden": _hidden(the_field),
-        "known_features": {toy: _on_toy(the_field, toy) for toy in ("synthetic", "loud")},
+        "known_features": {toy: _by_method(toy_rows(toys, "field", toy)) for toy in ("synthetic", "loud")},
         "profile": profile,
         "gemma": profile.model.name == PAPERS_MODEL,
         "sae_count": evaluation["run"].nunique(),
@@ -226,8 +195,8 @@ def facts(
         "effect": _by(MECHANISMS, lambda name, metric: main_effect(factorial, metric, name)),
         "fair": group("atm_fair", FAIR),
         "chosen": _chosen(evaluation),
-        "without": _by(IMPORTANCE_PARTS, lambda part, metric: drop_effect(parts, metric, part)),
-        "truth": _by((*METHODS, *TOY_METHODS), lambda name, metric: seeds_of(tree[tree["method"] == name], metric)),
+        "without": _by(COMPONENTS, lambda part, metric: drop_effect(parts, metric, part)),
+        "truth": _by_method(toy_rows(results.toy_summary, "matched", "tree")),
         "order": _order(results.toy_summary),
         "recipe": PAPER,
         "temporal": temporal,
@@ -255,8 +224,7 @@ def _bar(results: Results) -> dict[str, str]:
         found = bar_table(results.evaluation, results.toy_summary).data.groupby("row")["met"].agg(["sum", "size"])
     except ArtifactError:
         return dict.fromkeys(("ideas", "better", "most", "measures"), NOTHING)
-    better, size = int((found["sum"] == found["size"]).sum()), int(found["size"].max())
-    most = int(found["sum"].max())
+    better, most, size = (found["sum"] == found["size"]).sum(), found["sum"].max(), found["size"].max()
     return {"ideas": str(len(found)), "better": str(better or "none"), "most": str(most), "measures": str(size)}
 
 
@@ -268,15 +236,9 @@ def _hidden(results: Results) -> dict[str, Any]:
     return {**of, "share": f"{100 * shares['most']:.0f} %" if len(rows) else NOTHING}
 
 
-def _on_toy(results: Results, toy: str) -> dict[str, Rows]:
-    """The field's SAEs on one of its toys."""
-    rows = toy_rows(results.toy_summary, "field", toy)
-    return _by((*METHODS, *TOY_METHODS), lambda name, metric: seeds_of(rows[rows["method"] == name], metric))
-
-
 def _chosen(evaluation: pd.DataFrame) -> dict[str, str]:
     """c and r of the fair ATM."""
-    rows = evaluation[(evaluation["group"] == "atm_fair") & (evaluation["method"] == "atm")]
+    rows = select(evaluation, "atm_fair", "atm")
     return {name: f"{rows[name].iloc[0]:g}" if len(rows) else NOTHING for name in ("c", "r")}
 
 
@@ -294,9 +256,8 @@ def _order(toys: pd.DataFrame) -> dict[str, Any]:
 
 def filled(prose: str, names: dict[str, Any]) -> str:
     """The template with its names filled in. Raises ArtifactError: a name is unknown, or gives no text."""
-    environment = Environment(
-        undefined=StrictUndefined, finalize=_printed, trim_blocks=True, keep_trailing_newline=True
-    )
+    options: dict[str, Any] = {"trim_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(undefined=StrictUndefined, finalize=_printed, **options)
     try:
         return environment.from_string(prose).render(names)
     except (TemplateError, KeyError) as error:
