@@ -1,8 +1,5 @@
-"""Means over seeds, with 95 % t intervals, and paired t tests with Holm's correction.
-
-The seed is the unit: what is measured within one SAE (words, letters, tasks) is averaged before. Differences are taken
-seed by seed, because every method sees one stream.
-"""
+"""Means over seeds, with 95 % t intervals, and paired t tests with Holm's correction. The seed is the unit, and
+differences are taken seed by seed, because every method sees one stream."""
 
 from __future__ import annotations
 
@@ -63,7 +60,15 @@ def t_interval(values: Iterable[float]) -> Interval:
 
 
 def _interval(mean: float, sd: float, n: int) -> Interval:
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / math.sqrt(n) if n > 1 else math.nan
+    return around(mean, t_quantile(n - 1) * sd / math.sqrt(n) if n > 1 else math.nan, sd, n)
+
+
+def t_quantile(df: float) -> float:
+    """How many standard errors the interval reaches to either side."""
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) if df > 0 else math.nan
+
+
+def around(mean: float, half: float, sd: float, n: int) -> Interval:
     return Interval(mean, sd, n, mean - half, mean + half)
 
 

@@ -11,8 +11,7 @@ from scipy import stats
 
 from sae_lib.report.results import l0_is_matched
 from sae_lib.report.statistics import holm, p_value, pair_values, t_interval
-from sae_lib.report.tables.published import BY_L0, literature_table
-from sae_lib.report.tables.sweep import Curve, equal_ev_table, gap_between, sweep_table
+from sae_lib.report.tables.sweep import BY_L0, Curve, equal_ev_table, gap_between, literature_table, sweep_table
 from tests.report import synthetic
 
 

@@ -1,5 +1,5 @@
-"""Every method in one line: on the language model, where the true features are known, and what it costs; and whether an
-idea is better than the best of them."""
+"""The rest of the field and ideas of our own: every method in one line, on the language model and where features are
+known; whether an idea is better than the best of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,18 @@ from sae_lib.report.names import METRICS, method_name
 from sae_lib.report.results import by_method, main_rows, select, toy_rows
 from sae_lib.report.statistics import Interval, difference, seeds_of, t_interval
 from sae_lib.report.tables.controls import method_table
-from sae_lib.report.tables.published import ASK
-from sae_lib.report.tables.rows import ARROW_NOTE, Table, cell, gap_cell, left_out, not_measurable, record, seeds_note
+from sae_lib.report.tables.rows import (
+    ARROW_NOTE,
+    Lines,
+    Table,
+    cell,
+    gap_cell,
+    intervals,
+    left_out,
+    not_measurable,
+    record,
+    seeds_note,
+)
 from sae_lib.util.errors import ArtifactError
 
 COLUMNS = (
@@ -36,6 +46,20 @@ IDEAS = (
     "onset_priced", "consistent", "consistent_onset", "consistent_batchtopk", "presence_matryoshka",
     "masked_matryoshka",
 )  # fmt: skip
+
+# SynthSAEBench (arXiv 2602.14687, second version), 16,384 features in 768 dimensions, 4,096 latents, 2 * 10^8 rows, at
+# an L0 of 25: the first three of `TOY_COLUMNS`. Ours has 1 / 32 of the features and of the latents and few rows.
+ON_FEATURES: dict[str, tuple[float, float, float]] = {
+    "BatchTopK": (0.732, 0.757, 0.792),
+    "Matryoshka": (0.879, 0.793, 0.779),
+    "Matching pursuit": (0.446, 0.693, 0.835),
+    "Standard (L1)": (0.556, 0.604, 0.765),
+    "JumpReLU": (0.732, 0.753, 0.795),
+}
+ASK = "set ablations.toy.field and run `make field`"  # where there are no toys of the field
+TOYS = {"loud": "loud children", "synthetic": "synthetic"}
+IDEA_COLUMNS = ("l0", "explained_variance", "f1", "parent_silent_rate", "miss_rate", "excess_absorption")
+TOY_COLUMNS = ("f1", "mcc", "explained_variance", "l0", "parent_silent_rate", "miss_rate", "excess_absorption")
 
 
 def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
@@ -119,3 +143,41 @@ def _met(column: Column, gap: Interval, best: float) -> bool:
     if column.direction == "higher":
         return gap.n > 1 and gap.high >= 0
     return gap.n > 1 and (gap.low <= 0 if best <= FLOOR else gap.high < 0)
+
+
+def ground_truth_table(toy_summary: pd.DataFrame) -> Table:
+    """F1, MCC, explained variance and absorption by toy and method, at the true L0; then the published rows. Raises
+    ArtifactError without rows of the field."""
+    rows, used, lines = toy_rows(toy_summary, "field", otherwise=ASK), [], Lines()
+    for toy, name in TOYS.items():
+        for method, part in by_method(rows[rows["toy"] == toy]).items():
+            keys = {"method": method_name(method), "data": name}
+            lines.add(keys, method, intervals(part, TOY_COLUMNS), toy=toy)
+            used.append(part)
+    for method, values in ON_FEATURES.items():
+        printed = [*(f"{value:.3f}" for value in values), "25"]
+        line = {METRICS[column].header: text for column, text in zip(TOY_COLUMNS, printed, strict=False)}
+        lines.shown.append({"method": method, "data": "SynthSAEBench-16k, published"} | line)
+    return lines.table(
+        "Methods where the true features are known, at the true L0 of the features that can have a latent, or as near "
+        "as they come; mean ± sd over seeds. Loud children: the tree of the other toys, children five times as loud as "
+        "parents. Synthetic: 512 features in SynthSAEBench's shape, 128 latents; its published rows (arXiv 2602.14687) "
+        "have 32 times as many of both. Excess absorption: P(parent silent | child) - P(parent missed | parent alone). "
+        f"{ARROW_NOTE}. {seeds_note(used)}"
+    )
+
+
+def ideas_table(toy_summary: pd.DataFrame) -> Table:
+    """Ideas against absorption, by toy and change. Raises ArtifactError without rows of them."""
+    rows, lines = toy_rows(toy_summary, "ideas", otherwise=ASK), Lines()
+    for (idea, toy, rho, method, label), part in rows.groupby(["idea", "toy", "rho", "method", "label"], sort=False):
+        place, name = f"{toy}, rho = {rho:g}" if toy == "chain" else str(toy), method_name(str(method))
+        keys = {"idea": idea, "data": place, "method": name, "change": label}
+        lines.add(keys, name, intervals(part, IDEA_COLUMNS), idea=idea, toy=place, change=label)
+    return lines.table(
+        "Ideas against absorption where the true features are known; mean ± sd over seeds. order: what fills the "
+        "prefixes of a LISTA-Matryoshka, k = 2. consistency: weight of a penalty on encoders that are inhibited along "
+        "similar decoder rows. onset: share of the L1 penalty that a latent is let off where it was on at the token "
+        "before; chain: parents and singles persist with rho. The last two at the true L0, or as near as they come. "
+        f"{ARROW_NOTE}. {seeds_note([rows])}"
+    )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,16 +26,31 @@ from scipy import stats
 from sae_lib.metrics.toy.methods import zero
 from sae_lib.report.names import BASELINE, MAIN_METHODS, METRICS, method_name
 from sae_lib.report.results import MATCHED_L0, by_method, rows_of
-from sae_lib.report.statistics import CONFIDENCE, Interval, difference, holm, p_value, seeds_of, t_interval
+from sae_lib.report.statistics import (
+    CONFIDENCE,
+    Interval,
+    around,
+    difference,
+    holm,
+    p_value,
+    seeds_of,
+    t_interval,
+    t_quantile,
+)
 from sae_lib.report.tables.rows import Table, left_out, not_measurable, range_cell
 
+# Tree SAE (arXiv 2605.07922), GPT-2 small, residual stream before block 5, 24,576 latents, 5 * 10^8 tokens.
+BY_L0: dict[str, dict[float, float]] = {
+    "topk": {32: 0.216, 48: 0.164, 64: 0.155, 80: 0.141},
+    "matryoshka_2": {32: 0.159, 48: 0.136, 64: 0.117, 80: 0.106},
+    "matryoshka_4": {32: 0.125, 48: 0.104, 64: 0.078, 80: 0.076},
+}
 SWEEP_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "probing_k1")
 EQUAL_EV_METRICS = ("absorption_fraction", "absorption_full", "probing_k1")
 MAIN_LEVEL = "main"
-# Levels closer than this are one place on the curve: two of them would put a step of noise into it.
-SAME_PLACE = 1.15
-# An L0 this close to the last level is still read off.
-END = 1.05
+# Factors of L0: levels that close are one place on the curve, since two would put a step of noise into it; so close to
+# the last level an L0 is still read off; where there is no curve yet, a level so near stands for an L0.
+SAME_PLACE, END, NEAR = 1.15, 1.05, 1.1
 
 
 class Level(NamedTuple):
@@ -51,12 +67,12 @@ class Level(NamedTuple):
 
 class Estimate(NamedTuple):
     """A value read off a curve: its interval, standard error and degrees of freedom, and the seeds' own values where
-    the main level is near (empty elsewhere)."""
+    the main level is near."""
 
     interval: Interval
     error: float
     df: float
-    own: pd.Series
+    own: pd.Series = pd.Series(dtype=float)
 
 
 class Curve(NamedTuple):
@@ -89,6 +105,13 @@ class Curve(NamedTuple):
         """A level's mean with its interval: of its own seeds for the main level, pooled elsewhere."""
         return t_interval(level.values) if level.label == MAIN_LEVEL else self._pooled((level, 1.0)).interval
 
+    def near(self, l0: float) -> Interval:
+        """The value at `l0`, or at a level within `NEAR` of it."""
+        if estimate := self.at(l0):
+            return estimate.interval
+        levels = [level for level in self.levels if abs(level.log_l0 - math.log(l0)) <= math.log(NEAR)]
+        return self.at_level(levels[0]) if levels else t_interval([])
+
     def at(self, l0: float) -> Estimate | None:
         """The value at `l0`; None beyond the levels."""
         places, x = [level.log_l0 for level in self.levels], math.log(l0)
@@ -113,13 +136,8 @@ class Curve(NamedTuple):
         used = [(level, weight) for level, weight in weights if weight > 0]
         mean = sum(weight * level.mean for level, weight in used)
         error = sd * math.sqrt(sum(weight**2 / len(level.values) for level, weight in used))
-        interval = _interval(mean, sd, sum(len(level.values) for level, _ in used), error, df)
-        return Estimate(interval, error, df, pd.Series(dtype=float))
-
-
-def _interval(mean: float, sd: float, n: int, error: float, df: float) -> Interval:
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) * error if df > 0 else math.nan
-    return Interval(mean, sd, n, mean - half, mean + half)
+        n = sum(len(level.values) for level, _ in used)
+        return Estimate(around(mean, t_quantile(df) * error, sd, n), error, df)
 
 
 def gap_between(first: Estimate, second: Estimate) -> tuple[Interval, float]:
@@ -131,9 +149,9 @@ def gap_between(first: Estimate, second: Estimate) -> tuple[Interval, float]:
     mean, n = first.interval.mean - second.interval.mean, min(first.interval.n, second.interval.n)
     error = math.hypot(first.error, second.error)
     if not math.isfinite(error) or error == 0:
-        return Interval(mean, math.nan, n, math.nan, math.nan), math.nan
+        return around(mean, math.nan, math.nan, n), math.nan
     df = error**4 / sum(each.error**4 / each.df for each in (first, second) if each.df)
-    return _interval(mean, math.nan, n, error, df), float(2 * stats.t.sf(abs(mean) / error, df))
+    return around(mean, t_quantile(df) * error, math.nan, n), float(2 * stats.t.sf(abs(mean) / error, df))
 
 
 def curves(evaluation: pd.DataFrame, metric: str) -> dict[str, Curve]:
@@ -144,11 +162,8 @@ def curves(evaluation: pd.DataFrame, metric: str) -> dict[str, Curve]:
 
 
 def sweep_table(evaluation: pd.DataFrame, compare_at: Sequence[float]) -> Table:
-    """Every method at each L0 of `compare_at`: one block of rows per L0, within which rows may be ranked.
-
-    A star marks a difference from Standard that holds after Holm's correction over its column. `data` has the value,
-    its interval, the difference, its interval, p and adjusted p.
-    """
+    """Every method at each L0 of `compare_at`: one block of rows per L0, within which rows may be ranked. A star is a
+    difference from Standard that holds after Holm's correction over its column."""
     counts = rows_of(evaluation, "main", "sweep")
     shown = {(l0, m): {"L0": f"{l0:g}", "method": method_name(m)} for l0 in compare_at for m in MAIN_METHODS}
     data: list[dict[str, Any]] = []
@@ -190,12 +205,9 @@ def _read_off(of_method: dict[str, Curve], l0: float, method: str) -> tuple[Inte
 
 
 def equal_ev_table(evaluation: pd.DataFrame) -> Table:
-    """Every method where it explains equally much: at that variance, its L0 and its metrics there. A method that
-    absorbs little at matched L0 because it explains little has nowhere to hide here.
-
-    The explained variance is the median of the methods' at the main level; a method's L0 there is read off its curve,
-    linear between levels, and the metrics' intervals are those of their curves at that L0.
-    """
+    """Every method where it explains equally much, the median of the methods at the main level: its L0 there, and its
+    metrics at that L0, read off their curves. A method that absorbs little at matched L0 because it explains little has
+    nowhere to hide here."""
     lacking = not_measurable(evaluation, EQUAL_EV_METRICS)
     explained = curves(evaluation, "explained_variance")
     mains = [curve.main.mean for curve in explained.values() if curve.main]
@@ -219,3 +231,32 @@ def equal_ev_table(evaluation: pd.DataFrame) -> Table:
         "its levels. ↑ higher is better, ↓ lower is better."
     )
     return Table(pd.DataFrame(lines), pd.DataFrame(data), caption + left_out(lacking))
+
+
+def literature_table(evaluation: pd.DataFrame) -> Table:
+    """Full absorption by method and L0, published and ours, and how many of the published orderings come out: of two
+    methods at one L0, and of one method at two L0. Other models, widths and numbers of tokens: the order of methods and
+    the trend over L0 can agree, digits that agree are luck."""
+    metric, lines, data = "absorption_full", [], []
+    of_method, column = curves(evaluation, metric), METRICS[metric]
+    theirs = {(method, l0): value for method, of_l0 in BY_L0.items() for l0, value in of_l0.items()}
+    ours: dict[tuple[str, float], float] = {}
+    for (method, l0), value in theirs.items():
+        found = of_method[method].near(l0) if method in of_method else t_interval([])
+        if found.n:
+            ours[method, l0] = found.mean
+        line = {"method": method_name(method), "L0": f"{l0:g}", "GPT-2 small (Tree SAE's table)": f"{value:.3f}"}
+        lines.append(line | {"here": range_cell(found, column.decimals)})
+        data.append({"row": method, "l0": l0, "metric": metric, "published": value, **found._asdict()})
+    counts = []
+    for same in (1, 0):  # L0, or the method
+        pairs = [(a, b) for a, b in combinations(ours, 2) if a[same] == b[same]]
+        alike = sum((theirs[a] - theirs[b]) * (ours[a] - ours[b]) > 0 for a, b in pairs)
+        counts.append(f"{alike} of {len(pairs)}")
+    caption = (
+        f"{column.label.capitalize()} at the same L0, published and here: mean [95 % t interval over seeds], "
+        f"read off each method's curve, or a level within a tenth. Published orderings that come out here: {counts[0]} "
+        f"of two methods at one L0, {counts[1]} of one method at two L0. Another model, width and number of tokens: "
+        "the order can agree, digits that agree are luck. – no level there. ↓ lower is better."
+    )
+    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption + left_out(not_measurable(evaluation, [metric])))

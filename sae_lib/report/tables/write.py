@@ -16,7 +16,7 @@ import pandas as pd
 
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.results import Results
-from sae_lib.report.tables import ablations, controls, extras, leaderboard, main, published, sweep
+from sae_lib.report.tables import ablations, controls, extras, leaderboard, main, sweep
 from sae_lib.report.tables.rows import Table
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write
@@ -26,8 +26,8 @@ BUILDERS: tuple[Callable[..., Table], ...] = (
     main.main_table, main.headline_table, main.quality_table, main.probing_table, main.difference_table,
     main.as_written_table, ablations.factorial_table, ablations.sequence_table, ablations.collapse_table,
     ablations.atm_table, ablations.atm_fair_table, ablations.sensitivity_table, main.stability_table,
-    main.contexts_table, sweep.sweep_table, sweep.equal_ev_table, published.literature_table,
-    published.ground_truth_table, published.ideas_table, leaderboard.leaderboard_table, controls.controls_table,
+    main.contexts_table, sweep.sweep_table, sweep.equal_ev_table, sweep.literature_table,
+    leaderboard.ground_truth_table, leaderboard.ideas_table, leaderboard.leaderboard_table, controls.controls_table,
     controls.null_table, extras.carriers_table, extras.endings_table, extras.perturbation_table,
     extras.interpretation_table, extras.layer_groups_table, leaderboard.bar_table, extras.masked_table,
 )  # fmt: skip
