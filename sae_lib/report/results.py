@@ -41,15 +41,12 @@ def _table(*keys: str) -> Any:
 
 @dataclass
 class Results:
-    """`evaluation`: one row per SAE; `letters`: per SAE and letter; `density`: firing-rate histograms; `history`:
-    training logs; `probing_tasks`: per SAE and sparse-probing task; `seed_stability`: per method and pair of seeds;
-    `toy` and `toy_summary`: SAEs on data with known features (columns in `figures.absorption` and `figures.toy`);
-    `probe`: the language model's ground-truth probe by letter; `planted`: per SAE and share of words that were made
-    absorbed; `carriers`: per SAE and kind of words, what taking latents out of them costs; `circuits`: per SAE and
-    number of latents, how much of the model's spelling goes through them; `perturbation`: the same, what probes lose
-    without them; `layer_groups`: per layer, seed and kind, what an SAE explains; `masked`: as `evaluation`, by the
-    share of tokens that were hidden; `endings`: per SAE and ending of words, as `letters`; `interpretation`: per SAE,
-    how well its latents are told from examples; `trajectory`: absorption at some of a run's steps."""
+    """`evaluation`: one row per SAE; `letters`, `endings`: per SAE and first letter or ending of words; `density`:
+    firing-rate histograms; `history`: training logs; `trajectory`: absorption at some of a run's steps; `toy`,
+    `toy_summary`: SAEs on data with known features; `probe`: the language model's ground-truth probe by letter;
+    `planted`: per SAE and share of words that were made absorbed; `carriers`: what taking latents out of words costs;
+    `circuits`, `perturbation`: how much of spelling goes through n latents, what probes lose without them; `masked`: as
+    `evaluation`, by the share of tokens that were hidden; `interpretation`: how well latents are told from examples."""
 
     evaluation: pd.DataFrame = _table("run", "group", "method", "label", "seed")
     letters: pd.DataFrame = _table("run", "group", "method", "label", "seed", "letter", "test_words")
@@ -72,19 +69,15 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path | str) -> Results:
-        """Read each table that is in `folder`: `<table>.parquet`, or its parts `<table>_main.parquet` and
-        others (`PARTS`), one below the other.
-
-        Raises ArtifactError: no such folder, a file that is no parquet table, a table without its key columns.
-        """
+        """Read each table that is in `folder`: `<table>.parquet`, or its `PARTS`, one below the other. Raises
+        ArtifactError: no such folder, a file that is no parquet table, a table without its key columns."""
         folder = Path(folder)
         if not folder.is_dir():
             raise ArtifactError(f"results: there is no folder {folder}; run `make paper` at this profile first")
         tables = {}
         for each in fields(cls):
             paths = [folder / f"{each.name}{part}.parquet" for part in PARTS]
-            parts = [_read(path, each.metadata["keys"]) for path in paths if path.is_file()]
-            if parts:
+            if parts := [_read(path, each.metadata["keys"]) for path in paths if path.is_file()]:
                 tables[each.name] = pd.concat(parts, ignore_index=True)
         return cls(**tables)
 

@@ -39,6 +39,10 @@ class Interval(NamedTuple):
             return f"{self.mean:.4g} (n = 1)"
         return f"{self.mean:.4g} ± {self.sd:.2g} (n = {self.n})"
 
+    @classmethod
+    def around(cls, mean: float, half: float, sd: float, n: int) -> Interval:
+        return cls(mean, sd, n, mean - half, mean + half)
+
     @property
     def range(self) -> str:
         """The mean and its interval, for differences."""
@@ -60,16 +64,12 @@ def t_interval(values: Iterable[float]) -> Interval:
 
 
 def _interval(mean: float, sd: float, n: int) -> Interval:
-    return around(mean, t_quantile(n - 1) * sd / math.sqrt(n) if n > 1 else math.nan, sd, n)
+    return Interval.around(mean, t_quantile(n - 1) * sd / math.sqrt(n) if n > 1 else math.nan, sd, n)
 
 
 def t_quantile(df: float) -> float:
     """How many standard errors the interval reaches to either side."""
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, df)) if df > 0 else math.nan
-
-
-def around(mean: float, half: float, sd: float, n: int) -> Interval:
-    return Interval(mean, sd, n, mean - half, mean + half)
 
 
 def seeds_of(rows: pd.DataFrame, metric: str) -> pd.Series:
@@ -104,33 +104,23 @@ def guarded(interval: Interval, rounding: float) -> Interval:
 
 
 def holm(p_values: Iterable[float]) -> list[float]:
-    """Adjusted p values of Holm's step-down procedure (Scand. J. Statist. 6, 1979), in the order given.
-
-    Of m known values, sorted p_(1) <= ... <= p_(m), the i-th becomes max over j <= i of min(1, (m - j + 1) p_(j)). NaN
-    stays NaN and counts as no comparison.
+    """Adjusted p values of Holm's step-down procedure (Scand. J. Statist. 6, 1979), in the order given. The i-th
+    of m, sorted, becomes max over j <= i of min(1, (m - j + 1) p_j). NaN stays NaN and counts as no comparison.
 
     >>> holm([0.25, 0.01])
     [0.25, 0.02]
     """
     p = np.asarray(list(p_values), dtype=float)
-    order = [int(i) for i in np.argsort(p, kind="stable") if np.isfinite(p[i])]
-    adjusted, largest = np.full(len(p), math.nan), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * float(p[i])))
-        adjusted[i] = largest
+    known = np.argsort(p)[: np.isfinite(p).sum()]  # NaN is last
+    adjusted = np.full(len(p), math.nan)
+    adjusted[known] = np.minimum(1.0, np.maximum.accumulate(np.arange(len(known), 0, -1) * p[known]))
     return adjusted.tolist()
 
 
 def pair_values(pairs: pd.DataFrame, column: str) -> pd.Series:
-    """One value per seed of a quantity that belongs to pairs of seeds, such as the cosine of matched decoders.
-
-    Pairs that share a seed are not independent, so the seeds are the unit: jackknife pseudo-values,
-    n U - (n - 1) U_(-s), with U the mean over all pairs and U_(-s) that over the pairs without seed s. Their mean is U,
-    and their t interval is the jackknife's for a U statistic (Arvesen, Ann. Math. Statist. 40, 1969).
-
-    Args:
-        pairs: columns `seed_a`, `seed_b` and `column`. Fewer than three seeds give an empty series.
-    """
+    """One value per seed of a quantity of pairs of seeds (`seed_a`, `seed_b`), which are not independent: jackknife
+    pseudo-values n U - (n - 1) U_(-s), with U the mean over all pairs and U_(-s) that over those without seed s. Their
+    t interval is the jackknife's for a U statistic (Arvesen, Ann. Math. Statist. 40, 1969). Empty below three seeds."""
     known = pairs.assign(value=pd.to_numeric(pairs[column])).dropna(subset=["value"])
     seeds = sorted({*known["seed_a"], *known["seed_b"]})
     n = len(seeds)

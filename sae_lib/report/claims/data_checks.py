@@ -3,13 +3,8 @@
 Each check reduces to comparisons: a quantity with a 95 % t interval over seeds, the sign that the paper gives it, and a
 size. An entry of `wants` has a `metric`, `want` (what the paper says of first - second, or of a value against its
 `bound`), and the size of the claim: `effect`, or `share` of the other's mean (half of it is the margin), or `allowed`,
-how far something may fall that is only said to be kept.
-
-A paper's method is compared with the same methods in every claim (`AGAINST`), unless the claim names the one whose
-number it quotes. `ASKED` is our own question: told beside, without a say in the verdict.
-
-The checks of `KINDS` are made on the language model's SAEs and on those of toy data, whose true features are known, so
-that absorption is counted.
+how far something may fall that is only said to be kept. The checks of `KINDS` are made on the language model's SAEs and
+on those of toy data, whose true features are known, so that absorption is counted.
 """
 
 from __future__ import annotations
@@ -54,6 +49,7 @@ Options = Mapping[str, Any]
 
 # TemporalSAE's own recipe without its three mechanisms: the factorial's cell in which all are off.
 RECIPE = "same recipe, no mechanism"
+# What a paper's method is compared with, unless the claim quotes another's number; and our own question, told beside.
 AGAINST = {"temporal_sae": (RECIPE, "topk", "jumprelu"), "atm": ("topk", "jumprelu")}
 ASKED = {"atm": ("standard",)}
 # Shares of cases: below `FEW` of them, or above all but `FEW`, there is nothing left to move.
@@ -62,10 +58,6 @@ FEW = 0.01
 NO_LETTERS = f"{NOT_MEASURABLE}: no letter can be asked of it"
 # Absorption is never told without these.
 _BESIDE = ("l0", "explained_variance", "ce_score")
-_DECIDED_BY_L0 = (
-    "absorption_fraction", "absorption_full", "explained_variance", "ce_score", "num_split_features", "probing_k1",
-    "probing_k5", "matched_cosine", "context_firing", "token_change",
-)  # fmt: skip
 
 
 def metric_label(name: str) -> str:
@@ -85,8 +77,7 @@ def at_the_end(want: Options, compared: Iterable[pd.Series]) -> str:
 
 def lacking(results: Results, metric: str) -> bool:
     """Whether every SAE was scored and the language model, of which no letter can be asked, gave `metric` no value."""
-    rows = results.evaluation
-    return metric in rows and why_empty(rows, metric) == NOT_MEASURABLE
+    return metric in results.evaluation and why_empty(results.evaluation, metric) == NOT_MEASURABLE
 
 
 class Scale:
@@ -95,8 +86,9 @@ class Scale:
 
     def __init__(self, results: Results, options: Options, toy: str = "", rows: pd.DataFrame | None = None) -> None:
         self.results, self.toy, self.rows, self.group = results, toy, rows, options.get("group", "main")
-        groups = results.evaluation["group"]
-        self.factorial, self.importance = (results.evaluation[groups == g] for g in ("factorial", "atm_importance"))
+        self.factorial, self.importance = (
+            results.evaluation[results.evaluation["group"] == group] for group in ("factorial", "atm_importance")
+        )
         if rows is not None:
             self.factorial, self.importance = toy_rows(results.toy_summary, "factorial", toy), rows
         self.place = f"{toy}, " if toy else ""  # what the name of a comparison begins with
@@ -134,10 +126,10 @@ class Scale:
         """What a mechanism or a part is told with: its effects on L0."""
         return "" if self.toy else "; on L0 " + ", ".join(f"{effect.mean:+.3g}" for effect in effects)
 
-    def is_matched(self, options: Options, methods: Sequence[str]) -> bool:
-        """Whether L0 allows to conclude from a contrast."""
-        by_l0 = self.group in ("main", "atm_fair") and any(w["metric"] in _DECIDED_BY_L0 for w in options["wants"])
-        return not (self.toy or by_l0) or l0_is_matched(self.mean(method, "l0") for method in methods)
+    def is_matched(self, methods: Sequence[str]) -> bool:
+        """Whether L0 allows to conclude from a contrast; of runs as written it is a result."""
+        as_made = not self.toy and self.group not in ("main", "atm_fair")
+        return as_made or l0_is_matched(self.mean(method, "l0") for method in methods)
 
     def compare(
         self, name: str, interval: Interval, want: Options, of: float, other: float = 0.0, why: str = ""
@@ -180,8 +172,8 @@ def contrast(scale: Scale, options: Options) -> Found:
     for other in asked:
         ours = decide(comparisons((other,)))
         note += f"; our question, against {method_name(other)}: {ours.verdict}, {ours.reason}"
-    matched = scale.is_matched(options, (first, *against, *asked))
-    return Found(comparisons(against), note + scale.beside((first, *against, *asked)), matched)
+    every = (first, *against, *asked)
+    return Found(comparisons(against), note + scale.beside(every), scale.is_matched(every))
 
 
 def level(scale: Scale, options: Options) -> Found:
@@ -206,12 +198,15 @@ def effects(scale: Scale, options: Options) -> Found:
     """Main effects of mechanisms in the 2x2x2 factorial."""
     comparisons, rows = [], scale.factorial
     for want in options["wants"]:
-        metric, four_cells_minus_four = want["metric"], 1 / 2
+        metric, bare = want["metric"], scale.mean(RECIPE, want["metric"])
         why = at_the_end(want, [seeds_of(rows, metric)]) or scale.untestable(metric)
-        of = {"of": four_cells_minus_four, "other": scale.mean(RECIPE, metric), "why": why}
         for factor in options["factors"]:
-            name = f"effect of {MECHANISMS[factor]} on {metric_label(metric)}:"
-            comparisons.append(scale.compare(name, main_effect(rows, metric, factor), want, **of))
+            name, effect = (
+                f"effect of {MECHANISMS[factor]} on {metric_label(metric)}:",
+                main_effect(rows, metric, factor),
+            )
+            # Four cells minus four.
+            comparisons.append(scale.compare(name, effect, want, of=1 / 2, other=bare, why=why))
     return Found(comparisons, scale.on_l0(main_effect(rows, "l0", factor) for factor in options["factors"]))
 
 
@@ -228,7 +223,7 @@ def drop_one(scale: Scale, options: Options) -> Found:
     return Found(comparisons, scale.on_l0(drop_effect(rows, "l0", part) for part in COMPONENTS))
 
 
-# Kind of check -> what makes it, and the toys' experiment that it reads unless `options` name another.
+# Kind of check -> what makes it, and the toys' experiment that it reads.
 KINDS: dict[str, tuple[Callable[[Scale, Options], Found], str]] = {
     "contrast": (contrast, "matched"),
     "level": (level, "matched"),
@@ -256,10 +251,8 @@ def alpha_follows_loss(scale: Scale, options: Options) -> Outcome:
 
 
 def top_share(histogram: pd.DataFrame, top: float) -> float:
-    """Share of all activations made by the most frequent `top` of the latents, from a histogram of log10 rates.
-
-    A latent counts with the rate in the middle of its bin; latents that never fire have a bin at -inf or none.
-    """
+    """Share of all activations made by the most frequent `top` of the latents, from a histogram of log10 rates: each
+    counts with the rate in the middle of its bin. Latents that never fire have a bin at -inf or none."""
     bins = histogram.sort_values("log10_rate_left", ascending=False, kind="stable")
     left, count = bins["log10_rate_left"].to_numpy(float), bins["count"].to_numpy(float)
     widths = np.diff(np.unique(left[np.isfinite(left)]))
@@ -404,8 +397,7 @@ def check_on_data(results: Results, options: Options) -> Outcome:
 
 def check_on_toys(results: Results, options: Options) -> Outcome:
     """A check of `KINDS` on toy data. `options` name a `toy`; without one, every toy of the experiment has to agree."""
-    experiment = options.get("experiment", KINDS[options["kind"]][1])
-    rows = toy_rows(results.toy_summary, experiment, options.get("toy"))
+    rows = toy_rows(results.toy_summary, KINDS[options["kind"]][1], options.get("toy"))
     return _agreed([Scale(results, options, str(toy), part) for toy, part in rows.groupby("toy", sort=True)], options)
 
 

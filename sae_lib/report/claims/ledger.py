@@ -234,10 +234,7 @@ def write_verdicts(evaluated: pd.DataFrame, profile: Profile, path: Path | str) 
 
 def verify(profile: Profile, results_folder: Path | str, expected_file: Path | str, long: bool = False) -> int:
     """Print the claims, with all their evidence if `long`, and compare the verdicts with the expected ones; 0 if all
-    agree, otherwise 1.
-
-    Raises ArtifactError: no results, or no expected verdicts, or another profile's, or unknown or missing ones.
-    """
+    agree, otherwise 1. Raises ArtifactError: no results, no expected verdicts, another profile's, other claims'."""
     expected_file = Path(expected_file)
     make_them = f"after `make paper`, `python -m sae_lib accept --profile {profile.name}` makes it"
     try:

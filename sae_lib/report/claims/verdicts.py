@@ -5,14 +5,12 @@ that the paper claims. Of the interval of its mean over seeds:
 
 - reproduced: it lies beyond the bound, on the paper's side;
 - contradicted: it lies beyond the bound on the other side, after Holm's correction over the claim's comparisons;
-- not reproduced: it excludes the margin, so half of the effect is not there, whatever its sign (of the two one-sided
-  tests of equivalence the one that the claim depends on; the other's failing is "contradicted" or nothing);
+- not reproduced: it excludes the margin, so half of the effect is not there, whatever its sign;
 - inconclusive: it holds both the bound and the margin, and seeds are told that would settle it;
 - untestable here: the measure cannot move, does not tell a trained SAE from one that never was, or is not measurable
   on this model.
 
-All intervals allow for another processor's rounding (`statistics.guarded`), so that a verdict holds on any: what a
-change of that size could turn is inconclusive.
+All intervals allow for another processor's rounding (`statistics.guarded`), so that a verdict holds on any.
 """
 
 from __future__ import annotations
@@ -20,9 +18,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from scipy import stats
-
-from sae_lib.report.statistics import CONFIDENCE, Interval, guarded, holm, p_value
+from sae_lib.report.statistics import CONFIDENCE, Interval, guarded, holm, p_value, t_quantile
 
 REPRODUCED = "reproduced"
 NOT_REPRODUCED = "not reproduced"
@@ -33,10 +29,8 @@ INCONSISTENT = "inconsistent in the paper"
 NOT_RUN = "not run at this profile"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, UNTESTABLE, CONTRADICTED, INCONSISTENT, NOT_RUN)
 
-# More comparisons than this are told by those that fail.
-_MANY = 6
-# More seeds than this are told as "more than".
-_MOST_SEEDS = 1000
+_MANY = 6  # more comparisons are told by those that fail
+_MOST_SEEDS = 1000  # more are told as "more than"
 
 
 class Outcome(NamedTuple):
@@ -101,7 +95,7 @@ class Comparison(NamedTuple):
         i = self._on_paper_side
         distance = max(i.mean + self.allowed, self.margin - self.allowed - i.mean)
         for n in range(i.n, _MOST_SEEDS + 1):
-            if float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * i.sd / math.sqrt(n) < distance:
+            if t_quantile(n - 1) * i.sd / math.sqrt(n) < distance:
                 return f"about {n} seeds would settle it"
         return f"more than {_MOST_SEEDS} seeds would be needed"
 

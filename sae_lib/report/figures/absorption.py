@@ -18,12 +18,9 @@ RARE_LETTERS = ("j", "q", "x", "z")  # with few words in any text
 
 
 def letters_figure(letters: pd.DataFrame, probe: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Absorption (fraction) of each method and letter, mean over seeds, with the evaluated words of each letter.
-
-    Only letters that the ground-truth probe finds in the language model are scored; the rare ones (`RARE_LETTERS`,
-    darker) are shown whether they are or not, crosses where they are not, with the test words that `probe`
-    (`show.probe_letters`) has. Without any scored letter, it says so.
-    """
+    """Absorption (fraction) of each method and letter, mean over seeds, with the evaluated words of each letter. Rare
+    letters (darker) are shown whether they are scored or not, crosses where they are not, with the test words that
+    `probe` (`show.probe_letters`) has. Without any scored letter, it says so."""
     groups = letters[letters["group"] == "main"].groupby(["method", "letter"], as_index=False)
     data = groups.agg(
         absorption_fraction=("absorption_fraction", "mean"),
@@ -110,11 +107,8 @@ def absorption_picture(toy: pd.DataFrame, toy_summary: pd.DataFrame) -> tuple[Fi
     directions their decoder rows point along; mean over seeds. Absorption is a parent's latent that is dark
     where parent and child are on, and a child's latent that points along the parent.
 
-    Args:
-        toy: one row per number: `kind` 'activation', the mean activation of the latent that is matched to feature
-            `latent` on inputs of kind `row`; or 'cosine', that of its decoder row with the direction of feature `row`.
-            Rows and latents are drawn in the order in which they first appear.
-        toy_summary: of experiment 'matched' on toy 'tree', what stands above the panels.
+    A row of `toy` has a `value` of `kind` 'activation', of the latent that is matched to feature `latent` on inputs of
+    kind `row`; or 'cosine', of its decoder row with the direction of feature `row`.
     """
     methods = in_order([*toy["method"]])
     if not methods:

@@ -1,9 +1,5 @@
-"""Whether a measure tells trained SAEs from controls on these results; absorption beside the score of nothing.
-
-A measure on which something untrained does as well as what was trained decides nothing about methods, here. That is
-read from the rows: a method is above a control where the interval of their difference, seed by seed, lies on the better
-side.
-"""
+"""Whether a measure tells trained SAEs from controls on these results, as the rows have it: one on which something
+untrained does as well decides nothing about methods. Absorption beside the score of nothing."""
 
 from __future__ import annotations
 

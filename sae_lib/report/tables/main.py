@@ -1,9 +1,5 @@
-"""Tables of the methods.
-
-Each builder takes the rows of results/evaluation.parquet (or another table that it names) and returns a `Table`.
-Absorption never stands alone: L0, explained variance and CE score are columns of every table that shows it, and the
-letters and words it rests on. Rows are ranked only at matched L0: a row that is off carries a dagger.
-"""
+"""Tables of the methods. Absorption never stands alone: L0, explained variance and CE score are columns of every table
+that shows it. Rows are ranked only at matched L0: a row that is off carries a dagger."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
 """Methods compared at common sparsity: every metric as a curve over log L0, read off at the same L0 for all of them.
 
-A method's levels are the coefficients (or k, or target L0) of group `sweep` and its level of group `main`. A level has
-the mean log L0 and the mean metric of its seeds, and the curve is piecewise linear between levels. With L0* between
-levels a and b at log-distance w from a,
+A method's levels are the coefficients (or k, or target L0) of group `sweep` and its level of group `main`: the mean log
+L0 and the mean metric of their seeds. At log-distance w from level a towards level b,
 
-    value(L0*) = (1 - w) mean_a + w mean_b.
+    value = (1 - w) mean_a + w mean_b.
 
 Its interval assumes one standard deviation over seeds for all levels of a method, s^2 = sum (n_i - 1) s_i^2 / df with
 df = sum (n_i - 1): standard error s sqrt((1 - w)^2 / n_a + w^2 / n_b), t with df degrees of freedom. Within
-`MATCHED_L0` of the main level, which has more seeds than the others, the interval is that of its own seeds, moved along
-the curve. What a straight line misses between two levels is in no interval, and nothing is read off beyond the levels.
+`MATCHED_L0` of the main level, which has more seeds, the interval is that of its own seeds, moved along the curve. What
+a straight line misses is in no interval, and nothing is read off beyond the levels.
 """
 
 from __future__ import annotations
@@ -26,17 +25,7 @@ from scipy import stats
 from sae_lib.metrics.toy.methods import zero
 from sae_lib.report.names import BASELINE, MAIN_METHODS, METRICS, method_name
 from sae_lib.report.results import MATCHED_L0, by_method, rows_of
-from sae_lib.report.statistics import (
-    CONFIDENCE,
-    Interval,
-    around,
-    difference,
-    holm,
-    p_value,
-    seeds_of,
-    t_interval,
-    t_quantile,
-)
+from sae_lib.report.statistics import CONFIDENCE, Interval, difference, holm, p_value, seeds_of, t_interval, t_quantile
 from sae_lib.report.tables.rows import Table, left_out, not_measurable, range_cell
 
 # Tree SAE (arXiv 2605.07922), GPT-2 small, residual stream before block 5, 24,576 latents, 5 * 10^8 tokens.
@@ -137,7 +126,7 @@ class Curve(NamedTuple):
         mean = sum(weight * level.mean for level, weight in used)
         error = sd * math.sqrt(sum(weight**2 / len(level.values) for level, weight in used))
         n = sum(len(level.values) for level, _ in used)
-        return Estimate(around(mean, t_quantile(df) * error, sd, n), error, df)
+        return Estimate(Interval.around(mean, t_quantile(df) * error, sd, n), error, df)
 
 
 def gap_between(first: Estimate, second: Estimate) -> tuple[Interval, float]:
@@ -149,9 +138,10 @@ def gap_between(first: Estimate, second: Estimate) -> tuple[Interval, float]:
     mean, n = first.interval.mean - second.interval.mean, min(first.interval.n, second.interval.n)
     error = math.hypot(first.error, second.error)
     if not math.isfinite(error) or error == 0:
-        return around(mean, math.nan, math.nan, n), math.nan
+        return Interval.around(mean, math.nan, math.nan, n), math.nan
     df = error**4 / sum(each.error**4 / each.df for each in (first, second) if each.df)
-    return around(mean, t_quantile(df) * error, math.nan, n), float(2 * stats.t.sf(abs(mean) / error, df))
+    p = float(2 * stats.t.sf(abs(mean) / error, df))
+    return Interval.around(mean, t_quantile(df) * error, math.nan, n), p
 
 
 def curves(evaluation: pd.DataFrame, metric: str) -> dict[str, Curve]:

@@ -1,8 +1,5 @@
-"""Every table that `make paper` writes: which function makes it, from which results, and how it becomes files.
-
-CSV holds the numbers, Markdown the table as it is read. README's tables are copied from these files, never typed: one
-stands between `<!-- figures/table_main.md -->` and `<!-- end -->`.
-"""
+"""Every table that `make paper` writes: which function makes it, from which results, and how it becomes files. README's
+tables are copied from these, never typed: one stands between `<!-- figures/table_main.md -->` and `<!-- end -->`."""
 
 from __future__ import annotations
 
