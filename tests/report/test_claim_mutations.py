@@ -18,7 +18,7 @@ from sae_lib.report.claims.data_checks import KINDS
 from sae_lib.report.claims.file import Claim, load_claims
 from sae_lib.report.claims.ledger import evaluate_claims, verify, write_verdicts
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS
-from sae_lib.report.claims.verdicts import CONTRADICTED, REPRODUCED
+from sae_lib.report.claims.verdicts import Verdict
 from sae_lib.report.results import KEYS, PAIR_METRICS, Results, select
 from tests.report import synthetic
 
@@ -31,7 +31,7 @@ FAR = 50.0
 
 def consistent(claim: Claim) -> bool:
     numbers = {number.name: number.value for number in claim.published}
-    return claim.paper_check is None or PAPER_CHECKS[claim.paper_check](numbers)[0]
+    return not claim.paper_check or PAPER_CHECKS[claim.paper_check](numbers)[0]
 
 
 # A claim's verdict on Gemma rests on its numbers where there are any and the paper agrees with itself.
@@ -54,8 +54,8 @@ def of_method(rows: pd.DataFrame, group: str, method: str) -> pd.Series:
 def towards(results: Results, table: str, chosen: pd.Series, options: Options, verdict: str) -> Results:
     """Contradicted where it was not, by the first metric that is wanted; or else as wanted in all of them."""
     wants = [want for want in options["wants"] if want["metric"] not in PAIR_METRICS]
-    for want in wants if verdict == CONTRADICTED else wants[:1]:
-        sign = 1 if (want["want"] == "higher") == (verdict == CONTRADICTED) else -1
+    for want in wants if verdict == Verdict.CONTRADICTED else wants[:1]:
+        sign = 1 if (want["want"] == "higher") == (verdict == Verdict.CONTRADICTED) else -1
         column = {"l1_per_l0": "l1"}.get(want["metric"], want["metric"])
         results = moved(results, table, chosen, column, sign * FAR * (100 if column in ("l0", "l1") else 1))
     return results
@@ -110,7 +110,9 @@ def other_fluctuation(results: Results, options: Options, verdict: str) -> Resul
     step = rows.loc[chosen, "step"]
     smooth = np.exp(-step / 1e3 + 1e-5 * rows.loc[chosen, "seed"] * np.sin(step))
     rough = np.exp(np.where(step % 40 == 0, 1.0, -1.0) * rows.loc[chosen, "seed"] / 10)
-    rows.loc[chosen, "reconstruction"] = smooth if (options["want"] == "higher") != (verdict == CONTRADICTED) else rough
+    rows.loc[chosen, "reconstruction"] = (
+        smooth if (options["want"] == "higher") != (verdict == Verdict.CONTRADICTED) else rough
+    )
     return replace(results, history=rows)
 
 
@@ -128,7 +130,7 @@ def insensitive(results: Results, options: Options, verdict: str) -> Results:
 def early_collapse(results: Results, options: Options, verdict: str) -> Results:
     rows = results.evaluation.copy()
     without = (rows["group"] == "sensitivity") & (rows["varied"] == "warm_up")
-    rows.loc[without, "explained_variance"] = (0.9 if verdict == REPRODUCED else 0.1) + 0.001 * rows["seed"]
+    rows.loc[without, "explained_variance"] = (0.9 if verdict == Verdict.REPRODUCED else 0.1) + 0.001 * rows["seed"]
     return replace(results, evaluation=rows)
 
 
@@ -145,15 +147,15 @@ OTHER: dict[str, Callable[[Results, Options, str], Results]] = {
 
 def as_published(results: Results, claim: Claim, verdict: str) -> Results:
     """Every number of the claim that has a row of ours is what the paper prints; or twice that, where they agree."""
-    factor = 2.0 if verdict == REPRODUCED else 1.0
+    factor = 2.0 if verdict == Verdict.REPRODUCED else 1.0
     tables = {"evaluation": results.evaluation.copy(), "letters": results.letters.copy()}
     for number in claim.published:
-        if number.method is None or number.metric is None:
+        if not number.metric:
             continue
-        name = "evaluation" if number.letter is None else "letters"
+        name = "evaluation" if not number.letter else "letters"
         rows = tables[name]
         chosen = of_method(rows, number.group, number.method)
-        if number.letter is not None:
+        if number.letter:
             chosen &= rows["letter"] == number.letter
             if not chosen.any():
                 run = {"method": "temporal_sae", "paper_run": number.method}

@@ -98,7 +98,7 @@ def test_the_collapse_stands_below_what_was_published(evaluation: pd.DataFrame) 
 
 def test_what_the_collapse_calls_published_is_what_the_claims_file_has() -> None:
     methods = {"published: baseline": "paper_standard", "published: TemporalSAE": "temporal_sae"}
-    numbers = [number for claim in load_claims() for number in claim.published if number.letter is None]
+    numbers = [number for claim in load_claims() for number in claim.published if not number.letter]
     printed = {(n.group, n.method, n.metric): float(n.value) for n in numbers}
     for name, values in ablation_tables.PUBLISHED.items():
         assert values == {metric: printed["as_written", methods[name], metric] for metric in values}

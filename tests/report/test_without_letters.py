@@ -14,7 +14,7 @@ from sae_lib.metrics.registry import SCORES
 from sae_lib.profiles.profile import load_profile
 from sae_lib.report.claims.file import load_claims
 from sae_lib.report.claims.ledger import evaluate_claims
-from sae_lib.report.claims.verdicts import UNTESTABLE, VERDICTS
+from sae_lib.report.claims.verdicts import Verdict
 from sae_lib.report.figures.write import write_figure
 from sae_lib.report.names import NOT_MEASURABLE
 from sae_lib.report.results import Results
@@ -94,7 +94,9 @@ def assert_claims_say_so(evaluated: pd.DataFrame, results: Results) -> None:
         wanted = {want["metric"] for want in claim.data_check.get("wants", ())}
         row, before = evaluated.set_index("id").loc[claim.id], complete.loc[claim.id]
         if claim.data_check["kind"] == "rare_letters" or (wanted and wanted <= {*OF_LETTERS}):
-            assert row["at_this_scale"] == UNTESTABLE and before["at_this_scale"] != row["at_this_scale"], claim.id
+            assert row["at_this_scale"] == Verdict.UNTESTABLE and before["at_this_scale"] != row["at_this_scale"], (
+                claim.id
+            )
             assert NOT_MEASURABLE in row["number"] + row["reason"] and "nan" not in row["number"], row["number"]
             told += 1
         elif not wanted & {*OF_LETTERS} and claim.data_check["kind"] != "sensitivity":
@@ -106,4 +108,4 @@ def test_every_claim_has_a_verdict(results: Results) -> None:
     evaluated = evaluate_claims(load_profile("pocket"), results)
     if "letters" in results.evaluation:  # else the results are of nothing that could be asked
         assert_claims_say_so(evaluated, results)
-    assert evaluated["verdict"].isin(VERDICTS).all() and evaluated["at_this_scale"].isin([*VERDICTS, ""]).all()
+    assert evaluated["verdict"].isin(Verdict).all() and evaluated["at_this_scale"].isin([*Verdict, ""]).all()

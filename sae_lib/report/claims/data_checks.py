@@ -19,18 +19,7 @@ from scipy import stats
 
 from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
 from sae_lib.profiles.runs import VARIED, WARM_UP
-from sae_lib.report.claims.verdicts import (
-    CONTRADICTED,
-    INCONCLUSIVE,
-    NOT_REPRODUCED,
-    NOT_RUN,
-    REPRODUCED,
-    UNTESTABLE,
-    Comparison,
-    Outcome,
-    decide,
-    united,
-)
+from sae_lib.report.claims.verdicts import Comparison, Outcome, Verdict, decide, united
 from sae_lib.report.names import MAIN_METHODS, MECHANISMS, METRICS, NOT_MEASURABLE, method_name
 from sae_lib.report.results import (
     Results,
@@ -236,7 +225,7 @@ def alpha_follows_loss(scale: Scale, options: Options) -> Outcome:
     """Rank correlation, within each run, of the penalty's alpha and the reconstruction loss: negative in the paper."""
     rows = select(scale.results.history, options["group"], options["method"])
     if not {"alpha", "reconstruction"} <= set(rows.columns):
-        return Outcome(NOT_RUN, "no log of alpha")
+        return Outcome(Verdict.NOT_RUN, "no log of alpha")
     rows = rows.dropna(subset=["alpha", "reconstruction"])
     correlations = {
         seed: float(stats.spearmanr(part["alpha"], part["reconstruction"]).statistic)
@@ -304,9 +293,9 @@ def rare_letters(scale: Scale, options: Options) -> Outcome:
     words = rows.groupby("letter")["test_words"].mean().sort_values(kind="stable")
     rare = list(words.index[: len(words) // 3])
     if lacking(scale.results, "absorption_full"):
-        return Outcome(UNTESTABLE, NO_LETTERS, NO_LETTERS)
+        return Outcome(Verdict.UNTESTABLE, NO_LETTERS, NO_LETTERS)
     if not rare or "absorption_full" not in rows:
-        return Outcome(NOT_RUN, "no results for letters")
+        return Outcome(Verdict.NOT_RUN, "no results for letters")
     is_rare = rows["letter"].isin(rare)
     of_rare, of_others = (seeds_of(rows[part], "absorption_full") for part in (is_rare, ~is_rare))
     why = at_the_end({"metric": "absorption_full"}, (of_rare, of_others))
@@ -321,12 +310,12 @@ def seeds(scale: Scale, options: Options) -> Outcome:
     asked, rows = set(options["seeds"]), scale.results.evaluation
     have = {method: {*select(rows, "main", method)["seed"].astype(int)} for method in MAIN_METHODS}
     if not any(have.values()):
-        return Outcome(NOT_RUN, "no results for the main table")
+        return Outcome(Verdict.NOT_RUN, "no results for the main table")
     short = [method_name(method) for method, found in have.items() if found != asked]
     spread = f"seeds {min(asked)} to {max(asked)}"
     if short:
-        return Outcome(NOT_REPRODUCED, f"other seeds than {spread} for {', '.join(short)}")
-    return Outcome(REPRODUCED, f"every method of the main table has {spread}; the paper gives no spread, we do")
+        return Outcome(Verdict.NOT_REPRODUCED, f"other seeds than {spread} for {', '.join(short)}")
+    return Outcome(Verdict.REPRODUCED, f"every method of the main table has {spread}; the paper gives no spread, we do")
 
 
 def sensitivity(scale: Scale, options: Options) -> Outcome:
@@ -335,11 +324,11 @@ def sensitivity(scale: Scale, options: Options) -> Outcome:
     rows = rows[rows["group"] == "sensitivity"]
     parameters = [name for name in VARIED if name != WARM_UP]
     if rows.empty or not {"varied", *parameters, *options["metrics"]} <= set(rows.columns):
-        return Outcome(NOT_RUN, "no results for other coefficients and thresholds")
+        return Outcome(Verdict.NOT_RUN, "no results for other coefficients and thresholds")
     unknown = [metric for metric in options["metrics"] if lacking(scale.results, metric)]
     metrics = [metric for metric in options["metrics"] if metric not in unknown]
     if not metrics:
-        return Outcome(UNTESTABLE, NO_LETTERS, NO_LETTERS)
+        return Outcome(Verdict.UNTESTABLE, NO_LETTERS, NO_LETTERS)
     rows = rows[rows["varied"] != WARM_UP]
     default = {p: rows[p].mode().iloc[0] if rows[p].notna().any() else math.nan for p in parameters}
     usual = rows[(rows[parameters] == pd.Series(default)).all(axis=1)]
@@ -352,7 +341,7 @@ def sensitivity(scale: Scale, options: Options) -> Outcome:
             for metric in metrics
         ]
         if not changes or min(change.n for change, *_ in changes) < 2:
-            return Outcome(NOT_RUN, f"no two seeds for another {label} than {value:g}")
+            return Outcome(Verdict.NOT_RUN, f"no two seeds for another {label} than {value:g}")
         # One change that is large enough is all that a parameter needs; it is indifferent where all are small.
         sizes = []
         for change, metric, other in sorted(changes, key=lambda each: -abs(each[0].mean)):
@@ -361,13 +350,13 @@ def sensitivity(scale: Scale, options: Options) -> Outcome:
             sizes.append(scale.compare(name, change, want, of=2))
         large, unclear = [c for c in sizes if c.holds], [c for c in sizes if not c.excluded]
         told = (large or unclear or sizes)[0]
-        verdict = REPRODUCED if large else INCONCLUSIVE if unclear else NOT_REPRODUCED
-        number = f"{told.number}; {told.seeds}" if verdict == INCONCLUSIVE else told.number
+        verdict = Verdict.REPRODUCED if large else Verdict.INCONCLUSIVE if unclear else Verdict.NOT_REPRODUCED
+        number = f"{told.number}; {told.seeds}" if verdict == Verdict.INCONCLUSIVE else told.number
         outcomes.append(Outcome(verdict, str(told), number))
     found, reasons = united(outcomes), "; ".join(each.reason for each in outcomes)
-    neither = all(each.verdict == NOT_REPRODUCED for each in outcomes)
+    neither = all(each.verdict == Verdict.NOT_REPRODUCED for each in outcomes)
     note = f"; left out, {NO_LETTERS}: {', '.join(map(metric_label, unknown))}" if unknown else ""
-    verdict = CONTRADICTED if neither else found.verdict
+    verdict = Verdict.CONTRADICTED if neither else found.verdict
     return Outcome(verdict, f"up to {margin:g} counted as none: {reasons}{note}", found.number)
 
 
@@ -405,6 +394,6 @@ def _agreed(scales: Sequence[Scale], options: Options) -> Outcome:
     """Of a check of `KINDS` that all of `scales` have to agree in."""
     found = [KINDS[options["kind"]][0](scale, options) for scale in scales]
     outcome = decide([c for each in found for c in each.comparisons], "".join(each.note for each in found))
-    if outcome.verdict == NOT_RUN or all(each.matched for each in found):
+    if outcome.verdict == Verdict.NOT_RUN or all(each.matched for each in found):
         return outcome
-    return Outcome(NOT_RUN, f"L0 is not matched, so nothing follows from: {outcome.reason}")
+    return Outcome(Verdict.NOT_RUN, f"L0 is not matched, so nothing follows from: {outcome.reason}")

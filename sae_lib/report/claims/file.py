@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -35,9 +35,9 @@ class PublishedNumber(Strict):
     name: str
     value: Decimal
     group: str = "as_written"
-    method: str | None = None
-    metric: str | None = None
-    letter: str | None = None
+    method: str = ""
+    metric: str = ""
+    letter: str = ""
 
     @field_validator("value", mode="before")
     @classmethod
@@ -56,67 +56,60 @@ class Claim(Strict):
     paraphrase: bool = False
     where: str
     about: Literal["model", "method", "paper", "setting"]
-    same_as: str | None = None
+    same_as: str = ""
     metric: str
     direction: Direction
     shown: tuple[str, ...] = ()
     published: tuple[PublishedNumber, ...] = ()
-    tolerance: float | None = Field(None, gt=0.0)
+    tolerance: float = Field(0.0, ge=0.0)
     argument: str = ""
-    paper_check: str | None = None
-    data_check: dict[str, Any] | None = None
-    toy_check: dict[str, Any] | None = None
+    paper_check: str = ""
+    data_check: dict[str, Any] = Field({})
+    toy_check: dict[str, Any] = Field({})
 
     @model_validator(mode="after")
     def _decidable(self) -> Claim:
-        data, toy = self.data_check or {}, self.toy_check or {}
-        named: list[tuple[str, Any, Collection[str]]] = [
-            ("paper_check", self.paper_check, PAPER_CHECKS),
-            ("data_check.kind", data.get("kind", "") if data else None, {**KINDS, **SINGLE}),
-            ("toy_check.kind", toy.get("kind", "") if toy else None, KINDS),
-            *(("shown", stem, {**FIGURES, **TABLES}) for stem in self.shown),
-        ]
-        for name, kind, known in named:
-            if kind is not None and kind not in known:
-                raise ValueError(f"{name} '{kind}' is none of {', '.join(known)}")
-        for name, check in (("data_check", data), ("toy_check", toy)):
+        checks = {"data_check": (self.data_check, {**KINDS, **SINGLE}), "toy_check": (self.toy_check, KINDS)}
+        named: list[tuple[str, str, Collection[str]]] = [("shown", stem, {**FIGURES, **TABLES}) for stem in self.shown]
+        named += [("paper_check", self.paper_check, PAPER_CHECKS)] if self.paper_check else []
+        named += [(f"{name}.kind", check.get("kind", ""), known) for name, (check, known) in checks.items() if check]
+        for name, value, known in named:
+            if value not in known:
+                raise ValueError(f"{name} '{value}' is none of {', '.join(known)}")
+        for name, (check, _) in checks.items():
             if any(SIZES & {*want} for want in (check, *check.get("wants", ()))) and not check.get("because"):
                 raise ValueError(f"{name}.because is missing: say why the effect or the bound has its size")
-        if toy and not toy.get("evidence"):
+        if self.toy_check and not self.toy_check.get("evidence"):
             raise ValueError("toy_check.evidence is missing: say in one line what is counted on the toy data")
-        if self.about == "paper" and self.paper_check is None:
+        if self.about == "paper" and not self.paper_check:
             raise ValueError("a claim about the paper needs a paper_check")
-        if not (self.paper_check or data or toy or self.tolerance):
+        if not (self.paper_check or self.data_check or self.toy_check or self.tolerance):
             raise ValueError("nothing decides: give a tolerance, a paper_check, a data_check or a toy_check")
         return self
 
 
 def load_claims(path: Path | str = CLAIMS_FILE) -> list[Claim]:
-    """The claims of a file in the order of `CLAIM_IDS`.
-
-    Raises ArtifactError: an id that is unknown, missing or there twice; an entry that does not validate.
-    """
+    """The claims of a file in the order of `CLAIM_IDS`. Raises ArtifactError: an entry that does not validate, an id
+    that is unknown, missing or there twice."""
     path = Path(path)
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf8"))
     except (OSError, yaml.YAMLError) as error:
         raise ArtifactError(f"claims: {path} cannot be read: {' '.join(str(error).split())}") from None
-    claims = {}
+    claims: list[Claim] = []
     for entry in entries or []:
         try:
-            claim = Claim.model_validate(entry)
+            claims.append(Claim.model_validate(entry))
         except ValidationError as error:
             name = entry.get("id", "an entry without id") if isinstance(entry, dict) else "an entry"
             raise ArtifactError(explain(error, Claim, f"claims.{name}")) from None
-        if claim.id in claims:
-            raise ArtifactError(f"claims: {claim.id} is there twice in {path.name}; keep one")
-        claims[claim.id] = claim
-    require_claim_ids(set(claims), path.name)
-    return [claims[name] for name in CLAIM_IDS]
+    require_claim_ids([claim.id for claim in claims], path.name)
+    return sorted(claims, key=lambda claim: CLAIM_IDS.index(claim.id))
 
 
-def require_claim_ids(found: set[str], where: str) -> None:
-    """Raises ArtifactError unless `found` are exactly the ids of the claims; `where` is named in it."""
-    differing = {"missing": set(CLAIM_IDS) - found, "unknown": found - set(CLAIM_IDS)}
+def require_claim_ids(found: Sequence[str], where: str) -> None:
+    """Raises ArtifactError unless `found` are the ids of the claims, each once; `where` is named in it."""
+    twice = sorted({name for name in found if found.count(name) > 1})
+    differing = {"missing": {*CLAIM_IDS} - {*found}, "unknown": {*found} - {*CLAIM_IDS}, "there twice": twice}
     if parts := [f"{what} {', '.join(sorted(ids))}" for what, ids in differing.items() if ids]:
         raise ArtifactError(f"claims: {where}: {'; '.join(parts)}; the ids are T-01 to T-30 and M-01 to M-08")

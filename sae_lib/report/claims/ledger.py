@@ -13,18 +13,7 @@ from sae_lib.profiles.profile import Profile
 from sae_lib.report.claims.data_checks import check_on_data, check_on_toys
 from sae_lib.report.claims.file import Claim, PublishedNumber, load_claims, require_claim_ids
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS
-from sae_lib.report.claims.verdicts import (
-    CONTRADICTED,
-    INCONCLUSIVE,
-    INCONSISTENT,
-    NOT_REPRODUCED,
-    NOT_RUN,
-    REPRODUCED,
-    UNTESTABLE,
-    VERDICTS,
-    Outcome,
-    united,
-)
+from sae_lib.report.claims.verdicts import VERDICTS, Outcome, Verdict, united
 from sae_lib.report.results import Results, select
 from sae_lib.report.statistics import Interval, seeds_of, t_interval
 from sae_lib.report.tables.rows import Table
@@ -33,16 +22,13 @@ from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write, read_json, write_json
 from sae_lib.util.paths import shown, verdicts_file
 
-# The file with all evidence, beside the ledger.
-DETAILS = "claims_details.md"
-_SHORT = {INCONSISTENT: "inconsistent", NOT_RUN: "not run", UNTESTABLE: "untestable", "": "–"}
+DETAILS = "claims_details.md"  # all evidence, beside the ledger
+_SHORT = {Verdict.INCONSISTENT: "inconsistent", Verdict.NOT_RUN: "not run", Verdict.UNTESTABLE: "untestable", "": "–"}
 PAPERS = {"T": "TemporalSAE", "M": "ATM"}
 # What `verify` compares.
 VERDICT_COLUMNS = {"verdict": "as stated", "at_this_scale": "at this scale", "ground_truth": "ground truth"}
-# The profile of the published language model: its committed verdicts stand in the ledger of every other one.
-REAL_MODEL = "smollm2"
-# The language model that the papers' numbers are about.
-PAPERS_MODEL = "google/gemma-2-2b"
+REAL_MODEL = "smollm2"  # profile of a published model: its committed verdicts stand in the ledger of every other one
+PAPERS_MODEL = "google/gemma-2-2b"  # which the papers' numbers are about
 
 
 def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | None = None) -> pd.DataFrame:
@@ -59,7 +45,7 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
         scale = check_on_data(results, claim.data_check) if claim.data_check else None
         toy = check_on_toys(results, claim.toy_check) if claim.toy_check else None
         made = [found for found in (scale, toy) if found]
-        outcome = _verdict(claim, profile, results, made) if consistent else Outcome(INCONSISTENT, "")
+        outcome = _verdict(claim, profile, results, made) if consistent else Outcome(Verdict.INCONSISTENT, "")
         by_paper = arithmetic if claim.about in ("paper", "setting") or not consistent else ""
         reasons = [outcome.reason, arithmetic, scale.reason if scale else ""]
         # The number belongs to the verdict that a reader sees first.
@@ -72,7 +58,7 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
                 "claim": claim.claim,
                 "where": claim.where + (" (our paraphrase)" if claim.paraphrase else ""),
                 "about": claim.about,
-                "same_as": claim.same_as or "",
+                "same_as": claim.same_as,
                 "metric": claim.metric,
                 "direction": claim.direction,
                 "published": ", ".join(f"{name} {value}" for name, value in printed.items()),
@@ -83,7 +69,7 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
                 "on_real": real.get(claim.id, {}).get("at_this_scale", ""),
                 "number": by_paper or next((found.number for found in made if found.number), ""),
                 "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)),
-                "toy_evidence": f"{claim.toy_check['evidence']}: {toy.reason}" if claim.toy_check and toy else "",
+                "toy_evidence": f"{claim.toy_check['evidence']}: {toy.reason}" if toy else "",
                 "argument": " ".join(filter(None, (claim.argument.strip(), _sizes(claim)))),
             }
         )
@@ -97,7 +83,7 @@ def findings(evaluated: pd.DataFrame) -> pd.DataFrame:
 
 def _sizes(claim: Claim) -> str:
     """Why the sizes in its checks are what they are."""
-    checks = (("", claim.data_check or {}), ("toy data: ", claim.toy_check or {}))
+    checks = (("", claim.data_check), ("toy data: ", claim.toy_check))
     sizes = [f"{where}{check['because']}" for where, check in checks if check.get("because")]
     return f"Sizes: {'; '.join(sizes)}." if sizes else ""
 
@@ -105,27 +91,26 @@ def _sizes(claim: Claim) -> str:
 def _verdict(claim: Claim, profile: Profile, results: Results, made: list[Outcome]) -> Outcome:
     """Of a claim that the paper's own numbers do not contradict."""
     if claim.about in ("paper", "setting"):
-        return Outcome(made[0].verdict if made else REPRODUCED, "")
+        return Outcome(made[0].verdict if made else Verdict.REPRODUCED, "")
     if claim.about == "method":
-        return Outcome(united(made).verdict if made else NOT_RUN, "")
+        return Outcome(united(made).verdict if made else Verdict.NOT_RUN, "")
     if profile.model.name != PAPERS_MODEL:
-        return Outcome(NOT_RUN, f"the claim is about {PAPERS_MODEL}, this profile reads {profile.model.name}")
-    scale = made[0] if claim.data_check else Outcome(NOT_RUN, "")
+        return Outcome(Verdict.NOT_RUN, f"the claim is about {PAPERS_MODEL}, this profile reads {profile.model.name}")
+    scale = made[0] if claim.data_check else Outcome(Verdict.NOT_RUN, "")
     if not claim.tolerance:
         return Outcome(scale.verdict, "")
     numbers = _numbers(claim, results)
-    reversed_ = numbers.verdict == NOT_REPRODUCED and scale.verdict == CONTRADICTED
-    return Outcome(CONTRADICTED, numbers.reason) if reversed_ else numbers
+    reversed_ = numbers.verdict == Verdict.NOT_REPRODUCED and scale.verdict == Verdict.CONTRADICTED
+    return Outcome(Verdict.CONTRADICTED, numbers.reason) if reversed_ else numbers
 
 
 def _ours(claim: Claim, results: Results) -> list[tuple[PublishedNumber, Interval]]:
     """The published numbers that have a row of ours, each with the interval of what stands there."""
     found = []
-    for number in (number for number in claim.published if number.method and number.metric):
-        frame = results.evaluation if number.letter is None else results.letters
-        rows = select(frame, number.group, number.method or "")
-        rows = rows if number.letter is None else rows[rows["letter"] == number.letter]
-        found.append((number, t_interval(seeds_of(rows, number.metric or ""))))
+    for number in (number for number in claim.published if number.metric):
+        rows = select(results.letters if number.letter else results.evaluation, number.group, number.method)
+        rows = rows[rows["letter"] == number.letter] if number.letter else rows
+        found.append((number, t_interval(seeds_of(rows, number.metric))))
     return found
 
 
@@ -135,8 +120,8 @@ def _numbers(claim: Claim, results: Results) -> Outcome:
     off, unclear = [], []
     for number, ours in _ours(claim, results):
         if ours.n < 2:
-            return Outcome(NOT_RUN, f"{'no results' if ours.n == 0 else 'one seed'} for {number.name}")
-        allowed = (claim.tolerance or 0.0) * abs(float(number.value))
+            return Outcome(Verdict.NOT_RUN, f"{'no results' if ours.n == 0 else 'one seed'} for {number.name}")
+        allowed = claim.tolerance * abs(float(number.value))
         lowest, highest = float(number.value) - allowed, float(number.value) + allowed
         told = f"{number.name} {ours.mean:.4g} for {number.value}"
         if ours.high < lowest or ours.low > highest:
@@ -144,10 +129,10 @@ def _numbers(claim: Claim, results: Results) -> Outcome:
         elif not (lowest <= ours.low and ours.high <= highest):
             unclear.append(told)
     if off:
-        return Outcome(NOT_REPRODUCED, f"beyond {claim.tolerance:.0%}: {', '.join(off)}")
+        return Outcome(Verdict.NOT_REPRODUCED, f"beyond {claim.tolerance:.0%}: {', '.join(off)}")
     if unclear:
-        return Outcome(INCONCLUSIVE, f"too spread for {claim.tolerance:.0%}: {', '.join(unclear)}")
-    return Outcome(REPRODUCED, f"every number within {claim.tolerance:.0%}")
+        return Outcome(Verdict.INCONCLUSIVE, f"too spread for {claim.tolerance:.0%}: {', '.join(unclear)}")
+    return Outcome(Verdict.REPRODUCED, f"every number within {claim.tolerance:.0%}")
 
 
 def claims_table(evaluated: pd.DataFrame, profile: Profile) -> Table:
@@ -216,13 +201,13 @@ def write_claims(evaluated: pd.DataFrame, profile: Profile, folder: Path | str) 
     return [*paths, Path(folder) / DETAILS]
 
 
-def claims_summary(evaluated: pd.DataFrame, width: int = 100) -> str:
-    """The ledger for a terminal, a line for each claim: its verdicts and the number that decided."""
+def claims_summary(evaluated: pd.DataFrame) -> str:
+    """The ledger for a terminal of 100 columns, a line for each claim: its verdicts and the number that decided."""
     lines = ["  ".join(["claim", *(f"{name:<14}" for name in VERDICT_COLUMNS.values()), "decided by"])]
     for row in evaluated.to_dict("records"):
         verdicts = "  ".join(f"{_SHORT.get(row[column], row[column]):<14}" for column in VERDICT_COLUMNS)
         line = f"{row['id']:<5}  {verdicts}  "
-        lines.append(line + _shortened(row["number"] or "–", width - len(line)))
+        lines.append(line + _shortened(row["number"] or "–", 100 - len(line)))
     return "\n".join(lines)
 
 
@@ -244,7 +229,7 @@ def verify(profile: Profile, results_folder: Path | str, expected_file: Path | s
     if not isinstance(content, dict) or content.get("profile") != profile.name:
         raise ArtifactError(f"verdicts: {shown(expected_file)} is not of profile {profile.name}; {make_them}")
     expected = content.get("verdicts", {})
-    require_claim_ids(set(expected), expected_file.name)
+    require_claim_ids([*expected], expected_file.name)
     evaluated = evaluate_claims(profile, Results.load(results_folder))
     print(claims_details(evaluated, expected_file.parent) if long else claims_summary(evaluated))
     print(f"\n{len(evaluated)} claims at profile {profile.name}, from {results_folder}")

@@ -16,19 +16,23 @@ All intervals allow for another processor's rounding (`statistics.guarded`), so 
 from __future__ import annotations
 
 import math
+from enum import StrEnum
 from typing import NamedTuple
 
 from sae_lib.report.statistics import CONFIDENCE, Interval, guarded, holm, p_value, t_quantile
 
-REPRODUCED = "reproduced"
-NOT_REPRODUCED = "not reproduced"
-INCONCLUSIVE = "inconclusive"
-UNTESTABLE = "untestable here"
-CONTRADICTED = "contradicted"
-INCONSISTENT = "inconsistent in the paper"
-NOT_RUN = "not run at this profile"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, UNTESTABLE, CONTRADICTED, INCONSISTENT, NOT_RUN)
 
+class Verdict(StrEnum):
+    REPRODUCED = "reproduced"
+    NOT_REPRODUCED = "not reproduced"
+    INCONCLUSIVE = "inconclusive"
+    UNTESTABLE = "untestable here"
+    CONTRADICTED = "contradicted"
+    INCONSISTENT = "inconsistent in the paper"
+    NOT_RUN = "not run at this profile"
+
+
+VERDICTS, INCONSISTENT = tuple(Verdict), Verdict.INCONSISTENT
 _MANY = 6  # more comparisons are told by those that fail
 _MOST_SEEDS = 1000  # more are told as "more than"
 
@@ -36,7 +40,7 @@ _MOST_SEEDS = 1000  # more are told as "more than"
 class Outcome(NamedTuple):
     """A verdict, the sentence with the numbers that gave it, and the one that decided."""
 
-    verdict: str
+    verdict: Verdict
     reason: str
     number: str = ""
 
@@ -107,7 +111,8 @@ def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
     short = [c for c in tested if c.interval.n < 2]
     if short or not comparisons:
         missing = ", ".join(c.name for c in short if c.interval.n == 0)
-        return Outcome(NOT_RUN, f"no results for {missing}" if missing else f"one seed gives no interval: {reason}")
+        why = f"no results for {missing}" if missing else f"one seed gives no interval: {reason}"
+        return Outcome(Verdict.NOT_RUN, why)
     # One of many intervals misses by chance; all of them holding needs no correction.
     adjusted = holm(c.p for c in tested)
     reversed_ = [c for c, p in zip(tested, adjusted, strict=True) if c.reversed and p < 1 - CONFIDENCE]
@@ -118,20 +123,20 @@ def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
         told = reversed_ or excluded or open_
         reason = f"{held} of {len(comparisons)} comparisons hold" + "".join(f"; not: {c}" for c in told) + note
     if reversed_:
-        return Outcome(CONTRADICTED, reason, reversed_[0].number)
+        return Outcome(Verdict.CONTRADICTED, reason, reversed_[0].number)
     if excluded:
-        return Outcome(NOT_REPRODUCED, reason, excluded[0].number)
+        return Outcome(Verdict.NOT_REPRODUCED, reason, excluded[0].number)
     if open_:
         first, seeds = open_[0], open_[0].seeds
-        return Outcome(INCONCLUSIVE, f"{reason}; {seeds}", f"{first.interval.range}; {seeds}: {first.name}")
+        return Outcome(Verdict.INCONCLUSIVE, f"{reason}; {seeds}", f"{first.interval.range}; {seeds}: {first.name}")
     if len(tested) < len(comparisons):
         first = next(c for c in comparisons if c.untestable)
-        return Outcome(UNTESTABLE, reason, f"{first.untestable}: {first.number}")
-    return Outcome(REPRODUCED, reason, comparisons[0].number)
+        return Outcome(Verdict.UNTESTABLE, reason, f"{first.untestable}: {first.number}")
+    return Outcome(Verdict.REPRODUCED, reason, comparisons[0].number)
 
 
 def united(outcomes: list[Outcome]) -> Outcome:
     """Of a sentence that should hold at any scale: every check has to be made and to agree; one that contradicts
     refutes it, one that is untestable leaves it to the others."""
-    order = (CONTRADICTED, NOT_REPRODUCED, NOT_RUN, INCONCLUSIVE, REPRODUCED, UNTESTABLE)
-    return min(outcomes, key=lambda outcome: order.index(outcome.verdict))
+    first = (Verdict.CONTRADICTED, Verdict.NOT_REPRODUCED, Verdict.NOT_RUN, Verdict.INCONCLUSIVE, Verdict.REPRODUCED)
+    return min(outcomes, key=lambda outcome: [*first, Verdict.UNTESTABLE].index(outcome.verdict))
