@@ -12,7 +12,7 @@ from sae_lib.profiles.runs import FAIR, VARIED, WARM_UP
 from sae_lib.report.names import MECHANISMS, method_name
 from sae_lib.report.results import DROPPED, drop_effect, main_effect, rows_of, select, why_empty
 from sae_lib.report.statistics import difference, seeds_of, t_interval
-from sae_lib.report.tables.rows import UNRANKED, VARIANTS, Lines, Table, table_of, with_effects
+from sae_lib.report.tables.rows import UNRANKED, VARIANTS, Lines, Table, table_of
 
 IDLE = "‡"
 SHORT_COLUMNS = (
@@ -49,9 +49,8 @@ def factorial_table(evaluation: pd.DataFrame) -> Table:
         "TemporalSAE's mechanisms, every combination: mean ± sd over seeds; below, the main effect of each "
         "mechanism [95 % t interval over seeds]"
     )
-    table = table_of("mechanisms", named, SHORT_COLUMNS, caption, VARIANTS)
     effects = {f"effect of {name}": partial(main_effect, rows, factor=factor) for factor, name in MECHANISMS.items()}
-    return with_effects(table, rows, SHORT_COLUMNS, effects)
+    return table_of("mechanisms", named, SHORT_COLUMNS, caption, VARIANTS, effects=effects)
 
 
 def sequence_table(evaluation: pd.DataFrame) -> Table:
@@ -79,8 +78,9 @@ def collapse_table(evaluation: pd.DataFrame) -> Table:
     for name, values in PUBLISHED.items():
         found = {c: t_interval([value]) for c, value in values.items() if not why_empty(rows, c)}
         published.add({"SAE": name}, name, found)
-    above = published.table(table.caption)
-    return above._replace(shown=above.shown.reindex(columns=table.shown.columns)).above(table)
+    above = published.table("")
+    shown = pd.concat([above.shown.reindex(columns=table.shown.columns), table.shown], ignore_index=True).fillna("–")
+    return table._replace(shown=shown, data=pd.concat([above.data, table.data], ignore_index=True))
 
 
 def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame) -> Table:
@@ -113,22 +113,20 @@ def atm_table(evaluation: pd.DataFrame) -> Table:
     named["product of the parts"] = parts[parts["importance"] == "product"]
     for (c, r), part in rows[rows["group"] == "atm_grid"].groupby(["c", "r"], sort=True):
         named[f"c = {c:g}, r = {r:g}"] = part
-    caption = "ATM's importance score and its c and r; mean ± sd over seeds"
-    table = table_of("ATM", named, SHORT_COLUMNS, caption, VARIANTS)
     whole = DROPPED["nothing"]
     effects = {
         f"{name} − {whole}": partial(drop_effect, parts, part=part)
         for part, name in DROPPED.items()
         if name != whole and len(named[name]) and len(named[whole])
     }
-    return with_effects(table, rows, SHORT_COLUMNS, effects)
+    caption = "ATM's importance score and its c and r; mean ± sd over seeds"
+    return table_of("ATM", named, SHORT_COLUMNS, caption, VARIANTS, effects=effects)
 
 
 def atm_fair_table(evaluation: pd.DataFrame) -> Table:
     """ATM at the c and r that suit it, beside the dropout that takes away as much activation, plain L1, and ATM at
     c = r = 1; then the differences, seed by seed."""
-    final = rows_of(evaluation, "atm_fair")
-    tuned, dropout = (select(evaluation, "atm_fair", method) for method in FAIR)
+    tuned, dropout = (select(rows_of(evaluation, "atm_fair"), "atm_fair", method) for method in FAIR)
     named = {
         TUNED: tuned,
         ITS_DROPOUT: dropout,
@@ -141,10 +139,9 @@ def atm_fair_table(evaluation: pd.DataFrame) -> Table:
         "the grid that absorbs least among those that keep explained variance; all at the target L0; mean ± sd over "
         "seeds. Below, differences [95 % t interval]"
     )
-    table = table_of("SAE", named, FAIR_COLUMNS, caption, VARIANTS)
     effects = {
         f"{TUNED} − {name}": lambda c, other=named[name]: difference(seeds_of(tuned, c), seeds_of(other, c))
         for name in (ITS_DROPOUT, method_name("standard"))
         if len(named[name])
     }
-    return with_effects(table, final, FAIR_COLUMNS, effects)
+    return table_of("SAE", named, FAIR_COLUMNS, caption, VARIANTS, effects=effects)

@@ -16,7 +16,6 @@ from sae_lib.report.tables.rows import (
     ARROW_NOTE,
     Lines,
     Table,
-    cell,
     gap_cell,
     intervals,
     left_out,
@@ -77,24 +76,18 @@ def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Ta
         share = encoder_flops(1, d_sae, experts) / encoder_flops(1, d_sae)
         caption += f". Switch has {experts} experts, and an encoder of {share:.2f} of TopK's FLOPs"
     table = method_table(evaluation, COLUMNS, caption)
-    shown, data = table.shown, [*table.data.to_dict("records")]
     # Wall time, and a machine has other work: the fastest seed is the one that was disturbed least.
     topk = seeds_of(select(evaluation, "main", "topk"), "train_seconds").min()
     trained = [method for method, part in rows.items() if (part["group"] == "main").all()]
 
-    def add(column: Column, metric: str, of: dict[str, Interval]) -> None:
-        shown[column.header] = [cell(of[method], column.decimals) for method in rows]
-        data.extend(record(method_name(m), metric, each, {metric: column}) for m, each in of.items() if each.n)
-
     for header, (toy, metric) in ON_TOYS.items() if len(toys) else ():
         column = METRICS[metric]._replace(label=header)
         of_toy = by_method(toy_rows(toys, "field", toy))
-        values = {m: seeds_of(part, metric) for m, part in of_toy.items()}
-        named = {m: ON_TOY if m.startswith(ON_TOY) else m for m in rows}
-        add(column, f"{toy}_{metric}", {m: t_interval(values.get(name, ())) for m, name in named.items()})
-    fastest = {m: [seeds_of(rows[m], "train_seconds").min() / topk] if m in trained else [] for m in rows}
-    add(COST, "seconds_of_topk", {m: t_interval(value) for m, value in fastest.items()})
-    return Table(shown, pd.DataFrame(data), table.caption)
+        named = {method_name(m): of_toy.get(ON_TOY if m.startswith(ON_TOY) else m) for m in rows}
+        found = {m: t_interval(seeds_of(part, metric)) for m, part in named.items() if part is not None}
+        table = table.with_column(f"{toy}_{metric}", column, {m: each for m, each in found.items() if each.n})
+    fastest = {method_name(m): t_interval([seeds_of(rows[m], "train_seconds").min() / topk]) for m in trained}
+    return table.with_column("seconds_of_topk", COST, {m: each for m, each in fastest.items() if each.n})
 
 
 def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:

@@ -109,13 +109,12 @@ def stability_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> T
         "letter's latent fires. Tokens: change per active latent from token to token and autocorrelation of a latent, "
         "each with shuffled tokens as control. Mean ± sd over seeds"
     )
-    table, data = method_table(evaluation, STABILITY_COLUMNS, caption), []
+    table = method_table(evaluation, STABILITY_COLUMNS, caption)
     pairs = {method_name(method): select(seed_stability, "main", method) for method in main_rows(evaluation)}
     for column in (c for c in PAIR_COLUMNS if c in seed_stability):
         found = {name: t_interval(pair_values(part, column)) for name, part in pairs.items()}
-        table.shown[METRICS[column].header] = [range_cell(i, METRICS[column].decimals) for i in found.values()]
-        data += [record(name, column, interval) for name, interval in found.items()]
-    return table._replace(data=pd.concat([table.data, pd.DataFrame(data)], ignore_index=True))
+        table = table.with_column(column, METRICS[column], found, range_cell)
+    return table
 
 
 def contexts_table(evaluation: pd.DataFrame) -> Table:

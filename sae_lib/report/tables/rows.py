@@ -45,6 +45,13 @@ def range_cell(interval: Interval, decimals: int, sign: str = "") -> str:
 gap_cell = partial(range_cell, sign="+")
 
 
+def record(row: str, column: str, interval: Interval, metrics: Mapping[str, Column] = METRICS) -> dict[str, Any]:
+    """A number and its interval, as the CSV files have them."""
+    direction = metrics[column].direction
+    return {"row": row, "n": interval.n, "metric": column, "better": direction, "mean": interval.mean,
+            "sd": interval.sd, "low": interval.low, "high": interval.high}  # fmt: skip
+
+
 class Table(NamedTuple):
     """`shown`: strings, as read. `data`: one row per number (row, n, metric, mean, sd, low, high). `caption`:
     one line."""
@@ -53,10 +60,12 @@ class Table(NamedTuple):
     data: pd.DataFrame
     caption: str
 
-    def above(self, below: Table) -> Table:
-        """This table with the lines of another one below it, under this one's columns."""
-        shown = pd.concat([self.shown, below.shown], ignore_index=True).fillna("–")
-        return Table(shown, pd.concat([self.data, below.data], ignore_index=True), self.caption)
+    def with_column(self, metric: str, column: Column, of: Mapping[str, Interval], text: Text = cell) -> Table:
+        """With another metric, of those rows that have it."""
+        cells = [text(of[row], column.decimals) if row in of else "–" for row in self.shown.iloc[:, 0]]
+        data = pd.DataFrame([record(row, metric, each, {metric: column}) for row, each in of.items()])
+        shown = self.shown.assign(**{column.header: cells})
+        return self._replace(shown=shown, data=pd.concat([self.data, data], ignore_index=True))
 
 
 def intervals(part: pd.DataFrame, columns: Iterable[str]) -> dict[str, Interval]:
@@ -91,11 +100,14 @@ def table_of(
     caption: str,
     note: str = MATCHED,
     metrics: Mapping[str, Column] = METRICS,
+    effects: Mapping[str, Callable[[str], Interval]] | None = None,
 ) -> Table:
-    """One row for each named set of SAEs that is not empty, one column for each metric. The caption, which comes
-    without its last stop, gets the `note`, the metrics that the language model does not allow, and the rows' seeds."""
+    """One row for each named set of SAEs that is not empty, one column for each metric; below, each of `effects` on the
+    metrics. The caption, which comes without its last stop, gets the `note`, the metrics that the language model does
+    not allow, and the rows' seeds."""
     named = {name: part for name, part in named.items() if len(part)}
-    lacking = not_measurable(pd.concat(named.values()), columns)
+    rows = pd.concat(named.values())
+    lacking = not_measurable(rows, columns)
     columns = [column for column in columns if column not in lacking]
     l0 = pd.Series({name: t_interval(seeds_of(part, "l0")).mean for name, part in named.items()})
     common = {MATCHED: l0.median(), VARIANTS: l0.iloc[0]}.get(note, math.nan)
@@ -105,20 +117,11 @@ def table_of(
         lines.add({first: name, "seeds": str(part["seed"].nunique())}, name, intervals(part, columns))
         if "l0" in columns and off[name]:
             lines.shown[-1][metrics["l0"].header] += " †"
+    for name, effect in (effects or {}).items():
+        of = {column: effect(column) for column in columns if column not in COUNTS and not why_empty(rows, column)}
+        lines.add({first: name, "seeds": str(max((each.n for each in of.values()), default=0))}, name, of, gap_cell)
     notes = ". ".join(filter(None, (caption, ARROW_NOTE, note)))
     return lines.table(f"{notes}.{left_out(lacking, metrics)} {seeds_note(named.values())}")
-
-
-def with_effects(
-    table: Table, rows: pd.DataFrame, columns: Iterable[str], effects: Mapping[str, Callable[[str], Interval]]
-) -> Table:
-    """`table` with rows of differences below: each of `effects` in those of `columns` that have values in `rows`."""
-    columns, lines = [c for c in columns if c not in COUNTS and not why_empty(rows, c)], Lines()
-    for name, effect in effects.items():
-        of = {column: effect(column) for column in columns}
-        seeds = str(max((each.n for each in of.values()), default=0))
-        lines.add({table.shown.columns[0]: name, "seeds": seeds}, name, of, gap_cell)
-    return table.above(lines.table(""))
 
 
 def not_measurable(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
@@ -143,10 +146,3 @@ def seeds_note(rows: Iterable[pd.DataFrame]) -> str:
     if len(listed) < 2:
         return "".join(f"Seeds {names}." for names in listed.values())
     return f"Seeds: {'; '.join(f'{names} in rows with {len(seeds)}' for seeds, names in listed.items())}."
-
-
-def record(row: str, column: str, interval: Interval, metrics: Mapping[str, Column] = METRICS) -> dict[str, Any]:
-    """A number and its interval, as the CSV files have them."""
-    direction = metrics[column].direction
-    return {"row": row, "n": interval.n, "metric": column, "better": direction, "mean": interval.mean,
-            "sd": interval.sd, "low": interval.low, "high": interval.high}  # fmt: skip
