@@ -60,7 +60,6 @@ def provenance(profile: Profile, started: float) -> Provenance:
 
 
 def _from_manifest(folder: Path, field: str) -> str:
-    """The first characters of a hash in the folder's manifest."""
     try:
         return str(read_json(folder / "manifest.json")[field])[:12]
     except (FileNotFoundError, KeyError):
@@ -104,7 +103,6 @@ def write_stage_manifest(paths: Paths, stage: str, outputs: Iterable[Path]) -> P
 
 
 def output_path(paths: Paths, name: str) -> Path:
-    """The file behind a name in a manifest."""
     return paths.figures / name.removeprefix(FIGURES) if name.startswith(FIGURES) else paths.root / name
 
 

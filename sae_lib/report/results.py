@@ -34,8 +34,7 @@ PARTS = ("", "_main", "_ablations", "_challengers")
 
 
 def _table(*keys: str) -> Any:
-    """A table with these columns, on which every check may rely: empty where it was not made. Another column that was
-    not made is NaN."""
+    """A table with these columns at least: empty where it was not made."""
     return field(default_factory=lambda: pd.DataFrame(columns=list(keys)), metadata={"keys": keys})
 
 
@@ -69,8 +68,7 @@ class Results:
 
     @classmethod
     def load(cls, folder: Path | str) -> Results:
-        """Read each table that is in `folder`: `<table>.parquet`, or its `PARTS`, one below the other. Raises
-        ArtifactError: no such folder, a file that is no parquet table, a table without its key columns."""
+        """Read each table in `folder`, parts one below the other. ArtifactError: no folder, no table, no key column."""
         folder = Path(folder)
         if not folder.is_dir():
             raise ArtifactError(f"results: there is no folder {folder}; run `make paper` at this profile first")
@@ -127,8 +125,7 @@ def rows_of(table: pd.DataFrame, *groups: str, otherwise: str = "") -> pd.DataFr
 
 
 def select(frame: pd.DataFrame, group: str, method: str) -> pd.DataFrame:
-    """The rows of one method in one group of any table with these columns; in group `sequence`, method is the paper's
-    run, 'run_1' to 'run_4'."""
+    """The rows of one method in one group; in group `sequence`, method is the paper's run, 'run_1' to 'run_4'."""
     rows, column = frame[frame["group"] == group], "paper_run" if group == "sequence" else "method"
     return rows[rows[column] == method] if column in rows else rows.iloc[:0]
 
@@ -145,8 +142,7 @@ def main_rows(evaluation: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def toy_rows(toy_summary: pd.DataFrame, experiment: str, toy: str | None = None, otherwise: str = "") -> pd.DataFrame:
-    """The rows of one experiment on toy data, of one toy if it is named. Raises ArtifactError when there are none and
-    there is something to do, `otherwise`."""
+    """The rows of an experiment on toy data. Raises ArtifactError without any, where there is something to do."""
     rows = toy_summary[toy_summary["experiment"] == experiment]
     rows = rows if toy is None else rows[rows["toy"] == toy]
     if rows.empty and otherwise:
@@ -164,8 +160,7 @@ def means(rows: pd.DataFrame, keys: list[str], metrics: Iterable[str]) -> pd.Dat
 
 
 def why_empty(rows: pd.DataFrame, metric: str) -> str:
-    """What is shown in the place of `metric` where no row has a value, "" where one has: a language model without
-    letters gives none of what they are measured by, and anything else was not run."""
+    """What is shown for a `metric` without values, "" with some: not measurable without letters, or not run."""
     if metric in rows and rows[metric].notna().any():
         return ""
     knows_none = "letters" in rows and len(rows) and (pd.to_numeric(rows["letters"]) == 0).all()

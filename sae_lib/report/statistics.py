@@ -98,8 +98,7 @@ def p_value(interval: Interval, null: float = 0.0) -> float:
 
 
 def guarded(interval: Interval, rounding: float) -> Interval:
-    """The interval that allows for another processor: seeds that ran on one do not show what `rounding`, a standard
-    deviation, would add to each value."""
+    """The interval that allows for another processor, which adds a standard deviation `rounding` to each value."""
     return _interval(interval.mean, math.hypot(interval.sd, rounding), interval.n)
 
 

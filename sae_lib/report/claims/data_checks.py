@@ -50,7 +50,6 @@ _BESIDE = ("l0", "explained_variance", "ce_score")
 
 
 def metric_label(name: str) -> str:
-    """What a reason calls a metric."""
     return METRICS[name].label if name in METRICS else name.replace("_", " ").replace("l1 per l0", "L1 / L0")
 
 
@@ -65,7 +64,7 @@ def at_the_end(want: Options, compared: Iterable[pd.Series]) -> str:
 
 
 def lacking(results: Results, metric: str) -> bool:
-    """Whether every SAE was scored and the language model, of which no letter can be asked, gave `metric` no value."""
+    """Whether every SAE was scored, and no letter can be asked of the language model for `metric`."""
     return metric in results.evaluation and why_empty(results.evaluation, metric) == NOT_MEASURABLE
 
 
@@ -83,7 +82,6 @@ class Scale:
         self.place = f"{toy}, " if toy else ""  # what the name of a comparison begins with
 
     def seeds(self, method: str, metric: str) -> pd.Series:
-        """The values of a metric by seed, of one method."""
         if method == RECIPE:
             return seeds_of(without_mechanisms(self.factorial), metric)
         if self.rows is not None:
@@ -94,8 +92,7 @@ class Scale:
         return t_interval(self.seeds(method, metric)).mean
 
     def untestable(self, metric: str) -> str:
-        """Why a metric decides nothing, "" if it does: the language model does not allow it, or SAEs without training
-        do as well. Toy data has no controls."""
+        """Why a metric decides nothing: not allowed by the model, or no better than untrained. Toys have no control."""
         if self.toy:
             return ""
         if lacking(self.results, metric):
@@ -104,7 +101,6 @@ class Scale:
         return f"does not tell trained from untrained here: {named} no better" if named else ""
 
     def beside(self, methods: Sequence[str]) -> str:
-        """What a contrast is told with."""
         if self.toy:
             l0 = ", ".join(f"{method_name(method)} {self.mean(method, 'l0'):.3g}" for method in methods)
             return f"; {self.toy}: L0 {l0}"
@@ -112,7 +108,6 @@ class Scale:
         return "".join(f"; {method_name(method)} at {', '.join(values)}" for method, values in told.items())
 
     def on_l0(self, effects: Iterable[Interval]) -> str:
-        """What a mechanism or a part is told with: its effects on L0."""
         return "" if self.toy else "; on L0 " + ", ".join(f"{effect.mean:+.3g}" for effect in effects)
 
     def is_matched(self, methods: Sequence[str]) -> bool:
@@ -140,8 +135,7 @@ class Found(NamedTuple):
 
 
 def contrast(scale: Scale, options: Options) -> Found:
-    """Method `first` against each of others, seed by seed, in each metric of `wants`; at matched L0, where the metric
-    depends on L0."""
+    """Method `first` against others, seed by seed, in each metric of `wants`; at matched L0."""
     first = options["first"]
     against = tuple(options.get("second", AGAINST.get(first, ())))
     asked = () if "second" in options else ASKED.get(first, ())
@@ -166,8 +160,7 @@ def contrast(scale: Scale, options: Options) -> Found:
 
 
 def level(scale: Scale, options: Options) -> Found:
-    """Metrics of one method, each against its `bound`, or `against` another metric of the same SAEs. `beside` are
-    methods whose values are told too."""
+    """Metrics of one method, each against its `bound` or another metric; `beside` are methods told too."""
     method, comparisons, note = options["method"], [], ""
     for want in options["wants"]:
         metric = metric_label(want["metric"])
@@ -361,8 +354,7 @@ def sensitivity(scale: Scale, options: Options) -> Outcome:
 
 
 def warm_up(scale: Scale, options: Options) -> Outcome:
-    """TemporalSAE without any schedule of its first steps, against the method as it is: a collapse is a fall of the
-    metric by more than `fall`."""
+    """TemporalSAE without any warm-up against the method as it is: a collapse is a fall by more than `fall`."""
     metric, fall = options["metric"], options["fall"]
     rows = select(scale.results.evaluation, "sensitivity", "temporal_sae")
     without = seeds_of(rows[rows["varied"] == WARM_UP] if "varied" in rows else rows, metric)
@@ -379,19 +371,17 @@ SINGLE: dict[str, Callable[[Scale, Options], Outcome]] = {
 
 
 def check_on_data(results: Results, options: Options) -> Outcome:
-    """A check on the language model's SAEs."""
     kind, scale = options["kind"], Scale(results, options)
     return _agreed([scale], options) if kind in KINDS else SINGLE[kind](scale, options)
 
 
 def check_on_toys(results: Results, options: Options) -> Outcome:
-    """A check of `KINDS` on toy data. `options` name a `toy`; without one, every toy of the experiment has to agree."""
+    """On the `toy` that `options` name; without one, every toy of the experiment has to agree."""
     rows = toy_rows(results.toy_summary, KINDS[options["kind"]][1], options.get("toy"))
     return _agreed([Scale(results, options, str(toy), part) for toy, part in rows.groupby("toy", sort=True)], options)
 
 
 def _agreed(scales: Sequence[Scale], options: Options) -> Outcome:
-    """Of a check of `KINDS` that all of `scales` have to agree in."""
     found = [KINDS[options["kind"]][0](scale, options) for scale in scales]
     outcome = decide([c for each in found for c in each.comparisons], "".join(each.note for each in found))
     if outcome.verdict == Verdict.NOT_RUN or all(each.matched for each in found):

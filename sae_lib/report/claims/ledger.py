@@ -82,14 +82,12 @@ def findings(evaluated: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sizes(claim: Claim) -> str:
-    """Why the sizes in its checks are what they are."""
     checks = (("", claim.data_check), ("toy data: ", claim.toy_check))
     sizes = [f"{where}{check['because']}" for where, check in checks if check.get("because")]
     return f"Sizes: {'; '.join(sizes)}." if sizes else ""
 
 
 def _verdict(claim: Claim, profile: Profile, results: Results, made: list[Outcome]) -> Outcome:
-    """Of a claim that the paper's own numbers do not contradict."""
     if claim.about in ("paper", "setting"):
         return Outcome(made[0].verdict if made else Verdict.REPRODUCED, "")
     if claim.about == "method":
@@ -194,7 +192,7 @@ def claims_details(evaluated: pd.DataFrame, folder: Path | str) -> str:
 
 
 def write_claims(evaluated: pd.DataFrame, profile: Profile, folder: Path | str) -> list[Path]:
-    """Write the ledger as a table of a line for each claim, and what stands behind it. Returns the paths."""
+    """Write the ledger and what stands behind it. Returns the paths."""
     paths = write_table(claims_table(evaluated, profile), "claims", folder)
     with atomic_write(Path(folder) / DETAILS) as file:
         file.write(claims_details(evaluated, folder))

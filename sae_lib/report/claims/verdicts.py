@@ -90,7 +90,6 @@ class Comparison(NamedTuple):
 
     @property
     def p(self) -> float:
-        """Of the t test against the bound."""
         return p_value(self._on_paper_side, -self.allowed)
 
     @property
@@ -136,7 +135,6 @@ def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
 
 
 def united(outcomes: list[Outcome]) -> Outcome:
-    """Of a sentence that should hold at any scale: every check has to be made and to agree; one that contradicts
-    refutes it, one that is untestable leaves it to the others."""
+    """Of a sentence that should hold at any scale, so that every check has to agree; untestable ones have no say."""
     first = (Verdict.CONTRADICTED, Verdict.NOT_REPRODUCED, Verdict.NOT_RUN, Verdict.INCONCLUSIVE, Verdict.REPRODUCED)
     return min(outcomes, key=lambda outcome: [*first, Verdict.UNTESTABLE].index(outcome.verdict))

@@ -81,8 +81,7 @@ def planted_figure(planted: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def circuits_figure(circuits: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """How much of a letter's logit goes through its n strongest latents alone, and through everything but those, by
-    method: mean over seeds in logits. Their sd, and the shares, in the data."""
+    """How much of a letter's logit goes through its n strongest latents alone, and through all but those."""
     rows = rows_of(circuits, *BESIDE, otherwise="circuits: no rows; make study finds the circuits of letters")
     panels = {"faithful": "the circuit alone (better ↑)", "outside": "all but the circuit (better ↓)"}
     logits = {f"{name}_logit": rows[name] * rows["whole"] for name in panels}

@@ -103,8 +103,7 @@ def mechanism_figure(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def density_figure(density: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Firing rates of the latents on held-out text, latents per bin, mean over seeds. What never fires is in
-    the bin on the left."""
+    """Firing rates on held-out text, latents per bin, mean over seeds; what never fires is on the left."""
     rows = rows_of(density, "main")
     data = rows.groupby(["method", "log10_rate_left"], sort=True)["count"].mean().reset_index()
     methods = [method for method in in_order([*data["method"]]) if method in MAIN_METHODS]

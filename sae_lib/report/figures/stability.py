@@ -26,8 +26,7 @@ _CEILING = "context_probe"
 
 
 def stability_figure(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """One row per method: across seeds (a), across contexts (b), along tokens (c); mean with its 95 % t interval
-    over seeds, in (a) that of the jackknife. Grey is what chance gives, as the legend says."""
+    """One row per method, with 95 % t intervals over seeds (pairs: jackknife); grey is what chance gives."""
     methods = main_rows(evaluation)
     fig, axes = panels(_PANELS, 1.3 + 0.2 * len(methods), sharey=True)
     data: list[dict[str, Any]] = []
@@ -64,7 +63,6 @@ def stability_figure(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> 
 
 
 def _pairs(seed_stability: pd.DataFrame, method: str, column: str) -> Interval:
-    """The interval over seeds; the mean alone where there are too few seeds for a jackknife."""
     if column not in seed_stability:
         return t_interval([])
     rows = seed_stability[seed_stability["group"].isin(BESIDE) & (seed_stability["method"] == method)]

@@ -30,12 +30,11 @@ TRUE: dict[str, Any] = {"color": DARK, "linewidth": 0.8, "linestyle": "--"}  # t
 
 
 def look(method: str) -> Look:
-    """The look of a method; what is none is a grey dot."""
     return METHODS[method].look if method in METHODS else Look(GREY, ".", "-")
 
 
 def set_style() -> None:
-    """Seaborn's paper context, ticks, colour-blind palette; type sizes for a column of 3.4 inches."""
+    """Seaborn's paper context, ticks; type sizes for a column of 3.4 inches."""
     sns.set_theme(
         context="paper",
         style="ticks",
@@ -66,14 +65,12 @@ def legend(fig: Figure, **more: Any) -> None:
 
 
 def name_rows(ax: Axes, names: Sequence[str]) -> None:
-    """One row for each name, the first on top."""
     ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
     ax.set_yticks(range(len(names)), names)
 
 
 def dot(ax: Axes, interval: Interval, place: float, style: Look, face: str | None = None, **more: Any) -> None:
-    """A mean with its interval on a row of a dot plot; a missing one says so. A `face` of another colour marks what is
-    no result of a method, such as a control."""
+    """A mean with its interval on a row; a `face` of another colour marks what is no result of a method."""
     if interval.n == 0:
         if face is None:
             ax.text(0.5, place, "not run", ha="center", va="center", fontsize=6, transform=ax.get_yaxis_transform())
@@ -126,7 +123,6 @@ def dot_panels(
 
 
 def say(ax: Axes, what: str) -> None:
-    """Words in the middle of a panel that has nothing to show."""
     words = what.replace(" on this", "\non this")
     ax.text(0.5, 0.5, words, ha="center", va="center", fontsize=7, transform=ax.transAxes)
 

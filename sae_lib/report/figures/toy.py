@@ -47,8 +47,7 @@ def toy_matched_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]
 
 
 def toy_sweep_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """How often the parent is silent (a) and how much of it the children carry (b) against L0, one curve per method;
-    the dashed line is the true L0."""
+    """Absorption (a) and what of the parent the children carry (b) against L0; dashed is the true L0."""
     rows = toy_rows(toy_summary, "sweep", "tree", _RUN)
     rows = rows[~rows["method"].isin(_CONTROLS)]
     metrics = ("parent_silent_rate", "cos_child_parent")

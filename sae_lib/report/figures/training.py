@@ -110,8 +110,7 @@ def _followed(
 
 
 def key_metrics(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Absorption (a), explained variance (b) and L0 (c) of each method at matched L0: seeds as small dots, mean with
-    its interval."""
+    """Absorption (a), explained variance (b) and L0 (c) of each method at matched L0, seeds as small dots."""
     methods = main_rows(rows_of(evaluation, "main"))
     metrics = {"absorption_fraction": "absorption", "explained_variance": "reconstruction", "l0": "sparsity"}
     rows = [Row(part, place) for place, part in enumerate(methods.values())]
@@ -154,7 +153,6 @@ def ablation_effects(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 def _effect_panels(
     fig: SubFigure, part: str, rows: pd.DataFrame, names: Mapping[str, str], effect: Effect
 ) -> list[dict[str, Any]]:
-    """One panel for each metric, one row for each name: mean difference and its interval; what is drawn as numbers."""
     data = []
     short = {"absorption_fraction": "absorption", "explained_variance": "expl. variance"}
     arrow = {"lower": "\n(← better)", "higher": "\n(better →)", "none": "\n"}

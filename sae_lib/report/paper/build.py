@@ -101,7 +101,6 @@ ENDS = ("pdf", "png")
 
 
 def named(prose: str, kind: Literal["fig", "tab"]) -> list[str]:
-    """The figures or tables that the prose shows."""
     return re.findall(rf'#{kind}\("(\w+)"', prose)
 
 

@@ -114,7 +114,6 @@ def _group(results: Results, name: str, methods: Iterable[str]) -> dict[str, Row
 
 
 def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
-    """What the prose can name of the real language model, whichever profile the paper is made from."""
     evaluation, carriers, ablated = results.evaluation, results.carriers, results.perturbation
     collapse = evaluation[evaluation["group"] == "collapse"]
     seeds = sorted({*evaluation.loc[evaluation["group"] == "main", "seed"]})
@@ -149,8 +148,7 @@ def _along(results: Results, method: str) -> dict[str, str]:
 
 
 def _planted(results: Results, method: str) -> dict[str, str]:
-    """Full absorption that is found in SAEs of `method`, means over seeds: where nothing is planted, at most, where all
-    is; and there with the silenced latents named."""
+    """Full absorption where nothing is planted, at most, where all is, and there with silenced latents named."""
     rows = results.planted[results.planted["method"] == method]
     if rows.empty:
         return dict.fromkeys(("none", "most", "all", "known"), NOTHING)
@@ -218,8 +216,7 @@ def facts(
 
 
 def _bar(results: Results) -> dict[str, str]:
-    """Of the ideas that are held against the best of the field: how many meet every measure, the most that one meets,
-    and of how many."""
+    """How many ideas there are, how many meet every measure, the most that one meets, and of how many."""
     try:
         found = bar_table(results.evaluation, results.toy_summary).data.groupby("row")["met"].agg(["sum", "size"])
     except ArtifactError:
@@ -237,7 +234,6 @@ def _hidden(results: Results) -> dict[str, Any]:
 
 
 def _chosen(evaluation: pd.DataFrame) -> dict[str, str]:
-    """c and r of the fair ATM."""
     rows = select(evaluation, "atm_fair", "atm")
     return {name: f"{rows[name].iloc[0]:g}" if len(rows) else NOTHING for name in ("c", "r")}
 

@@ -62,8 +62,7 @@ def sequence_table(evaluation: pd.DataFrame) -> Table:
 
 
 def collapse_table(evaluation: pd.DataFrame) -> Table:
-    """Where the paper's table comes from: each mechanism alone with the paper's coefficients, resampling made milder,
-    and dense SAEs that fail for other reasons, below what was published."""
+    """Where the paper's table comes from: mechanisms one at a time, and other dense SAEs that fail."""
     rows = rows_of(evaluation, "collapse")
     named = {
         "baseline, as written": select(evaluation, "as_written", "paper_standard"),
@@ -84,8 +83,7 @@ def collapse_table(evaluation: pd.DataFrame) -> Table:
 
 
 def sensitivity_table(evaluation: pd.DataFrame, history: pd.DataFrame) -> Table:
-    """TemporalSAE at other values of the two numbers that the paper calls sensitive, and without any warm-up. Rows are
-    marked in which no latent was resampled, as `history` has it."""
+    """TemporalSAE at other values, and without warm-up; marked where `history` has no latent resampled."""
     rows = rows_of(evaluation, "sensitivity")
     published = {
         "temporal_coefficient": TemporalConfig().coefficient, "resampling_threshold": ResamplingConfig().threshold,
@@ -124,8 +122,7 @@ def atm_table(evaluation: pd.DataFrame) -> Table:
 
 
 def atm_fair_table(evaluation: pd.DataFrame) -> Table:
-    """ATM at the c and r that suit it, beside the dropout that takes away as much activation, plain L1, and ATM at
-    c = r = 1; then the differences, seed by seed."""
+    """ATM at the c and r that suit it, beside dropout of as much activation, plain L1 and c = r = 1."""
     tuned, dropout = (select(rows_of(evaluation, "atm_fair"), "atm_fair", method) for method in FAIR)
     named = {
         TUNED: tuned,

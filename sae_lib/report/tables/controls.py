@@ -46,13 +46,11 @@ NULL_METRICS = {name: Column(label, "none", 3) if label else METRICS[name] for n
 
 
 def group_of(control: str) -> str:
-    """The group of the runs that a control stands in."""
     return UNTRAINED if control == UNTRAINED else "control"
 
 
 def above(results: Results, metric: str, method: str, control: str) -> Interval:
-    """How much better a method of the main table is than a control, over the seeds that both have: positive is better,
-    whatever the metric's direction."""
+    """How much better a method of the main table is than a control, seed by seed: positive is better."""
     gap = difference(results.seeds("main", method, metric), results.seeds(group_of(control), control, metric))
     if METRICS[metric].direction == "higher":
         return gap
@@ -74,8 +72,7 @@ def no_better(results: Results, metric: str, control: str = UNTRAINED) -> tuple[
 
 
 def with_marks(table: Table, results: Results, metrics: Iterable[str]) -> Table:
-    """`table` with a mark at the header of each metric that does not tell trained SAEs from untrained ones: by which
-    not every method is better, beyond the spread over seeds."""
+    """`table` with a mark at the header of each metric that does not tell trained SAEs from untrained ones."""
     dumb = {METRICS[m].header: f"{METRICS[m].header} {MARK}" for m in metrics if no_better(results, m)}
     if not dumb:
         return table

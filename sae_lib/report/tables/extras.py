@@ -36,8 +36,7 @@ LAYER_KINDS = {"own": "own SAE", "shared": "the group's"}
 
 
 def carriers_table(carriers: pd.DataFrame) -> Table:
-    """Whether latents carry letters: by method, of words that are absorbed by the score *full* and of words that a main
-    latent finds."""
+    """Whether latents carry letters: of words that are absorbed (*full*), and that a main latent finds."""
     rows = rows_of(carriers, *BESIDE, otherwise="carriers: no rows; make study tests which latents carry letters")
     lines = Lines(CARRIER_METRICS)
     for method, of_method in by_method(rows).items():
@@ -55,8 +54,7 @@ def carriers_table(carriers: pd.DataFrame) -> Table:
 
 
 def endings_table(endings: pd.DataFrame, evaluation: pd.DataFrame) -> Table:
-    """Absorption of word endings: by method, the mean over endings, and full absorption of first letters by the same
-    SAEs."""
+    """Absorption of word endings, mean over endings, beside that of first letters by the same SAEs."""
     missing = "endings: no rows; make study measures the absorption of word endings"
     rows, lines = rows_of(endings[endings["ending"] == "all"], *BESIDE, otherwise=missing), Lines(ENDING_METRICS)
     for method, part in by_method(rows).items():
@@ -73,8 +71,7 @@ def endings_table(endings: pd.DataFrame, evaluation: pd.DataFrame) -> Table:
 
 
 def perturbation_table(perturbation: pd.DataFrame) -> Table:
-    """Targeted probe perturbation and removal of spurious correlations: by method, for some numbers of ablated
-    latents."""
+    """Targeted probe perturbation and spurious correlation removal, for some numbers of latents."""
     rows = rows_of(perturbation, *BESIDE, otherwise="perturbation: no rows; make study ablates what probes read")
     lines = Lines(PERTURBATION_METRICS)
     for method, of_method in by_method(rows).items():
@@ -106,7 +103,7 @@ def interpretation_table(interpretation: pd.DataFrame) -> Table:
 
 
 def masked_table(masked: pd.DataFrame) -> Table:
-    """One method by the share of tokens that were hidden from the language model. Raises ArtifactError without rows."""
+    """One method by the share of tokens that were hidden from the language model."""
     if masked.empty:
         raise ArtifactError("masked: no rows; make study trains on hidden tokens where ablations.masked_tokens is set")
     named = {f"{share:g}": part for share, part in masked.groupby("masked")}
@@ -119,8 +116,7 @@ def masked_table(masked: pd.DataFrame) -> Table:
 
 
 def layer_groups_table(layer_groups: pd.DataFrame) -> Table:
-    """What it costs that neighbouring layers share an SAE: explained variance of each layer by an SAE of its own and by
-    its group's, and the difference."""
+    """What it costs that neighbouring layers share an SAE: each layer by its own and by its group's."""
     if layer_groups.empty:
         raise ArtifactError("layer_groups: no rows; make study compares layers where ablations.layer_groups is set")
     metric, lines = "explained_variance", Lines()

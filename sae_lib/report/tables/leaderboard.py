@@ -91,7 +91,7 @@ def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Ta
 
 
 def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
-    """Each idea against the best of `TO_BEAT`, by measure. Raises ArtifactError without ideas as methods."""
+    """Each idea against the best of `TO_BEAT`, by measure."""
     toys, model = toy_rows(toy_summary, "field"), main_rows(evaluation)
     ours = [m for m in methods("field") if m in IDEAS and m in {*model, *toys["method"]}]
     if not ours:
@@ -132,15 +132,13 @@ def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
 
 
 def _met(column: Column, gap: Interval, best: float) -> bool:
-    """Whether a difference from the best is what is asked of a better method."""
     if column.direction == "higher":
         return gap.n > 1 and gap.high >= 0
     return gap.n > 1 and (gap.low <= 0 if best <= FLOOR else gap.high < 0)
 
 
 def ground_truth_table(toy_summary: pd.DataFrame) -> Table:
-    """F1, MCC, explained variance and absorption by toy and method, at the true L0; then the published rows. Raises
-    ArtifactError without rows of the field."""
+    """By toy and method, at the true L0; then the published rows."""
     rows, used, lines = toy_rows(toy_summary, "field", otherwise=ASK), [], Lines()
     for toy, name in TOYS.items():
         for method, part in by_method(rows[rows["toy"] == toy]).items():
@@ -161,7 +159,7 @@ def ground_truth_table(toy_summary: pd.DataFrame) -> Table:
 
 
 def ideas_table(toy_summary: pd.DataFrame) -> Table:
-    """Ideas against absorption, by toy and change. Raises ArtifactError without rows of them."""
+    """Ideas against absorption, by toy and change."""
     rows, lines = toy_rows(toy_summary, "ideas", otherwise=ASK), Lines()
     for (idea, toy, rho, method, label), part in rows.groupby(["idea", "toy", "rho", "method", "label"], sort=False):
         place, name = f"{toy}, rho = {rho:g}" if toy == "chain" else str(toy), method_name(str(method))

@@ -46,7 +46,6 @@ gap_cell = partial(range_cell, sign="+")
 
 
 def record(row: str, column: str, interval: Interval, metrics: Mapping[str, Column] = METRICS) -> dict[str, Any]:
-    """A number and its interval, as the CSV files have them."""
     direction = metrics[column].direction
     return {"row": row, "n": interval.n, "metric": column, "better": direction, "mean": interval.mean,
             "sd": interval.sd, "low": interval.low, "high": interval.high}  # fmt: skip

@@ -71,8 +71,7 @@ class Curve(NamedTuple):
 
     @classmethod
     def of(cls, rows: pd.DataFrame, metric: str) -> Curve:
-        """The curve of one method's rows of groups `main` and `sweep`. Of levels at one place the one with most seeds
-        stays; rows without the metric or active latents are left out."""
+        """The curve of one method; of levels at one place the one with most seeds stays."""
         numbers = rows.assign(**{column: pd.to_numeric(rows.get(column)) for column in ("l0", metric)})
         known = numbers[(numbers["l0"] > 0) & np.isfinite(numbers[metric].astype(float))]
         label = known["label"].astype(str).where(known["group"] != "main", MAIN_LEVEL)
@@ -145,7 +144,6 @@ def gap_between(first: Estimate, second: Estimate) -> tuple[Interval, float]:
 
 
 def curves(evaluation: pd.DataFrame, metric: str) -> dict[str, Curve]:
-    """Method -> its curve, in the order of tables; methods without a level are left out."""
     rows = by_method(rows_of(evaluation, "main", "sweep"))
     found = {method: Curve.of(part, metric) for method, part in rows.items() if method in MAIN_METHODS}
     return {method: curve for method, curve in found.items() if curve.levels}

@@ -67,8 +67,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
 
 def with_tables(text: str, root: Path) -> str:
-    """`text` with every marked block replaced by the content of its file, a path relative to `root`. Raises
-    ArtifactError when a named file is not there."""
+    """`text` with every marked block filled from its file, a path relative to `root`; ArtifactError without it."""
 
     def fill(match: re.Match[str]) -> str:
         file = root / match["file"]
@@ -80,7 +79,6 @@ def with_tables(text: str, root: Path) -> str:
 
 
 def fill_readme(root: Path = ROOT) -> None:
-    """Fill the tables of README.md in `root`."""
     readme = root / "README.md"
     with atomic_write(readme) as file:
         file.write(with_tables(readme.read_text(encoding="utf8"), root))
