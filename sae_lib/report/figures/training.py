@@ -14,20 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from sae_lib.profiles.runs import FOLLOWED
-from sae_lib.report.figures.style import (
-    FULL_WIDTH,
-    GREY,
-    Row,
-    curve,
-    dot,
-    dot_panels,
-    legend,
-    log_ticks,
-    look,
-    name_rows,
-    panels,
-    say,
-)
+from sae_lib.report.figures import style
+from sae_lib.report.figures.style import FULL_WIDTH, GREY, Row, curve, look, panels, say
 from sae_lib.report.names import MECHANISMS, METRICS, NOT_MEASURABLE, method_name
 from sae_lib.report.results import DROPPED, by_method, drop_effect, main_effect, main_rows, means, rows_of, why_empty
 from sae_lib.report.statistics import Interval, t_interval
@@ -51,8 +39,8 @@ def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             curve(ax, over["step"], over["mean"], method, markevery=(0.1, 0.2), markersize=3.5)
             data.append(over.assign(quantity=column, method=method))
         ax.set(yscale="log", xlabel="optimiser step", ylabel=f"{label}\n(lower is better)")
-        log_ticks(ax.yaxis)
-    legend(fig, loc="outside right center", handlelength=3.2)
+        style.log_ticks(ax.yaxis)
+    style.legend(fig, loc="outside right center", handlelength=3.2)
     return fig, pd.concat(data, ignore_index=True)[["quantity", "method", "step", "mean", "min", "max", "count"]]
 
 
@@ -103,9 +91,9 @@ def _followed(
             data.append(part[["method", "seed", "step"]].assign(quantity=column, value=part[column]))
         if column == "unexplained":
             ax.set_yscale("log")
-            log_ticks(ax.yaxis)
+            style.log_ticks(ax.yaxis)
         ax.set(xlabel="optimiser step", ylabel=label)
-    legend(fig, ncols=3, handlelength=3.2)
+    style.legend(fig, ncols=3, handlelength=3.2)
     return fig, pd.concat(data, ignore_index=True)
 
 
@@ -115,7 +103,7 @@ def key_metrics(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     metrics = {"absorption_fraction": "absorption", "explained_variance": "reconstruction", "l0": "sparsity"}
     rows = [Row(part, place) for place, part in enumerate(methods.values())]
     empty = why_empty(evaluation, "absorption_fraction")
-    fig, _ = dot_panels(rows, [*map(method_name, methods)], metrics, absorption_fraction=empty)
+    fig, _ = style.dot_panels(rows, [*map(method_name, methods)], metrics, absorption_fraction=empty)
     return fig, means(pd.concat(methods.values()), ["method"], metrics)
 
 
@@ -164,9 +152,9 @@ def _effect_panels(
             interval = effect(rows, metric, name)
             data.append({"part": part, "name": name, "metric": metric, **interval._asdict()})
             if not lacking:
-                dot(ax, interval, place, look("standard"))
+                style.dot(ax, interval, place, look("standard"))
         ax.axvline(0, color=GREY, linewidth=0.6, zorder=0)
-        name_rows(ax, list(names.values()))
+        style.name_rows(ax, list(names.values()))
         ax.set_xlabel(f"Δ {short.get(metric, METRICS[metric].label)}{arrow[METRICS[metric].direction]}")
         ax.locator_params(axis="x", nbins=3)
         ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:.3g}".replace("-", "−")))

@@ -12,7 +12,7 @@ from sae_lib.metrics.registry import Column
 from sae_lib.report.names import MAIN_METHODS, METRICS, method_name
 from sae_lib.report.results import Results, main_rows
 from sae_lib.report.statistics import ROUNDING, Interval, difference, guarded
-from sae_lib.report.tables.rows import ARROW_NOTE, Table, left_out, not_measurable, table_of
+from sae_lib.report.tables.rows import ARROW_NOTE, Table, left_out, table_of
 
 UNTRAINED = "untrained"
 MARK = "‡"
@@ -104,7 +104,7 @@ def controls_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Ta
         "Which methods are no better than a control by a measure, at matched L0: the 95 % interval of the difference "
         "over seeds is not on the better side, or the gain is below a tenth of what the control leaves. "
         "A measure decides between methods only where the answer is none. The "
-        f"soft-frozen decoder is held against TopK alone. {ARROW_NOTE}.{left_out(not_measurable(evaluation, MEASURES))}"
+        f"soft-frozen decoder is held against TopK alone. {ARROW_NOTE}.{left_out(evaluation, MEASURES)}"
     )
     return Table(pd.DataFrame(lines), pd.DataFrame(data), caption)
 

@@ -12,17 +12,7 @@ from sae_lib.report.names import METRICS, method_name
 from sae_lib.report.results import by_method, main_rows, select, toy_rows
 from sae_lib.report.statistics import Interval, difference, seeds_of, t_interval
 from sae_lib.report.tables.controls import method_table
-from sae_lib.report.tables.rows import (
-    ARROW_NOTE,
-    Lines,
-    Table,
-    gap_cell,
-    intervals,
-    left_out,
-    not_measurable,
-    record,
-    seeds_note,
-)
+from sae_lib.report.tables.rows import ARROW_NOTE, Lines, Table, gap_cell, intervals, left_out, record, seeds_note
 from sae_lib.util.errors import ArtifactError
 
 COLUMNS = (
@@ -121,7 +111,7 @@ def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
     found = pd.DataFrame(data)
     met = {row: f"{part['met'].sum()} of {len(part)}" for row, part in found.groupby("row")}
     lines.append({"measure": "met", "best of the four": "–"} | met)
-    lacking, used = left_out(not_measurable(evaluation, ON_MODEL)), [toys, *(model[m] for m in ours if m in model)]
+    lacking, used = left_out(evaluation, ON_MODEL), [toys, *(model[m] for m in ours if m in model)]
     caption = (
         "Ideas against the best of Matryoshka-4, Tree-4, OrtSAE and LISTA-Matryoshka, measure by measure: its mean, "
         "then each idea's difference from it with the 95 % t interval over seeds. Met: absorption is lower (no higher, "

@@ -18,7 +18,7 @@ from sae_lib.report.tables.rows import (
     Table,
     gap_cell,
     left_out,
-    not_measurable,
+    measurable,
     range_cell,
     record,
     seeds_note,
@@ -136,8 +136,9 @@ def difference_table(evaluation: pd.DataFrame) -> Table:
     parts = main_rows(rows_of(evaluation, "main"))
     names = {method: method_name(method) for method in parts if method != BASELINE}
     shown, data = pd.DataFrame({"method": names.values()}), []
-    lacking = not_measurable(evaluation, DIFFERENCE_COLUMNS)
-    for column in (c for c in DIFFERENCE_COLUMNS if c in evaluation and BASELINE in parts and c not in lacking):
+    for column in measurable(evaluation, DIFFERENCE_COLUMNS if BASELINE in parts else ()):
+        if column not in evaluation:
+            continue
         standard = seeds_of(parts[BASELINE], column)
         gaps = [difference(seeds_of(parts[method], column), standard) for method in names]
         adjusted, cells = holm(map(p_value, gaps)), []
@@ -149,7 +150,7 @@ def difference_table(evaluation: pd.DataFrame) -> Table:
     caption = (
         f"Each method minus {method_name(BASELINE)} at matched L0, seed by seed: mean [95 % t interval over seeds]. * "
         f"p < 0.05, paired t test, after Holm's correction over the column. {ARROW_NOTE}. Where L0 differs too, part "
-        f"of a difference may be sparsity's. {seeds_note(parts.values())}{left_out(lacking)}"
+        f"of a difference may be sparsity's. {seeds_note(parts.values())}{left_out(evaluation, DIFFERENCE_COLUMNS)}"
     )
     return Table(shown, pd.DataFrame(data), caption)
 

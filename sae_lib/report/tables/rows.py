@@ -106,8 +106,8 @@ def table_of(
     not allow, and the rows' seeds."""
     named = {name: part for name, part in named.items() if len(part)}
     rows = pd.concat(named.values())
-    lacking = not_measurable(rows, columns)
-    columns = [column for column in columns if column not in lacking]
+    ending = f"{left_out(rows, columns, metrics)} {seeds_note(named.values())}"
+    columns = measurable(rows, columns)
     l0 = pd.Series({name: t_interval(seeds_of(part, "l0")).mean for name, part in named.items()})
     common = {MATCHED: l0.median(), VARIANTS: l0.iloc[0]}.get(note, math.nan)
     off = np.abs(np.log(l0 / common)) > math.log(MATCHED_L0)
@@ -120,17 +120,17 @@ def table_of(
         of = {column: effect(column) for column in columns if column not in COUNTS and not why_empty(rows, column)}
         lines.add({first: name, "seeds": str(max((each.n for each in of.values()), default=0))}, name, of, gap_cell)
     notes = ". ".join(filter(None, (caption, ARROW_NOTE, note)))
-    return lines.table(f"{notes}.{left_out(lacking, metrics)} {seeds_note(named.values())}")
+    return lines.table(f"{notes}.{ending}")
 
 
-def not_measurable(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
-    """Those of `columns` that the language model does not allow."""
-    return [column for column in columns if why_empty(rows, column) == NOT_MEASURABLE]
+def measurable(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
+    """Those of `columns` that the language model allows."""
+    return [column for column in columns if why_empty(rows, column) != NOT_MEASURABLE]
 
 
-def left_out(columns: Iterable[str], metrics: Mapping[str, Column] = METRICS) -> str:
+def left_out(rows: pd.DataFrame, columns: Iterable[str], metrics: Mapping[str, Column] = METRICS) -> str:
     """The end of a caption that says what the language model does not allow; empty without any."""
-    names = ", ".join(metrics[column].label for column in columns)
+    names = ", ".join(metrics[column].label for column in columns if column not in measurable(rows, columns))
     return f" {NOT_MEASURABLE.capitalize()}: {names}." if names else ""
 
 

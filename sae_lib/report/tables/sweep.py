@@ -26,7 +26,7 @@ from sae_lib.metrics.toy.methods import zero
 from sae_lib.report.names import BASELINE, MAIN_METHODS, METRICS, method_name
 from sae_lib.report.results import MATCHED_L0, by_method, rows_of
 from sae_lib.report.statistics import CONFIDENCE, Interval, difference, holm, p_value, seeds_of, t_interval, t_quantile
-from sae_lib.report.tables.rows import Table, left_out, not_measurable, range_cell
+from sae_lib.report.tables.rows import Table, left_out, measurable, range_cell
 
 # Tree SAE (arXiv 2605.07922), GPT-2 small, residual stream before block 5, 24,576 latents, 5 * 10^8 tokens.
 BY_L0: dict[str, dict[float, float]] = {
@@ -180,7 +180,7 @@ def sweep_table(evaluation: pd.DataFrame, compare_at: Sequence[float]) -> Table:
     seeds = {group: ", ".join(map(str, sorted({*part["seed"]}))) for group, part in counts.groupby("group")}
     levels = {"main": "of the main level", "sweep": "of the others"}
     caption += f" Seeds: {'; '.join(f'{seeds[group]} {what}' for group, what in levels.items() if group in seeds)}."
-    caption += left_out(not_measurable(evaluation, SWEEP_METRICS))
+    caption += left_out(evaluation, SWEEP_METRICS)
     return Table(pd.DataFrame(lines).fillna("–"), pd.DataFrame(data), caption)
 
 
@@ -196,11 +196,10 @@ def equal_ev_table(evaluation: pd.DataFrame) -> Table:
     """Every method where it explains equally much, the median of the methods at the main level: its L0 there, and its
     metrics at that L0, read off their curves. A method that absorbs little at matched L0 because it explains little has
     nowhere to hide here."""
-    lacking = not_measurable(evaluation, EQUAL_EV_METRICS)
     explained = curves(evaluation, "explained_variance")
     mains = [curve.main.mean for curve in explained.values() if curve.main]
     target = float(np.median(mains)) if mains else math.nan
-    of_metric = {m: curves(evaluation, m) for m in EQUAL_EV_METRICS if m in evaluation and m not in lacking}
+    of_metric = {m: curves(evaluation, m) for m in measurable(evaluation, EQUAL_EV_METRICS) if m in evaluation}
     lines, data = [], []
     for method, curve in explained.items():
         log_l0 = zero(*np.array([(level.log_l0, level.mean - target) for level in curve.levels]).T)
@@ -218,7 +217,7 @@ def equal_ev_table(evaluation: pd.DataFrame) -> Table:
         "each needs for it, and its metrics there, mean [95 % t interval over seeds]. – it does not reach it within "
         "its levels. ↑ higher is better, ↓ lower is better."
     )
-    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption + left_out(lacking))
+    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption + left_out(evaluation, EQUAL_EV_METRICS))
 
 
 def literature_table(evaluation: pd.DataFrame) -> Table:
@@ -247,4 +246,4 @@ def literature_table(evaluation: pd.DataFrame) -> Table:
         f"of two methods at one L0, {counts[1]} of one method at two L0. Another model, width and number of tokens: "
         "the order can agree, digits that agree are luck. – no level there. ↓ lower is better."
     )
-    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption + left_out(not_measurable(evaluation, [metric])))
+    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption + left_out(evaluation, [metric]))
