@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sae_lib.report.results import Results
+from sae_lib.profiles.profile import load_profile
+from sae_lib.report.results import KEYS, Results
 
+POCKET = load_profile("pocket")
+GEMMA = POCKET.model_copy(update={"model": POCKET.model.model_copy(update={"name": "google/gemma-2-2b"})})
 SEEDS = (42, 43, 44, 45, 46)
 SWEEP_SEEDS = (7, 8)
 LETTERS = "abcdefghijklmnopqrstuvw"
@@ -388,3 +393,17 @@ def results(seeds: tuple[int, ...] = SEEDS) -> Results:
         perturbation=perturbation(seeds), trajectory=trajectory(), endings=endings(seeds), masked=masked(table),
         interpretation=interpretation(seeds),
     )  # fmt: skip
+
+
+def shifted(results: Results, group: str, method: str, column: str, by: float) -> Results:
+    """`by` added to a column of the rows of a method in a group."""
+    rows = results.evaluation.copy()
+    rows.loc[(rows["group"] == group) & (rows["method"] == method), column] += by
+    return replace(results, evaluation=rows)
+
+
+def save(results: Results, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name in KEYS:
+        getattr(results, name).to_parquet(folder / f"{name}.parquet")
+    return folder

@@ -12,19 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sae_lib.profiles.profile import load_profile
 from sae_lib.report.claims import data_checks, ledger
 from sae_lib.report.claims.data_checks import KINDS
 from sae_lib.report.claims.file import Claim, load_claims
 from sae_lib.report.claims.ledger import evaluate_claims, verify, write_verdicts
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS
 from sae_lib.report.claims.verdicts import Verdict
-from sae_lib.report.results import KEYS, PAIR_METRICS, Results, select
+from sae_lib.report.results import PAIR_METRICS, Results, select
 from tests.report import synthetic
+from tests.report.synthetic import GEMMA, POCKET, save
 
 CLAIMS = {claim.id: claim for claim in load_claims()}
-POCKET = load_profile("pocket")
-GEMMA = POCKET.model_copy(update={"model": POCKET.model.model_copy(update={"name": "google/gemma-2-2b"})})
 Options = Mapping[str, Any]
 FAR = 50.0
 
@@ -79,12 +77,6 @@ def mutate_table(results: Results, table: str, options: Options, verdict: str) -
         inside = rows["experiment"] == "importance" if toy else rows["group"] == "atm_importance"
         chosen = inside & (rows["dropped"] == "contribution")
     return towards(results, table, chosen, options, verdict)
-
-
-def rare_silence(results: Results) -> Results:
-    rows = results.toy_summary.query("experiment == 'matched' and toy == 'pair' and method == 'standard'")
-    rare = rows.assign(experiment="rare", toy="rare", parent_silent_rate=1e-4 * (rows["seed"] - 44))
-    return replace(results, toy_summary=pd.concat([results.toy_summary, rare], ignore_index=True))
 
 
 def no_rare_absorption(results: Results, options: Options, verdict: str) -> Results:
@@ -171,9 +163,6 @@ def mutated(results: Results, claim: Claim, column: str, verdict: str) -> Result
     if column == "verdict":
         return as_published(results, claim, verdict)
     options = claim.data_check if column == "at_this_scale" else claim.toy_check
-    assert options is not None
-    if column == "ground_truth" and options.get("experiment") == "rare":
-        return rare_silence(results)
     if options["kind"] in OTHER:
         return OTHER[options["kind"]](results, options, verdict)
     return mutate_table(results, "evaluation" if column == "at_this_scale" else "toy_summary", options, verdict)
@@ -195,9 +184,7 @@ def results() -> Results:
 @pytest.fixture(scope="module")
 def committed(results: Results, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Results as files, and the verdicts on them at both models."""
-    folder = tmp_path_factory.mktemp("committed")
-    for name in KEYS:
-        getattr(results, name).to_parquet(folder / f"{name}.parquet")
+    folder = save(results, tmp_path_factory.mktemp("committed") / "results")
     verdicts = {}
     for name, profile in {"pocket": POCKET, "gemma": GEMMA}.items():
         evaluated = evaluate_claims(profile, results)

@@ -31,17 +31,16 @@ from sae_lib.report.claims.ledger import (
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS, overlap, quotient, rounding
 from sae_lib.report.claims.verdicts import VERDICTS, Comparison, decide
 from sae_lib.report.names import MECHANISMS
-from sae_lib.report.results import KEYS, Results, main_effect
+from sae_lib.report.results import Results, main_effect
 from sae_lib.report.statistics import difference, seeds_of, t_interval
 from sae_lib.report.tables import controls
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json, write_json
 from sae_lib.util.paths import OUTPUT_VARIABLE, Paths, verdicts_file
 from tests.report import synthetic
+from tests.report.synthetic import GEMMA, POCKET, save, shifted
 
 CLAIMS = load_claims()
-POCKET = load_profile("pocket")
-GEMMA = POCKET.model_copy(update={"model": POCKET.model.model_copy(update={"name": "google/gemma-2-2b"})})
 INCONSISTENT = {"T-02", "T-05", "T-06", "T-07", "T-12", "T-21"}
 SETTINGS = {"T-20", "T-29"}
 ON_GROUND_TRUTH = {"T-13", "T-14", "T-16", "T-17", "T-18", "T-19", "M-05", "M-06", "M-07", "M-08"}
@@ -67,13 +66,6 @@ def verdicts(results: Results, profile: Profile = POCKET) -> dict[str, dict[str,
 def answer(results: Results, name: str, profile: Profile = POCKET) -> dict[str, str]:
     """The ledger's row for one claim."""
     return evaluate_claims(profile, results, [claim for claim in CLAIMS if claim.id == name]).to_dict("records")[0]
-
-
-def save(results: Results, folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    for name in KEYS:
-        getattr(results, name).to_parquet(folder / f"{name}.parquet")
-    return folder
 
 
 def test_every_claim_of_the_papers_is_there_once() -> None:
@@ -179,12 +171,6 @@ def test_a_gemma_number_that_is_missed_and_reversed_is_contradicted(results: Res
     rows = results.evaluation.copy()
     rows.loc[(rows["group"] == "main") & (rows["method"] == "atm"), "absorption_fraction"] += 0.5
     assert answer(replace(results, evaluation=rows), "M-01", GEMMA)["verdict"] == "contradicted"
-
-
-def shifted(results: Results, group: str, method: str, column: str, by: float) -> Results:
-    rows = results.evaluation.copy()
-    rows.loc[(rows["group"] == group) & (rows["method"] == method), column] += by
-    return replace(results, evaluation=rows)
 
 
 def test_a_comparison_follows_the_data(results: Results) -> None:

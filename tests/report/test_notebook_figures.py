@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sae_lib.report.figures.explaining import density_figure, mechanism_figure, probe_figure
 from tests.report import synthetic
-
-
-@pytest.fixture(autouse=True)
-def close() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def heights(fig: Figure) -> list[float]:

@@ -21,14 +21,14 @@ from sae_lib.report.figures.style import save_figure
 from sae_lib.report.figures.write import FIGURES
 from sae_lib.report.paper.build import OTHERS, PROSE, as_shown, build_paper, named
 from sae_lib.report.paper.facts import PROVENANCE_FILE, facts, filled, made_from, real_facts
-from sae_lib.report.results import KEYS, Results
+from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_json
 from sae_lib.util.paths import COMMITTED, ROOT
 from tests.report import synthetic
+from tests.report.synthetic import POCKET, save, shifted
 
-POCKET = load_profile("pocket")
 ENTRIES = load_claims()
 SOURCE = PROSE.read_text(encoding="utf8")
 BEGIN = f"({'|'.join(OTHERS)})_"  # of a figure or table from another profile's committed results
@@ -59,10 +59,7 @@ def evaluated(results: Results) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def folder(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A figures folder with the results and one figure of those that the paper shows."""
-    folder = tmp_path_factory.mktemp("figures")
-    (folder / "results").mkdir()
-    for name in KEYS:
-        getattr(results, name).to_parquet(folder / "results" / f"{name}.parquet")
+    folder = save(results, tmp_path_factory.mktemp("figures") / "results").parent
     fig, ax = plt.subplots(figsize=(2, 1))
     ax.plot([0, 1])
     save_figure(fig, "pareto", pd.DataFrame({"x": [0]}), folder)
@@ -79,12 +76,6 @@ def prose(results: Results, evaluated: pd.DataFrame) -> str:
     real = (load_profile("smollm2"), results)  # the same results, said of either model
     text = filled(SOURCE, facts(POCKET, results, evaluated, ENTRIES, real))
     return re.sub(r"\s+", " ", text.replace("\\", ""))
-
-
-def shifted(results: Results, group: str, method: str, column: str, by: float) -> Results:
-    rows = results.evaluation.copy()
-    rows.loc[(rows["group"] == group) & (rows["method"] == method), column] += by
-    return replace(results, evaluation=rows)
 
 
 def test_no_number_of_the_prose_is_typed() -> None:
@@ -246,11 +237,23 @@ def test_planted_absorption_that_the_prose_names() -> None:
     assert {*named["matryoshka_4"].values()} == {"not computed"}
 
 
-def test_what_probes_lose_as_the_prose_names_it() -> None:
-    named = real_facts(load_profile("pocket"), synthetic.results())["perturbation"]
-    assert named["untrained"] == {"tpp": "0.00", "tpp_most": "0.10", "scr": "0.10", "scr_most": "0.10"}
-    assert named["topk"]["tpp"] == "0.01" and named["topk"]["tpp_most"] == "0.30"
-    assert {*named["permuted"].values()} == {"not computed"}
+def test_what_single_tables_have_as_the_prose_names_it() -> None:
+    named = real_facts(load_profile("pocket"), synthetic.results())
+    ten, most = named["perturbation"]["ten"], named["perturbation"]["most"]
+    assert [ten["untrained"][m].mean for m in ("tpp", "scr")] == ["0.00", "0.10"] and ten["topk"]["tpp"].mean == "0.01"
+    assert [most["untrained"][m].mean for m in ("tpp", "scr")] == ["0.10", "0.10"] and most["topk"][
+        "tpp"
+    ].mean == "0.30"
+    found, absorbed = named["carriers"]["found"], named["carriers"]["absorbed"]
+    assert (found["topk"]["named"].mean, found["topk"]["carried"].percent) == ("0.90", "95 %")
+    assert named["circuits"]["topk"]["faithful"].percent == "9 %"
+    assert named["endings"]["topk"]["absorption_full"].mean == "0.200"
+    for missing in (
+        ten["permuted"]["tpp"],
+        absorbed["untrained"]["named"],
+        named["endings"]["tied"]["absorption_full"],
+    ):
+        assert missing.mean == missing.percent == "not computed"
 
 
 def test_the_field_as_the_prose_names_it() -> None:
@@ -258,15 +261,7 @@ def test_the_field_as_the_prose_names_it() -> None:
     named = facts(profile, results, evaluate_claims(profile, results), load_claims(), of_field=results)
     assert named["bar"] == {"ideas": "1", "better": "none", "most": "2", "measures": "11"}
     assert named["hidden"]["share"] == "10 %" and named["hidden"]["most"]["absorption_full"].known
-    assert named["real"]["circuits"]["topk"] == "9 %" and named["real"]["circuits"]["permuted"] == "not computed"
     assert named["real"]["along"]["topk"] == {"half": "0.08", "end": "0.18"}
     assert named["real"]["along"]["jumprelu"]["end"] == "not computed"
-    assert named["real"]["endings"]["topk"] == "0.200" and named["real"]["endings"]["tied"] == "not computed"
     bare = facts(profile, results, evaluate_claims(profile, results), load_claims())
     assert {*bare["bar"].values(), bare["hidden"]["share"], str(bare["hidden"]["most"]["l0"])} == {"not computed"}
-
-
-def test_what_latents_carry_as_the_prose_names_it() -> None:
-    named = real_facts(load_profile("pocket"), synthetic.results())["carriers"]
-    assert named["topk"]["found"] == {"named": "0.90", "carried": "95 %"}
-    assert named["untrained"]["absorbed"] == {"named": "not computed", "carried": "not computed"}

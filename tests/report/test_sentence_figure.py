@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -26,4 +25,3 @@ def test_figure_and_its_numbers():
     titles = [ax.get_title() for ax in fig.axes if ax.get_title()]
     assert titles == ["Standard", "TopK"]
     assert [label.get_text() for label in fig.axes[0].get_xticklabels()] == ["a", " b", "c"]
-    plt.close(fig)

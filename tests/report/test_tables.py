@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -248,62 +249,47 @@ def test_ground_truth_stands_beside_what_was_published() -> None:
     assert not make_tables(results, profile, ["table_ground_truth", "table_ideas"]), "only where a profile asks for it"
 
 
-def test_what_latents_carry_stands_beside_what_others_do() -> None:
-    table = make_tables(synthetic.results(), load_profile("pocket"), ["table_carriers"])["table_carriers"]
-    shown = table.shown.set_index(["method", "latents"])
-    assert shown.loc[("TopK", "absorbed"), "logit lost: these latents –"] == "0.300 ± 0.016"
-    assert shown.loc[("TopK", "found"), "carried –"] == "0.95 ± 0.00"
-    with pytest.raises(ArtifactError, match="carriers: no rows"):
-        Results().into(TABLES["table_carriers"], load_profile("pocket"))
+@pytest.mark.parametrize(
+    ("table", "index", "row", "column", "value"),
+    [
+        ("carriers", ["method", "latents"], ("TopK", "absorbed"), "logit lost: these latents –", "0.300 ± 0.016"),
+        ("carriers", ["method", "latents"], ("TopK", "found"), "carried –", "0.95 ± 0.00"),
+        ("perturbation", "method", "TopK", "TPP, N = 500 ↑", "0.300 ± 0.002"),
+        ("perturbation", "method", "Untrained", "SCR, N = 2 ↑", "0.100 ± 0.000"),
+        ("layer_groups", "layer", "1", "group", "0-1"),
+        ("layer_groups", "layer", "1", "the group's: explained variance ↑", "0.850 ± 0.002"),
+        ("layer_groups", "layer", "0", "difference", "-0.050 [-0.050, -0.050]"),
+        ("layer_groups", "layer", "2", "difference", "–"),
+        ("endings", "method", "TopK", "endings, full ↓", "0.200 ± 0.016"),
+        ("endings", "method", "TopK", "shuffled endings –", "0.500 ± 0.000"),
+        ("interpretation", "method", "TopK", "surprisal, AUC ↑", "0.700 ± 0.016"),
+        ("interpretation", "method", "Untrained", "surprisal, AUC ↑", "0.600 ± 0.016"),
+    ],
+)
+def test_what_a_study_asks_beside_the_scores(table: str, index: Any, row: Any, column: str, value: str) -> None:
+    shown = synthetic.results().into(TABLES[f"table_{table}"], load_profile("pocket")).shown
+    assert shown.set_index(index).loc[row, column] == value
 
 
-def test_what_probes_lose_stands_beside_untrained_saes() -> None:
-    table = make_tables(synthetic.results(), load_profile("pocket"), ["table_perturbation"])["table_perturbation"]
-    shown = table.shown.set_index("method")
-    assert (
-        shown.loc["TopK", "TPP, N = 500 ↑"] == "0.300 ± 0.002"
-        and shown.loc["Untrained", "SCR, N = 2 ↑"] == "0.100 ± 0.000"
-    )
-    with pytest.raises(ArtifactError, match="perturbation: no rows"):
-        Results().into(TABLES["table_perturbation"], load_profile("pocket"))
-
-
-def test_what_it_costs_that_layers_share_an_sae() -> None:
-    table = make_tables(synthetic.results(), load_profile("pocket"), ["table_layer_groups"])["table_layer_groups"]
-    shown = table.shown.set_index("layer")
-    assert shown.loc["1", "group"] == "0-1" and shown.loc["1", "the group's: explained variance ↑"] == "0.850 ± 0.002"
-    assert shown.loc["0", "difference"].startswith("-0.050") and shown.loc["2", "difference"] == "–"
-    with pytest.raises(ArtifactError, match="layer_groups: no rows"):
-        Results().into(TABLES["table_layer_groups"], load_profile("pocket"))
+@pytest.mark.parametrize("table", ["carriers", "perturbation", "layer_groups", "endings", "interpretation", "masked"])
+def test_what_a_study_did_not_ask_has_no_table(table: str) -> None:
+    with pytest.raises(ArtifactError, match=f"{table}: no rows"):
+        Results().into(TABLES[f"table_{table}"], load_profile("pocket"))
 
 
 def test_endings_stand_beside_first_letters() -> None:
     results = synthetic.results()
-    table = make_tables(results, load_profile("pocket"), ["table_endings"])["table_endings"]
-    shown = table.shown.set_index("method").loc["TopK"]
-    assert shown["endings, full ↓"] == "0.200 ± 0.016" and shown["shuffled endings –"] == "0.500 ± 0.000"
+    table = results.into(TABLES["table_endings"], load_profile("pocket"))
     topk = results.evaluation.query("group == 'main' and method == 'topk'")["absorption_full"]
-    assert shown["first letters, full ↓"] == f"{topk.mean():.3f} ± {topk.std():.3f}"
-    assert "-ing (40), -ed (40)" in table.caption
-    with pytest.raises(ArtifactError, match="endings: no rows"):
-        Results().into(TABLES["table_endings"], load_profile("pocket"))
-
-
-def test_interpretation_stands_beside_what_was_never_trained() -> None:
-    table = make_tables(synthetic.results(), load_profile("pocket"), ["table_interpretation"])["table_interpretation"]
-    shown = table.shown.set_index("method")["surprisal, AUC ↑"]
-    assert shown["TopK"] == "0.700 ± 0.016" and shown["Untrained"] == "0.600 ± 0.016"
-    with pytest.raises(ArtifactError, match="interpretation: no rows"):
-        Results().into(TABLES["table_interpretation"], load_profile("pocket"))
+    shown = table.shown.set_index("method").loc["TopK", "first letters, full ↓"]
+    assert shown == f"{topk.mean():.3f} ± {topk.std():.3f}" and "-ing (40), -ed (40)" in table.caption
 
 
 def test_hidden_tokens_stand_by_their_share() -> None:
-    table = make_tables(synthetic.results(), load_profile("pocket"), ["table_masked"])["table_masked"]
+    table = synthetic.results().into(TABLES["table_masked"], load_profile("pocket"))
     assert list(table.shown["share hidden"]) == ["0", "0.1"] and "Matryoshka (4 levels)" in table.caption
     full = table.data[table.data["metric"] == "absorption_full"].set_index("row")["mean"]
     assert full["0.1"] == pytest.approx(full["0"] - 0.01)
-    with pytest.raises(ArtifactError, match="masked: no rows"):
-        Results().into(TABLES["table_masked"], load_profile("pocket"))
 
 
 def test_labels_are_for_reading_alone(evaluation: pd.DataFrame) -> None:

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -41,12 +39,6 @@ def summary() -> pd.DataFrame:
         made += rows("importance", method="atm", importance=importance, dropped=dropped)
     made += rows("importance", method="dropout", importance="uniform")
     return pd.DataFrame(made)
-
-
-@pytest.fixture(autouse=True)
-def _close() -> Iterator[None]:
-    yield
-    plt.close("all")
 
 
 def test_matched(summary: pd.DataFrame):
