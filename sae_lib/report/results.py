@@ -187,6 +187,6 @@ def main_effect(rows: pd.DataFrame, column: str, factor: str) -> Interval:
     return t_interval(cells.loc[:, on].mean(axis=1) - cells.loc[:, ~on].mean(axis=1))
 
 
-def without_mechanisms(factorial: pd.DataFrame) -> pd.DataFrame:
+def bare(factorial: pd.DataFrame) -> pd.DataFrame:
     """The rows of the factorial's cell in which all of `MECHANISMS` are off."""
     return factorial[~factorial.reindex(columns=[*MECHANISMS]).astype(bool).any(axis=1)]

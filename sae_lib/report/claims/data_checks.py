@@ -21,16 +21,7 @@ from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
 from sae_lib.profiles.runs import VARIED, WARM_UP
 from sae_lib.report.claims.verdicts import Comparison, Outcome, Verdict, decide, united
 from sae_lib.report.names import MAIN_METHODS, MECHANISMS, METRICS, NOT_MEASURABLE, method_name
-from sae_lib.report.results import (
-    Results,
-    drop_effect,
-    l0_is_matched,
-    main_effect,
-    select,
-    toy_rows,
-    why_empty,
-    without_mechanisms,
-)
+from sae_lib.report.results import Results, bare, drop_effect, l0_is_matched, main_effect, select, toy_rows, why_empty
 from sae_lib.report.statistics import ROUNDING, Interval, difference, seeds_of, t_interval
 from sae_lib.report.tables.controls import no_better
 
@@ -74,16 +65,15 @@ class Scale:
 
     def __init__(self, results: Results, options: Options, toy: str = "", rows: pd.DataFrame | None = None) -> None:
         self.results, self.toy, self.rows, self.group = results, toy, rows, options.get("group", "main")
-        self.factorial, self.importance = (
-            results.evaluation[results.evaluation["group"] == group] for group in ("factorial", "atm_importance")
-        )
+        groups = results.evaluation["group"]
+        self.factorial, self.importance = (results.evaluation[groups == g] for g in ("factorial", "atm_importance"))
         if rows is not None:
             self.factorial, self.importance = toy_rows(results.toy_summary, "factorial", toy), rows
         self.place = f"{toy}, " if toy else ""  # what the name of a comparison begins with
 
     def seeds(self, method: str, metric: str) -> pd.Series:
         if method == RECIPE:
-            return seeds_of(without_mechanisms(self.factorial), metric)
+            return seeds_of(bare(self.factorial), metric)
         if self.rows is not None:
             return seeds_of(self.rows[self.rows["method"] == method], metric)
         return self.results.seeds(self.group, method, metric)
@@ -180,7 +170,7 @@ def effects(scale: Scale, options: Options) -> Found:
     """Main effects of mechanisms in the 2x2x2 factorial."""
     comparisons, rows = [], scale.factorial
     for want in options["wants"]:
-        metric, bare = want["metric"], scale.mean(RECIPE, want["metric"])
+        metric, none = want["metric"], scale.mean(RECIPE, want["metric"])
         why = at_the_end(want, [seeds_of(rows, metric)]) or scale.untestable(metric)
         for factor in options["factors"]:
             name, effect = (
@@ -188,7 +178,7 @@ def effects(scale: Scale, options: Options) -> Found:
                 main_effect(rows, metric, factor),
             )
             # Four cells minus four.
-            comparisons.append(scale.compare(name, effect, want, of=1 / 2, other=bare, why=why))
+            comparisons.append(scale.compare(name, effect, want, of=1 / 2, other=none, why=why))
     return Found(comparisons, scale.on_l0(main_effect(rows, "l0", factor) for factor in options["factors"]))
 
 
@@ -262,8 +252,8 @@ def fluctuation(scale: Scale, options: Options) -> Outcome:
     is compared is the ratio of two, in logarithms; `effect` is a ratio too."""
 
     def of(method: str) -> pd.Series:
-        rows, bare = scale.results.history, without_mechanisms(scale.factorial)["run"]
-        rows = rows[rows["run"].isin(bare)] if method == RECIPE else select(rows, "main", method)
+        rows, recipe = scale.results.history, bare(scale.factorial)["run"]
+        rows = rows[rows["run"].isin(recipe)] if method == RECIPE else select(rows, "main", method)
         if "reconstruction" not in rows:
             return pd.Series(dtype=float)
         rows = rows[rows["reconstruction"] > 0].sort_values("step", kind="stable")

@@ -27,7 +27,7 @@ from sae_lib.profiles.runs import ALONE, FAIR, PLANTED
 from sae_lib.report.claims.file import Claim
 from sae_lib.report.claims.ledger import PAPERS_MODEL, findings
 from sae_lib.report.names import MAIN_METHODS, MECHANISMS, METHODS, METRICS, TOY_METHODS
-from sae_lib.report.results import Results, drop_effect, main_effect, select, toy_rows, without_mechanisms
+from sae_lib.report.results import Results, bare, drop_effect, main_effect, select, toy_rows
 from sae_lib.report.statistics import Interval, difference, seeds_of, t_interval
 from sae_lib.report.tables.ablations import PAPER_RUNS
 from sae_lib.report.tables.controls import MEASURES, UNTRAINED, above, group_of, no_better
@@ -170,7 +170,6 @@ def facts(
     model's profile with its results, this one's if not given; `of_field` the results of `make field`."""
     group, evaluation = partial(_group, results), results.evaluation
     factorial, parts = (evaluation[evaluation["group"] == name] for name in ("factorial", "atm_importance"))
-    bare = without_mechanisms(factorial)
     published = {claim.id: {number.name: number.value for number in claim.published} for claim in entries}
     answered, counted = evaluated.set_index("id"), findings(evaluated)
     known = [m for m in MEASURES if any(above(results, m, method, UNTRAINED).n > 1 for method in MAIN_METHODS)]
@@ -189,7 +188,7 @@ def facts(
         "toy_count": len(results.toy_summary),
         "as_written": group("as_written", METHODS),
         "sequence": group("sequence", PAPER_RUNS),
-        "bare": Rows(lambda metric: seeds_of(bare, metric)),
+        "bare": Rows(lambda metric: seeds_of(bare(factorial), metric)),
         "effect": _by(MECHANISMS, lambda name, metric: main_effect(factorial, metric, name)),
         "fair": group("atm_fair", FAIR),
         "chosen": _chosen(evaluation),
