@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -69,9 +69,9 @@ class Claim(Strict):
 
     @model_validator(mode="after")
     def _decidable(self) -> Claim:
-        checks = {"data_check": (self.data_check, {**KINDS, **SINGLE}), "toy_check": (self.toy_check, KINDS)}
-        named: list[tuple[str, str, Collection[str]]] = [("shown", stem, {**FIGURES, **TABLES}) for stem in self.shown]
-        named += [("paper_check", self.paper_check, PAPER_CHECKS)] if self.paper_check else []
+        checks = {"data_check": (self.data_check, [*KINDS, *SINGLE]), "toy_check": (self.toy_check, [*KINDS])}
+        named = [("shown", stem, [*FIGURES, *TABLES]) for stem in self.shown]
+        named += [("paper_check", self.paper_check, [*PAPER_CHECKS])] if self.paper_check else []
         named += [(f"{name}.kind", check.get("kind", ""), known) for name, (check, known) in checks.items() if check]
         for name, value, known in named:
             if value not in known:

@@ -62,8 +62,8 @@ def probe_figure(probe: pd.DataFrame, least_f1: float) -> tuple[Figure, pd.DataF
     counted = probe["probe_f1"] > least_f1
     ax.bar(probe["letter"], probe["probe_f1"], color=np.where(counted, look("standard").color, GREY))
     ax.axhline(least_f1, color="black", linewidth=0.8, linestyle="--")
-    where = {"xycoords": ("axes fraction", "data"), "va": "center"}
-    ax.annotate(f"evaluated\nabove {least_f1:g}", (1.01, least_f1), fontsize=7, **where)
+    text, place = f"evaluated\nabove {least_f1:g}", ("axes fraction", "data")
+    ax.annotate(text, (1.01, least_f1), xycoords=place, va="center", fontsize=7)
     ax.set(xlabel="first letter", ylabel="probe F1 on test words\n(higher is better)", ylim=(0, 1.02))
     ax.margins(x=0.01)
     return fig, probe

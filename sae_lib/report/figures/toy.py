@@ -3,6 +3,8 @@ are seeds, markers their mean, bars its 95 % t interval."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -85,9 +87,9 @@ def toy_rho_figure(toy_summary: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             style, note = (Look(GREY, "o", ":"), ", as published") if label == "published" else (look(method), "")
             # one seed gives no interval
             bars = np.nan_to_num(np.array([part["mean"] - part["low"], part["high"] - part["mean"]], dtype=float))
-            drawn = {"color": style.color, "marker": style.marker, "linestyle": style.line, "markersize": 4}
-            drawn |= {"elinewidth": 0.8, "linewidth": 1.0, "label": method_name(method) + note}
-            ax.errorbar(at, part["mean"], yerr=bars, **drawn)
+            line: dict[str, Any] = {"color": style.color, "marker": style.marker, "linestyle": style.line}
+            line |= {"markersize": 4, "elinewidth": 0.8, "linewidth": 1.0, "label": method_name(method) + note}
+            ax.errorbar(at, part["mean"], yerr=bars, **line)
         if metric == "l0":
             ax.axhline(rows["true_l0"].mean(), zorder=0, **TRUE)
         ax.set_xticks(range(len(rhos)), [f"{rho:g}" for rho in rhos])

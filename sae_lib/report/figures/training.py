@@ -121,7 +121,8 @@ def ablation_effects(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         f"(c) ATM over c and r, mean of {seeds} seed{'s' * (seeds != 1)}",
     )
     fig = plt.figure(figsize=(FULL_WIDTH, 5.4))
-    upper, middle, lower = (fig.add_subfigure(place) for place in fig.add_gridspec(3, 1, height_ratios=[1, 1, 1.3]))
+    grid_of = fig.add_gridspec(3, 1, height_ratios=[1, 1, 1.3])
+    upper, middle, lower = (fig.add_subfigure(grid_of[at]) for at in range(3))
     for part, title in zip((upper, middle, lower), titles, strict=True):
         part.suptitle(title, x=0.01, ha="left", fontsize=8)
     data = _effect_panels(upper, "mechanism", factorial, MECHANISMS, main_effect)
