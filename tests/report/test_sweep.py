@@ -11,7 +11,15 @@ from scipy import stats
 
 from sae_lib.report.results import l0_is_matched
 from sae_lib.report.statistics import holm, p_value, pair_values, t_interval
-from sae_lib.report.tables.sweep import BY_L0, Curve, equal_ev_table, gap_between, literature_table, sweep_table
+from sae_lib.report.tables.sweep import (
+    BY_L0,
+    NOWHERE,
+    Curve,
+    equal_ev_table,
+    gap_between,
+    literature_table,
+    sweep_table,
+)
 from tests.report import synthetic
 
 
@@ -37,7 +45,6 @@ TWO = rows("topk", ("k=10", 10.0, [0.9, 1.1]), ("k=100", 100.0, [2.8, 3.2]))
 def test_between_two_levels_by_hand() -> None:
     """At L0 10^1.25, a quarter of the way in log L0."""
     estimate = Curve.of(TWO, "y").at(10**1.25)
-    assert estimate is not None
     sd = math.sqrt((0.02 + 0.08) / 2)
     error = sd * math.sqrt(0.75**2 / 2 + 0.25**2 / 2)
     half = stats.t.ppf(0.975, 2) * error
@@ -48,9 +55,9 @@ def test_between_two_levels_by_hand() -> None:
 
 def test_nothing_is_read_off_beyond_the_levels() -> None:
     curve = Curve.of(TWO, "y")
-    assert curve.at(9.0) is None and curve.at(110.0) is None and Curve.of(TWO.iloc[:0], "y").at(10.0) is None
+    assert curve.at(9.0) is curve.at(110.0) is Curve.of(TWO.iloc[:0], "y").at(10.0) is NOWHERE
     at_the_end = curve.at(101.0)
-    assert at_the_end is not None and at_the_end.interval.mean == pytest.approx(3.0)
+    assert at_the_end.interval.mean == pytest.approx(3.0)
 
 
 def test_near_the_main_level_its_seeds_speak() -> None:
@@ -58,11 +65,10 @@ def test_near_the_main_level_its_seeds_speak() -> None:
     own = [2.9, 3.0, 3.1, 3.05, 2.95]
     curve = Curve.of(rows("topk", ("k=10", 10.0, [0.9, 1.1]), ("main", 100.0, own)), "y")
     estimate = curve.at(90.0)
-    assert estimate is not None
     moved = [value + 2 * math.log10(0.9) for value in own]
     assert estimate.interval == pytest.approx(t_interval(moved))
     far = curve.at(70.0)
-    assert far is not None and far.own.empty and far.df == 1 + 4
+    assert far.own.empty and far.df == 1 + 4
 
 
 def test_levels_at_one_place_are_one() -> None:
@@ -77,7 +83,6 @@ def test_differences_are_paired_where_both_have_seeds_and_welchs_elsewhere() -> 
     first, second = [1.0, 1.2, 0.9], [0.5, 0.9, 0.6]
     curves = [Curve.of(rows("m", ("main", 40.0, values)), "y") for values in (first, second)]
     a, b = (curve.at(40.0) for curve in curves)
-    assert a is not None and b is not None
     test = stats.ttest_rel(first, second)
     gap, p = gap_between(a, b)
     assert [gap.mean, p] == pytest.approx([1.1 / 3, test.pvalue])
@@ -86,7 +91,6 @@ def test_differences_are_paired_where_both_have_seeds_and_welchs_elsewhere() -> 
     # One sweep level each: no other level to pool with, so SciPy's Welch test of the same numbers.
     sweeps = [Curve.of(rows("m", ("k=40", 40.0, values)), "y") for values in ([1.0, 1.2, 0.9], [0.5, 0.9])]
     a, b = (curve.at(40.0) for curve in sweeps)
-    assert a is not None and b is not None
     welch = stats.ttest_ind([1.0, 1.2, 0.9], [0.5, 0.9], equal_var=False)
     gap, p = gap_between(a, b)
     assert p == pytest.approx(welch.pvalue)
@@ -96,7 +100,7 @@ def test_differences_are_paired_where_both_have_seeds_and_welchs_elsewhere() -> 
 def test_one_seed_a_level_gives_values_without_intervals() -> None:
     single = Curve.of(rows("m", ("k=10", 10.0, [1.0]), ("k=40", 40.0, [2.0])), "y")
     estimate = single.at(20.0)
-    assert estimate is not None and estimate.interval.mean == pytest.approx(1.5)
+    assert estimate.interval.mean == pytest.approx(1.5)
     assert math.isnan(estimate.interval.low) and math.isnan(gap_between(estimate, estimate)[1])
 
 

@@ -64,10 +64,13 @@ class Estimate(NamedTuple):
     own: pd.Series = pd.Series(dtype=float)
 
 
+NOWHERE = Estimate(t_interval([]), math.nan, math.nan)
+
+
 class Curve(NamedTuple):
     """One method's metric over log L0: levels in order of L0."""
 
-    levels: tuple[Level, ...]
+    levels: tuple[Level, ...] = ()
 
     @classmethod
     def of(cls, rows: pd.DataFrame, metric: str) -> Curve:
@@ -95,16 +98,16 @@ class Curve(NamedTuple):
 
     def near(self, l0: float) -> Interval:
         """The value at `l0`, or at a level within `NEAR` of it."""
-        if estimate := self.at(l0):
-            return estimate.interval
+        if (found := self.at(l0).interval).n:
+            return found
         levels = [level for level in self.levels if abs(level.log_l0 - math.log(l0)) <= math.log(NEAR)]
         return self.at_level(levels[0]) if levels else t_interval([])
 
-    def at(self, l0: float) -> Estimate | None:
-        """The value at `l0`; None beyond the levels."""
+    def at(self, l0: float) -> Estimate:
+        """The value at `l0`; of no seeds beyond the levels."""
         places, x = [level.log_l0 for level in self.levels], math.log(l0)
         if not places or not places[0] - math.log(END) <= x <= places[-1] + math.log(END):
-            return None
+            return NOWHERE
         value = float(np.interp(x, places, [level.mean for level in self.levels]))
         if self.main and abs(x - self.main.log_l0) <= math.log(MATCHED_L0) and len(self.main.values) > 1:
             own = self.main.values + (value - self.main.mean)
@@ -158,9 +161,11 @@ def sweep_table(evaluation: pd.DataFrame, compare_at: Sequence[float]) -> Table:
     for metric in (metric for metric in SWEEP_METRICS if metric in evaluation):
         of_method, column = curves(evaluation, metric), METRICS[metric]
         places = [(l0, method) for l0 in compare_at for method in of_method]
-        found = [_read_off(of_method, l0, method) for l0, method in places]
-        adjusted = holm(p for *_, p in found)
-        for (l0, method), (interval, gap, p), p_holm in zip(places, found, adjusted, strict=True):
+        values = {(l0, method): of_method[method].at(l0) for l0, method in places}
+        plain = {l0: values.get((l0, BASELINE), NOWHERE) for l0 in compare_at}
+        gaps = [gap_between(values[l0, m], plain[l0] if m != BASELINE else NOWHERE) for l0, m in places]
+        for (l0, method), (gap, p), p_holm in zip(places, gaps, holm(p for _, p in gaps), strict=True):
+            interval = values[l0, method].interval
             star = " *" if p_holm < 1 - CONFIDENCE else ""
             shown[l0, method][column.header] = range_cell(interval, column.decimals) + star
             row = {"row": method_name(method), "l0": l0, "metric": metric, "better": column.direction}
@@ -184,14 +189,6 @@ def sweep_table(evaluation: pd.DataFrame, compare_at: Sequence[float]) -> Table:
     return Table(pd.DataFrame(lines).fillna("–"), pd.DataFrame(data), caption)
 
 
-def _read_off(of_method: dict[str, Curve], l0: float, method: str) -> tuple[Interval, Interval, float]:
-    """A method's value at an L0, its difference from the baseline's and the p of that."""
-    estimate = of_method[method].at(l0)
-    reference = of_method[BASELINE].at(l0) if BASELINE in of_method and method != BASELINE else None
-    gap = gap_between(estimate, reference) if estimate and reference else (t_interval([]), math.nan)
-    return estimate.interval if estimate else t_interval([]), *gap
-
-
 def equal_ev_table(evaluation: pd.DataFrame) -> Table:
     """Every method where it explains equally much, the median of the methods at the main level: its L0 there, and its
     metrics at that L0, read off their curves. A method that absorbs little at matched L0 because it explains little has
@@ -206,8 +203,7 @@ def equal_ev_table(evaluation: pd.DataFrame) -> Table:
         l0, name = math.nan if log_l0 is None else math.exp(log_l0), method_name(method)
         line = {"method": name, METRICS["l0"].header: "–" if log_l0 is None else f"{l0:.1f}"}
         for metric, of_method in of_metric.items():
-            estimate = of_method[method].at(l0) if method in of_method and log_l0 is not None else None
-            found = estimate.interval if estimate else t_interval([])
+            found = of_method.get(method, Curve()).at(l0).interval
             line[METRICS[metric].header] = range_cell(found, METRICS[metric].decimals)
             keys = {"row": name, "explained_variance": target, "l0": l0, "metric": metric}
             data.append(keys | found._asdict())
@@ -229,7 +225,7 @@ def literature_table(evaluation: pd.DataFrame) -> Table:
     theirs = {(method, l0): value for method, of_l0 in BY_L0.items() for l0, value in of_l0.items()}
     ours: dict[tuple[str, float], float] = {}
     for (method, l0), value in theirs.items():
-        found = of_method[method].near(l0) if method in of_method else t_interval([])
+        found = of_method.get(method, Curve()).near(l0)
         if found.n:
             ours[method, l0] = found.mean
         line = {"method": method_name(method), "L0": f"{l0:g}", "GPT-2 small (Tree SAE's table)": f"{value:.3f}"}
