@@ -93,9 +93,6 @@ class Results:
         return seeds_of(select(self.evaluation, group, method), metric)
 
 
-KEYS: dict[str, tuple[str, ...]] = {each.name: each.metadata["keys"] for each in fields(Results)}
-
-
 def _read(path: Path, keys: tuple[str, ...]) -> pd.DataFrame:
     try:
         table = pd.read_parquet(path)

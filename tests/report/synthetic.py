@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sae_lib.profiles.profile import load_profile
-from sae_lib.report.results import KEYS, Results
+from sae_lib.report.results import Results
 
 POCKET = load_profile("pocket")
 GEMMA = POCKET.model_copy(update={"model": POCKET.model.model_copy(update={"name": "google/gemma-2-2b"})})
@@ -404,6 +404,6 @@ def shifted(results: Results, group: str, method: str, column: str, by: float) -
 
 def save(results: Results, folder: Path) -> Path:
     folder.mkdir(parents=True)
-    for name in KEYS:
-        getattr(results, name).to_parquet(folder / f"{name}.parquet")
+    for name, table in vars(results).items():
+        table.to_parquet(folder / f"{name}.parquet")
     return folder

@@ -32,7 +32,7 @@ from sae_lib.report.claims.paper_checks import PAPER_CHECKS, overlap, quotient, 
 from sae_lib.report.claims.verdicts import VERDICTS, Comparison, decide
 from sae_lib.report.names import MECHANISMS
 from sae_lib.report.results import Results, main_effect
-from sae_lib.report.statistics import difference, seeds_of, t_interval
+from sae_lib.report.statistics import difference, p_value, seeds_of, t_interval
 from sae_lib.report.tables import controls
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json, write_json
@@ -310,7 +310,7 @@ def test_a_reversal_among_many_comparisons_survives_holm() -> None:
     down = t_interval([-wanted - 1, -wanted, -wanted + 1])
     up = t_interval([1.0, 1.1, 0.9])
     reversed_ = Comparison("x", down, "higher")
-    assert reversed_.p == pytest.approx(0.03) and reversed_.reversed
+    assert p_value(reversed_.side) == pytest.approx(0.03)
     assert decide([reversed_]).verdict == "contradicted"
     others = [Comparison("y", t_interval([-9.0, 0.0, 10.0]), "higher"), Comparison("z", up, "higher", allowed=-1.0)]
     assert decide([reversed_, *others]).verdict == "not reproduced"

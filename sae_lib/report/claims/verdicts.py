@@ -70,32 +70,24 @@ class Comparison(NamedTuple):
         return f"{self.interval.range} {name}" if self.interval.n else name
 
     @property
-    def _on_paper_side(self) -> Interval:
+    def side(self) -> Interval:
         """The quantity, guarded, with the paper's side above zero."""
         i = guarded(self.interval, self.rounding)
         return i if self.want == "higher" else i._replace(mean=-i.mean, low=-i.high, high=-i.low)
 
     @property
     def holds(self) -> bool:
-        return self._on_paper_side.low > -self.allowed
-
-    @property
-    def reversed(self) -> bool:
-        return self._on_paper_side.high < -self.allowed
+        return self.side.low > -self.allowed
 
     @property
     def excluded(self) -> bool:
         """Whether half of the effect is not there."""
-        return self._on_paper_side.high < self.margin - self.allowed
-
-    @property
-    def p(self) -> float:
-        return p_value(self._on_paper_side, -self.allowed)
+        return self.side.high < self.margin - self.allowed
 
     @property
     def seeds(self) -> str:
         """How many seeds would settle it, if the mean and the spread over seeds stayed as they are."""
-        i = self._on_paper_side
+        i = self.side
         distance = max(i.mean + self.allowed, self.margin - self.allowed - i.mean)
         for n in range(i.n, _MOST_SEEDS + 1):
             if t_quantile(n - 1) * i.sd / math.sqrt(n) < distance:
@@ -113,8 +105,8 @@ def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
         why = f"no results for {missing}" if missing else f"one seed gives no interval: {reason}"
         return Outcome(Verdict.NOT_RUN, why)
     # One of many intervals misses by chance; all of them holding needs no correction.
-    adjusted = holm(c.p for c in tested)
-    reversed_ = [c for c, p in zip(tested, adjusted, strict=True) if c.reversed and p < 1 - CONFIDENCE]
+    adjusted = dict(zip(tested, holm(p_value(c.side, -c.allowed) for c in tested), strict=True))
+    reversed_ = [c for c, p in adjusted.items() if c.side.high < -c.allowed and p < 1 - CONFIDENCE]
     excluded = [c for c in tested if c.excluded]
     open_ = [c for c in tested if not c.holds]
     if len(comparisons) > _MANY:

@@ -15,6 +15,7 @@ from sae_lib.report.statistics import seeds_of, t_interval
 from sae_lib.util.errors import ArtifactError
 
 RARE_LETTERS = ("j", "q", "x", "z")  # with few words in any text
+STATED = ("parent_silent_rate", "explained_variance")  # of toys, above the panels
 
 
 def letters_figure(letters: pd.DataFrame, probe: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -133,16 +134,12 @@ def absorption_picture(toy: pd.DataFrame, toy_summary: pd.DataFrame) -> tuple[Fi
             ax.tick_params(axis="y", rotation=0, left=at == 0)
             ax.tick_params(axis="x", rotation=90, bottom=line == 1)
         fig.colorbar(axes[line, -1].collections[0], ax=axes[line, :], label=label, aspect=12, pad=0.01)
+    matched = by_method(toy_rows(toy_summary, "matched", "tree"))
     for ax, method in zip(axes[0], methods, strict=True):
-        ax.set_title(f"{method_name(method)}\n{_toy_note(toy_summary, method)}", loc="center", fontsize=6.5)
+        title = f"{method_name(method)}\n"
+        if method in matched:
+            silent, variance = (t_interval(seeds_of(matched[method], c)) for c in STATED)
+            sd = f" ± {silent.sd:.2f}" if silent.n > 1 else ""
+            title += f"parent silent {silent.mean:.2f}{sd}\nexpl. variance {variance.mean:.3f}"
+        ax.set_title(title, loc="center", fontsize=6.5)
     return fig, data
-
-
-def _toy_note(toy_summary: pd.DataFrame, method: str) -> str:
-    rows = toy_rows(toy_summary, "matched", "tree")
-    rows = rows[rows["method"] == method]
-    if rows.empty:
-        return ""
-    silent, variance = (t_interval(seeds_of(rows, column)) for column in ("parent_silent_rate", "explained_variance"))
-    sd = f" ± {silent.sd:.2f}" if silent.n > 1 else ""
-    return f"parent silent {silent.mean:.2f}{sd}\nexpl. variance {variance.mean:.3f}"

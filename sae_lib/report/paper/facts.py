@@ -109,8 +109,7 @@ def _by_method(rows: pd.DataFrame) -> dict[str, Rows]:
 
 def _group(results: Results, name: str, methods: Iterable[str]) -> dict[str, Rows]:
     """The rows of each of `methods` in a group; without `name`, those that the main table shows."""
-    of = {method: group_of(method) for method in (UNTRAINED, "permuted", "soft_frozen")}
-    return _by(methods, lambda method, metric: results.seeds(name or of.get(method, "main"), method, metric))
+    return _by(methods, lambda method, metric: results.seeds(name or group_of(method), method, metric))
 
 
 def real_facts(profile: Profile, results: Results) -> dict[str, Any]:

@@ -45,8 +45,9 @@ NULL_COLUMNS = {
 NULL_METRICS = {name: Column(label, "none", 3) if label else METRICS[name] for name, label in NULL_COLUMNS.items()}
 
 
-def group_of(control: str) -> str:
-    return UNTRAINED if control == UNTRAINED else "control"
+def group_of(method: str) -> str:
+    """The group of a method of the main table, or of a control."""
+    return UNTRAINED if method == UNTRAINED else "control" if method in methods("control") else "main"
 
 
 def above(results: Results, metric: str, method: str, control: str) -> Interval:
@@ -71,18 +72,13 @@ def no_better(results: Results, metric: str, control: str = UNTRAINED) -> tuple[
     return tuple(method for method, gap in gaps.items() if gap.n > 1 and not (gap.low > 0 and gap.mean > least))
 
 
-def with_marks(table: Table, results: Results, metrics: Iterable[str]) -> Table:
-    """`table` with a mark at the header of each metric that does not tell trained SAEs from untrained ones."""
-    dumb = {METRICS[m].header: f"{METRICS[m].header} {MARK}" for m in metrics if no_better(results, m)}
-    if not dumb:
-        return table
-    return table._replace(shown=table.shown.rename(columns=dumb), caption=f"{table.caption} {MARK_NOTE}.")
-
-
 def method_table(evaluation: pd.DataFrame, columns: Sequence[str], caption: str, without: Iterable[str] = ()) -> Table:
     """One row per method of the main table, and the controls; measures that tell nothing are marked."""
     named = {method_name(m): part for m, part in main_rows(evaluation).items() if m not in without}
-    return with_marks(table_of("method", named, columns, caption), Results(evaluation=evaluation), columns)
+    table, results = table_of("method", named, columns, caption), Results(evaluation=evaluation)
+    mute = {METRICS[m].header: f"{METRICS[m].header} {MARK}" for m in columns if no_better(results, m)}
+    note = f" {MARK_NOTE}." if mute else ""
+    return table._replace(shown=table.shown.rename(columns=mute), caption=f"{table.caption}{note}")
 
 
 def controls_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> Table:
