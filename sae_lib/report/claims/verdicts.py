@@ -105,8 +105,8 @@ def decide(comparisons: list[Comparison], note: str = "") -> Outcome:
         why = f"no results for {missing}" if missing else f"one seed gives no interval: {reason}"
         return Outcome(Verdict.NOT_RUN, why)
     # One of many intervals misses by chance; all of them holding needs no correction.
-    adjusted = dict(zip(tested, holm(p_value(c.side, -c.allowed) for c in tested), strict=True))
-    reversed_ = [c for c, p in adjusted.items() if c.side.high < -c.allowed and p < 1 - CONFIDENCE]
+    adjusted = holm(p_value(c.side, -c.allowed) for c in tested)
+    reversed_ = [c for c, p in zip(tested, adjusted, strict=True) if c.side.high < -c.allowed and p < 1 - CONFIDENCE]
     excluded = [c for c in tested if c.excluded]
     open_ = [c for c in tested if not c.holds]
     if len(comparisons) > _MANY:
