@@ -173,11 +173,8 @@ def effects(scale: Scale, options: Options) -> Found:
         metric, none = want["metric"], scale.mean(RECIPE, want["metric"])
         why = at_the_end(want, [seeds_of(rows, metric)]) or scale.untestable(metric)
         for factor in options["factors"]:
-            name, effect = (
-                f"effect of {MECHANISMS[factor]} on {metric_label(metric)}:",
-                main_effect(rows, metric, factor),
-            )
-            # Four cells minus four.
+            name = f"effect of {MECHANISMS[factor]} on {metric_label(metric)}:"
+            effect = main_effect(rows, metric, factor)  # four cells minus four
             comparisons.append(scale.compare(name, effect, want, of=1 / 2, other=none, why=why))
     return Found(comparisons, scale.on_l0(main_effect(rows, "l0", factor) for factor in options["factors"]))
 
