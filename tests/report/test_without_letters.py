@@ -108,4 +108,4 @@ def test_every_claim_has_a_verdict(results: Results) -> None:
     evaluated = evaluate_claims(load_profile("pocket"), results)
     if "letters" in results.evaluation:  # else the results are of nothing that could be asked
         assert_claims_say_so(evaluated, results)
-    assert evaluated["verdict"].isin(Verdict).all() and evaluated["at_this_scale"].isin([*Verdict, ""]).all()
+    assert evaluated["verdict"].isin([*Verdict]).all() and evaluated["at_this_scale"].isin([*Verdict, ""]).all()
