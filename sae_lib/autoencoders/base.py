@@ -11,9 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sae_lib.autoencoders.active import EncoderProduct, worthwhile
 from sae_lib.autoencoders.config import CONFIGS, SAEConfig
-from sae_lib.autoencoders.latents import Latents
+from sae_lib.autoencoders.latents import EncoderProduct, Latents, worthwhile
 
 LATER: Any = None  # until a step has come so far
 
@@ -109,35 +108,28 @@ class Autoencoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.W_dec.dtype
 
-    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
-        """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc."""
-        return self.encoder_product(x, self.encoder_bias())
+    def pre_activations(
+        self, x: Float[Tensor, "*batch d_in"], latents: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "*batch n_latents"]:
+        """x W_enc + b_enc, or (x - b_dec) W_enc + b_enc; of all latents, or of `latents`."""
+        x, W_enc, offset = self._encoder_inputs(x)
+        if latents is not None:
+            W_enc, offset = W_enc.index_select(1, latents), offset[latents]
+        return self._product(x, W_enc, offset)
+
+    def _product(self, x: Tensor, W_enc: Tensor, bias: Tensor) -> Tensor:
+        return functional.linear(x, W_enc.T, bias)
+
+    def _encoder_inputs(self, x: Float[Tensor, "*batch d_in"]) -> tuple[Tensor, Tensor, Tensor]:
+        """x (or x - b_dec), W_enc, and the bias. b_dec gets its gradient through the bias: through x - b_dec that would
+        cost a product over the batch."""
+        if not self.cfg.subtract_b_dec:
+            return x, self.W_enc, self.encoder_bias()
+        return x - self.b_dec.detach(), self.W_enc, _ProductOffset.apply(self.encoder_bias(), self.b_dec, self.W_enc)
 
     def encoder_bias(self) -> Float[Tensor, " d_sae"]:
         """What `pre_activations` adds to the product."""
         return self.b_enc
-
-    def encoder_product(
-        self,
-        x: Float[Tensor, "*batch d_in"],
-        bias: Float[Tensor, " d_sae"],
-        latents: Int[Tensor, " n"] | None = None,
-    ) -> Float[Tensor, "*batch n_latents"]:
-        """x W_enc + bias; with `config.subtract_b_dec`, (x - b_dec) W_enc + bias. Of all latents, or of `latents`."""
-        W_enc: Tensor = self.W_enc
-        offset = self._product_offset(bias)
-        if latents is not None:
-            W_enc, offset = W_enc.index_select(1, latents), offset[latents]
-        return functional.linear(self._encoder_input(x), W_enc.T, offset)
-
-    def _encoder_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        return x - self.b_dec.detach() if self.cfg.subtract_b_dec else x
-
-    def _product_offset(self, bias: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
-        """`bias`, through which b_dec gets its gradient: through x - b_dec that would cost a product over the batch."""
-        if not self.cfg.subtract_b_dec:
-            return bias
-        return _ProductOffset.apply(bias, self.b_dec, self.W_enc)
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """The activation function, as evaluation uses it."""
@@ -153,15 +145,16 @@ class Autoencoder(nn.Module):
 
     def encode_training(self, step: Step) -> Latents:
         """The latents of a training step."""
-        if worthwhile(step.x, self.d_sae, self.k_at(step)):
-            offset = self._product_offset(self.encoder_bias())
-            product = EncoderProduct(self._encoder_input(step.x), self.W_enc, offset)
-            active = self.activate_entries(step, product)
-            if active is not None:
+        return self._encode_product(step, *self._encoder_inputs(step.x))
+
+    def _encode_product(self, step: Step, x: Tensor, W_enc: Tensor, bias: Tensor) -> Latents:
+        if worthwhile(x, self.d_sae, self.k_at(step)):
+            product = EncoderProduct(x, W_enc, bias)
+            if (active := self.activate_entries(step, product)) is not None:
                 return active
             step.pre = product.whole()
         else:
-            step.pre = self.pre_activations(step.x)
+            step.pre = self._product(x, W_enc, bias)
         return Latents(self.activate_training(step))
 
     def k_at(self, step: Step) -> float | None:
@@ -181,7 +174,7 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(x))
 
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
-        """Set what depends on data, from the first batch. Nothing by default."""
+        """Set what depends on data, from the first batch."""
 
     def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
         """The reconstruction from `step.f`, as training uses it."""
@@ -205,7 +198,7 @@ class Autoencoder(nn.Module):
         return None
 
     def after_step(self, step: Step) -> None:
-        """At the end of each training step: what the family keeps count of. Nothing by default."""
+        """At the end of each training step: what the family keeps count of."""
 
     @torch.no_grad()
     def fold_input_scale(self, scale: float) -> None:
@@ -224,12 +217,6 @@ class Autoencoder(nn.Module):
     def per_latent(self) -> list[tuple[Tensor, int]]:
         """The parameters that belong to single latents, each with the dimension that counts them."""
         return [(self.W_enc, 1), (self.W_dec, 0), *((offset, 0) for offset in self.encoder_offsets())]
-
-    @torch.no_grad()
-    def scale_latents(self, gain: Float[Tensor, " d_sae"]) -> None:
-        """Make the activation of latent i `gain[i]` times as large (0: silent)."""
-        for tensor in (self.W_enc, *self.encoder_offsets()):
-            tensor.mul_(gain)
 
     @torch.no_grad()
     def restart_latents(
@@ -251,8 +238,7 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def remove_parallel_gradient(self) -> None:
         """Take out of each decoder row's gradient the part along the row (of norm 1), which normalising would undo."""
-        gradient = self.W_dec.grad
-        if gradient is not None:
+        if (gradient := self.W_dec.grad) is not None:
             along = (gradient * self.W_dec).sum(dim=1, keepdim=True)
             gradient.addcmul_(along, self.W_dec, value=-1)
 

@@ -1,7 +1,7 @@
 """What defines one SAE, typed and validated: here what all variants share; each variant's file has the rest.
 
-A mechanism's settings are a section of the configuration under the mechanism's name, there once its file has registered
-them. The defaults of each mechanism are the papers' equations as written; every other reading is a named switch.
+A mechanism's settings are a section of the configuration, there once its file has registered them. Their defaults are
+the papers' equations as written; every other reading is a named switch.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ class Schedule:
 
     def fitted(self, value: float, scale: float) -> float:
         """`value` for a run of `scale` times the steps."""
-        if self.kind == "momentum":
-            return value ** (1.0 / scale)
-        return max(self.least, round(value * scale))
+        return value ** (1.0 / scale) if self.kind == "momentum" else max(self.least, round(value * scale))
 
 
 Steps = Annotated[int, Field(ge=0), Schedule("steps")]
@@ -82,16 +80,14 @@ class SAEConfig(Strict):
             value = f"{self.knob} = {self.get(self.knob)}"
             raise ValueError(f"{value} is above d_sae = {self.d_sae}; lower {self.knob} or widen the SAE")
         for section in SECTIONS:
-            settings = self.get(section)
-            if settings is not None:
+            if (settings := self.get(section)) is not None:
                 settings.check(self)
         return self
 
     @model_serializer(mode="wrap")
     def _without_absent_sections(self, handler: Any) -> dict[str, Any]:
         """So that a mechanism that is new changes no configuration without it."""
-        values: dict[str, Any] = handler(self)
-        return {name: value for name, value in values.items() if value is not None or name not in SECTIONS}
+        return {name: value for name, value in handler(self).items() if value is not None or name not in SECTIONS}
 
     def get(self, name: str) -> Any:
         """The value of a field that not every variant has, or a mechanism's section; None without one."""
@@ -115,10 +111,7 @@ CONFIGS: dict[str, type[SAEConfig]] = {}
 
 
 def config_class(architecture: str) -> type[SAEConfig]:
-    """The configuration of an architecture, with a section for each mechanism.
-
-    Raises ArtifactError for an architecture that there is not.
-    """
+    """An architecture's configuration, with a section for each mechanism. Raises ArtifactError for an unknown one."""
     if architecture not in CONFIGS:
         raise ArtifactError(f"architecture: there is no '{architecture}'; known: {', '.join(CONFIGS)}")
     return _with_sections(CONFIGS[architecture], tuple(SECTIONS.items()))
@@ -131,8 +124,6 @@ def _with_sections(config: type[SAEConfig], sections: tuple[tuple[str, type[Mech
 
 
 def sae_config(values: Mapping[str, Any]) -> SAEConfig:
-    """The configuration that `values` give, of the class that their `architecture` names.
-
-    Raises ValidationError for a value that does not fit, ArtifactError for an unknown architecture.
-    """
+    """The configuration that `values` give, of the class that their `architecture` names. Raises ValidationError for a
+    value that does not fit, ArtifactError for an unknown architecture."""
     return config_class(values.get("architecture", "standard")).model_validate(dict(values))

@@ -9,16 +9,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
 from sae_lib.autoencoders.base import LATER, Autoencoder, Step, architecture, indicator, squared_error
 from sae_lib.autoencoders.config import SAEConfig
-from sae_lib.autoencoders.latents import Latents
+from sae_lib.autoencoders.latents import ActiveLatents, EncoderProduct, Latents, entries_above
 from sae_lib.autoencoders.method import Look, Method, register
 
 
 class GatedConfig(SAEConfig):
-    """The Gated SAE."""
-
     l1_scale: ClassVar[float] = 10.0  # its penalty is on the gate alone
 
     architecture: str = "gated"
@@ -51,16 +48,16 @@ class Gated(Autoencoder):
         self._gate: Latents = LATER  # ReLU(pi_gate) of the current training step
 
     def encoder_bias(self) -> Float[Tensor, " d_sae"]:
-        """None: `pre_activations` are u, x W_enc or (x - b_dec) W_enc."""
+        """None: `pre_activations` are u."""
         return torch.zeros_like(self.b_gate)
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        return self._magnitude(pre) * indicator(torch.gt, pre + self.b_gate, torch.zeros(()))
+        return magnitude(pre, self.b_mag, self.r_mag) * indicator(torch.gt, pre + self.b_gate, torch.zeros(()))
 
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
         gate = torch.relu_(step.pre + self.b_gate)
         self._gate = Latents(gate)
-        return self._magnitude(step.pre) * gate.detach().sign()
+        return magnitude(step.pre, self.b_mag, self.r_mag) * gate.detach().sign()
 
     def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
         entries = entries_above(product.pre, -self.b_gate.detach())
@@ -69,11 +66,7 @@ class Gated(Autoencoder):
         u = product.at(entries)
         b_gate, b_mag, r_mag = (t.index_select(0, entries.latent) for t in (self.b_gate, self.b_mag, self.r_mag))
         self._gate = ActiveLatents(torch.relu(u + b_gate), entries)
-        return ActiveLatents(torch.relu_(torch.addcmul(b_mag, r_mag.exp(), u)), entries)
-
-    def _magnitude(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
-        """ReLU(pi_mag)."""
-        return torch.relu_(torch.addcmul(self.b_mag, self.r_mag.exp(), pre))
+        return ActiveLatents(magnitude(u, b_mag, r_mag), entries)
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
         return self.cfg.l1_coefficient * self.sparsity_ramp(step) * self._gate.l1()
@@ -88,6 +81,11 @@ class Gated(Autoencoder):
 
     def per_latent(self) -> list[tuple[Tensor, int]]:
         return [*super().per_latent(), (self.r_mag, 0)]
+
+
+def magnitude(u: Float[Tensor, "*n"], b_mag: Tensor, r_mag: Tensor) -> Float[Tensor, "*n"]:
+    """ReLU(pi_mag)."""
+    return torch.relu_(torch.addcmul(b_mag, r_mag.exp(), u))
 
 
 # SAEBench's trainer, as dictionary_learning has it.

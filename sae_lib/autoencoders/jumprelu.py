@@ -9,10 +9,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
 from sae_lib.autoencoders.base import LATER, Autoencoder, Step, architecture, indicator
 from sae_lib.autoencoders.config import SAEConfig
-from sae_lib.autoencoders.latents import Latents
+from sae_lib.autoencoders.latents import ActiveLatents, EncoderProduct, Latents, entries_above
 from sae_lib.autoencoders.method import Look, Method, register
 
 
@@ -45,8 +44,6 @@ class _Jump(torch.autograd.Function):
 
 
 class JumpReLUConfig(SAEConfig):
-    """The JumpReLU SAE."""
-
     knob: ClassVar[str] = "target_l0"
 
     architecture: str = "jumprelu"
@@ -73,10 +70,10 @@ class JumpReLU(Autoencoder):
         self.threshold = nn.Parameter(torch.full((config.d_sae,), config.initial_threshold))
         self._l0: Tensor = LATER  # of the current training step
 
-    def pre_activations(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+    def _product(self, x: Tensor, W_enc: Tensor, bias: Tensor) -> Tensor:
         """In fp32, under autocast too: above 0.25 bf16 is spaced wider than the kernel, which would miss most of it."""
         with torch.autocast(x.device.type, enabled=False):
-            return super().pre_activations(x)
+            return super()._product(x, W_enc, bias)
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return pre * indicator(torch.gt, pre, self.threshold.clamp_min(0.0))
@@ -93,9 +90,8 @@ class JumpReLU(Autoencoder):
         entries = entries_above(product.pre, self.threshold.detach() - self.cfg.bandwidth / 2)
         if entries is None:
             return None
-        z = product.at(entries)
         theta = self.threshold.index_select(0, entries.latent)
-        f, self._l0 = _Jump.apply(z, theta, self.cfg.bandwidth, len(step.x))
+        f, self._l0 = _Jump.apply(product.at(entries), theta, self.cfg.bandwidth, len(step.x))
         return ActiveLatents(f, entries)
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:

@@ -1,17 +1,33 @@
-"""The latents of one batch while training: what losses and mechanisms ask of them, whichever way they are held."""
+"""The latents of one batch while training: what losses and mechanisms ask of them, however they are held.
+
+By the entries that are not zero, a product and its gradients cost what is active. With L0 at a hundredth of d_sae, four
+of a step's five matrix products shrink to almost nothing; what stays is the encoder's. On a GPU dense products are
+faster, so this is for CPUs.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_matrix
 from torch import Tensor
+from torch.nn import functional
+
+from sae_lib.autoencoders import kernels
+
+warnings.filterwarnings("ignore", "Sparse (CSR tensor support is in beta|invariant checks are)", UserWarning)
+LARGEST_SHARE = 1 / 10  # of the entries; above it the dense products are faster
+SMALLEST_BATCH = 2**16  # entries; below it finding what is active costs more than it saves
 
 
 class Latents:
-    """f, `[batch, d_sae]`, never negative: held as a matrix here, by its entries in `active.ActiveLatents`.
+    """f, `[batch, d_sae]`, never negative: held as a matrix here, by its entries in `ActiveLatents`.
 
     Gradients flow through `dense`, `l1`, `times`, `reordered`, `decode`, `decode_groups` and `change`; what describes
     each latent over the batch (`rate` and the means) has none.
@@ -39,14 +55,18 @@ class Latents:
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
         """f W_dec."""
-        return _matching(self.f, W_dec) @ W_dec
+        return self._matching(W_dec) @ W_dec
 
     def decode_groups(
         self, W_dec: Float[Tensor, "d_sae d_in"], sizes: Sequence[int]
     ) -> list[Float[Tensor, "batch d_in"]]:
         """f W_dec of the first `sizes[0]` latents alone, of the next `sizes[1]` alone, and so on."""
-        parts = zip(self.f.split(list(sizes), dim=1), W_dec.split(list(sizes)), strict=True)
-        return [_matching(f, directions) @ directions for f, directions in parts]
+        parts = zip(self._matching(W_dec).split(list(sizes), dim=1), W_dec.split(list(sizes)), strict=True)
+        return [f @ directions for f, directions in parts]
+
+    def _matching(self, W_dec: Tensor) -> Tensor:
+        """f in the dtype of W_dec, unless autocast chooses one for both."""
+        return self.f if torch.is_autocast_enabled(self.f.device.type) else self.f.to(W_dec.dtype)
 
     def change(self, paired: Bool[Tensor, " batch"], *, both: bool) -> Float[Tensor, ""]:
         """Sum of ||f_i - f_{i-1}||^2 over the rows that are `paired` (row 0 never is). The gradient reaches f_i, and
@@ -71,11 +91,6 @@ class Latents:
         return self.f.detach().to(error.dtype).T @ error / self.n_rows
 
 
-def _matching(f: Tensor, W_dec: Tensor) -> Tensor:
-    """f in the dtype of W_dec, unless autocast chooses one for both."""
-    return f if torch.is_autocast_enabled(f.device.type) else f.to(W_dec.dtype)
-
-
 class _Change(torch.autograd.Function):
     """sum_i w_i ||f_i - f_{i-1}||^2, w_i (`paired`) being 0 or 1 for each row but the first."""
 
@@ -95,3 +110,230 @@ class _Change(torch.autograd.Function):
         if ctx.both:
             gradient[:-1] -= gradient[1:].clone()
         return gradient, None, None
+
+
+class Entries:
+    """Places in a matrix `[batch, d_sae]`, row by row and, within a row, by latent; and what the matrix has there."""
+
+    def __init__(
+        self,
+        latent: Int[np.ndarray, " n"],
+        found: Float[np.ndarray, " n"],
+        row_starts: Int[np.ndarray, " batch_and_1"],
+        d_sae: int,
+    ) -> None:
+        self.shape = (len(row_starts) - 1, d_sae)
+        self.latent, self.found, self.row_starts = map(torch.from_numpy, (latent, found, row_starts))
+
+    @cached_property
+    def flat(self) -> Int[Tensor, " n"]:
+        """row * d_sae + latent, ascending."""
+        rows = np.arange(self.shape[0]) * self.shape[1]
+        return self.latent + torch.from_numpy(np.repeat(rows, np.diff(self.row_starts.numpy())))
+
+    def where(self, kept: Bool[Tensor, " n"]) -> Entries:
+        """Some of them."""
+        before = functional.pad(kept.cumsum(dim=0, dtype=self.latent.dtype), (1, 0))
+        latent, found = self.latent.numpy()[kept.numpy()], self.found.numpy()[kept.numpy()]
+        return Entries(latent, found, before[self.row_starts].numpy(), self.shape[1])
+
+    @cached_property
+    def by_latent(self) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Int[Tensor, " latents_and_1"]]:
+        """The entries' order by latent (and row), their rows in that order, and where each latent's begin."""
+        number = np.arange(len(self.latent), dtype=np.int32)
+        turned = csr_matrix((number, self.latent.numpy(), self.row_starts.numpy()), self.shape).tocsc()
+        return torch.from_numpy(turned.data), torch.from_numpy(turned.indices), torch.from_numpy(turned.indptr)
+
+    def sum_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
+        """The sum of each latent's `values`."""
+        order, _, starts = self.by_latent
+        return _sum_bags(order, values[:, None], starts).squeeze(1)
+
+    def weighted_rows(
+        self, rows: Float[Tensor, "rows d_in"], values: Float[Tensor, " n"], row: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, "d_sae d_in"]:
+        """For each latent the sum of `values` times the row of each of its entries (or `row`): f^T rows."""
+        order, own, starts = self.by_latent
+        row = own if row is None else row.index_select(0, order).to(own.dtype)
+        return _sum_bags(row, rows, starts, values.index_select(0, order))
+
+
+def entries_above(
+    values: Float[Tensor, "batch d_sae"], bound: Float[Tensor, " d_sae"] | float, share: float | None = None
+) -> Entries | None:
+    """Where `values` are above the bound; None where that is more than `share` of all entries."""
+    most = int((LARGEST_SHARE if share is None else share) * values.numel())
+    limits = bound.numpy() if isinstance(bound, Tensor) else np.full(values.shape[1], bound, dtype=np.float32)
+    found = kernels.above(values.numpy(), limits, most)
+    return None if found is None else Entries(*found, values.shape[1])
+
+
+def worthwhile(x: Float[Tensor, "batch d_in"], d_sae: int, k: float | None = None) -> bool:
+    """Whether to look for entries at all; `k` is how many a row will have, where that is known."""
+    few = k is None or k <= LARGEST_SHARE * d_sae
+    return few and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and len(x) * d_sae >= SMALLEST_BATCH
+
+
+class EncoderProduct:
+    """x W_enc + bias of one batch, `pre`, in memory that the next product takes over. It has no gradient; what `at` and
+    `whole` give has, and it reaches W_enc, the bias, and x where that has one.
+    """
+
+    def __init__(
+        self, x: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "d_in d_sae"], bias: Float[Tensor, " d_sae"]
+    ) -> None:
+        self._inputs = (x, W_enc, bias)
+
+        def joined(purpose: str, matrix: Tensor, column: Tensor) -> Tensor:
+            space = kernels.space(purpose, (len(matrix), matrix.shape[1] + 1), matrix.dtype)
+            return torch.cat([matrix, column], dim=1, out=space)
+
+        # The bias as one more row of W_enc: adding it to a product would take a pass over all latents.
+        with torch.no_grad():
+            inputs = joined("inputs", x, x.new_ones(len(x), 1))
+            weights = joined("weights", W_enc.T, bias[:, None])
+            self.pre: Tensor = torch.mm(inputs, weights.T, out=kernels.space("pre", (len(x), len(bias)), x.dtype))
+
+    def at(self, entries: Entries) -> Float[Tensor, " n"]:
+        """The product at entries found in it."""
+        return _Encode.apply(*self._inputs, self.pre, entries)
+
+    def whole(self) -> Float[Tensor, "batch d_sae"]:
+        """All of it, in memory of its own."""
+        return _Encode.apply(*self._inputs, self.pre, None)
+
+
+class _Encode(torch.autograd.Function):
+    """x W_enc + bias, which is known: at entries, or where there are none all of it, `pre`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, pre: Tensor, entries: Entries | None) -> Tensor:
+        ctx.save_for_backward(x, W_enc)
+        ctx.entries = entries
+        return pre.clone() if entries is None else entries.found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        x, W_enc = ctx.saved_tensors
+        entries: Entries | None = ctx.entries
+        if entries is None:
+            of_x = grad @ W_enc.T if ctx.needs_input_grad[0] else None
+            return of_x, (grad.T @ x).T, grad.sum(dim=0), None, None
+        of_x = _sum_bags(entries.latent, W_enc.T, entries.row_starts, grad) if ctx.needs_input_grad[0] else None
+        return of_x, entries.weighted_rows(x, grad).T, entries.sum_by_latent(grad), None, None
+
+
+class _Decode(torch.autograd.Function):
+    """Sums of decoder rows; `starts` cut the entries into one piece for each row of the output."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, W_dec: Tensor, entries: Entries, starts: Tensor) -> Tensor:
+        ctx.save_for_backward(values, W_dec, starts)
+        ctx.entries = entries
+        return _sum_bags(entries.latent, W_dec, starts, values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        values, W_dec, starts = ctx.saved_tensors
+        entries: Entries = ctx.entries
+        grad = grad.contiguous()
+        places = torch.sparse_csr_tensor(starts, entries.latent, torch.zeros_like(values), (len(grad), len(W_dec)))
+        of_values = torch.sparse.sampled_addmm(places, grad, W_dec.detach().T, beta=0.0).values()
+        if not ctx.needs_input_grad[1]:
+            return of_values, None, None, None
+        # The rows of the output are those of the entries, unless a row is decoded in several pieces.
+        row = None if len(starts) == len(entries.row_starts) else torch.repeat_interleave(starts.diff())
+        return of_values, entries.weighted_rows(grad, values, row), None, None
+
+
+class _ChangeAtEntries(torch.autograd.Function):
+    """What `_Change` gives, with gradients at entries."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, entries: Entries, paired: Tensor, both: bool) -> Tensor:
+        weight = functional.pad(paired.to(values.dtype), (0, 1))
+        weight[0] = 0.0
+        places = (tensor.numpy() for tensor in (*entries.by_latent, weight))
+        total, half = kernels.change(values.numpy(), *places, both)
+        ctx.save_for_backward(torch.from_numpy(half))
+        return values.new_tensor(total)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (half,) = ctx.saved_tensors
+        return 2.0 * grad * half, None, None, None
+
+
+class ActiveLatents(Latents):
+    """Held by entries: `values` where f may be above zero."""
+
+    def __init__(self, values: Float[Tensor, " n"], entries: Entries) -> None:
+        self.values, self.entries = values, entries
+        self.n_rows, self.d_sae = entries.shape
+
+    def dense(self) -> Float[Tensor, "batch d_sae"]:
+        zeros = self.values.new_zeros(self.n_rows * self.d_sae)
+        return zeros.index_copy(0, self.entries.flat, self.values).view(self.n_rows, self.d_sae)
+
+    def l1(self) -> Float[Tensor, ""]:
+        return self.values.sum() / self.n_rows
+
+    def times(self, factor: Float[Tensor, "..."]) -> ActiveLatents:
+        place = self.entries.latent if factor.ndim == 1 else self.entries.flat
+        return ActiveLatents(self.values * factor.view(-1).index_select(0, place), self.entries)
+
+    def reordered(self, order: Int[Tensor, " d_sae"]) -> ActiveLatents:
+        place = order.argsort().to(self.entries.latent.dtype)[self.entries.latent.long()]
+        by_place = torch.argsort(self.entries.flat - self.entries.latent + place)
+        found, starts = self.entries.found.detach()[by_place].numpy(), self.entries.row_starts.numpy()
+        entries = Entries(place[by_place].numpy(), found, starts, self.d_sae)
+        return ActiveLatents(self.values[by_place], entries)
+
+    def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
+        return _Decode.apply(self.values, W_dec, self.entries, self.entries.row_starts)
+
+    def decode_groups(
+        self, W_dec: Float[Tensor, "d_sae d_in"], sizes: Sequence[int]
+    ) -> list[Float[Tensor, "batch d_in"]]:
+        firsts = torch.arange(self.n_rows)[:, None] * self.d_sae + torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        bounds = torch.cat([firsts.view(-1), torch.tensor([self.n_rows * self.d_sae])])
+        starts = torch.searchsorted(self.entries.flat, bounds).to(self.entries.latent.dtype)
+        parts: Tensor = _Decode.apply(self.values, W_dec, self.entries, starts)
+        return list(parts.view(self.n_rows, len(sizes), -1).unbind(dim=1))
+
+    def change(self, paired: Bool[Tensor, " batch"], *, both: bool) -> Float[Tensor, ""]:
+        return _ChangeAtEntries.apply(self.values, self.entries, paired, both)
+
+    def rate(self) -> Float[Tensor, " d_sae"]:
+        values = self.values.detach()
+        if np.all(values.numpy() > 0):  # as many as there are entries
+            return self.entries.by_latent[2].diff() / self.n_rows
+        return self.entries.sum_by_latent(values.sign()) / self.n_rows
+
+    @cached_property
+    def _sums_and_squares(self) -> tuple[Tensor, Tensor]:
+        values, latent = self.values.detach().numpy(), self.entries.latent.numpy()
+        sums, squares = kernels.sums_and_squares(values, latent, self.d_sae)
+        return torch.from_numpy(sums), torch.from_numpy(squares)
+
+    def mean(self) -> Float[Tensor, " d_sae"]:
+        return self._sums_and_squares[0] / self.n_rows
+
+    def mean_square(self) -> Float[Tensor, " d_sae"]:
+        return self._sums_and_squares[1] / self.n_rows
+
+    def mean_product(self, error: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
+        return self.entries.weighted_rows(error, self.values.detach() / self.n_rows)
+
+
+def _sum_bags(
+    index: Int[Tensor, " n"],
+    table: Float[Tensor, "rows columns"],
+    starts: Int[Tensor, " bags_and_1"],
+    weight: Float[Tensor, " n"] | None = None,
+) -> Float[Tensor, "bags columns"]:
+    """For each bag i the sum of table[index], times `weight`, over entries starts[i] to starts[i + 1]."""
+    weight = None if weight is None else weight.detach()
+    return functional.embedding_bag(
+        index, table.detach(), starts, mode="sum", per_sample_weights=weight, include_last_offset=True
+    )

@@ -9,9 +9,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
-from sae_lib.autoencoders.active import EncoderProduct, worthwhile
 from sae_lib.autoencoders.base import Step, architecture, indicator
 from sae_lib.autoencoders.config import Momentum
 from sae_lib.autoencoders.latents import Latents
@@ -23,8 +21,6 @@ PRESENT = 0.75  # of a latent's mean activation
 
 
 class ListaMatryoshkaConfig(MatryoshkaConfig):
-    """The Matryoshka SAE's settings, and what is added to it; each can be switched off."""
-
     architecture: str = "lista_matryoshka"
     eta: float = Field(0.3, ge=0.0)
     """Length of the LISTA step; 0 for none."""
@@ -75,7 +71,7 @@ class ListaMatryoshka(Matryoshka):
             return super().encode(x)
         pre = self.pre_activations(x)
         first = torch.relu(pre) * indicator(torch.ge, pre, self.first_threshold)
-        return self.activate(functional.linear(self._refined(x, self.decode(first)), self.W_enc.T, self.b_enc))
+        return self.activate(self._product(self._refined(x, self.decode(first)), self.W_enc, self.b_enc))
 
     def encode_training(self, step: Step) -> Latents:
         if not self.cfg.eta:
@@ -84,15 +80,7 @@ class ListaMatryoshka(Matryoshka):
         first = super().encode_training(step)
         self._swap_passes()
         x = self._refined(step.x, first.decode(self.W_dec) + self.b_dec)
-        if worthwhile(step.x, self.d_sae, self.k_at(step)):
-            product = EncoderProduct(x, self.W_enc, self.b_enc)
-            active = self.activate_entries(step, product)
-            if active is not None:
-                return active
-            step.pre = product.whole()
-        else:
-            step.pre = functional.linear(x, self.W_enc.T, self.b_enc)
-        return Latents(self.activate_training(step))
+        return self._encode_product(step, x, self.W_enc, self.b_enc)
 
     def _refined(
         self, x: Float[Tensor, "*batch d_in"], x_hat: Float[Tensor, "*batch d_in"]
@@ -106,8 +94,7 @@ class ListaMatryoshka(Matryoshka):
         self._guess, self._first_guess = self._first_guess, self._guess
 
     def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
-        f: Latents = step.f
-        W_dec: Tensor = self.W_dec
+        f, W_dec = step.f, self.W_dec
         if self.cfg.order != "index":
             order = self._counted(step).argsort(descending=True, stable=True)
             f, W_dec = f.reordered(order), W_dec.index_select(0, order)
@@ -166,15 +153,7 @@ LISTA: dict[str, Any] = TOPK | {
     "threshold_start_step": 0,
     "optimizer": {"learning_rate": 3e-4, "warmup_steps": 0, "decay_fraction": 1 / 3},
 }
-register(
-    Method(
-        "lista_matryoshka", "LISTA-Matryoshka", LISTA, Look("#117733", "8", (0, (1, 1, 3, 1))), "field", toy_rate=1e-2,
-        papers=(SOURCE,), toy={"prefixes": TOY_PREFIXES},
-    )
-)  # fmt: skip
-register(
-    Method(
-        "presence_matryoshka", "LISTA-Matryoshka by presence", LISTA | {"order": "presence"},
-        Look("#44aa99", "8", (0, (3, 1, 3, 1, 1, 1))), "field", toy_rate=1e-2, toy={"prefixes": TOY_PREFIXES},
-    )
-)  # fmt: skip
+PRESENCE, TOY = LISTA | {"order": "presence"}, {"prefixes": TOY_PREFIXES}
+FERN, MINT = Look("#117733", "8", (0, (1, 1, 3, 1))), Look("#44aa99", "8", (0, (3, 1, 3, 1, 1, 1)))
+register(Method("lista_matryoshka", "LISTA-Matryoshka", LISTA, FERN, "field", None, 1e-2, (SOURCE,), TOY))
+register(Method("presence_matryoshka", "LISTA-Matryoshka by presence", PRESENCE, MINT, "field", None, 1e-2, (), TOY))

@@ -17,10 +17,7 @@ from sae_lib.autoencoders.topk import TOPK, geometric_median, topk_rate
 
 
 class MatchingPursuitConfig(SAEConfig):
-    """The matching-pursuit SAE."""
-
     knob: ClassVar[str] = "k"
-
     architecture: str = "matching_pursuit"
     k: int = Field(ge=1)
     """Latents of a row at most, one for each round."""
@@ -48,8 +45,7 @@ class MatchingPursuit(Autoencoder):
     its parent is chosen first, and nothing is left for the parent: in the Tree SAE's study nothing absorbs more.
     """
 
-    exportable: ClassVar[bool] = False
-
+    exportable = False
     cfg: MatchingPursuitConfig
 
     def __init__(self, config: MatchingPursuitConfig, d_in: int, generator: torch.Generator) -> None:

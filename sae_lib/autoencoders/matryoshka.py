@@ -4,6 +4,8 @@ inner ones count less, so that they hedge less; sampled, they are others at ever
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
@@ -12,13 +14,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Step, architecture, squared_error
+from sae_lib.autoencoders.config import CONFIGS
 from sae_lib.autoencoders.method import Look, Method, Shown, register
 from sae_lib.autoencoders.topk import TOPK, BatchTopK, BatchTopKConfig, topk_rate
 
 
 class MatryoshkaConfig(BatchTopKConfig):
-    """The Matryoshka SAE."""
-
     architecture: str = "matryoshka"
     prefixes: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...]
     """Increasing fractions of d_sae, the last one 1: latents that reconstruct on their own."""
@@ -40,6 +41,15 @@ class MatryoshkaConfig(BatchTopKConfig):
         """The number of latents in each of `prefixes`."""
         return tuple(round(fraction * self.d_sae) for fraction in self.prefixes)
 
+    def level_sizes(self) -> tuple[int, ...]:
+        """How many latents each prefix adds."""
+        return added(self.prefix_sizes())
+
+
+def added(sizes: Sequence[int]) -> tuple[int, ...]:
+    """What each of increasing sizes adds to the one before it."""
+    return tuple(after - before for before, after in pairwise((0, *sizes)))
+
 
 @architecture(MatryoshkaConfig)
 class Matryoshka(BatchTopK):
@@ -56,8 +66,7 @@ class Matryoshka(BatchTopK):
 
     def __init__(self, config: MatryoshkaConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
-        sizes = config.prefix_sizes()
-        self.groups = [after - before for before, after in zip((0, *sizes), sizes, strict=False)]
+        self.groups = config.level_sizes()
         self._shorter: list[Tensor] = []  # reconstructions by all prefixes but the last, of the current training step
 
     def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
@@ -79,8 +88,6 @@ class Matryoshka(BatchTopK):
 
 
 class BalancedMatryoshkaConfig(MatryoshkaConfig):
-    """The balanced Matryoshka SAE."""
-
     architecture: str = "balanced_matryoshka"
     balance: float = Field(0.75, ge=0.0)
     """m: the weight of each prefix, relative to the next longer one; 1 for equal weights, 0 for BatchTopK."""
@@ -88,13 +95,10 @@ class BalancedMatryoshkaConfig(MatryoshkaConfig):
 
 @architecture(BalancedMatryoshkaConfig)
 class BalancedMatryoshka(Matryoshka):
-    """Prefix i of n counts m^(n - i), the whole dictionary 1:
+    """L = sum_i m^(n - i) ||x - x_hat_i||_2^2 + AuxK over prefixes i of n (Chanin et al. 2025, arXiv 2505.11756).
 
-        L = sum_i m^(n - i) ||x - x_hat_i||_2^2 + AuxK
-
-    (Chanin et al. 2025, arXiv 2505.11756). A narrow prefix mixes correlated features (hedging), which equal weights
-    ask of it; m = 0 lets the dictionary absorb; m = 0.75 balances the two. With m = 1 it is n times the Matryoshka's
-    reconstruction term.
+    A narrow prefix mixes correlated features (hedging), which equal weights ask of it; m = 0 lets the dictionary
+    absorb; m = 0.75 balances the two. With m = 1 it is n times the Matryoshka's reconstruction term.
 
     The authors (chanind/feature-hedging-paper): Gemma-2-2b, layer 12, 500 M tokens in batches of 4,096, prefixes of
     128, 512, 2,048, 8,192 and 32,768 latents, k = 40, Adam at 1e-4 without warm-up or decay, decoder rows of any norm,
@@ -111,8 +115,6 @@ class BalancedMatryoshka(Matryoshka):
 
 
 class SampledMatryoshkaConfig(MatryoshkaConfig):
-    """The sampled Matryoshka SAE."""
-
     architecture: str = "sampled_matryoshka"
     prefixes: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = (1.0,)
     """Those that reconstruct at every step."""
@@ -141,8 +143,7 @@ class SampledMatryoshka(Matryoshka):
         uniform = torch.rand(self.cfg.levels, generator=step.generator, device=step.generator.device)
         # A width that is drawn twice counts once, as the authors have it.
         drawn = (math.log(least) + uniform * math.log(self.d_sae / least)).exp().int().clamp(1, self.d_sae - 1)
-        sizes = sorted({*drawn.tolist(), *self.cfg.prefix_sizes()})
-        self.groups = [after - before for before, after in zip((0, *sizes), sizes, strict=False)]
+        self.groups = added(sorted({*drawn.tolist(), *self.cfg.prefix_sizes()}))
         return super().decode_training(step)
 
     def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:
@@ -156,7 +157,8 @@ AUDIT = "decoderesearch 2026, *SAEBench reliability audit*, arXiv 2605.18229"
 
 
 def _method(key: str, name: str, look: Look, shown: Shown, toy_rate: float | None, paper: str, **values: Any) -> None:
-    recipe: dict[str, Any] = TOPK | {"architecture": "matryoshka"} | values
+    """A key that is an architecture's is that, any other a Matryoshka's."""
+    recipe: dict[str, Any] = TOPK | {"architecture": key if key in CONFIGS else "matryoshka"} | values
     toy = {"prefixes": TOY_PREFIXES} if key == "balanced_matryoshka" else {}
     register(Method(key, name, recipe, look, shown, topk_rate, toy_rate, (paper,), toy))
 
@@ -171,10 +173,5 @@ TOY_PREFIXES = (3 / 20, 8 / 20, 1.0)
 _method("matryoshka_2", "Matryoshka (2 levels)", VIOLET, "main", None, SOURCE, prefixes=(0.25, 1.0))
 _method("matryoshka_4", "Matryoshka (4 levels)", WINE, "main", None, SOURCE, prefixes=FOUR)
 _method("matryoshka", "Matryoshka", WINE, "toy", 1e-2, SOURCE, prefixes=TOY_PREFIXES)
-_method(
-    "balanced_matryoshka", "Balanced Matryoshka", ROSE, "field", 1e-2, CHANIN, architecture="balanced_matryoshka",
-    prefixes=FOUR,
-)  # fmt: skip
-_method(
-    "sampled_matryoshka", "Sampled Matryoshka", INDIGO, "field", 1e-2, AUDIT, architecture="sampled_matryoshka",
-)  # fmt: skip
+_method("balanced_matryoshka", "Balanced Matryoshka", ROSE, "field", 1e-2, CHANIN, prefixes=FOUR)
+_method("sampled_matryoshka", "Sampled Matryoshka", INDIGO, "field", 1e-2, AUDIT)

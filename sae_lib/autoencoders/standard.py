@@ -9,16 +9,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, entries_above
 from sae_lib.autoencoders.base import Autoencoder, Step, architecture
 from sae_lib.autoencoders.config import SAEConfig
-from sae_lib.autoencoders.latents import Latents
+from sae_lib.autoencoders.latents import ActiveLatents, EncoderProduct, Latents, entries_above
 from sae_lib.autoencoders.method import Look, Method, register
 
 
 class StandardConfig(SAEConfig):
-    """The standard SAE."""
-
     architecture: str = "standard"
     l1_coefficient: float = Field(0.0, ge=0.0)
     """lambda_1 of Eq. 8."""

@@ -16,8 +16,6 @@ from sae_lib.autoencoders.topk import TOPK, TopK, TopKConfig, strongest, topk_ra
 
 
 class SwitchConfig(TopKConfig):
-    """The Switch SAE."""
-
     annealed: ClassVar[bool] = False
     architecture: str = "switch"
     experts: int = Field(8, ge=2)
@@ -29,10 +27,8 @@ class SwitchConfig(TopKConfig):
     def _equal_experts(self) -> SwitchConfig:
         if self.d_sae % self.experts:
             raise ValueError(f"d_sae = {self.d_sae} is no multiple of experts = {self.experts}; change one of them")
-        if self.k > self.d_sae // self.experts:
-            raise ValueError(
-                f"k = {self.k} is above the {self.d_sae // self.experts} latents of one expert; lower k or experts"
-            )
+        if self.k > (width := self.d_sae // self.experts):
+            raise ValueError(f"k = {self.k} is above the {width} latents of one expert; lower k or experts")
         return self
 
 
@@ -53,8 +49,7 @@ class Switch(TopK):
     beta = 3, no AuxK, the TopK rate of learning, falling over the last fifth; encoders have no bias of their own.
     """
 
-    exportable: ClassVar[bool] = False
-
+    exportable = False
     cfg: SwitchConfig
 
     def __init__(self, config: SwitchConfig, d_in: int, generator: torch.Generator) -> None:
@@ -69,7 +64,6 @@ class Switch(TopK):
         self.b_router.data.copy_(self.b_dec.data)
 
     def route(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch expert"]:
-        """p."""
         return torch.softmax((x - self.b_router) @ self.W_router * self.d_in**0.5, dim=-1)
 
     def _routed(self, x: Float[Tensor, "batch d_in"], p: Float[Tensor, "batch expert"]) -> Float[Tensor, "batch d_sae"]:
@@ -80,7 +74,7 @@ class Switch(TopK):
         blocks = torch.arange(self.d_sae, device=x.device).chunk(self.cfg.experts)
         found = []
         for block, rows in zip(blocks, by_expert.split(counts), strict=True):
-            pre = self.encoder_product(x.index_select(0, rows), self.b_enc, block)
+            pre = self.pre_activations(x.index_select(0, rows), block)
             found.append(strongest(pre * largest.index_select(0, rows)[:, None].to(pre.dtype), self.cfg.k))
         f = found[0].new_zeros(len(x), self.cfg.experts, len(blocks[0]))
         return f.index_put((by_expert, expert[by_expert]), torch.cat(found)).flatten(1)

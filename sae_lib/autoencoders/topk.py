@@ -14,15 +14,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sae_lib.autoencoders import kernels
-from sae_lib.autoencoders.active import LARGEST_SHARE, ActiveLatents, EncoderProduct, Entries, entries_above
 from sae_lib.autoencoders.base import Autoencoder, Step, architecture, indicator, squared_error
 from sae_lib.autoencoders.config import SECTIONS, MechanismConfig, Momentum, SAEConfig, Steps
-from sae_lib.autoencoders.latents import Latents
+from sae_lib.autoencoders.latents import LARGEST_SHARE, ActiveLatents, EncoderProduct, Entries, Latents, entries_above
 from sae_lib.autoencoders.method import GREY, Look, Method, register
 
 # BatchTopK guesses from the step before what will be strong enough, so that few others are above it.
 GUESS_FACTOR = 0.95
 CANDIDATES = 3  # times what is kept at most: above it sorting all is faster
+MEDIAN_ITERATIONS = 100
 
 
 def kth_largest(values: Float[Tensor, "*rows n"], k: int) -> Float[Tensor, "*rows 1"]:
@@ -55,20 +55,20 @@ def strongest_of_rows(pre: Float[Tensor, "batch d_sae"], k: int) -> Entries:
 def strongest_of_batch(
     pre: Float[Tensor, "batch d_sae"], count: int, guess: float
 ) -> tuple[Entries | None, Float[Tensor, ""]]:
-    """Where the positive ones of the batch's `count` largest are, and the smallest of those. The guess of the smallest
-    changes the time it takes and nothing else. Where several equal the smallest, all of them are kept. None for the
-    entries where they are many.
+    """Where the positive ones of the batch's `count` largest are (None where they are many), and the smallest of those;
+    all that equal it are kept. The guess of the smallest changes the time it takes and nothing else.
     """
-    tiny = torch.finfo(pre.dtype).tiny
     candidates = entries_above(pre, guess, CANDIDATES * LARGEST_SHARE) if guess else None
     if candidates is None or len(candidates.found) < count:
-        smallest = kth_largest(pre.flatten(), count).squeeze().clamp_min(tiny)
+        smallest = smallest_kept(pre, count)
         return entries_above(pre, float(np.nextafter(smallest.numpy(), np.float32(0)))), smallest
-    smallest = kth_largest(candidates.found, count).squeeze().clamp_min(tiny)
+    smallest = smallest_kept(candidates.found, count)
     return candidates.where(candidates.found >= smallest), smallest
 
 
-MEDIAN_ITERATIONS = 100
+def smallest_kept(values: Float[Tensor, "..."], count: int) -> Float[Tensor, ""]:
+    """The `count`-th largest of all, at least the smallest positive number: zeros are never kept."""
+    return kth_largest(values.flatten(), count).squeeze().clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def geometric_median(x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " d_in"]:
@@ -84,8 +84,6 @@ def geometric_median(x: Float[Tensor, "batch d_in"]) -> Float[Tensor, " d_in"]:
 
 
 class TopKConfig(SAEConfig):
-    """TopK."""
-
     knob: ClassVar[str] = "k"
     annealed: ClassVar[bool] = True
     """Whether its k can be annealed (`k_annealing`)."""
@@ -160,7 +158,7 @@ class TopK(Autoencoder):
             return None
         residual = (step.x - step.x_hat).detach()
         dead = step.dead.nonzero().squeeze(1)
-        candidates = self.encoder_product(step.x, self.b_enc, dead)
+        candidates = self.pre_activations(step.x, dead)
         k = self.d_in // 2
         active = strongest(candidates, k) if k < len(dead) else torch.relu(candidates)
         x_hat = active.to(self.dtype) @ self.W_dec.index_select(0, dead)
@@ -170,8 +168,6 @@ class TopK(Autoencoder):
 
 
 class BatchTopKConfig(TopKConfig):
-    """BatchTopK."""
-
     architecture: str = "batchtopk"
     threshold_momentum: Momentum = 0.999
     """Of the EMA that becomes the evaluation threshold."""
@@ -199,10 +195,7 @@ class BatchTopK(TopK):
         return torch.relu(pre) * indicator(torch.ge, pre, self.threshold)
 
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
-        # At least the smallest positive number: zeros are never kept.
-        tiny = torch.finfo(step.pre.dtype).tiny
-        count = int(self.k_at(step) * len(step.pre))
-        smallest = kth_largest(step.pre.detach().flatten(), count).squeeze().clamp_min(tiny)
+        smallest = smallest_kept(step.pre.detach(), int(self.k_at(step) * len(step.pre)))
         self._track_threshold(smallest, step)
         return step.pre * indicator(torch.ge, step.pre, smallest)
 
@@ -216,11 +209,10 @@ class BatchTopK(TopK):
 
     @torch.no_grad()
     def _track_threshold(self, smallest: Float[Tensor, ""], step: Step) -> None:
-        if step.index < self.cfg.threshold_start_step:
-            return
-        momentum = self.cfg.threshold_momentum
-        average = momentum * self.threshold + (1 - momentum) * smallest
-        self.threshold.copy_(torch.where(self.threshold == 0, smallest, average))
+        if step.index >= self.cfg.threshold_start_step:
+            momentum = self.cfg.threshold_momentum
+            average = momentum * self.threshold + (1 - momentum) * smallest
+            self.threshold.copy_(torch.where(self.threshold == 0, smallest, average))
 
     def in_units_of_x(self) -> list[Tensor]:
         return [*super().in_units_of_x(), self.threshold]

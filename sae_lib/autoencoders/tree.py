@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from copy import copy
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +11,8 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sae_lib.autoencoders.active import EncoderProduct
 from sae_lib.autoencoders.base import LATER, Step, architecture
-from sae_lib.autoencoders.latents import Latents
+from sae_lib.autoencoders.latents import EncoderProduct, Latents
 from sae_lib.autoencoders.matryoshka import Matryoshka, MatryoshkaConfig
 from sae_lib.autoencoders.method import Look, Method, register
 from sae_lib.autoencoders.topk import TOPK, strongest, topk_rate
@@ -23,8 +21,6 @@ RUN = 97_657  # optimiser steps of the authors' runs, of 5 x 1,024 tokens each
 
 
 class TreeConfig(MatryoshkaConfig):
-    """The Tree SAE. Its levels are what `prefixes` add to one another."""
-
     annealed: ClassVar[bool] = False
     architecture: str = "tree"
     shares: tuple[float, ...]
@@ -50,15 +46,9 @@ class TreeConfig(MatryoshkaConfig):
             raise ValueError(f"k = {self.k} is less than one latent for each of {len(self.shares)} levels; raise k")
         return self
 
-    def level_sizes(self) -> tuple[int, ...]:
-        """The number of latents of each level."""
-        ends = (0, *self.prefix_sizes())
-        return tuple(end - start for start, end in pairwise(ends))
-
     def level_k(self) -> tuple[int, ...]:
-        """How many latents of each level are active: k by the largest remainders of `shares`, one at least, and no more
-        than there are.
-        """
+        """Active latents of each level: k by the largest remainders of `shares`, one at least, and no more than there
+        are."""
         exact, sizes = [self.k * share / sum(self.shares) for share in self.shares], self.level_sizes()
         given = [min(max(1, int(k)), size) for k, size in zip(exact, sizes, strict=True)]
         while sum(given) != self.k:
@@ -86,8 +76,7 @@ class Tree(Matryoshka):
     other SAE). Their loss is the sum over levels, ours the mean: AuxK's weight is divided too.
     """
 
-    exportable: ClassVar[bool] = False
-
+    exportable = False
     cfg: TreeConfig
 
     def __init__(self, config: TreeConfig, d_in: int, generator: torch.Generator) -> None:
@@ -95,10 +84,9 @@ class Tree(Matryoshka):
         self.starts = (0, *config.prefix_sizes()[:-1])
         root = config.d_sae
         parent = torch.full((root,), root)
-        for start, size in self._levels():
-            if start:
-                drawn = torch.randint(0, start + 1, (size,), generator=generator)
-                parent[start : start + size] = torch.where(drawn == start, root, drawn)
+        for start, size in self._levels()[1:]:
+            drawn = torch.randint(0, start + 1, (size,), generator=generator)
+            parent[start : start + size] = torch.where(drawn == start, root, drawn)
         self.parent: Tensor = nn.Buffer(parent)
         # Of each level's parents; the root's is the last one.
         self.capacity: Tensor = nn.Buffer(torch.zeros(len(self.starts) - 1, root + 1))
@@ -108,7 +96,7 @@ class Tree(Matryoshka):
 
     def _levels(self) -> list[tuple[int, int]]:
         """The levels' first latents and sizes."""
-        return list(zip(self.starts, self.cfg.level_sizes(), strict=True))
+        return list(zip(self.starts, self.groups, strict=True))
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         fires = torch.ones_like(pre[..., :1])  # the root, then one level after another
@@ -205,9 +193,8 @@ def best_numbers(
 def reassigned(
     parent: Int[Tensor, " child"], numbers: Int[Tensor, " parent"], dead: Bool[Tensor, " child"]
 ) -> Int[Tensor, " child"]:
-    """The children's parents after dead children have gone from those with more children than `numbers` says to those
-    with fewer, as many as can.
-    """
+    """`parent` after as many dead children as can have gone from those with more children than `numbers` says to those
+    with fewer."""
     excess = torch.bincount(parent, minlength=len(numbers)) - numbers
     movable = dead.nonzero().squeeze(1)
     movable = movable[parent[movable].argsort(stable=True)]

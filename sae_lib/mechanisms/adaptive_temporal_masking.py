@@ -22,8 +22,6 @@ COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 
 class MaskingConfig(MechanismConfig):
-    """ATM: latents with importance under theta = mu + c sigma are masked with p = 1 - exp(-r (theta - I) / theta)."""
-
     c: float = 1.0
     r: float = Field(1.0, ge=0.0)
     components: tuple[Component, ...] = Field(COMPONENTS, min_length=1)
@@ -88,9 +86,9 @@ class AdaptiveTemporalMasking(Masking):
 
         p = 1 - exp(-r (theta - I) / theta)
 
-    and 0 otherwise (ATM, section on adaptive masking). The mask is one draw per latent and step, shared by the batch,
-    without rescaling; no gradient flows through p. The contribution of latent i is the rise in squared error if it
-    were left out, E[f_i^2 ||d_i||^2 + 2 f_i d_i.(x - x_hat)], clamped at 0, on the reconstruction without masks.
+    and 0 otherwise (ATM, section on adaptive masking); no gradient flows through p. The contribution of latent i is the
+    rise in squared error if it were left out, E[f_i^2 ||d_i||^2 + 2 f_i d_i.(x - x_hat)], clamped at 0, on the
+    reconstruction without masks.
     """
 
     cfg: MaskingConfig
@@ -101,7 +99,6 @@ class AdaptiveTemporalMasking(Masking):
         self.frequency: Tensor = nn.Buffer(torch.zeros(d_sae))
         self.contribution: Tensor = nn.Buffer(torch.zeros(d_sae))
         self.removed = torch.zeros(())
-        self._leaves_one_out = "contribution" in settings.components and settings.contribution == "leave_one_out"
 
     def importance(self) -> Float[Tensor, " d_sae"]:
         """I per latent: the chosen EMAs, each divided by its mean over latents, averaged or multiplied."""
@@ -119,7 +116,20 @@ class AdaptiveTemporalMasking(Masking):
         return mean + self.cfg.c * variance.sqrt()
 
     @torch.no_grad()
-    def _update_probability(self) -> None:
+    def before_update(self, sae: Autoencoder, step: Step) -> None:
+        f = step.latents if self.cfg.fed_by == "pre_mask" else step.f
+        # Of a batch's whole activation, what a mask at these probabilities takes away.
+        whole = step.latents.mean()
+        self.removed = (self.probability * whole).sum() / whole.sum().clamp_min(1e-12)
+        moving_average(self.magnitude, f.mean(), self.cfg.decay)
+        moving_average(self.frequency, f.rate(), self.cfg.decay)
+        gain = f.mean_square() * sae.W_dec.square().sum(dim=1)
+        if "contribution" in self.cfg.components and self.cfg.contribution == "leave_one_out":
+            masked = step.index >= self.cfg.warmup_steps
+            x_hat = step.latents.decode(sae.W_dec) + sae.b_dec if masked else step.x_hat
+            # E[f_i d_i.e] = d_i.E[f_i e]: one product for all latents.
+            gain = gain + 2.0 * f.mean_product(step.x - x_hat.detach()).mul_(sae.W_dec).sum(dim=1)
+        moving_average(self.contribution, gain.clamp_min(0.0), self.cfg.decay)
         importance = self.importance()
         theta = self.threshold(importance)
         below = ((theta - importance) / theta.clamp_min(1e-12)).clamp_min(0.0)
@@ -127,39 +137,18 @@ class AdaptiveTemporalMasking(Masking):
         self.probability.copy_(torch.where(theta > 0, 1.0 - torch.exp(-self.cfg.r * below), 0.0))
 
     @torch.no_grad()
-    def before_update(self, sae: Autoencoder, step: Step) -> None:
-        f = step.latents if self.cfg.fed_by == "pre_mask" else step.f
-        mean = f.mean()
-        # Of a batch's whole activation, what a mask at these probabilities takes away.
-        whole = mean if self.cfg.fed_by == "pre_mask" else step.latents.mean()
-        self.removed = (self.probability * whole).sum() / whole.sum().clamp_min(1e-12)
-        moving_average(self.magnitude, mean, self.cfg.decay)
-        moving_average(self.frequency, f.rate(), self.cfg.decay)
-        gain = f.mean_square() * sae.W_dec.square().sum(dim=1)
-        if self._leaves_one_out:
-            masked = step.index >= self.cfg.warmup_steps
-            x_hat = step.latents.decode(sae.W_dec) + sae.b_dec if masked else step.x_hat
-            assert x_hat is not None
-            # E[f_i d_i.e] = d_i.E[f_i e]: one product for all latents.
-            gain = gain + 2.0 * f.mean_product(step.x - x_hat.detach()).mul_(sae.W_dec).sum(dim=1)
-        moving_average(self.contribution, gain.clamp_min(0.0), self.cfg.decay)
-        self._update_probability()
-
-    @torch.no_grad()
     def finish(self, sae: Autoencoder) -> None:
         """Fold the inference rule into the encoder."""
-        if self.cfg.inference == "off":
-            return
-        gain = 1.0 - self.probability if self.cfg.inference == "scale" else (self.probability == 0).to(sae.dtype)
-        sae.scale_latents(gain)
+        if self.cfg.inference != "off":
+            gain = 1.0 - self.probability if self.cfg.inference == "scale" else (self.probability == 0).to(sae.dtype)
+            for tensor in (sae.W_enc, *sae.encoder_offsets()):
+                tensor.mul_(gain)
 
     def log(self) -> dict[str, float]:
         return super().log() | {"removed": float(self.removed)}
 
 
 class DropoutConfig(MechanismConfig):
-    """The control for ATM: every latent masked with the same probability, whatever its importance."""
-
     probability: float = Field(ge=0.0, lt=1.0)
     warmup_steps: Steps = 1000
 
@@ -188,9 +177,5 @@ PAPER_ATM = PAPER | {"masking": {}}
 register(Method("paper_atm", "ATM (paper's recipe)", PAPER_ATM, RED, shown="as written", papers=(LI_AND_REN,)))
 # The c and r that suited ATM best on pocket, on seeds that are judged nowhere.
 MASKED: dict[str, Any] = TOPK | {"architecture": "matryoshka", "prefixes": FOUR, "masking": {"c": 0.0, "r": 2.0}}
-register(
-    Method(
-        "masked_matryoshka", "Matryoshka (4 levels), ATM's mask", MASKED, Look("#999999", "X", (0, (5, 1, 1, 1))),
-        "field", topk_rate, 1e-2, toy={"prefixes": TOY_PREFIXES},
-    )
-)  # fmt: skip
+NAME, SLATE = "Matryoshka (4 levels), ATM's mask", Look("#999999", "X", (0, (5, 1, 1, 1)))
+register(Method("masked_matryoshka", NAME, MASKED, SLATE, "field", topk_rate, 1e-2, toy={"prefixes": TOY_PREFIXES}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ from sae_lib.mechanisms.base import Mechanism, mechanism
 
 
 class AlignmentConfig(MechanismConfig):
-    """e_i = d_i, or e_i . d_i = 1."""
-
     kind: Literal["tied", "aligned"] = "aligned"
 
     def check(self, config: SAEConfig) -> None:
@@ -42,10 +40,7 @@ class Alignment(Mechanism):
     """
 
     cfg: AlignmentConfig
-
-    def __init__(self, settings: AlignmentConfig, d_sae: int) -> None:
-        super().__init__(settings, d_sae)
-        self._before = torch.zeros(())  # the decoder of the current training step
+    _before: Tensor  # the decoder of the current training step
 
     @torch.no_grad()
     def before_update(self, sae: Autoencoder, step: Step) -> None:
@@ -71,14 +66,10 @@ class Alignment(Mechanism):
         sae.W_enc.copy_(encoder.T)
 
 
-def _method(key: str, name: str, look: Look, paper: str) -> None:
-    """BatchTopK in all else, which is the control."""
-    recipe: dict[str, Any] = BATCHTOPK | {"alignment": {"kind": key}}
-    register(Method(key, name, recipe, look, "field", topk_rate, 1e-2, (paper,)))
-
-
-_method(
-    "tied", "Tied weights", Look("#661100", "1", (0, (1, 2))),
-    "Chanin et al. 2024, *Toy Models of Feature Absorption in SAEs*, LessWrong",
-)  # fmt: skip
-_method("aligned", "Aligned training", Look("#cc6677", "2", (0, (2, 4))), "*Aligned Training*, arXiv 2605.18629")
+# BatchTopK in all else, which is the control.
+TIED, ALIGNED = (BATCHTOPK | {"alignment": {"kind": kind}} for kind in ("tied", "aligned"))
+CHANIN = "Chanin et al. 2024, *Toy Models of Feature Absorption in SAEs*, LessWrong"
+BRICK, CORAL = Look("#661100", "1", (0, (1, 2))), Look("#cc6677", "2", (0, (2, 4)))
+SOURCE = "*Aligned Training*, arXiv 2605.18629"
+register(Method("tied", "Tied weights", TIED, BRICK, "field", topk_rate, 1e-2, (CHANIN,)))
+register(Method("aligned", "Aligned training", ALIGNED, CORAL, "field", topk_rate, 1e-2, (SOURCE,)))

@@ -16,8 +16,7 @@ from sae_lib.autoencoders.config import SECTIONS, MechanismConfig, SAEConfig
 class Mechanism(nn.Module):
     """Hooks in the order of one optimiser step. A mechanism overrides those it needs.
 
-    State lives in buffers, so that it is saved in checkpoints and moves between devices with everything else. A buffer
-    that has dimensions counts the latents in its last one.
+    State lives in buffers, which checkpoints save. A buffer that has dimensions counts the latents in its last one.
     """
 
     term = "penalty"

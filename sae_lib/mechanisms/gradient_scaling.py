@@ -15,8 +15,6 @@ from sae_lib.mechanisms.base import Mechanism, mechanism, moving_average
 
 
 class GradientScalingConfig(MechanismConfig):
-    """TemporalSAE Eq. 7: gradients of latent i times clip(1 / (eps + h_i), s_min, s_max)."""
-
     s_min: float = Field(0.1, gt=0.0)
     s_max: float = Field(10.0, gt=0.0)
     epsilon: float = Field(1e-6, gt=0.0)
@@ -51,22 +49,21 @@ class GradientScaling(Mechanism):
         """s_i of Eq. 7."""
         return (1.0 / (self.cfg.epsilon + self.rate)).clamp(self.cfg.s_min, self.cfg.s_max)
 
+    def _scale_along(self, dim: int, tensor: Tensor) -> Tensor:
+        return self.scale() if dim == tensor.ndim - 1 else self.scale()[:, None]
+
     @torch.no_grad()
     def before_update(self, sae: Autoencoder, step: Step) -> None:
         moving_average(self.rate, step.firing_rate, self.cfg.momentum)
         if self.cfg.placement == "post_adam":
             self._before = [tensor.detach().clone() for tensor, _ in sae.per_latent()]
             return
-        scale = self.scale()
         for tensor, dim in sae.per_latent():
             if tensor.grad is not None:
-                tensor.grad.mul_(scale if dim == tensor.ndim - 1 else scale[:, None])
+                tensor.grad.mul_(self._scale_along(dim, tensor))
 
     @torch.no_grad()
     def after_update(self, sae: Autoencoder, optimizer: torch.optim.Optimizer, step: Step) -> None:
-        if self.cfg.placement == "post_adam":
-            scale = self.scale()
-            for (tensor, dim), before in zip(sae.per_latent(), self._before, strict=True):
-                factor = scale if dim == tensor.ndim - 1 else scale[:, None]
-                tensor.copy_(before + factor * (tensor - before))
-            self._before = []
+        for before, (tensor, dim) in zip(self._before, sae.per_latent(), strict=False):  # none, before Adam
+            tensor.copy_(before + self._scale_along(dim, tensor) * (tensor - before))
+        self._before = []

@@ -16,8 +16,6 @@ ALIVE_FRACTION = 0.2  # of the mean norm of the alive encoder rows, for `encoder
 
 
 class ResamplingConfig(MechanismConfig):
-    """TemporalSAE Eq. 5-6: latents whose activation-rate EMA is under the threshold are re-initialised."""
-
     threshold: float | None = Field(0.005, gt=0.0, lt=1.0)
     """Activation rate under which a latent counts as dead; null: nothing is resampled."""
     momentum: Momentum = 0.99
@@ -51,10 +49,9 @@ class Resampling(Mechanism):
     def due(self, step: Step) -> bool:
         """Whether latents are resampled after this step (Eq. 6)."""
         done = step.index + 1
-        if self.cfg.threshold is None or done > self.cfg.stop_fraction * step.total:
-            return False
         interval = self.cfg.warmup_interval if done < self.cfg.warmup_steps else self.cfg.interval
-        return done % interval == 0
+        stopped = self.cfg.threshold is None or done > self.cfg.stop_fraction * step.total
+        return not stopped and done % interval == 0
 
     @torch.no_grad()
     def before_update(self, sae: Autoencoder, step: Step) -> None:
@@ -62,11 +59,9 @@ class Resampling(Mechanism):
 
     @torch.no_grad()
     def after_update(self, sae: Autoencoder, optimizer: torch.optim.Optimizer, step: Step) -> None:
-        if not self.due(step):
-            return
-        assert self.cfg.threshold is not None
-        dead = (self.rate < self.cfg.threshold).nonzero().squeeze(1)
-        if not len(dead):
+        alive = self.rate >= (self.cfg.threshold or 0.0)
+        dead = (~alive).nonzero().squeeze(1)
+        if not self.due(step) or not len(dead):
             return
         error = (step.x - step.x_hat.detach()).square().sum(dim=1)
         # The floor lets the draw go on where fewer inputs than dead latents have any error.
@@ -75,8 +70,8 @@ class Resampling(Mechanism):
         direction = step.x[rows] / step.x[rows].norm(dim=1, keepdim=True).clamp_min(1e-8)
         norm: Tensor | float = 1.0
         if self.cfg.encoder_norm == "alive_fraction":
-            alive = sae.W_enc.norm(dim=0)[self.rate >= self.cfg.threshold]
-            norm = ALIVE_FRACTION * (alive.sum() / len(alive) if len(alive) else 1.0)
+            norms = sae.W_enc.norm(dim=0)[alive]
+            norm = ALIVE_FRACTION * (norms.sum() / len(norms) if len(norms) else 1.0)
         sae.restart_latents(dead, direction * norm, direction)
         for tensor, dim in sae.per_latent():
             for moment in optimizer.state.get(tensor, {}).values():

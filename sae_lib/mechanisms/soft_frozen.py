@@ -15,8 +15,6 @@ from sae_lib.mechanisms.base import Mechanism, mechanism
 
 
 class SoftFrozenConfig(MechanismConfig):
-    """Decoder rows stay near where they started."""
-
     min_cosine: float = Field(0.8, gt=0.0, lt=1.0)
     """Cosine that each row keeps with its start, at least."""
 
@@ -60,9 +58,5 @@ def near(
 
 
 # A TopK SAE in all else, as the other controls are.
-register(
-    Method(
-        "soft_frozen", "Soft-frozen decoder", TOPK | {"soft_frozen": {}}, Look(GREY, "X", "-."), shown="control",
-        at_width=topk_rate,
-    )
-)  # fmt: skip
+FROZEN = TOPK | {"soft_frozen": {}}
+register(Method("soft_frozen", "Soft-frozen decoder", FROZEN, Look(GREY, "X", "-."), "control", topk_rate))

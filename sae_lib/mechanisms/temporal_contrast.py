@@ -18,8 +18,6 @@ from sae_lib.mechanisms.base import Mechanism, mechanism
 
 
 class ContrastConfig(MechanismConfig):
-    """T-SAE's temporal term, on the first latents."""
-
     coefficient: float = Field(0.1, ge=0.0)
     share: float = Field(0.2, gt=0.0, le=1.0)
     """Which latents it sees: this share of the dictionary, the first ones."""
@@ -32,8 +30,7 @@ class ContrastConfig(MechanismConfig):
 
 @mechanism("contrast", ContrastConfig)
 class TemporalContrast(Mechanism):
-    """z_i are the first latents of a token, z'_i those of an earlier token of its context, i = 1 ... N the pairs of the
-    batch:
+    """z_i are the first latents of a token, z'_i those of an earlier one of its context, i = 1 ... N the batch's pairs:
 
         1/2N sum_i [ -log softmax_j(s(z_i, z'_j))_i - log softmax_j(s(z_j, z'_i))_i ]
 
@@ -111,22 +108,9 @@ STATED: dict[str, Any] = _T_SAE | {
     "contrast": {"coefficient": 2.0, "similarity": "cosine", "pairing": "previous"},
     "optimizer": _T_SAE["optimizer"] | {"clip_norm": 1.0},
 }
-register(
-    Method(
-        "t_sae", "T-SAE (released)", RELEASED, Look("#44aa99", "p", (0, (2, 1, 1, 1))), "field", toy_rate=1e-2,
-        papers=(BHALLA,),
-    )
-)  # fmt: skip
-register(
-    Method(
-        "t_sae_stated", "T-SAE (paper)", STATED, Look("#88ccee", "H", (0, (5, 2, 1, 2))), "field", toy_rate=1e-2,
-        papers=(BHALLA,),
-    )
-)  # fmt: skip
-# The control for its idea: everything else of its recipe.
-register(
-    Method(
-        "t_sae_plain", "T-SAE without its contrast", STATED | {"contrast": None},
-        Look("#dddd77", "H", (0, (1, 2, 4, 2))), "field", toy_rate=1e-2,
-    )
-)  # fmt: skip
+PLAIN = STATED | {"contrast": None}  # the control for its idea: everything else of its recipe
+MINT, SKY = Look("#44aa99", "p", (0, (2, 1, 1, 1))), Look("#88ccee", "H", (0, (5, 2, 1, 2)))
+STRAW = Look("#dddd77", "H", (0, (1, 2, 4, 2)))
+register(Method("t_sae", "T-SAE (released)", RELEASED, MINT, "field", toy_rate=1e-2, papers=(BHALLA,)))
+register(Method("t_sae_stated", "T-SAE (paper)", STATED, SKY, "field", toy_rate=1e-2, papers=(BHALLA,)))
+register(Method("t_sae_plain", "T-SAE without its contrast", PLAIN, STRAW, "field", toy_rate=1e-2))

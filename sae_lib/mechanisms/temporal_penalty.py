@@ -19,8 +19,6 @@ SATURATED = 0.01  # alpha within this of 0 or 1 counts as saturated
 
 
 class TemporalConfig(MechanismConfig):
-    """TemporalSAE Eq. 3-4: alpha_t ||f_t - f_{t-1}||^2, alpha_t = sigmoid(5 (beta_t - L_recon))."""
-
     coefficient: float = Field(1e-4, ge=0.0)
     """lambda_2 of Eq. 8."""
     pairing: Literal["adjacent_token", "previous_batch", "variance", "none"] = "adjacent_token"
@@ -98,13 +96,11 @@ class TemporalPenalty(Mechanism):
             average = torch.maximum(self.cfg.momentum * before, seen)
         self.beta.copy_(average)
         self.begun.fill_(1.0)
-        if self.cfg.scale == "constant":
-            alpha = torch.ones_like(reconstruction)
-        else:
-            gap = self.beta - reconstruction
-            if self.cfg.scale == "relative":
-                gap = gap / self.beta.clamp_min(1e-12)
-            alpha = torch.sigmoid(self.cfg.sharpness * gap)
+        gap = self.beta - reconstruction
+        if self.cfg.scale == "relative":
+            gap = gap / self.beta.clamp_min(1e-12)
+        constant = self.cfg.scale == "constant"
+        alpha = torch.ones_like(reconstruction) if constant else torch.sigmoid(self.cfg.sharpness * gap)
         self.alpha.copy_(alpha.detach())
         self.saturated += ((self.alpha < SATURATED) | (self.alpha > 1 - SATURATED)).to(self.saturated.dtype)
         self.counted += 1
@@ -122,11 +118,10 @@ GREEN = Look("#029e73", "P", (0, (6, 2)))
 register(Method("temporal_sae", "TemporalSAE", TEMPORAL_SAE, GREEN, toy_rate=5e-2, papers=(TEMPORAL_PAPER,)))
 
 
-def _on_toys(key: str, name: str, pairing: str, look: Look) -> None:
-    """Standard with nothing but a penalty on changes of the latents; its coefficient is the toy study's."""
-    register(Method(key, name, STANDARD | {"temporal": {"pairing": pairing}}, look, shown="toy", toy_rate=5e-2))
-
-
-_on_toys("temporal_strong", "Adjacent-token penalty", "adjacent_token", Look("#00441b", "*", (0, (7, 2, 2, 2))))
-_on_toys("temporal_previous", "Previous-batch penalty", "previous_batch", Look("#ece133", "p", (0, (3, 3))))
-_on_toys("variance", "Variance penalty", "variance", Look("#fbafe4", "d", (0, (1, 1))))
+# Standard with nothing but a penalty on changes of the latents; its coefficient is the toy study's.
+for _key, _name, _pairing, _look in (
+    ("temporal_strong", "Adjacent-token penalty", "adjacent_token", Look("#00441b", "*", (0, (7, 2, 2, 2)))),
+    ("temporal_previous", "Previous-batch penalty", "previous_batch", Look("#ece133", "p", (0, (3, 3)))),
+    ("variance", "Variance penalty", "variance", Look("#fbafe4", "d", (0, (1, 1)))),
+):
+    register(Method(_key, _name, STANDARD | {"temporal": {"pairing": _pairing}}, _look, "toy", toy_rate=5e-2))

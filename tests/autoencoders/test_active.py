@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from sae_lib.autoencoders import active, kernels
-from sae_lib.autoencoders.active import ActiveLatents, EncoderProduct, Entries, entries_above
+from sae_lib.autoencoders import kernels, latents
 from sae_lib.autoencoders.base import Step
-from sae_lib.autoencoders.latents import Latents
+from sae_lib.autoencoders.latents import ActiveLatents, EncoderProduct, Entries, Latents, entries_above
 from sae_lib.autoencoders.topk import strongest_of_batch, strongest_of_rows
 from sae_lib.data.activations import ActivationStore
 from sae_lib.mechanisms import methods
@@ -100,7 +99,7 @@ def test_pieces_change_nothing(pieces: int, monkeypatch: pytest.MonkeyPatch):
 def test_pytorch_keeps_its_number_of_threads(threads: int):
     code = f"""
 import torch
-from sae_lib.autoencoders.active import entries_above
+from sae_lib.autoencoders.latents import entries_above
 from sae_lib.autoencoders.topk import strongest_of_rows
 torch.set_num_threads({threads})
 pre = torch.rand(99, 80)
@@ -231,8 +230,8 @@ def trained(method: str, folder: Path, steps: int = 12) -> tuple[Trainer, bool]:
 def test_training_is_the_same(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     dense, held = trained(method, tmp_path)
     assert not held, "a small batch is a matrix"
-    monkeypatch.setattr(active, "SMALLEST_BATCH", 0)
-    monkeypatch.setattr(active, "LARGEST_SHARE", 1.0)
+    monkeypatch.setattr(latents, "SMALLEST_BATCH", 0)
+    monkeypatch.setattr(latents, "LARGEST_SHARE", 1.0)
     by_entries, held = trained(method, tmp_path)
     assert held
     for name, tensor in dense.sae.state_dict().items():

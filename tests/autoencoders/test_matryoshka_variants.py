@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sae_lib.autoencoders import active
+from sae_lib.autoencoders import latents
 from sae_lib.autoencoders.base import Autoencoder, Step, squared_error
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
@@ -224,7 +224,7 @@ def test_latents_by_their_entries_give_the_same(monkeypatch: pytest.MonkeyPatch)
     x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0)) * 2
     found: list[list[torch.Tensor]] = []
     for smallest in (2**30, 0):
-        monkeypatch.setattr(active, "SMALLEST_BATCH", smallest)
+        monkeypatch.setattr(latents, "SMALLEST_BATCH", smallest)
         config = {"architecture": "lista_matryoshka", "d_sae": 60, "k": 4, "prefixes": (0.1, 0.5, 1.0), "tilt": 0.5}
         sae = build_autoencoder(sae_config(config | {"subtract_b_dec": True, "threshold_start_step": 0}), 6, seed=2)
         sae.b_dec.data.normal_(generator=torch.Generator().manual_seed(1))

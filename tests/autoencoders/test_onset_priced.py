@@ -6,26 +6,17 @@ import pytest
 import torch
 
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.autoencoders.onset_priced import lasting
 from tests.tiny_training import D_IN, make_step, tiny_config
-
-# Latent 0 lasts over rows 0 to 2, latent 1 begins in row 2; row 3 opens another window.
-F = torch.tensor([[1.0, 0.0], [2.0, 0.0], [4.0, 8.0], [16.0, 32.0]])
-FOLLOWS = torch.tensor([False, True, True, False])
-
-
-def test_what_lasts_by_hand():
-    f = F.clone().requires_grad_()
-    found = lasting(f, FOLLOWS)
-    assert float(found.detach()) == (2.0 + 4.0) / 4
-    found.backward()
-    # The gradient reaches what lasts, not what was before it.
-    assert f.grad is not None and (4 * f.grad).tolist() == [[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.5, 1.0])
-def test_the_penalty_is_l1_less_the_discount(discount: float):
+def test_the_penalty_is_l1_less_the_discount_of_what_lasts(discount: float):
+    """Latent 0 lasts over rows 0 to 2, latent 1 begins in row 2; row 3 opens another window."""
+    f = torch.tensor([[1.0, 0.0], [2.0, 0.0], [4.0, 8.0], [16.0, 32.0]], requires_grad=True)
     config = tiny_config("onset_priced", {"l1_coefficient": 2.0, "sparsity_warmup_steps": 0, "discount": discount})
-    step = make_step(F, has_predecessor=FOLLOWS)
+    step = make_step(f, has_predecessor=torch.tensor([False, True, True, False]))
     loss = build_autoencoder(config, D_IN).sparsity_loss(step)
-    assert loss is not None and float(loss) == pytest.approx(2.0 * (63.0 - discount * 6.0) / 4)
+    assert loss is not None and float(loss.detach()) == pytest.approx(2.0 * (63.0 - discount * 6.0) / 4)
+    loss.backward()
+    # The gradient reaches what lasts, not what was before it.
+    assert f.grad is not None and (2 * f.grad).tolist() == [[1, 1], [1 - discount, 1], [1 - discount, 1], [1, 1]]
