@@ -86,6 +86,10 @@ class Autoencoder(nn.Module):
 
     exportable: ClassVar[bool] = True
     """Whether its latents are those of one pass of one encoder, as other libraries' formats have it."""
+    offsets: ClassVar[tuple[str, ...]] = ("b_enc",)
+    """What is added to or compared with x W_enc, one entry per latent."""
+    scaled: ClassVar[tuple[str, ...]] = ("b_dec",)
+    """What else is in units of x."""
 
     def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -203,20 +207,12 @@ class Autoencoder(nn.Module):
     @torch.no_grad()
     def fold_input_scale(self, scale: float) -> None:
         """Turn an SAE of `scale * x` into the same SAE of x. Weights stay; everything in units of x is divided."""
-        for tensor in self.in_units_of_x():
-            tensor.div_(scale)
-
-    def in_units_of_x(self) -> list[Tensor]:
-        """Everything that scales with the inputs."""
-        return [*self.encoder_offsets(), self.b_dec]
-
-    def encoder_offsets(self) -> list[Tensor]:
-        """What is added to or compared with x W_enc, one entry per latent."""
-        return [self.b_enc]
+        for name in (*self.offsets, *self.scaled):
+            getattr(self, name).div_(scale)
 
     def per_latent(self) -> list[tuple[Tensor, int]]:
         """The parameters that belong to single latents, each with the dimension that counts them."""
-        return [(self.W_enc, 1), (self.W_dec, 0), *((offset, 0) for offset in self.encoder_offsets())]
+        return [(self.W_enc, 1), (self.W_dec, 0), *((getattr(self, name), 0) for name in self.offsets)]
 
     @torch.no_grad()
     def restart_latents(

@@ -38,6 +38,7 @@ class Gated(Autoencoder):
     """
 
     cfg: GatedConfig
+    offsets = ("b_gate", "b_mag")
 
     def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
@@ -75,9 +76,6 @@ class Gated(Autoencoder):
         gate, self._gate = self._gate, LATER
         x_hat = gate.decode(self.W_dec.detach()) + self.b_dec.detach()
         return squared_error(step.x, x_hat)
-
-    def encoder_offsets(self) -> list[Tensor]:
-        return [self.b_gate, self.b_mag]
 
     def per_latent(self) -> list[tuple[Tensor, int]]:
         return [*super().per_latent(), (self.r_mag, 0)]

@@ -64,6 +64,7 @@ class JumpReLU(Autoencoder):
     """
 
     cfg: JumpReLUConfig
+    offsets = ("b_enc", "threshold")
 
     def __init__(self, config: JumpReLUConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
@@ -97,9 +98,6 @@ class JumpReLU(Autoencoder):
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
         l0, self._l0 = self._l0, LATER
         return self.cfg.l0_coefficient * self.sparsity_ramp(step) * (l0 / self.cfg.target_l0 - 1.0).square()
-
-    def encoder_offsets(self) -> list[Tensor]:
-        return [*super().encoder_offsets(), self.threshold]
 
     @torch.no_grad()
     def restart_latents(

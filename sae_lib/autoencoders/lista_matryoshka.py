@@ -57,6 +57,7 @@ class ListaMatryoshka(Matryoshka):
 
     cfg: ListaMatryoshkaConfig
     exportable = False
+    scaled = ("b_dec", "threshold", "first_threshold")
 
     def __init__(self, config: ListaMatryoshkaConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
@@ -131,9 +132,6 @@ class ListaMatryoshka(Matryoshka):
         shorter, self._shorter = self._shorter, []
         errors = [(step.x - x_hat).square().sum(dim=1) for x_hat in (step.x_hat, *shorter)]
         return torch.stack([tilted_mean(error, self.cfg.tilt) for error in errors]).sum()
-
-    def in_units_of_x(self) -> list[Tensor]:
-        return [*super().in_units_of_x(), self.first_threshold]
 
 
 def tilted_mean(error: Float[Tensor, " batch"], tilt: float) -> Float[Tensor, ""]:

@@ -46,6 +46,7 @@ class MatchingPursuit(Autoencoder):
     """
 
     exportable = False
+    offsets, scaled = (), ("b_dec", "threshold")
     cfg: MatchingPursuitConfig
 
     def __init__(self, config: MatchingPursuitConfig, d_in: int, generator: torch.Generator) -> None:
@@ -55,12 +56,6 @@ class MatchingPursuit(Autoencoder):
 
     def encoder_bias(self) -> Float[Tensor, " d_sae"]:
         return self.W_dec.new_zeros(self.d_sae)
-
-    def encoder_offsets(self) -> list[Tensor]:
-        return []
-
-    def in_units_of_x(self) -> list[Tensor]:
-        return [*super().in_units_of_x(), self.threshold]
 
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
         self.b_dec.data.copy_(geometric_median(x))

@@ -50,6 +50,7 @@ class Switch(TopK):
     """
 
     exportable = False
+    scaled = ("b_dec", "b_router")
     cfg: SwitchConfig
 
     def __init__(self, config: SwitchConfig, d_in: int, generator: torch.Generator) -> None:
@@ -98,9 +99,6 @@ class Switch(TopK):
     def fold_input_scale(self, scale: float) -> None:
         super().fold_input_scale(scale)
         self.W_router.mul_(scale)  # p has no units
-
-    def in_units_of_x(self) -> list[Tensor]:
-        return [*super().in_units_of_x(), self.b_router]
 
 
 def encoder_flops(d_in: int, d_sae: int, experts: int = 1) -> int:

@@ -185,6 +185,7 @@ class BatchTopK(TopK):
     """
 
     cfg: BatchTopKConfig
+    scaled = ("b_dec", "threshold")
     _guess = 0.0  # see `strongest_of_batch`
 
     def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:
@@ -213,9 +214,6 @@ class BatchTopK(TopK):
             momentum = self.cfg.threshold_momentum
             average = momentum * self.threshold + (1 - momentum) * smallest
             self.threshold.copy_(torch.where(self.threshold == 0, smallest, average))
-
-    def in_units_of_x(self) -> list[Tensor]:
-        return [*super().in_units_of_x(), self.threshold]
 
 
 def topk_rate(d_sae: int) -> dict[str, Any]:

@@ -141,8 +141,8 @@ class AdaptiveTemporalMasking(Masking):
         """Fold the inference rule into the encoder."""
         if self.cfg.inference != "off":
             gain = 1.0 - self.probability if self.cfg.inference == "scale" else (self.probability == 0).to(sae.dtype)
-            for tensor in (sae.W_enc, *sae.encoder_offsets()):
-                tensor.mul_(gain)
+            for name in ("W_enc", *sae.offsets):
+                getattr(sae, name).mul_(gain)
 
     def log(self) -> dict[str, float]:
         return super().log() | {"removed": float(self.removed)}

@@ -1,8 +1,5 @@
-"""What a training run says while it trains: TensorBoard events.
-
-They are begun again from the whole history when an interrupted run goes on, so no step stands in them twice, and are no
-result: the curves of a finished run are in its `history.parquet`.
-"""
+"""What a training run says while it trains: TensorBoard events. They are begun again from the whole history when an
+interrupted run goes on, so that no step stands in them twice, and are no result: curves are in `history.parquet`."""
 
 from __future__ import annotations
 
@@ -18,11 +15,8 @@ from sae_lib.util.files import explain_writing
 
 @contextmanager
 def run_log(folder: Path) -> Iterator[Callable[[Trainer], None]]:
-    """The log of one run, around `train_sae`, which it watches: each number of a row of the history becomes a point on
-    its curve of the events in `folder`; without a row nothing is written.
-
-    Raises ArtifactError when the disk is full.
-    """
+    """The log of one run, around `train_sae`, which it watches: each number of a row of the history becomes a point of
+    the events in `folder`. Raises ArtifactError when the disk is full."""
     opened: list[SummaryWriter] = []
     logged = 0
 

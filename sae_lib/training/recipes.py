@@ -1,5 +1,4 @@
-"""What every training run of a profile shares, and the configuration of a method: its recipe at the length of the run,
-with single values laid over it."""
+"""What every training run of a profile shares; and a method's recipe at the length of the run, with values over it."""
 
 from __future__ import annotations
 
@@ -67,7 +66,7 @@ def method_recipe(method: str, d_sae: int, overrides: Mapping[str, Any], schedul
 
 
 def _fitted(model: type[BaseModel], values: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """`values` with every `Schedule` of `model` and of its sections fitted to a run of `scale` times the steps."""
+    """`values` with every `Schedule` of `model` and its sections fitted to a run of `scale` times the steps."""
     result = dict(values)
     for name, field in model.model_fields.items():
         for section in (field.annotation, *get_args(field.annotation)):

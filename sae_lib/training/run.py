@@ -35,11 +35,8 @@ WITHOUT_WEIGHTS = "weights_not_kept"
 
 
 def run_key(config: SAEConfig, store_key: str, data: DataConfig, training: TrainingConfig, seed: int) -> str:
-    """Key of one training run: everything that its weights depend on.
-
-    A setting at its default is no part of it: a new setting makes no older run stale. Another default does, by the
-    stage's version.
-    """
+    """Key of one training run: everything that its weights depend on. A setting at its default is no part of it: a new
+    setting makes no older run stale; another default does, by the stage's version."""
     chosen = config.model_dump(mode="json", exclude_defaults=True) | {"architecture": config.architecture}
     shared = training.model_dump(include={"d_sae", "steps", "autocast", "log_every"})
     if training.products != "float32":
@@ -58,10 +55,7 @@ def is_finished(folder: Path, key: str, *, weights: bool = False) -> bool:
 
 
 def read_history(folder: Path) -> pd.DataFrame:
-    """The training curves of a finished run, one row per logged step.
-
-    Raises ArtifactError when the file is not there or cannot be read.
-    """
+    """The training curves of a finished run, one row per logged step. Raises ArtifactError where there are none."""
     file = folder / "history.parquet"
     try:
         return pd.read_parquet(file)
@@ -84,7 +78,6 @@ def train_sae(
     """Train one SAE, or return at once when `folder` already holds this very run.
 
     `watch` sees the trainer after each step. `names` (method and group) go into run.json, whose content is returned.
-
     Raises ArtifactError when the loss is NaN or infinite (the last checkpoint stays) or the disk is full.
     """
     key = run_key(config, store.key, data, training, seed)

@@ -23,9 +23,8 @@ from sae_lib.util.errors import ArtifactError
 
 
 class Prefetched:
-    """The batches of a stream, in order. One is made ahead where its rows come from the disk, or from main memory to a
-    GPU; rows that are where they are used are gathered at once. `steps` is how many batches are wanted.
-    """
+    """The first `steps` batches of a stream, in order. One is made ahead where its rows come from the disk, or from
+    main memory to a GPU; rows that are where they are used are gathered at once."""
 
     def __init__(self, stream: WindowStream, steps: int) -> None:
         self._stream, self._steps = stream, steps
@@ -35,12 +34,9 @@ class Prefetched:
         self._thread = None if at_hand else ThreadPoolExecutor(1, thread_name_prefix="batches")
 
     def batch(self, index: int) -> Batch:
-        """Batch number `index`."""
-        if self._thread is None:
-            return self._stream.batch(index)
         ready = self._waiting.pop(index, None)
         batch = self._stream.batch(index) if ready is None else ready.result()
-        if index + 1 < self._steps:
+        if self._thread is not None and index + 1 < self._steps:
             self._waiting = {index + 1: self._thread.submit(self._stream.batch, index + 1)}
         return batch
 
@@ -73,9 +69,7 @@ def losses(sae: Autoencoder, mechanisms: Sequence[Mechanism], step: Step) -> tup
 @contextmanager
 def products_in(factors: str) -> Iterator[None]:
     """Within, dense float32 products on a CPU round their factors to `factors`, "float32" or "bfloat16", and sum in
-    float32. Where the processor multiplies matrices in bfloat16 (AMX) that is about three times as fast; elsewhere
-    nothing is rounded.
-    """
+    float32: where the processor has units for that (AMX), about three times as fast; elsewhere nothing is rounded."""
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16" if factors == "bfloat16" else before
@@ -100,7 +94,7 @@ class Trainer:
         seed: int,
         device: str,
     ) -> None:
-        self.cfg, self.store, self.data, self.training, self.seed = config, store, data, training, seed
+        self.cfg, self.data, self.training = config, data, training
         self.device = torch.device(device)
         self.stream = WindowStream(store, data.window, data.batch_tokens, data.stream_seed, device=device)
         self.batches = Prefetched(self.stream, training.steps)
@@ -112,10 +106,10 @@ class Trainer:
                 "activations: their mean squared norm is zero, NaN or infinite, so they cannot be scaled to 1; "
                 "harvest them again, with another model.dtype if that does not help"
             )
-        kind = torch.optim.AdamW if config.optimizer.name == "adamw" else torch.optim.Adam
-        betas, decay = (config.optimizer.beta1, config.optimizer.beta2), config.optimizer.weight_decay
+        asked = config.optimizer
+        kind = torch.optim.AdamW if asked.name == "adamw" else torch.optim.Adam
         self.optimizer: torch.optim.Optimizer = kind(
-            self.sae.parameters(), lr=config.optimizer.learning_rate, betas=betas, weight_decay=decay, fused=True
+            self.sae.parameters(), betas=(asked.beta1, asked.beta2), weight_decay=asked.weight_decay, fused=True
         )
         self._turned = [p for p in self.sae.parameters() if p.ndim == 2 and not p.is_contiguous()]
         self.generator = torch.Generator(self.device).manual_seed(seed)
@@ -175,9 +169,8 @@ class Trainer:
 
     @torch.no_grad()
     def _turn_matrices(self) -> None:
-        """Let W_enc, its gradient and its moments be [d_sae, d_in], as they lie in memory, and back: fused Adam goes
-        through memory, and copies what is not contiguous.
-        """
+        """Let W_enc, its gradient and its moments be [d_sae, d_in], as they lie in memory, or back: fused Adam copies
+        what is not contiguous."""
         for parameter in self._turned:
             for tensor in (parameter, parameter.grad, *self.optimizer.state[parameter].values()):
                 if isinstance(tensor, Tensor) and tensor.ndim == 2:
@@ -229,10 +222,7 @@ class Trainer:
         self.history.append(row)
 
     def finish(self) -> Autoencoder:
-        """Once, after the last step: the trained SAE on the CPU; it takes raw inputs.
-
-        Raises ArtifactError when the loss has been NaN or infinite.
-        """
+        """Once, after the last step: the trained SAE on the CPU; it takes raw inputs. Raises as `check_finite`."""
         self.check_finite()
         return self._finished(self.sae, self.mechanisms)
 
@@ -250,9 +240,7 @@ class Trainer:
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs that is a tensor."""
         weights = {
-            f"{prefix}.{name}": tensor
-            for prefix, module in self._modules().items()
-            for name, tensor in module.state_dict().items()
+            f"{at}.{name}": t for at, module in self._modules().items() for name, t in module.state_dict().items()
         }
         others = {"generator": self.generator.get_state(), "since_fired": self.since_fired}
         return weights | others | optimizer_tensors(self.optimizer)

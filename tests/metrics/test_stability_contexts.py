@@ -111,18 +111,18 @@ def test_controls_are_the_nearest_in_density_and_no_letters():
     word = torch.arange(words).repeat_interleave(contexts)
     letters = torch.arange(words) % 4
     mains = {0: [20], 1: [10, 11], 2: [30]}
-    found = count_firing(on, torch.ones(words * contexts, dtype=torch.bool), word, letters, mains)
-    assert found.random.shape == (150, 5) and (found.contexts == 8).all() and (found.probe == 8).all()
+    times, of_each = count_firing(on, torch.ones(words * contexts, dtype=torch.bool), word, letters, mains)
+    assert times.shape == (150, 3 + 5) and (of_each == 8).all() and (times[:, 0] == 8).all()
     rate = on.double().mean(dim=0)
     counted = letters[torch.isin(letters, torch.tensor([0, 1, 2]))]
     for letter, latents_of_letter in mains.items():
         others = [i for i in range(latents) if i not in {20, 10, 11, 30}]
         nearest = sorted(others, key=lambda i: abs(rate[i] - rate[latents_of_letter[0]]))[:5]
         mine = on.view(words, contexts, latents)[letters == letter]
-        assert torch.equal(found.random[counted == letter], mine[:, :, nearest].sum(dim=1).double())
-        assert torch.equal(found.first[counted == letter], mine[:, :, latents_of_letter[0]].sum(dim=1).double())
-        any_of = mine[:, :, latents_of_letter].any(dim=2).sum(dim=1).double()
-        assert torch.equal(found.any[counted == letter], any_of)
+        _, first, any_of, *random = times[counted == letter].unbind(dim=1)
+        assert torch.equal(torch.stack(random, dim=1), mine[:, :, nearest].sum(dim=1).double())
+        assert torch.equal(first, mine[:, :, latents_of_letter[0]].sum(dim=1).double())
+        assert torch.equal(any_of, mine[:, :, latents_of_letter].any(dim=2).sum(dim=1).double())
 
 
 def test_where_chance_decides_the_latent_is_as_stable_as_its_control():
@@ -130,8 +130,8 @@ def test_where_chance_decides_the_latent_is_as_stable_as_its_control():
     generator = torch.Generator().manual_seed(1)
     on = torch.rand(4000, 30, generator=generator) < 0.3
     word = torch.arange(500).repeat_interleave(8)
-    found = count_firing(on, on[:, 0], word, torch.zeros(500, dtype=torch.long), {0: [0]})
-    for times in (found.first, found.random, found.probe):
+    found, _ = count_firing(on, on[:, 0], word, torch.zeros(500, dtype=torch.long), {0: [0]})
+    for times in (found[:, 0], found[:, 1], found[:, 3:]):
         assert (times / 8).mean().item() == pytest.approx(0.3, abs=0.03)
         assert ((times * (times - 1)).sum() / (times * 7).sum()).item() == pytest.approx(0.3, abs=0.03)
 

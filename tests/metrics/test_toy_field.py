@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import pandas as pd
 import pytest
 import torch
 
@@ -122,7 +121,7 @@ def test_what_points_the_same_way_and_is_on_is_no_alarm():
 def test_the_field_asks_for_what_it_says(tmp_path):
     settings = FEW.model_copy(update={"field": FieldConfig(methods=("standard", "topk"), k_levels=(3, 6), steps=30)})
     study = Recovered()
-    rows = experiments.field_matched(study, settings, SMALL)
+    rows = experiments.field_matched(study, settings, SMALL, ("standard", "topk"))
     assert set(rows["experiment"]) == {"field"} and set(rows["seed"]) == {1, 2} and set(rows["toy"]) == {"synthetic"}
     assert {run.steps for run in study.asked} == {30} and {run.config.d_sae for run in study.asked} == {128}
     assert {run.config.optimizer.learning_rate for run in study.asked} == {0.3 * 5e-2, 0.3 * 1e-2}
@@ -155,11 +154,6 @@ class Recovered(Recorded):
     def run(self, runs, description="", work=experiments.train_and_recover):
         assert work is experiments.train_and_recover
         return super().run(runs, description)
-
-
-def test_ranks():
-    rows = pd.DataFrame({"experiment": "field_sweep", "toy": ["a"] * 3 + ["b"], "excess_absorption": [0, 1, 2, None]})
-    assert experiments.rank_agreement(rows.assign(m=[5, 4, 3, 9]), "m").to_dict() == {"a": -1.0, "all": -1.0}
 
 
 def test_at_a_smaller_size_the_settings_are_those_of_the_toys():

@@ -1,7 +1,5 @@
-"""What stability needs from the language model: computed once and kept on disk.
-
-Each word is read in several fresh prompts and wherever it stands in held-out text. The residual streams of the
-whole text are kept in token order, for stability along tokens.
+"""What stability needs from the language model, computed once and kept on disk: each word in several fresh prompts and
+wherever it stands in held-out text; and the whole text in token order, for stability along tokens.
 """
 
 from __future__ import annotations
@@ -9,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +30,14 @@ STABILITY_REFERENCE = Stage("stability reference", 1)
 
 
 class StabilityConfig(Strict):
-    """What is read of the language model for stability across contexts and along tokens."""
-
     words_per_letter: int = Field(default=10, gt=0)
     """At most this many of a letter's evaluated words are read in fresh prompts."""
     contexts: int = Field(default=8, ge=2)
-    """Prompts for each of these words, each with examples of its own, from one example up to the number in
-    absorption's prompts."""
+    """Prompts for each of these words, from one example, each time others, up to as many as absorption's have."""
     min_occurrences: int = Field(default=4, ge=2)
     """An evaluated word counts in running text when it stands there at least so often, as a whole word."""
     max_occurrences: int = Field(default=32, ge=2)
-    """The first so many occurrences of a word in running text are used."""
+    """The first so many of them are used."""
     text_contexts: int = Field(default=128, gt=0)
     """At most this many held-out contexts are read."""
     seed: int = 45
@@ -51,10 +47,8 @@ class StabilityConfig(Strict):
 def find_occurrences(
     words: Sequence[Word], standing: Int[Tensor, " row"], *, at_least: int, at_most: int
 ) -> tuple[list[Word], Int[Tensor, " occurrence"], Int[Tensor, " occurrence"]]:
-    """The words that occur often enough, the rows they stand in, and which of these words each row holds.
-
-    `words`: which words to look for; `standing`: the token id at each row, or -1 where there is no whole word;
-    `at_least`: occurrences that a word must have; `at_most`: only the first so many are taken.
+    """Those of `words` that occur `at_least` so often, the rows they stand in (the first `at_most`), and which of these
+    words each row holds. `standing`: the token id at each row, or -1 where there is no whole word.
     """
     found: list[Word] = []
     rows, which = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
@@ -72,28 +66,23 @@ def whole_words(
 ) -> Bool[Tensor, "context position"]:
     """At which positions a token begins a word and the next token does not go on with it.
 
-    In "running", cut into "runn" and "ing", the token "ing" is no word, and its letter is not the word's. What
-    stands before a context's first token and after its last is not known: a first token counts only if it
-    brings a space with it, a last one never does.
-
-    `tokenizer`: has `convert_ids_to_tokens` and `convert_tokens_to_string`; `special_ids`: token ids that are not text.
-    BOS is expected at the first position; `tokens`: contexts.
+    In "running", cut into "runn" and "ing", the token "ing" is no word, and its letter is not the word's. What stands
+    before a context's first token and after its last is not known: a first token counts only if it brings a space with
+    it, a last one never does. BOS is expected at the first position. `special_ids`: token ids that are not text.
     """
     ids, index = tokens.unique(return_inverse=True)
     entries = tokenizer.convert_ids_to_tokens(ids.tolist())
     texts = ["" if i in special_ids else entry_text(tokenizer, e) for i, e in zip(ids.tolist(), entries, strict=True)]
-    begins_inside = torch.tensor([_in_word(text[:1]) for text in texts])[index]
-    ends_inside = torch.tensor([_in_word(text[-1:]) for text in texts])[index]
+    begins_inside, ends_inside = (
+        torch.tensor([end.isalnum() or end == "_" for end in ends])[index]
+        for ends in ([text[:1] for text in texts], [text[-1:] for text in texts])
+    )
     goes_on = torch.ones_like(tokens, dtype=torch.bool)
     goes_on[:, :-1] = begins_inside[:, 1:]
     joined = torch.zeros_like(goes_on)
     joined[:, 1:] = begins_inside[:, 1:] & ends_inside[:, :-1]
     joined[:, :2] |= begins_inside[:, :2]
     return ~joined & ~goes_on & ends_inside
-
-
-def _in_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
 
 
 @dataclass(frozen=True)
@@ -130,8 +119,6 @@ def build_stability_reference(
 ) -> StabilityReference:
     """Compute the reference of a language model, or read it from `folder` where it has been computed before.
 
-    The words are those that absorption is measured on.
-
     `absorption`: the words and the ground-truth probe; `prompts`: how many examples a prompt has, and how many prompts
     a forward pass; `tokens`: held-out contexts with BOS in front, on the CPU.
 
@@ -153,10 +140,8 @@ def build_stability_reference(
         "config": config.model_dump(mode="json"),
         "tokens": json_key(tokens.tolist()),
     }  # fmt: skip
-    return kept_reference(
-        folder, STABILITY_REFERENCE, made_from, StabilityReference,
-        lambda: _compute(lm, absorption, prompts, config, tokens),
-    )  # fmt: skip
+    compute = partial(_compute, lm, absorption, prompts, config, tokens)
+    return kept_reference(folder, STABILITY_REFERENCE, made_from, StabilityReference, compute)
 
 
 @torch.no_grad()
@@ -165,7 +150,7 @@ def _compute(
     absorption: AbsorptionReference,
     prompts: AbsorptionConfig,
     config: StabilityConfig,
-    tokens: Int[Tensor, "context position"],
+    tokens: Tensor,
 ) -> StabilityReference:
     vocabulary = {word.text: word for word in alphabetic_words(lm.tokenizer, lm.special_ids)}
     pool = [vocabulary[text] for text in (*absorption.train_words, *absorption.test_words)]

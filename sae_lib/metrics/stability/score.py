@@ -3,7 +3,6 @@ word stands?), and along the tokens of the held-out text (do activations go on f
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,21 +22,6 @@ _ROWS = 2048
 _CHUNK_ELEMENTS = 2**22
 
 
-class Firing(NamedTuple):
-    """In how many of a word's contexts each of these fires, for the words of letters that have a latent."""
-
-    contexts: Float[Tensor, " word"]
-    """In how many contexts the word was read."""
-    probe: Float[Tensor, " word"]
-    """The ground-truth probe of the letter."""
-    first: Float[Tensor, " word"]
-    """The letter's first main latent."""
-    any: Float[Tensor, " word"]
-    """Any of the letter's main latents."""
-    random: Float[Tensor, "word control"]
-    """Latents that fire as often over all rows, and are no letter's."""
-
-
 @torch.no_grad()
 def context_stability(
     sae: Autoencoder, reference: StabilityReference, main_latents: Mapping[str, Sequence[int]]
@@ -46,24 +30,18 @@ def context_stability(
 
     Of a word in C contexts of which its letter's first main latent fires in k, in fresh prompts:
 
-    - context_firing = mean over words of k / C.
-    - context_firing_any: the same for any of the letter's main latents.
+    - context_firing = mean over words of k / C; context_firing_any: the same for any of the letter's main latents.
     - context_every = share of words with k = C; context_all_or_none = share with k = C or k = 0.
     - context_repeat = sum k (k - 1) / sum k (C - 1): where the latent fires in one context of a word, the
-      probability that it fires in another one. 1 where the word decides, the latent's density where chance
-      does.
-    - context_firing_random, context_all_or_none_random, context_repeat_random: the same of latents that fire
-      on as many rows over all words and are no letter's, the nearest five in density: what a latent of that
-      density gives whatever it stands for.
-    - context_probe: mean over words of the share of contexts in which the ground-truth probe finds the
-      letter. No latent is expected to do better.
-    - context_words: the number of words.
+      probability that it fires in another one. 1 where the word decides, the latent's density where chance does.
+    - context_firing_random, context_all_or_none_random, context_repeat_random: the same of the five latents nearest in
+      density over all rows that are no letter's: what such a density gives, whatever a latent stands for.
+    - context_probe: mean over words of the share of contexts in which the ground-truth probe finds the letter. No
+      latent is expected to do better.
+    - context_words: the number of words. Without any the others are NaN.
 
-    With `_text` added to each name, the same at the words' occurrences in running text, where the number of
-    contexts differs from word to word. A language model that computes first letters only where they are asked
-    for has a low context_probe_text, and nothing can be asked of a latent there.
-
-    Without any word a number is NaN.
+    With `_text` added to each name, the same at the words' occurrences in running text. A language model that computes
+    first letters only where they are asked for has a low context_probe_text: nothing can be asked of a latent there.
 
     `main_latents`: letter ("a" to "z") -> indices of its main latents, the first one first; letters that are missing
     are left out, with their words.
@@ -83,8 +61,8 @@ def context_stability(
     )  # fmt: skip
     return {
         f"context_{name}{where}": value
-        for where, firing in (("", in_prompts), ("_text", in_text))
-        for name, value in _measures(firing).items()
+        for where, counts in (("", in_prompts), ("_text", in_text))
+        for name, value in _measures(*counts).items()
     }
 
 
@@ -94,8 +72,9 @@ def count_firing(
     word: Int[Tensor, " row"],
     letters: Int[Tensor, " word"],
     mains: Mapping[int, Sequence[int]],
-) -> Firing:
-    """Count over the rows of each word; the result is on the CPU.
+) -> tuple[Float[Tensor, "counted 3_and_controls"], Float[Tensor, " counted"]]:
+    """For each word whose letter has a latent: in how many of its contexts the probe finds the letter, the first main
+    latent fires, any of them fires, and each control fires; and how many contexts there are.
 
     `on`: which latents fire at each row, on any device; `probe`: whether the ground-truth probe finds the letter of the
     row's word; `word`: which word stands at each row; `letters`: the letter of each word, 0 to 25; `mains`: letter ->
@@ -115,60 +94,37 @@ def count_firing(
         columns = torch.cat([of_letter[:, latents[:1]], any_main, of_letter[:, others[nearest]]], dim=1).cpu()
         fires[rows] = torch.cat([probe[rows, None], columns], dim=1).double()
     counted = torch.isin(letters, torch.tensor(sorted(mains), dtype=torch.long))
-    times = torch.zeros(len(letters), 3 + controls, dtype=torch.float64).index_add(0, word, fires)[counted]
-    contexts = torch.bincount(word, minlength=len(letters)).double()[counted]
-    return Firing(contexts, times[:, 0], times[:, 1], times[:, 2], times[:, 3:])
+    times = torch.zeros(len(letters), 3 + controls, dtype=torch.float64).index_add(0, word, fires)
+    return times[counted], torch.bincount(word, minlength=len(letters)).double()[counted]
 
 
 def _on(sae: Autoencoder, rows: Float[Tensor, "row d_in"]) -> Bool[Tensor, "row d_sae"]:
     return torch.cat([sae.encode(chunk.to(sae.device, sae.dtype)) != 0 for chunk in rows.split(_ROWS)])
 
 
-def _measures(firing: Firing) -> dict[str, float]:
-    contexts = firing.contexts
+def _measures(times: Tensor, contexts: Tensor) -> dict[str, float]:
+    probe, first, any_main, random, of_each = times[:, 0], times[:, 1], times[:, 2], times[:, 3:], contexts[:, None]
     return {
-        "firing": _mean(firing.first / contexts),
-        "firing_any": _mean(firing.any / contexts),
-        "firing_random": _mean(firing.random / contexts[:, None]),
-        "every": _mean((firing.first == contexts).double()),
-        "all_or_none": _all_or_none(firing.first, contexts),
-        "all_or_none_random": _all_or_none(firing.random, contexts[:, None]),
-        "repeat": _repeat(firing.first, contexts),
-        "repeat_random": _repeat(firing.random, contexts[:, None]),
-        "probe": _mean(firing.probe / contexts),
+        "firing": _mean(first / contexts),
+        "firing_any": _mean(any_main / contexts),
+        "firing_random": _mean(random / of_each),
+        "every": _mean(first == contexts),
+        "all_or_none": _mean((first == 0) | (first == contexts)),
+        "all_or_none_random": _mean((random == 0) | (random == of_each)),
+        "repeat": _repeat(first, contexts),
+        "repeat_random": _repeat(random, of_each),
+        "probe": _mean(probe / contexts),
         "words": len(contexts),
     }
 
 
-def _all_or_none(times: Float[Tensor, "*shape"], contexts: Float[Tensor, "*like"]) -> float:
-    return _mean(((times == 0) | (times == contexts)).double())
-
-
-def _repeat(times: Float[Tensor, "*shape"], contexts: Float[Tensor, "*like"]) -> float:
+def _repeat(times: Tensor, contexts: Tensor) -> float:
     others = (times * (contexts - 1)).sum().item()
     return (times * (times - 1)).sum().item() / others if others else math.nan
 
 
-def _mean(values: Float[Tensor, "*shape"]) -> float:
-    return values.mean().item() if values.numel() else math.nan
-
-
-class _PairSums(NamedTuple):
-    """Sums over pairs of neighbouring tokens; `a` is the activation at the earlier token, `b` at the later one.
-
-    Those per latent are of a, b, a^2, b^2, a b, and of a being on and b being on. A pair of zeros adds nothing to
-    any, so only what is on is visited.
-    """
-
-    pairs: int
-    both: int
-    """Pairs and latents on at both tokens."""
-    kept: float
-    """Sum of |a| + |b| - |b - a|."""
-    magnitude: float
-    """Sum of |a| + |b|."""
-    per_latent: Float[Tensor, "7 d_sae"]
-    """In float64, on the CPU."""
+def _mean(values: Tensor) -> float:
+    return values.double().mean().item()
 
 
 @torch.no_grad()
@@ -187,41 +143,49 @@ def token_stability(
 
         token_autocorrelation = mean over latents of the Pearson correlation of f_t,i and f_t-1,i over pairs
 
-    over latents whose density is `MIN_DENSITY` or more. Both again with all rows in a random order
-    (`_shuffled`): what tokens from anywhere in the text give. A latent that marks a topic or a document
-    is steady by both, one that marks a word is not, and neither is the better one.
+    over latents whose density is `MIN_DENSITY` or more. Both again with all rows in a random order (`_shuffled`): what
+    tokens from anywhere in the text give. A latent that marks a topic or a document is steady by both, one that marks
+    a word is not, and neither is the better one.
 
     `rows`: residual streams in token order; `has_predecessor`: whether the row before is the token before, in the same
     context; never so of the first; `seed`: orders the shuffled rows.
 
-    Returns token_change, token_change_shuffled, token_autocorrelation, token_autocorrelation_shuffled (NaN where there
-    is no pair or no latent), token_latents, how many latents the correlations are over, and token_pairs.
-
-    Raises ArtifactError: the SAE has another width than the rows, or gives NaN or infinite latents.
+    Returns these four (NaN where there is no pair or no latent), token_latents, how many latents the correlations are
+    over, and token_pairs. Raises ArtifactError: the SAE has another width than the rows, or gives NaN or infinite
+    latents.
     """
     require_width(sae, rows.shape[1], "the rows have")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-    observed = _pair_sums(sae, rows, has_predecessor)
-    shuffled = _pair_sums(sae, rows[order.to(rows.device)], has_predecessor)
-    frequent = observed.per_latent[5:].sum(dim=0) >= MIN_DENSITY * 2 * observed.pairs
-    r, r_shuffled = (_correlation(sums)[frequent] for sums in (observed, shuffled))
+    change, r, on = _along(sae, rows, has_predecessor)
+    change_shuffled, r_shuffled, _ = _along(sae, rows[order.to(rows.device)], has_predecessor)
+    pairs = int(has_predecessor[1:].sum())
+    frequent = on >= MIN_DENSITY * 2 * pairs
     return {
-        "token_change": _change(observed),
-        "token_change_shuffled": _change(shuffled),
-        "token_autocorrelation": r.nanmean().item(),
-        "token_autocorrelation_shuffled": r_shuffled.nanmean().item(),
-        "token_latents": int(r.isfinite().sum()),
-        "token_pairs": observed.pairs,
+        "token_change": change,
+        "token_change_shuffled": change_shuffled,
+        "token_autocorrelation": r[frequent].nanmean().item(),
+        "token_autocorrelation_shuffled": r_shuffled[frequent].nanmean().item(),
+        "token_latents": int(r[frequent].isfinite().sum()),
+        "token_pairs": pairs,
     }
 
 
-def _pair_sums(sae: Autoencoder, rows: Float[Tensor, "row d_in"], has_predecessor: Bool[Tensor, " row"]) -> _PairSums:
+def _along(
+    sae: Autoencoder, rows: Float[Tensor, "row d_in"], has_predecessor: Bool[Tensor, " row"]
+) -> tuple[float, Float[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
+    """token_change; the correlation of each latent with itself one token later, NaN where one of the two never varies;
+    and at how many ends of pairs each is on.
+
+    `a` is the activation at the earlier token of a pair, `b` at the later one. A pair of zeros adds nothing to any sum,
+    so only what is on is visited.
+    """
     norms = sae.W_dec.float().norm(dim=1)
-    per_latent = torch.zeros(7, sae.d_sae, dtype=torch.float64, device=sae.device)
-    both, kept, magnitude = 0, 0.0, 0.0
+    # Of a, b, a^2, b^2, a b, and of a being on and b being on.
+    sums = torch.zeros(7, sae.d_sae, dtype=torch.float64, device=sae.device)
+    both, kept, magnitude = 0, 0.0, 0.0  # on at both; |a| + |b| - |b - a|; |a| + |b|
 
     def add(place: int, latent: Int[Tensor, " entry"], values: Float[Tensor, " entry"] | None = None) -> None:
-        per_latent[place] += torch.bincount(latent, values, minlength=sae.d_sae)
+        sums[place] += torch.bincount(latent, values, minlength=sae.d_sae)
 
     chunk = max(1, _CHUNK_ELEMENTS // sae.d_sae)
     for start in range(1, len(rows), chunk):
@@ -243,23 +207,15 @@ def _pair_sums(sae: Autoencoder, rows: Float[Tensor, "row d_in"], has_predecesso
         add(4, at, a * b)
         both += int((a != 0).sum())
         kept += (a.abs() + b.abs() - (b - a).abs()).sum().item()
-    return _PairSums(int(has_predecessor[1:].sum()), both, kept, magnitude, per_latent.cpu())
-
-
-def _change(sums: _PairSums) -> float:
-    on = int(sums.per_latent[5:].sum())
-    if not on:
-        return math.nan
-    return (sums.magnitude - sums.kept) / (on - sums.both) / (sums.magnitude / on)
-
-
-def _correlation(sums: _PairSums) -> Float[Tensor, " d_sae"]:
-    """Pearson correlation of each latent with itself one token later; NaN where one of the two never varies."""
-    a, b, aa, bb, ab = sums.per_latent[:5] / max(sums.pairs, 1)
+    ends = sums[5:].sum(dim=0).cpu()
+    on_at = int(ends.sum())
+    change = (magnitude - kept) / (on_at - both) / (magnitude / on_at) if on_at else math.nan
+    a, b, aa, bb, ab = sums[:5].cpu() / max(int(has_predecessor[1:].sum()), 1)
     variance_a, variance_b = aa - a * a, bb - b * b
     # What never varies has a variance of rounding size instead of 0.
     varies = (variance_a > 1e-12 * aa) & (variance_b > 1e-12 * bb)
-    return torch.where(varies, (ab - a * b) / (variance_a * variance_b).clamp(min=1e-300).sqrt(), math.nan)
+    r = torch.where(varies, (ab - a * b) / (variance_a * variance_b).clamp(min=1e-300).sqrt(), math.nan)
+    return change, r, ends
 
 
 def _reference(inputs: Inputs) -> StabilityReference:

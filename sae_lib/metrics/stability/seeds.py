@@ -34,25 +34,22 @@ def seed_stability(
     saes: Mapping[int, Autoencoder],
     firing: Mapping[int, Bool[Tensor, " d_sae"]] | None = None,
 ) -> pd.DataFrame:
-    """Compare the decoder rows of each pair of SAEs; see `compare_directions` for the columns.
+    """Compare the decoder rows of each pair of SAEs, seed_a < seed_b; see `compare_directions` for the columns.
 
-    What chance gives is the same comparison of untrained SAEs: in few dimensions a random direction has a
-    near neighbour among a thousand others (0.28 in 128 dimensions).
+    What chance gives is the same comparison of untrained SAEs: in few dimensions a random direction has a near
+    neighbour among a thousand others (0.28 in 128 dimensions).
 
     `saes`: seed -> SAE, of one residual stream; `firing`: seed -> which latents ever fire. Where it is given, the
     others are left out: nothing has trained the direction of a dead latent.
 
-    Returns one row for each pair of seeds, seed_a < seed_b; none for fewer than two SAEs. Raises ArtifactError where a
-    decoder is not finite.
+    Raises ArtifactError where a decoder is not finite.
     """
     directions = {}
     for seed in sorted(saes):
         rows = F.normalize(saes[seed].W_dec.detach().float(), dim=1)
         if not rows.isfinite().all():
             raise ArtifactError(f"sae: the decoder of seed {seed} holds NaN or infinite values; train it again")
-        if firing is not None:
-            rows = rows[firing[seed].to(rows.device)]
-        directions[seed] = rows
+        directions[seed] = rows if firing is None else rows[firing[seed].to(rows.device)]
     records = [
         {"seed_a": a, "seed_b": b, **compare_directions(directions[a], directions[b])}
         for a, b in combinations(directions, 2)
@@ -63,18 +60,16 @@ def seed_stability(
 def compare_directions(a: Float[Tensor, "m d_in"], b: Float[Tensor, "n d_in"]) -> dict[str, float | int | str]:
     """How well two sets of unit directions agree. Cosines are signed: activations are not negative.
 
-    Returns:
-        - matched_cosine: mean cosine of a one-to-one matching that leaves no latent of the smaller set alone.
-        - share_matched: share of these pairs with a cosine above 0.7.
-        - max_cosine: mean over the latents of a of the largest cosine with any of b, and over those of b with
-          any of a, averaged. Two latents may share a neighbour, so it is never below matched_cosine for
-          sets of one size.
-        - latents: how many pairs those are. With none, the numbers are NaN.
-        - matching: "exact", the assignment with the largest sum (the Hungarian algorithm's problem), or
-          "greedy" (`match_greedily`) where the smaller set has more than `EXACT_UP_TO` latents.
+    - matched_cosine: mean cosine of a one-to-one matching that leaves no latent of the smaller set alone.
+    - share_matched: share of these pairs with a cosine above 0.7.
+    - max_cosine: mean over the latents of a of the largest cosine with any of b, and over those of b with any of a,
+      averaged. Two latents may share a neighbour.
+    - latents: how many pairs those are. With none, the numbers are NaN.
+    - matching: "exact", the assignment with the largest sum (the Hungarian algorithm's problem), or "greedy"
+      (`match_greedily`) where the smaller set has more than `EXACT_UP_TO` latents.
 
-    Source: one-to-one matching and threshold, Paulo and Belrose (2025), "Sparse autoencoders trained on the
-    same data learn different features"; mean max cosine, Sharkey et al. (2022).
+    Source: one-to-one matching and threshold, Paulo and Belrose (2025), "Sparse autoencoders trained on the same data
+    learn different features"; mean max cosine, Sharkey et al. (2022).
     """
     pairs = min(len(a), len(b))
     matching = "exact" if pairs <= EXACT_UP_TO else "greedy"
@@ -101,10 +96,9 @@ def match_exactly(a: Float[Tensor, "m d_in"], b: Float[Tensor, "n d_in"]) -> Flo
 def match_greedily(a: Float[Tensor, "m d_in"], b: Float[Tensor, "n d_in"]) -> Float[Tensor, " pairs"]:
     """Cosines of the greedy matching: the closest pair of all first, then the closest of what is left, and so on.
 
-    Two latents that are each other's nearest among those left are a pair of it, whatever else there is, so
-    all such pairs are taken at once and a few dozen rounds do. Its sum is at least half of the largest possible
-    one where no cosine is negative; in practice it is within a few per cent, and pairs with a large cosine, the ones
-    that count as matched, are the same.
+    Two latents that are each other's nearest among those left are a pair of it, whatever else there is, so all such
+    pairs are taken at once and a few dozen rounds do. Its sum is within a few per cent of the largest possible one, and
+    pairs with a large cosine, the ones that count as matched, are the same.
     """
     matched = [a.new_empty(0)]
     while len(a) and len(b):

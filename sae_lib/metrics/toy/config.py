@@ -10,9 +10,7 @@ from sae_lib.util.strict import Seed, Strict
 
 
 class FieldConfig(Strict):
-    """Which methods are trained on two more toys: children louder than their parents, and synthetic data with more
-    features than latents.
-    """
+    """Methods on two more toys: children louder than their parents, and more features than latents."""
 
     methods: tuple[str, ...] = Field(
         ("standard", "gated", "topk", "batchtopk", "matryoshka", "jumprelu", "temporal_sae", "atm"), min_length=1

@@ -39,12 +39,12 @@ class Toy:
     @property
     def key(self) -> list[object]:
         """What it is, for the keys of results. Loudness is newer than results without it."""
-        made: list[object] = [self.d_in, self.probability, self.parent, self.exclusive, self.rho]
-        return made if self.loudness == 1.0 else [*made, self.loudness]
+        louder = [] if self.loudness == 1.0 else [self.loudness]
+        return [self.d_in, self.probability, self.parent, self.exclusive, self.rho, *louder]
 
     @property
     def n_latents(self) -> int:
-        """Latents of an SAE that is trained on it."""
+        """Of an SAE that is trained on it."""
         return self.n_features
 
     @property
@@ -124,9 +124,7 @@ TREE = Toy(
 
 # TREE with rare families: parents P = 0.01, each child 0.002.
 RARE = replace(TREE, name="rare", probability=(0.01,) * 3 + TREE.probability[3:])
-
-# TREE with children five times as loud as their parents: what is large, or explains much, comes first, and it is the
-# child.
+# With children five times as loud as their parents: what is large, or explains much, comes first, and it is the child.
 LOUD = replace(TREE, name="loud", loudness=5.0)
 # The features of TREE, as often on, without any family: nothing can be absorbed.
 SHUFFLED = replace(

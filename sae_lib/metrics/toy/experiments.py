@@ -3,16 +3,11 @@
 The toys' tokens come in sequences, so the temporal penalty has adjacent tokens on TREE as well; there rho is 0.
 
 Columns of every row: experiment, toy, method, label, seed, rho, sparsity (the l1_coefficient, k or target_l0 it was
-trained with), l0_ratio (l0 / true_l0: how close the match came), and the metrics of `score.toy_metrics` and
-`training.train_and_score`; temporal_coefficient (NaN without a penalty). Of some: temporal, resampling and
-gradient_scaling (factorial); importance and the part dropped from it ('nothing', None for other scores).
+trained with), l0_ratio (l0 / true_l0: how close the match came), temporal_coefficient (NaN without a penalty), and the
+metrics of `training.train_and_score`, or, in the rest of the field, of `score.recovery_metrics`. Of some: temporal,
+resampling and gradient_scaling (factorial); importance and the part dropped from it ('nothing', None for other scores).
 
 Methods are compared at one L0, the true one: the sparsity of each is chosen by a sweep with seeds of its own.
-
-The rest of the field, where a profile asks for it, has the metrics of `score.recovery_metrics`. Experiment 'field':
-methods at the true L0, or as near as they come, on a tree whose children are loud, and on synthetic data in
-SynthSAEBench's shape. Experiment 'field_sweep': SAEs over a range of L0, with the sweep's seeds, on these, on TREE, and
-where nothing can be absorbed: does a measure that knows no truth rank SAEs as the truth does, and is it silent without?
 """
 
 from __future__ import annotations
@@ -32,15 +27,14 @@ from sae_lib.metrics.toy.config import ToyConfig
 from sae_lib.metrics.toy.data import LOUD, PAIR, RARE, SHUFFLED, TREE, Toy, chain
 from sae_lib.metrics.toy.methods import at_level, crossing, toy_config, toy_methods
 from sae_lib.metrics.toy.synthetic import FLAT, SIMILAR, SMALL, Synthetic
-from sae_lib.metrics.toy.training import (
-    ToyPool,
-    ToyRun,
-    Work,
-    train_and_picture,
-    train_and_recover,
-    train_and_score,
-)
+from sae_lib.metrics.toy.training import ToyPool, ToyRun, Work, train_and_picture, train_and_recover, train_and_score
 from sae_lib.util.errors import ArtifactError
+
+PAIR_METHODS = ("standard", "atm", "dropout")
+TO_BEAT = ("matryoshka", "tree_4", "ortsae", "lista_matryoshka")
+MECHANISMS = ("temporal", "resampling", "gradient_scaling")
+# On tokens without order these are the same penalty as that on adjacent tokens: one L1 coefficient serves all three.
+ORDERLESS = {"temporal_previous": "temporal_strong", "variance": "temporal_strong"}
 
 
 class Cell(NamedTuple):
@@ -50,9 +44,12 @@ class Cell(NamedTuple):
     config: SAEConfig
 
 
+Group = tuple[dict[str, Any], Cell, float]  # columns of its rows, what is trained, at which sparsity
+
+
 def levels(cell: Cell, settings: ToyConfig) -> tuple[float, ...]:
     """The values of the cell's sparsity in the sweep."""
-    if not _has_l1(cell):
+    if cell.config.knob != "l1_coefficient":
         return settings.k_levels
     return tuple(cell.config.l1_scale * value for value in settings.l1_levels)
 
@@ -69,92 +66,87 @@ def match_l0(pool: ToyPool, cells: Sequence[Cell], settings: ToyConfig, work: Wo
     Where that is an L1 coefficient, it is interpolated between the levels of the sweep (`crossing`), trained, added to
     the levels and interpolated again, `settings.refinements` times. The others are told it, as `toy_config` has it.
     """
-    tried = {cell: list(levels(cell, settings)) for cell in cells if _has_l1(cell)}
+    tried = {cell: list(levels(cell, settings)) for cell in cells if cell.config.knob == "l1_coefficient"}
     chosen: dict[Cell, float] = {}
     for _ in range(settings.refinements + 1):
         asked = [(cell, value) for cell, values in tried.items() for value in values]
-        runs = [runs_of(cell, value, settings.sweep_seeds, settings) for cell, value in asked]
-        metrics = iter(pool.run([run for each in runs for run in each], "sweep", work))
+        runs = [run for cell, value in asked for run in runs_of(cell, value, settings.sweep_seeds, settings)]
+        metrics = iter(pool.run(runs, "sweep", work))
         l0 = {place: float(np.mean([next(metrics)["l0"] for _ in settings.sweep_seeds])) for place in asked}
         for cell, values in tried.items():
-            found = crossing(values, [l0[cell, value] for value in values], cell.toy.true_l0)
-            chosen[cell] = round(found, 6)
+            chosen[cell] = round(crossing(values, [l0[cell, value] for value in values], cell.toy.true_l0), 6)
             tried[cell] = sorted({*values, chosen[cell]})
     return [chosen.get(cell, cell.config.get(cell.config.knob)) for cell in cells]
 
 
-def _has_l1(cell: Cell) -> bool:
-    return cell.config.knob == "l1_coefficient"
+def toy_rows(
+    pool: ToyPool,
+    settings: ToyConfig,
+    experiment: str,
+    groups: Iterable[Group],
+    seeds: Iterable[int],
+    work: Work = train_and_score,
+) -> pd.DataFrame:
+    """Train every group with every seed; one row each."""
+    jobs = [(columns, run, value) for columns, cell, value in groups for run in runs_of(cell, value, seeds, settings)]
+    rows = []
+    for (columns, run, value), metrics in zip(jobs, pool.run([j[1] for j in jobs], experiment, work), strict=True):
+        temporal = run.config.get("temporal")
+        rows.append(
+            {"experiment": experiment, "toy": run.toy.name, "seed": run.seed, "rho": run.toy.rho, "sparsity": value}
+            | columns
+            | metrics
+            | {"l0_ratio": metrics["l0"] / metrics["true_l0"]}
+            | {"temporal_coefficient": temporal.coefficient if temporal else np.nan}
+        )
+    return pd.DataFrame(rows)
 
 
-PAIR_METHODS = ("standard", "atm", "dropout")
-TO_BEAT = ("matryoshka", "tree_4", "ortsae", "lista_matryoshka")
-MECHANISMS = ("temporal", "resampling", "gradient_scaling")
-# On tokens without order these are the same penalty as that on adjacent tokens: one L1 coefficient serves all three.
-ORDERLESS = {"temporal_previous": "temporal_strong", "variance": "temporal_strong"}
-Group = tuple[dict[str, Any], Cell, float]  # columns of its rows, what is trained, at which sparsity
+def _labelled(cells: Iterable[tuple[tuple[str, Cell], float]]) -> list[Group]:
+    """What is trained, from methods with their cells and the sparsity of each."""
+    return [
+        ({"method": method, "label": f"{cell.config.knob.replace('l1_coefficient', 'l1')}={value:g}"}, cell, value)
+        for (method, cell), value in cells
+    ]
+
+
+def _over_levels(cells: dict[str, Cell], settings: ToyConfig) -> list[Group]:
+    """Every cell at every level of its sparsity."""
+    return _labelled((item, value) for item in cells.items() for value in levels(item[1], settings))
+
+
+def _cell(pool: ToyPool, settings: ToyConfig, toy: Toy, method: str) -> Cell:
+    """A method on a toy; uniform dropout masks as often as ATM does at its matched sparsity."""
+    if method != "dropout":
+        return Cell(toy, toy_config(method, toy, settings))
+    atm = Cell(toy, toy_config("atm", toy, settings))
+    (value,) = match_l0(pool, [atm], settings)
+    found = pool.run(runs_of(atm, value, settings.sweep_seeds, settings), "mask rate")
+    rate = float(np.mean([metrics["mask_rate"] for metrics in found]))
+    return Cell(toy, toy_config(method, toy, settings, {"dropout": {"probability": round(rate, 3)}}))
 
 
 def ground_truth(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataFrame:
     """All experiments, one row per toy SAE. `folder` keeps what is finished: a second call trains nothing."""
     with ToyPool(folder, workers) as pool:
-        experiments = (sweep, matched, rho_sweep, factorial, importance, rare)
-        parts = [experiment(pool, settings) for experiment in experiments]
-    return pd.concat(parts, ignore_index=True)
-
-
-def field(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataFrame:
-    """The rest of the field, one row per toy SAE; none where the settings name no field."""
-    if settings.field is None:
-        return pd.DataFrame()
-    _check_methods("methods", settings.field.methods)
-    with ToyPool(folder, workers) as pool:
-        parts = [field_matched(pool, settings, toy) for toy in (LOUD, SMALL)]
-        ranked = (TREE, LOUD, SMALL, SHUFFLED, SIMILAR, FLAT) if settings.field.ranked else ()
-        parts += [field_sweep(pool, settings, toy) for toy in ranked]
-    return pd.concat(parts, ignore_index=True)
-
-
-def _check_methods(name: str, asked: Iterable[str]) -> None:
-    known = [method for method in METHODS if METHODS[method].toy_rate is not None]
-    if unknown := [method for method in asked if method not in known]:
-        raise ArtifactError(f"ablations.toy.field.{name}: no toy for '{unknown[0]}'; known: {', '.join(known)}")
-
-
-def challengers(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataFrame:
-    """The settings' challengers on both toys of `field`, and on TREE beside the methods of `TO_BEAT`: more rows of
-    experiment 'field'."""
-    if settings.field is None or not settings.field.challengers:
-        return pd.DataFrame()
-    ours = settings.field.challengers
-    _check_methods("challengers", ours)
-    asked = {LOUD: ours, SMALL: ours, TREE: (*TO_BEAT, *ours)}
-    with ToyPool(folder, workers) as pool:
-        parts = []
-        for toy, methods in asked.items():
-            chosen = settings.field.model_copy(update={"methods": methods})
-            parts.append(field_matched(pool, settings.model_copy(update={"field": chosen}), toy))
+        parts = [experiment(pool, settings) for experiment in (sweep, matched, rho_sweep, factorial, importance, rare)]
     return pd.concat(parts, ignore_index=True)
 
 
 def absorption_picture(
-    folder: Path | str,
-    settings: ToyConfig,
-    workers: int = 1,
-    methods: Sequence[str] = ("standard", "atm", "dropout"),
+    folder: Path | str, settings: ToyConfig, workers: int = 1, methods: Sequence[str] = PAIR_METHODS
 ) -> pd.DataFrame:
     """What the latents and decoder rows of the SAEs of `matched` on TREE have become: method, seed and the columns of
     `score.family_picture`."""
     with ToyPool(folder, workers) as pool:
         cells = [_cell(pool, settings, TREE, method) for method in methods]
-        values = match_l0(pool, cells, settings)
-        runs = [runs_of(cell, value, settings.seeds, settings) for cell, value in zip(cells, values, strict=True)]
-        found = iter(pool.run([run for each in runs for run in each], "picture", train_and_picture))
+        matches = zip(cells, match_l0(pool, cells, settings), strict=True)
+        runs = [run for cell, value in matches for run in runs_of(cell, value, settings.seeds, settings)]
+        found = pool.run(runs, "picture", train_and_picture)
     rows = [
         (method, seed, *place.split("/"), value)
-        for method in methods
-        for seed in settings.seeds
-        for place, value in next(found).items()
+        for (method, seed), picture in zip(itertools.product(methods, settings.seeds), found, strict=True)
+        for place, value in picture.items()
     ]
     return pd.DataFrame(rows, columns=["method", "seed", "kind", "row", "latent", "value"])
 
@@ -171,11 +163,8 @@ def matched(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
         stands_for = [_cell(pool, settings, toy, ORDERLESS.get(method, method)) for method in methods]
         groups += _labelled(zip(cells.items(), match_l0(pool, stands_for, settings), strict=True))
     above = [(c | {"label": "k=2"}, cell, 2.0) for c, cell, _ in groups if cell.config.knob == "k"]
-    frames = [
-        toy_rows(pool, settings, "matched", groups, settings.seeds),
-        toy_rows(pool, settings, "next_k", above, settings.seeds),
-    ]
-    return pd.concat(frames, ignore_index=True)
+    asked = {"matched": groups, "next_k": above}
+    return pd.concat([toy_rows(pool, settings, *each, settings.seeds) for each in asked.items()], ignore_index=True)
 
 
 def sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
@@ -231,14 +220,13 @@ def importance(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
         kept = tuple(other for other in COMPONENTS if other != part)
         variants["+".join(kept)] = ({"components": kept}, part)
     variants["product"] = ({"combine": "product"}, None)
-    cells = {name: Cell(TREE, toy_config("atm", TREE, settings, {"masking": m})) for name, (m, _) in variants.items()}
-    columns = {
-        name: {"method": "atm", "label": name, "importance": name, "dropped": variants[name][1]} for name in cells
-    }
-    cells["uniform"] = _cell(pool, settings, TREE, "dropout")
-    columns["uniform"] = {"method": "dropout", "label": "uniform", "importance": "uniform", "dropped": None}
-    values = match_l0(pool, [*cells.values()], settings)
-    groups: list[Group] = [*zip(columns.values(), cells.values(), values, strict=True)]
+    cells = [Cell(TREE, toy_config("atm", TREE, settings, {"masking": change})) for change, _ in variants.values()]
+    cells.append(_cell(pool, settings, TREE, "dropout"))
+    named = [("atm", name, dropped) for name, (_, dropped) in variants.items()] + [("dropout", "uniform", None)]
+    groups: list[Group] = [
+        ({"method": method, "label": name, "importance": name, "dropped": dropped}, cell, value)
+        for (method, name, dropped), cell, value in zip(named, cells, match_l0(pool, cells, settings), strict=True)
+    ]
     return toy_rows(pool, settings, "importance", groups, settings.seeds)
 
 
@@ -248,23 +236,54 @@ def rare(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     that latents that do their work are restarted; 1e-5 restarts the dead alone."""
     cell = _cell(pool, settings, RARE, "standard")
     (value,) = match_l0(pool, [cell], settings)
-    alone = _labelled([(("standard", cell), value)])
     restarted: list[Group] = []
     for threshold in (None, 1e-5, 0.005):
         change = {"resampling": {"threshold": threshold} if threshold else None}
         changed = Cell(RARE, toy_config("standard", RARE, settings, change))
         label = "none" if threshold is None else f"threshold={threshold:g}"
         restarted.append(({"method": "standard", "label": label}, changed, value))
-    frames = [
-        toy_rows(pool, settings, "rare", alone, settings.seeds),
-        toy_rows(pool, settings, "resampling", restarted, settings.seeds),
-    ]
-    return pd.concat(frames, ignore_index=True)
+    asked = {"rare": _labelled([(("standard", cell), value)]), "resampling": restarted}
+    return pd.concat([toy_rows(pool, settings, *each, settings.seeds) for each in asked.items()], ignore_index=True)
 
 
-def field_matched(pool: ToyPool, settings: ToyConfig, toy: Toy) -> pd.DataFrame:
-    """Every method of the field at the true L0 of `toy`, with every seed."""
-    sized, cells = at_size(settings, toy), _field_cells(settings, toy)
+def field(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataFrame:
+    """The rest of the field, one row per toy SAE; none where the settings name no field. Experiment 'field': methods at
+    the true L0, or as near as they come, on a tree whose children are loud, and on synthetic data in SynthSAEBench's
+    shape. 'field_sweep': over a range of L0, with the sweep's seeds, on these, on TREE, and where nothing can be
+    absorbed: does a measure that knows no truth rank SAEs as the truth does, and is it silent without?
+    """
+    if settings.field is None:
+        return pd.DataFrame()
+    methods = _with_toys("methods", settings.field.methods)
+    with ToyPool(folder, workers) as pool:
+        parts = [field_matched(pool, settings, toy, methods) for toy in (LOUD, SMALL)]
+        ranked = (TREE, LOUD, SMALL, SHUFFLED, SIMILAR, FLAT) if settings.field.ranked else ()
+        parts += [field_sweep(pool, settings, toy) for toy in ranked]
+    return pd.concat(parts, ignore_index=True)
+
+
+def challengers(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataFrame:
+    """The settings' challengers on both toys of `field`, and on TREE beside the methods of `TO_BEAT`: more rows of
+    experiment 'field'."""
+    if settings.field is None or not settings.field.challengers:
+        return pd.DataFrame()
+    ours = _with_toys("challengers", settings.field.challengers)
+    asked = {LOUD: ours, SMALL: ours, TREE: (*TO_BEAT, *ours)}
+    with ToyPool(folder, workers) as pool:
+        parts = [field_matched(pool, settings, toy, methods) for toy, methods in asked.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _with_toys(name: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+    known = [method for method in METHODS if METHODS[method].toy_rate is not None]
+    if unknown := [method for method in asked if method not in known]:
+        raise ArtifactError(f"ablations.toy.field.{name}: no toy for '{unknown[0]}'; known: {', '.join(known)}")
+    return asked
+
+
+def field_matched(pool: ToyPool, settings: ToyConfig, toy: Toy, methods: Sequence[str]) -> pd.DataFrame:
+    """Methods of the field at the true L0 of `toy`, with every seed."""
+    sized, cells = at_size(settings, toy), _field_cells(settings, toy, methods)
     values = match_l0(pool, [*cells.values()], sized, train_and_recover)
     groups = _labelled(zip(cells.items(), values, strict=True))
     return toy_rows(pool, sized, "field", groups, sized.seeds, train_and_recover)
@@ -272,16 +291,15 @@ def field_matched(pool: ToyPool, settings: ToyConfig, toy: Toy) -> pd.DataFrame:
 
 def field_sweep(pool: ToyPool, settings: ToyConfig, toy: Toy) -> pd.DataFrame:
     """Every method of the field over a range of L0 on `toy`, with the seeds of the sweep."""
+    assert settings.field is not None
     sized = at_size(settings, toy)
-    groups = _over_levels(_field_cells(settings, toy), sized)
+    groups = _over_levels(_field_cells(settings, toy, settings.field.methods), sized)
     return toy_rows(pool, sized, "field_sweep", groups, sized.sweep_seeds, train_and_recover)
 
 
-def _field_cells(settings: ToyConfig, toy: Toy) -> dict[str, Cell]:
-    """The methods of the field at the size of `toy`."""
-    assert settings.field is not None
-    sized, share = at_size(settings, toy), settings.field.rate if _is_large(toy) else 1.0
-    rates = {method: share * (METHODS[method].toy_rate or 0.0) for method in settings.field.methods}
+def _field_cells(settings: ToyConfig, toy: Toy, methods: Sequence[str]) -> dict[str, Cell]:
+    sized, share = at_size(settings, toy), settings.field.rate if settings.field and _is_large(toy) else 1.0
+    rates = {method: share * (METHODS[method].toy_rate or 0.0) for method in methods}
     return {
         method: Cell(toy, toy_config(method, toy, sized, {"optimizer": {"learning_rate": rate}}))
         for method, rate in rates.items()
@@ -298,59 +316,3 @@ def at_size(settings: ToyConfig, toy: Toy) -> ToyConfig:
 
 def _is_large(toy: Toy) -> bool:
     return isinstance(toy, Synthetic) and toy.width > 100
-
-
-def rank_agreement(rows: pd.DataFrame, measure: str, truth: str = "excess_absorption") -> pd.Series:
-    """Spearman correlation of a measure and the truth over the SAEs of each toy, and over all of them."""
-    swept = rows[(rows["experiment"] == "field_sweep") & rows[truth].notna()]
-    found = {toy: part[measure].corr(part[truth], method="spearman") for toy, part in swept.groupby("toy")}
-    return pd.Series(found | {"all": swept[measure].corr(swept[truth], method="spearman")})
-
-
-def _labelled(cells: Iterable[tuple[tuple[str, Cell], float]]) -> list[Group]:
-    """What is trained, from methods with their cells and the sparsity of each."""
-    found: list[Group] = []
-    for (method, cell), value in cells:
-        label = f"{cell.config.knob.replace('l1_coefficient', 'l1')}={value:g}"
-        found.append(({"method": method, "label": label}, cell, value))
-    return found
-
-
-def _over_levels(cells: dict[str, Cell], settings: ToyConfig) -> list[Group]:
-    """Every cell at every level of its sparsity."""
-    return _labelled((item, value) for item in cells.items() for value in levels(item[1], settings))
-
-
-def _cell(pool: ToyPool, settings: ToyConfig, toy: Toy, method: str) -> Cell:
-    """A method on a toy; uniform dropout masks as often as ATM does at its matched sparsity."""
-    if method != "dropout":
-        return Cell(toy, toy_config(method, toy, settings))
-    atm = Cell(toy, toy_config("atm", toy, settings))
-    (value,) = match_l0(pool, [atm], settings)
-    found = pool.run(runs_of(atm, value, settings.sweep_seeds, settings), "mask rate")
-    rate = float(np.mean([metrics["mask_rate"] for metrics in found]))
-    return Cell(toy, toy_config(method, toy, settings, {"dropout": {"probability": round(rate, 3)}}))
-
-
-def toy_rows(
-    pool: ToyPool,
-    settings: ToyConfig,
-    experiment: str,
-    groups: list[Group],
-    seeds: Iterable[int],
-    work: Work = train_and_score,
-) -> pd.DataFrame:
-    """Train every group with every seed; one row each."""
-    jobs = [(columns, run, value) for columns, cell, value in groups for run in runs_of(cell, value, seeds, settings)]
-    found = pool.run([run for _, run, _ in jobs], experiment, work)
-    rows = []
-    for (columns, run, value), metrics in zip(jobs, found, strict=True):
-        temporal = run.config.get("temporal")
-        rows.append(
-            {"experiment": experiment, "toy": run.toy.name, "seed": run.seed, "rho": run.toy.rho, "sparsity": value}
-            | columns
-            | metrics
-            | {"l0_ratio": metrics["l0"] / metrics["true_l0"]}
-            | {"temporal_coefficient": temporal.coefficient if temporal else np.nan}
-        )
-    return pd.DataFrame(rows)

@@ -1,7 +1,4 @@
-"""What is trained on a toy: the methods of the main table at a toy's size, and controls for the temporal penalty.
-
-The sparsity coefficient at which a method has a given L0, from a few that were tried.
-"""
+"""What is trained on a toy; and the sparsity at which a method has a given L0, from a few that were tried."""
 
 from __future__ import annotations
 
@@ -16,6 +13,13 @@ from sae_lib.mechanisms import METHODS
 from sae_lib.metrics.toy.config import ToyConfig
 from sae_lib.metrics.toy.data import Toy
 from sae_lib.training.recipes import merged, method_recipe
+
+PUBLISHED_STEPS = 4882  # the recipes' counts of steps and momenta are for runs of this length
+L1_COEFFICIENT = 0.05  # until it is matched
+# The penalty on changes, alpha as published, is given a lambda_2 large enough to matter. Against a detached predecessor
+# the gradient of the penalty is half of that of 2 sum Var(f): the variance penalty gets half the coefficient, so that
+# all three are the same on tokens without order.
+SHARES = {"temporal_strong": 1.0, "temporal_previous": 1.0, "variance": 0.5}
 
 
 def crossing(values: Sequence[float], l0: Sequence[float], target: float) -> float:
@@ -45,14 +49,6 @@ def zero(x: Float[np.ndarray, " level"], y: Float[np.ndarray, " level"]) -> floa
     return None
 
 
-PUBLISHED_STEPS = 4882  # the recipes' counts of steps and momenta are for runs of this length
-L1_COEFFICIENT = 0.05  # until it is matched
-# The penalty on changes, alpha as published, is given a lambda_2 large enough to matter. Against a detached predecessor
-# the gradient of the penalty is half of that of 2 sum Var(f): the variance penalty gets half the coefficient, so that
-# all three are the same on tokens without order.
-SHARES = {"temporal_strong": 1.0, "temporal_previous": 1.0, "variance": 0.5}
-
-
 def toy_methods() -> tuple[str, ...]:
     """The methods that the ground-truth study trains; `toy_config` knows all that have a `toy_rate`."""
     return tuple(key for key, method in METHODS.items() if method.toy_rate is not None and method.shown != "field")
@@ -66,23 +62,18 @@ def toy_config(
     `k` is the nearest whole number to the true L0 of the toy, at least 1 (in a Tree SAE one for each level), and
     JumpReLU's target is the true L0 itself.
     """
-    settings = settings or ToyConfig()
-    kind, levels = config_class(METHODS[method].recipe["architecture"]), METHODS[method].recipe.get("shares", ())
-    told = {"k": max(whole_l0(toy), len(levels)), "target_l0": toy.true_l0}
+    settings, known = settings or ToyConfig(), METHODS[method]
+    kind, levels = config_class(known.recipe["architecture"]), known.recipe.get("shares", ())
+    told = {"k": max(1, round(toy.true_l0), len(levels)), "target_l0": toy.true_l0}
     values: dict[str, Any] = {
         "dead_after_tokens": settings.steps * settings.batch // 10,
-        "optimizer": {"learning_rate": METHODS[method].toy_rate},
+        "optimizer": {"learning_rate": known.toy_rate},
         kind.knob: told.get(kind.knob, L1_COEFFICIENT * kind.l1_scale),
     }
     if method in SHARES:
         values["temporal"] = {"coefficient": SHARES[method] * settings.temporal_coefficient}
-    values = merged(merged(values, METHODS[method].toy), overrides or {})
+    values = merged(merged(values, known.toy), overrides or {})
     return sae_config(method_recipe(method, toy.n_latents, values, settings.steps / PUBLISHED_STEPS))
-
-
-def whole_l0(toy: Toy) -> int:
-    """The whole number nearest to the true L0, at least 1."""
-    return max(1, round(toy.true_l0))
 
 
 def at_level(config: SAEConfig, value: float) -> SAEConfig:

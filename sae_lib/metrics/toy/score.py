@@ -1,8 +1,7 @@
 """Metrics of an SAE on a toy: its latents are matched to the true features, and absorption is counted.
 
-`toy_metrics` are those of the ground-truth study. `recovery_metrics`, those of the field, also hold for more features
-than latents: absorption less what is missed anyway, and a measure of it that needs no truth, and does not do.
-`family_picture` is what absorption looks like: which latents fire on which inputs of a family, and where they point.
+`toy_metrics` are those of the ground-truth study; `recovery_metrics`, those of the field, also hold for more features
+than latents; `family_picture` is what absorption looks like.
 """
 
 from __future__ import annotations
@@ -46,8 +45,8 @@ SHOWN = {
 def match_latents(
     f: Float[Tensor, "row d_sae"], activations: Float[Tensor, "row feature"]
 ) -> Int[np.ndarray, " feature"]:
-    """The latent of each feature: the one-to-one assignment with the largest summed correlation of activations; -1 for
-    a feature that has none, where there are fewer latents than features.
+    """The latent of each feature, matched one to one so that the correlations of activations sum to the most; -1 where
+    there are fewer latents than features, for one that has none.
     """
     centred = [t - t.mean(dim=0) for t in (activations.double(), f.double())]
     unit = [t / t.norm(dim=0).clamp_min(1e-12) for t in centred]
@@ -63,9 +62,7 @@ def silences(
     latent: Int[np.ndarray, " feature"],
     toy: Toy,
 ) -> tuple[float, float]:
-    """P(parent's latent is 0 | parent and a child are on) and P(parent's latent is 0 | parent on, no child on), over
-    all parents that have a latent; NaN without any.
-    """
+    """`parent_silent_rate` and `miss_rate` of `toy_metrics`, over all parents that have a latent; NaN without any."""
     both, alone = [torch.empty(0)], [torch.empty(0)]
     for parent, children in toy.children.items():
         if latent[parent] >= 0:
@@ -85,13 +82,13 @@ def held_out(toy: Toy) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row fe
 def toy_metrics(sae: Autoencoder, toy: Toy) -> dict[str, float]:
     """Absorption against the truth, on inputs that the SAE has not been trained on; latents matched to features.
 
-    - parent_silent_rate: P(parent's latent is 0 | parent and a child are on), over all parents
+    - parent_silent_rate: P(parent's latent is 0 | parent and a child are on)
     - miss_rate: P(parent's latent is 0 | parent on, no child on)
-    - cos_child_parent: mean cosine of a child's decoder row and the parent's direction (0 if they are disentangled)
-    - cos_parent_parent: mean cosine of a parent's decoder row and its own direction
+    - cos_child_parent, cos_parent_parent: mean cosine of a child's decoder row, and of a parent's, and the parent's
+      direction (0 and 1 if they are disentangled)
     - explained_variance, l0, dead_fraction (see `ReconstructionSums`) and true_l0, that of these inputs
-    - dead_parents, dead_children, dead_singles: share of dead latents among those matched to features of a kind. Kinds
-      are classes of frequency: on TREE 0.15, 0.03 and 0.05. NaN without a feature of the kind
+    - dead_parents, dead_children, dead_singles: share of dead latents among those matched to features of a kind, which
+      on TREE have frequencies of 0.15, 0.03 and 0.05. NaN without a feature of the kind
     - top_share: share of all firings that belong to the tenth of the latents that fires most often
     """
     directions = toy.directions()
@@ -126,12 +123,9 @@ def decoder_cosines(sae: Autoencoder, directions: Float[Tensor, "feature d_in"])
 
 @torch.no_grad()
 def family_picture(sae: Autoencoder, toy: Toy) -> pd.DataFrame:
-    """What the latents of one family do, mean over the families of the toy.
-
-    Returns:
-        kind, row, latent, value. kind 'activation': mean activation of the latent of feature `latent` on inputs of kind
-        `row` ('parent only', 'parent + child 1' ... 'none'). kind 'cosine': cosine of the decoder row of the latent of
-        feature `latent` and the direction of feature `row`.
+    """What the latents of one family do, mean over families: kind, row, latent, value. 'activation': of the latent of
+    feature `latent`, mean over inputs of kind `row` ('parent only', 'parent + child 1' ... 'none'). 'cosine': of its
+    decoder row and the direction of feature `row`.
     """
     x, activations = held_out(toy)
     f = sae.encode(x)
@@ -153,14 +147,12 @@ def family_picture(sae: Autoencoder, toy: Toy) -> pd.DataFrame:
 
 @torch.no_grad()
 def recovery_metrics(sae: Autoencoder, toy: Toy) -> dict[str, float]:
-    """Metrics on inputs that the SAE has not been trained on.
+    """Metrics on inputs that the SAE has not been trained on, beside those of `toy_metrics` under the same names:
 
     - f1, precision, recall: each latent as a detector of the feature nearest to its decoder row (by |cosine|; a feature
       may have several), mean over latents, 0 for one that never fires; mcc: mean |cosine| of decoder rows and features
       matched one to one so that it is largest. As SynthSAEBench has them (arXiv 2602.14687)
-    - explained_variance, l0, dead_fraction (see `ReconstructionSums`); true_l0, that of these inputs
-    - parent_silent_rate = P(parent's latent silent | parent and a child on), miss_rate = P(silent | parent on alone),
-      excess_absorption = their difference; latents matched by their activations. NaN without families
+    - excess_absorption = parent_silent_rate - miss_rate; NaN without families
     - similar_missed, similar_excess: see `leave_similar_out`
     """
     x, activations = held_out(toy)
@@ -188,21 +180,21 @@ def recovery_metrics(sae: Autoencoder, toy: Toy) -> dict[str, float]:
 def leave_similar_out(
     sae: Autoencoder, x: Float[Tensor, "row d_in"], similar: float = 0.3, share: float = 0.75, same: float = 0.95
 ) -> dict[str, float]:
-    """Absorption without knowing what is absorbed: is a latent's direction in the input once those latents that point
-    the same way are no longer allowed to explain it, and does the latent fire?
+    """Absorption without knowing what is absorbed: is a latent's direction in the input once latents that point the
+    same way may not explain it, and does the latent fire?
 
         s_i = d_i . (x - b_dec - sum_{j not in N(i)} f_j d_j)
 
     with rows d_i of norm 1 and N(i) = {i} and every j with `similar` < d_i . d_j < `same`. Latent i is present where
-    s_i exceeds `share` of its mean activation where it fires. If a child's row has taken over the parent's direction,
-    the child is in N(parent), and the parent is present and silent.
+    s_i exceeds `share` of its mean activation where it fires. A parent whose direction a child's row has taken over is
+    present and silent.
 
     - similar_missed = P(silent | present), over all latents
     - similar_excess = P(silent | present, another of N(i) on) - P(silent | present, none on)
 
-    Neither is to be ranked by: over seven methods at five levels of sparsity, Spearman of similar_missed and
-    excess_absorption is 0.48 on TREE and 0.2 on LOUD, where 0.8 was wanted (`experiments.rank_agreement`), and where
-    nothing can be absorbed it is 0.3 to 0.6.
+    Neither is to be ranked by: over seven methods at five levels of sparsity (experiment 'field_sweep'), Spearman of
+    similar_missed and excess_absorption is 0.48 on TREE and 0.2 on LOUD, where 0.8 was wanted, and where nothing can
+    be absorbed it is 0.3 to 0.6.
     """
     norm = sae.W_dec.norm(dim=1).clamp_min(1e-8)
     rows = normalize(sae.W_dec, dim=1)  # [d_sae, d_in]

@@ -1,8 +1,7 @@
 """Data in the shape of SynthSAEBench (Chanin and Garriga-Alonso 2026, arXiv 2602.14687, as SAELens 6.54 makes it).
 
 More features than dimensions, and than latents: frequencies as Zipf has them, trees of exclusive children, correlated
-roots, magnitudes that vary from input to input. With the seed of a SAELens `SyntheticModel` all but the draws is that
-model's own.
+roots, magnitudes that vary. With the seed of a SAELens `SyntheticModel` all but the draws is that model's own.
 """
 
 from __future__ import annotations
@@ -58,9 +57,8 @@ class Synthetic(Toy):
 
     @property
     def true_l0(self) -> float:
-        """Expected number of features that are on, of the `width` most frequent: more cannot have a latent. What
-        correlations do to how often siblings meet is left out.
-        """
+        """Of the `width` most frequent: more cannot have a latent. What correlations do to how often siblings meet is
+        left out."""
         # A child that is on stays with E[1 / (1 + K)] = int_0^1 prod_j (1 - q_j + q_j t) dt, K of its siblings on.
         nodes, weights = np.polynomial.legendre.leggauss(16)
         t, chance = (nodes + 1.0) / 2.0, np.array(self.probability)
@@ -89,7 +87,6 @@ class Synthetic(Toy):
         return factors * (most / factors.norm(dim=1, keepdim=True).clamp_min(most))
 
     def directions(self, seed: int = 0) -> Float[Tensor, "feature d_in"]:
-        """Unit vectors, nearly at right angles."""
         return _vectors(self)[0]
 
     def sample(
@@ -177,9 +174,8 @@ def synthetic(
 
 
 # The shape of SynthSAEBench-16k, which is synthetic("synthsaebench", 16_384, 768, 4096, roots=128) and takes 2 * 10^8
-# rows, at 1 / 32 of the features: two thirds of them in trees, a latent for every fourth. With one level less parents
-# are as much more frequent than their children as there; with 128 dimensions, not 24, as much of what a latent reads is
-# noise of other features (L0 / d_in), nearly.
+# rows, at 1 / 32 of the features. With one level less parents are as much more frequent than their children as there;
+# with 128 dimensions, not 24, nearly as much of what a latent reads is noise of other features (L0 / d_in).
 SMALL = synthetic("synthetic", 512, 128, 128, roots=16, depth=2)
 # Its features without trees: as frequent, as correlated, as similar to one another; nothing can be absorbed.
 FLAT = synthetic("flat", 512, 128, 128, roots=0, depth=0)

@@ -36,8 +36,6 @@ LOG_EVERY = 10
 
 @dataclass(frozen=True)
 class ToyRun:
-    """One SAE on one toy."""
-
     toy: Toy
     config: SAEConfig
     seed: int
@@ -46,9 +44,8 @@ class ToyRun:
 
     def key(self, measured: str) -> str:
         """Key of what the function named `measured` reads off this run."""
-        return result_key(
-            TOY, measured, self.toy.key, self.config.model_dump(mode="json"), self.seed, self.steps, self.batch
-        )
+        config = self.config.model_dump(mode="json")
+        return result_key(TOY, measured, self.toy.key, config, self.seed, self.steps, self.batch)
 
 
 class _ToyStore(ActivationStore):
@@ -86,13 +83,8 @@ def train_toy(run: ToyRun) -> tuple[Autoencoder, pd.DataFrame]:
 
 
 def train_and_score(run: ToyRun) -> dict[str, float]:
-    """Train, then the metrics of `toy_metrics` and three of the training itself.
-
-    - mask_rate: mean share of latents masked, after the warm-up; NaN without a mask
-    - alpha_loss_correlation: rank correlation, over logged steps, of the temporal penalty's alpha (TemporalSAE Eq. 4)
-      with the reconstruction loss; NaN without a penalty, or where alpha does not vary
-    - alpha_loss_correlation_late: the same over the second half of the training, when the loss no longer falls fast
-    """
+    """Train, then the metrics of `toy_metrics` and three of the training itself: mask_rate, alpha_loss_correlation, and
+    alpha_loss_correlation_late, over the second half of the training, when the loss no longer falls fast."""
     sae, history = train_toy(run)
     return toy_metrics(sae, run.toy) | {
         "mask_rate": mean_mask_rate(history),
@@ -102,7 +94,6 @@ def train_and_score(run: ToyRun) -> dict[str, float]:
 
 
 def train_and_recover(run: ToyRun) -> dict[str, float]:
-    """Train, then `recovery_metrics`."""
     return recovery_metrics(train_toy(run)[0], run.toy)
 
 
@@ -113,13 +104,14 @@ def train_and_picture(run: ToyRun) -> dict[str, float]:
 
 
 def mean_mask_rate(history: pd.DataFrame) -> float:
-    """Mean share of latents that are masked, over the logged steps with a mask; NaN if there are none."""
+    """Mean share of latents that are masked, over the logged steps with a mask; NaN without any."""
     rates = history.get("mask_rate", pd.Series(dtype=float))
     return float(rates[rates > 0].mean())
 
 
 def alpha_loss_correlation(history: pd.DataFrame) -> float:
-    """Spearman correlation of alpha and the reconstruction loss over the rows; NaN if one of them is constant."""
+    """Spearman correlation of the temporal penalty's alpha (TemporalSAE Eq. 4) and the reconstruction loss over the
+    rows; NaN without a penalty, or where one of them is constant."""
     if "alpha" not in history or history["alpha"].nunique() < 2 or history["reconstruction"].nunique() < 2:
         return math.nan
     return float(history["alpha"].rank().corr(history["reconstruction"].rank()))
@@ -130,13 +122,8 @@ Work = Callable[[ToyRun], Numbers]
 
 
 class ToyPool:
-    """Trains toy SAEs in `workers` processes and keeps what is measured in `folder`, one JSON file per content key.
-
-    An interrupted study goes on where it stopped, and a finished one is instant.
-
-    >>> with ToyPool(folder, workers=2) as pool:      # doctest: +SKIP
-    ...     metrics = pool.run(runs)
-    """
+    """Trains toy SAEs in `workers` processes and keeps what is measured in `folder`, one JSON file per content key: an
+    interrupted study goes on where it stopped, and a finished one is instant."""
 
     def __init__(self, folder: Path | str, workers: int = 1) -> None:
         self.folder = Path(folder)
@@ -164,8 +151,7 @@ class ToyPool:
                 done = ((futures[future], future.result()) for future in as_completed(futures))
             for run, numbers in done:
                 self._known[work, run] = numbers
-                # Pairs, since names of an object would be sorted: rows and columns stand in one order, fresh or read.
-                # JSON has no NaN: a value that is not there is null.
+                # Pairs, since names of an object would be sorted; null, since JSON has no NaN.
                 values = [[name, None if math.isnan(value) else value] for name, value in numbers.items()]
                 write_json(self._file(work, run), values)
                 bar.update()
