@@ -1,7 +1,5 @@
-"""The SAE variants, each beside its configuration and its methods; `build` makes and loads them.
-
-A file that is added here is found. The order of import is that of every table.
-"""
+"""The SAE variants, each beside its configuration and its methods; `build` makes and loads them. A file that is added
+here is found. The order of import is that of every table."""
 
 from importlib import import_module
 from pkgutil import iter_modules

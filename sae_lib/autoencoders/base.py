@@ -19,11 +19,8 @@ LATER: Any = None  # until a step has come so far
 
 @dataclass
 class Step:
-    """What is known at one optimiser step, filled in as the step goes along.
-
-    Rows are tokens. Rows of one window are consecutive tokens of one context, so row i - 1 is the predecessor of row i
-    wherever `has_predecessor[i]`.
-    """
+    """What is known at one optimiser step, filled in as the step goes along. Rows are tokens; row i - 1 is the token
+    before row i, in the same context, wherever `has_predecessor[i]`."""
 
     index: int
     total: int
@@ -54,17 +51,13 @@ def squared_error(x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_
 def indicator(
     compare: Callable[..., Tensor], values: Float[Tensor, "*batch d_sae"], bound: Float[Tensor, "..."]
 ) -> Float[Tensor, "*batch d_sae"]:
-    """1.0 where `compare(values, bound)`, else 0.0; `compare` is torch.gt, torch.ge or torch.lt. Without gradient.
-
-    Multiplying by it is several times faster on a CPU than `torch.where`, which branches at each element.
-    """
+    """1.0 where `compare(values, bound)` (torch.gt, torch.ge), else 0.0, without gradient. Multiplying by it is several
+    times faster on a CPU than `torch.where`, which branches at each element."""
     return compare(values.detach(), bound.detach().to(values.device), out=torch.empty_like(values))
 
 
 class _ProductOffset(torch.autograd.Function):
-    """The bias b of (x - b_dec) W_enc + b where x has no gradient. The gradient of b is the product's,
-    summed over rows; that of b_dec is -W_enc times it.
-    """
+    """The bias b of (x - b_dec) W_enc + b where x has no gradient: that of b_dec is -W_enc times the gradient of b."""
 
     @staticmethod
     def forward(ctx: Any, bias: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
@@ -132,8 +125,8 @@ class Autoencoder(nn.Module):
         return x - self.b_dec.detach(), self.W_enc, _ProductOffset.apply(self.encoder_bias(), self.b_dec, self.W_enc)
 
     def encoder_bias(self) -> Float[Tensor, " d_sae"]:
-        """What `pre_activations` adds to the product."""
-        return self.b_enc
+        """b_enc, or zeros where there is none."""
+        return self.b_enc if "b_enc" in self.offsets else self.W_dec.new_zeros(self.d_sae)
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """The activation function, as evaluation uses it."""
@@ -148,7 +141,7 @@ class Autoencoder(nn.Module):
         return None
 
     def encode_training(self, step: Step) -> Latents:
-        """The latents of a training step."""
+        """Latents of `step.x`."""
         return self._encode_product(step, *self._encoder_inputs(step.x))
 
     def _encode_product(self, step: Step, x: Tensor, W_enc: Tensor, bias: Tensor) -> Latents:
@@ -185,7 +178,7 @@ class Autoencoder(nn.Module):
         return step.f.decode(self.W_dec) + self.b_dec
 
     def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:
-        """The reconstruction term of the loss; by default that of the whole dictionary."""
+        """The reconstruction term of the loss."""
         return step.reconstruction
 
     def sparsity_ramp(self, step: Step) -> float:

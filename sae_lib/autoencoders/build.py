@@ -21,10 +21,8 @@ def build_autoencoder(config: SAEConfig, d_in: int, seed: int = 0) -> Autoencode
 
 
 def load_autoencoder(folder: Path | str, device: torch.device | str = "cpu") -> Autoencoder:
-    """The trained SAE of a run folder, in evaluation mode; it takes raw residual-stream activations.
-
-    Raises ArtifactError when the folder holds no finished SAE.
-    """
+    """The trained SAE of a run folder, in evaluation mode; it takes raw residual-stream activations. Raises
+    ArtifactError when the folder holds no finished SAE."""
     file = Path(folder) / WEIGHTS_FILE
     if not file.is_file():
         raise ArtifactError(
@@ -32,7 +30,6 @@ def load_autoencoder(folder: Path | str, device: torch.device | str = "cpu") -> 
             "remove the build's folder keys before)"
         )
     tensors, state = load_checkpoint(file, device)
-    config = sae_config(state["config"])
-    sae = build_autoencoder(config, d_in=tensors["W_enc"].shape[0]).to(device)
+    sae = build_autoencoder(sae_config(state["config"]), d_in=tensors["W_enc"].shape[0]).to(device)
     sae.load_state_dict(tensors)
     return sae.eval()

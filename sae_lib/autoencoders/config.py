@@ -1,8 +1,5 @@
-"""What defines one SAE, typed and validated: here what all variants share; each variant's file has the rest.
-
-A mechanism's settings are a section of the configuration, there once its file has registered them. Their defaults are
-the papers' equations as written; every other reading is a named switch.
-"""
+"""What defines one SAE, typed and validated: here what all variants share. A mechanism's settings are a section of it;
+their defaults are the papers' equations as written, and every other reading is a named switch."""
 
 from __future__ import annotations
 

@@ -25,16 +25,13 @@ class GatedConfig(SAEConfig):
 
 @architecture(GatedConfig)
 class Gated(Autoencoder):
-    """f = 1[pi_gate > 0] ReLU(pi_mag), where gate and magnitude share the encoder's product u = (x - b_dec) W_enc:
-
-        pi_gate = u + b_gate,    pi_mag = exp(r_mag) u + b_mag
-
+    """f = 1[pi_gate > 0] ReLU(pi_mag), pi_gate = u + b_gate, pi_mag = exp(r_mag) u + b_mag, u = (x - b_dec) W_enc
     (Rajamanoharan et al. 2024, arXiv 2404.16014, Eq. 3-8). The step function has no gradient, so the gate learns from
     an L1 penalty on ReLU(pi_gate) and from the error of what ReLU(pi_gate) reconstructs by a frozen decoder:
 
         L = ||x - x_hat||_2^2 + lambda_1 ||ReLU(pi_gate)||_1 + ||x - x_hat_frozen(ReLU(pi_gate))||_2^2
 
-    The penalty shrinks the gate alone: magnitudes are free of it. `pre_activations` are u.
+    Magnitudes are free of the penalty. `pre_activations` are u.
     """
 
     cfg: GatedConfig
@@ -47,10 +44,6 @@ class Gated(Autoencoder):
         self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
         self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
         self._gate: Latents = LATER  # ReLU(pi_gate) of the current training step
-
-    def encoder_bias(self) -> Float[Tensor, " d_sae"]:
-        """None: `pre_activations` are u."""
-        return torch.zeros_like(self.b_gate)
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return magnitude(pre, self.b_mag, self.r_mag) * indicator(torch.gt, pre + self.b_gate, torch.zeros(()))

@@ -16,14 +16,12 @@ from sae_lib.autoencoders.method import Look, Method, register
 
 
 class _Jump(torch.autograd.Function):
-    """(z H(z - theta), its mean L0 over `n_rows` rows). The gradient to theta goes through a rectangle kernel of width
-    `bandwidth`:
+    """(z H(z - theta), its mean L0 over `n_rows` rows). The gradient to theta goes through a rectangle of some width w:
 
-    d(z H(z - theta)) / d theta ~ -(theta / bandwidth) rect((z - theta) / bandwidth)
-    d H(z - theta) / d theta    ~ -(1 / bandwidth)     rect((z - theta) / bandwidth)
+    d(z H(z - theta)) / d theta ~ -(theta / w) rect((z - theta) / w), d H(z - theta) / d theta ~ -(1 / w) rect(...)
 
-    The kernel is taken on the pre-activation z. Taken on z H(z - theta), as one release of a peer does, it sees only
-    its upper half, and L0 does not reach its target.
+    Taken on z H(z - theta), as one release of a peer does, it would see only its upper half, and L0 would miss its
+    target.
     """
 
     @staticmethod
@@ -57,11 +55,8 @@ class JumpReLUConfig(SAEConfig):
 
 @architecture(JumpReLUConfig)
 class JumpReLU(Autoencoder):
-    """f = z H(z - theta), z = x W_enc + b_enc (Rajamanoharan et al. 2024, arXiv 2407.14435).
-
-    L = ||x - x_hat||_2^2 + lambda (L0 / target - 1)^2, the form that aims at a given L0. `threshold` is fp32 and is
-    kept above 0.
-    """
+    """f = z H(z - theta), z = x W_enc + b_enc, L = ||x - x_hat||_2^2 + lambda (L0 / target - 1)^2, aiming at a given L0
+    (Rajamanoharan et al. 2024, arXiv 2407.14435). `threshold` is fp32 and is kept above 0."""
 
     cfg: JumpReLUConfig
     offsets = ("b_enc", "threshold")

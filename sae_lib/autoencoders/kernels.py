@@ -1,8 +1,9 @@
+# mypy: allow-untyped-defs
 """Loops over latents on a CPU, compiled by Numba: NumPy and PyTorch take several passes over memory for each.
 
-Entries of a matrix `[rows, n]` are held as in SciPy's CSR arrays: those of row i are
-`latent[starts[i] : starts[i + 1]]`, ascending, with `values` beside them. Rows are cut into pieces, one for each
-thread; how many there are changes no result. One piece alone starts none.
+Entries of a matrix are held as in SciPy's CSR arrays: those of row i are `latent[starts[i] : starts[i + 1]]`,
+ascending, with `values` beside them. Rows are cut into pieces, one for each thread; how many there are changes no
+result.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from typing import no_type_check
 
 import numba
 import numpy as np
@@ -26,7 +26,7 @@ GROUPS_FOR_EACH = 4  # groups for each of the k largest, at least
 
 
 def use_threads() -> int:
-    """As many threads as PyTorch uses, for the loops that are cut into pieces; returns their number."""
+    """As many threads as PyTorch uses, whose number is returned."""
     threads = torch.get_num_threads()
     if threads > 1:
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
@@ -41,7 +41,6 @@ NOTE = (
 )
 
 
-@no_type_check
 def compiled(**options):
     """Numba's njit, with what it compiles kept on the disk where there is a place for it."""
 
@@ -73,9 +72,8 @@ def space(purpose: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Ten
 
 
 def _in_pieces(pre: np.ndarray, bound: np.ndarray, most: int, k: int, groups: int) -> Csr | None:
-    """The entries of all rows, cut into pieces for threads: those above `bound`, or None where they are more than
-    `most`; or where k > 0 each row's strongest.
-    """
+    """The entries of all rows: those above `bound`, or None where they are more than `most`; where k > 0 each row's
+    strongest."""
     pieces = use_threads()
     room = (pieces, most + pre.shape[1] + 8)  # for `most`, and for one row more
     latent, values = space("latent", room, torch.int32).numpy(), space("values", room, torch.float32).numpy()
@@ -88,13 +86,10 @@ def _in_pieces(pre: np.ndarray, bound: np.ndarray, most: int, k: int, groups: in
     return _gathered(latent, values, counts) if counts.sum() <= most else None
 
 
-@no_type_check
 @compiled()
 def _noted(row, flags, busy, latent, values, end):
-    """Note where flags are set from place `end` on, and return the place after them. Some places more are written.
-
-    What to write where depends on flags, but whether to does not: a branch that is hard to foresee costs more.
-    """
+    """Note where flags are set from place `end` on, and return the place after them. Some places more are written: a
+    branch that is hard to foresee costs more."""
     eights = flags[: len(row) // 8 * 8].view(np.uint64)
     some = 0
     for i in range(len(eights)):
@@ -110,7 +105,6 @@ def _noted(row, flags, busy, latent, values, end):
     return end
 
 
-@no_type_check
 @compiled()
 def _gathered(latent, values, counts):
     """What all pieces have noted, one after the other, and where rows start."""
@@ -126,7 +120,6 @@ def _gathered(latent, values, counts):
     return all_latents, all_values, starts
 
 
-@no_type_check
 @compiled()
 def _kth_largest(values, k):
     """The k-th largest of `values`, which it puts in another order (Hoare's selection)."""
@@ -151,7 +144,6 @@ def _kth_largest(values, k):
     return values[wanted]
 
 
-@no_type_check
 @compiled()
 def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
     """Note the positive ones of the row's k largest; of equal values the first.
@@ -188,7 +180,6 @@ def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
     return kept
 
 
-@no_type_check
 @compiled()
 def _piece(pre, bound, most, k, groups, latent, values, counts):
     n, end = pre.shape[1], 0
@@ -207,7 +198,6 @@ def _piece(pre, bound, most, k, groups, latent, values, counts):
             break
 
 
-@no_type_check
 @compiled(parallel=True)
 def _pieces(pre, bound, most, k, groups, latent, values, counts):
     pieces, rows = len(latent), len(pre)
@@ -230,7 +220,6 @@ def strongest_of_rows(pre: np.ndarray, k: int) -> Csr:
     return found
 
 
-@no_type_check
 @compiled()
 def sums_and_squares(values, latent, n):
     """Of each latent's `values` the sum, and the sum of the squares."""
@@ -241,7 +230,6 @@ def sums_and_squares(values, latent, n):
     return sums, squares
 
 
-@no_type_check
 @compiled()
 def change(values, order, row, first, weight, both):
     """sum_i w_i ||f_i - f_{i-1}||^2 over rows i, and half its gradient at the entries: that of f_i, and that of f_{i-1}

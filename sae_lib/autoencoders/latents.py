@@ -1,9 +1,6 @@
-"""The latents of one batch while training: what losses and mechanisms ask of them, however they are held.
-
-By the entries that are not zero, a product and its gradients cost what is active. With L0 at a hundredth of d_sae, four
-of a step's five matrix products shrink to almost nothing; what stays is the encoder's. On a GPU dense products are
-faster, so this is for CPUs.
-"""
+"""The latents of one batch while training: as a matrix, or by the entries that are not zero, so that products and their
+gradients cost what is active. With L0 at a hundredth of d_sae, four of a step's five matrix products shrink to almost
+nothing; what stays is the encoder's. On a GPU dense products are faster, so this is for CPUs."""
 
 from __future__ import annotations
 
@@ -27,11 +24,8 @@ SMALLEST_BATCH = 2**16  # entries; below it finding what is active costs more th
 
 
 class Latents:
-    """f, `[batch, d_sae]`, never negative: held as a matrix here, by its entries in `ActiveLatents`.
-
-    Gradients flow through `dense`, `l1`, `times`, `reordered`, `decode`, `decode_groups` and `change`; what describes
-    each latent over the batch (`rate` and the means) has none.
-    """
+    """f, `[batch, d_sae]`, never negative: held as a matrix here, by its entries in `ActiveLatents`. What describes
+    each latent over the batch (`rate` and the means) has no gradient."""
 
     def __init__(self, f: Float[Tensor, "batch d_sae"]) -> None:
         self.f = f
@@ -70,8 +64,7 @@ class Latents:
 
     def change(self, paired: Bool[Tensor, " batch"], *, both: bool) -> Float[Tensor, ""]:
         """Sum of ||f_i - f_{i-1}||^2 over the rows that are `paired` (row 0 never is). The gradient reaches f_i, and
-        f_{i-1} if `both`.
-        """
+        f_{i-1} if `both`."""
         return _Change.apply(self.f.float(), paired[1:].float(), both)
 
     def rate(self) -> Float[Tensor, " d_sae"]:
@@ -176,8 +169,7 @@ def worthwhile(x: Float[Tensor, "batch d_in"], d_sae: int, k: float | None = Non
 
 class EncoderProduct:
     """x W_enc + bias of one batch, `pre`, in memory that the next product takes over. It has no gradient; what `at` and
-    `whole` give has, and it reaches W_enc, the bias, and x where that has one.
-    """
+    `whole` give has."""
 
     def __init__(
         self, x: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "d_in d_sae"], bias: Float[Tensor, " d_sae"]

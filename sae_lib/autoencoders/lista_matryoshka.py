@@ -1,5 +1,4 @@
-"""LISTA-Matryoshka: a second look at what the first reconstruction left over, and prefixes ordered by how often latents
-fire."""
+"""LISTA-Matryoshka: a second look at what is left over, and prefixes ordered by how often latents fire."""
 
 from __future__ import annotations
 
@@ -27,8 +26,8 @@ class ListaMatryoshkaConfig(MatryoshkaConfig):
     detached: bool = True
     """Whether a prefix takes the reconstruction by the one before it as given."""
     order: Literal["frequency", "index", "magnitude", "presence"] = "frequency"
-    """By what the prefixes are filled: how often latents fire, their places, their mean activation where they do, or
-    how often they would be read off the input, on or not."""
+    """Of latents in the prefixes: by how often they fire, their places, their mean activation where they do, or how
+    often they would be read off the input, on or not."""
     frequency_momentum: Momentum = 0.99
     tilt: float = Field(0.002, ge=0.0)
     """How much more badly reconstructed rows count."""
@@ -48,11 +47,10 @@ class ListaMatryoshka(Matryoshka):
     T is the mean over rows of ||e||^2 with weights softmax(tilt ||e||^2 / mean ||e||^2), without gradient. Each pass
     has a threshold of its own for evaluation.
 
-    Source: chanind/claude-auto-research-synthsaebench. There: SynthSAEBench, 4,096 latents in prefixes of 128, 512,
-    2,048 and all, k from 60 to 25 over the run, Adam at 3e-4 without warm-up, decay over the last third, batches of
-    1,024, 200 M samples, thresholds by an EMA of 0.99 from the first step. Decoder rows have any norm there (latents
-    are scaled by it), the error is that of x_hat against x - b_dec, and AuxK, SAELens', takes the pre-activations of
-    the second pass; here rows have norm 1, the error is that against x, and AuxK is that of TopK.
+    Source: chanind/claude-auto-research-synthsaebench. There: SynthSAEBench, 4,096 latents, k from 60 to 25 over the
+    run, batches of 1,024, 200 M samples. Decoder rows have any norm there (latents are scaled by it), the error is that
+    of x_hat against x - b_dec, and AuxK, SAELens', takes the pre-activations of the second pass; here rows have norm 1,
+    the error is that against x, and AuxK is that of TopK.
     """
 
     cfg: ListaMatryoshkaConfig
@@ -95,7 +93,8 @@ class ListaMatryoshka(Matryoshka):
         self._guess, self._first_guess = self._first_guess, self._guess
 
     def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
-        f, W_dec = step.f, self.W_dec
+        f: Latents = step.f
+        W_dec: Tensor = self.W_dec
         if self.cfg.order != "index":
             order = self._counted(step).argsort(descending=True, stable=True)
             f, W_dec = f.reordered(order), W_dec.index_select(0, order)
@@ -110,12 +109,9 @@ class ListaMatryoshka(Matryoshka):
 
     @torch.no_grad()
     def _counted(self, step: Step) -> Float[Tensor, " d_sae"]:
-        """By what latents are ordered, this step included.
-
-        Presence is the share of rows on which d_i . (x - b_dec) is above three quarters of the latent's mean activation
-        where it is on: a parent is as present under a child that has absorbed it, and a child (p + c) / sqrt 2 is at
-        half of its own level where the parent is alone.
-        """
+        """By what latents are ordered, this step included. Presence is the share of rows on which d_i . (x - b_dec) is
+        above three quarters of the latent's mean activation where it is on: a parent is as present under a child that
+        has absorbed it, and a child (p + c) / sqrt 2 is at half of its own level where the parent is alone."""
         momentum, value = self.cfg.frequency_momentum, step.firing_rate
         if self.cfg.order != "frequency":
             seen = torch.where(value > 0, step.latents.mean() / value.clamp_min(1e-12), self.level)

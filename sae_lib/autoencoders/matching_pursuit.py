@@ -54,9 +54,6 @@ class MatchingPursuit(Autoencoder):
         del self.b_enc
         self.threshold: Tensor = nn.Buffer(torch.tensor(config.residual_threshold))
 
-    def encoder_bias(self) -> Float[Tensor, " d_sae"]:
-        return self.W_dec.new_zeros(self.d_sae)
-
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
         self.b_dec.data.copy_(geometric_median(x))
 

@@ -1,5 +1,5 @@
-"""The Matryoshka SAE: dictionaries nested in one another, each of which must reconstruct on its own. Balanced, the
-inner ones count less, so that they hedge less; sampled, they are others at every step: no width is special."""
+"""The Matryoshka SAE: nested dictionaries, each of which must reconstruct on its own. Balanced, the inner ones count
+less, so that they hedge less; sampled, they are others at every step: no width is special."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
-"""The methods that are compared: each a recipe, with what it is called and how it is drawn.
-
-A method is registered in the file of its variant or mechanism, and stands wherever methods are listed. `METHODS` is
-complete once `sae_lib.mechanisms` is imported, so import it from there.
-"""
+"""The methods that are compared, each registered in the file of its variant or mechanism. `METHODS` is complete once
+`sae_lib.mechanisms` is imported, so import it from there."""
 
 from __future__ import annotations
 
@@ -24,8 +21,6 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
-    """A variant with mechanisms and a recipe."""
-
     key: str
     name: str
     """In tables and figures."""
@@ -38,8 +33,7 @@ class Method:
     at_width: Callable[[int], dict[str, Any]] | None = None
     """What of the recipe depends on d_sae."""
     toy_rate: float | None = None
-    """Learning rate at which it has settled on a toy of 20 latents within some hundred steps; None: not trained there.
-    """
+    """Learning rate at which it settles on a toy of 20 latents within some hundred steps; None: not trained there."""
     papers: tuple[str, ...] = ()
     """Who described it, for the README of an export."""
     toy: Mapping[str, Any] = field(default_factory=dict)

@@ -23,10 +23,8 @@ class StandardConfig(SAEConfig):
 
 @architecture(StandardConfig)
 class Standard(Autoencoder):
-    """L = ||x - x_hat||_2^2 + lambda_1 ||f||_1 with f = ReLU(x W_enc + b_enc) (TemporalSAE Eq. 1-2).
-
-    The penalty needs decoder rows of fixed norm, or it is escaped by small f and large W_dec.
-    """
+    """L = ||x - x_hat||_2^2 + lambda_1 ||f||_1 with f = ReLU(x W_enc + b_enc) (TemporalSAE Eq. 1-2). The penalty needs
+    decoder rows of fixed norm, or it is escaped by small f and large W_dec."""
 
     cfg: StandardConfig
 

@@ -34,19 +34,17 @@ class SwitchConfig(TopKConfig):
 
 @architecture(SwitchConfig)
 class Switch(TopK):
-    """p = softmax(sqrt(d_in) (x - b_router) W_router); of the one expert with the largest p_e, the k largest
-    latents:
+    """p = softmax(sqrt(d_in) (x - b_router) W_router); of the one expert with the largest p_e, the k largest latents:
 
         f = p_e TopK(ReLU(pre)),    L = ||x - x_hat||_2^2 + beta E sum_e s_e mean(p_e)
 
-    with s_e the share of the batch that expert e gets, the term's least value being beta (Mudide et al. 2024,
-    arXiv 2410.08201). The router learns through the factor p_e. Of the encoder's product one of E blocks is
-    computed (`encoder_flops`), so that at equal FLOPs the dictionary is about E times as wide. Features that several
-    experts need are learnt several times.
+    with s_e the share of the batch that expert e gets (Mudide et al. 2024, arXiv 2410.08201). The router learns through
+    the factor p_e. Of the encoder's product one of E blocks is computed (`encoder_flops`), so that at equal FLOPs the
+    dictionary is about E times as wide. Features that several experts need are learnt several times.
 
-    The authors' sums are over inputs as they are, with beta d_in and no sqrt(d_in) in the router: what is here is the
-    same for inputs of mean square 1 per dimension, whichever scale they come in. They train GPT-2 small's layer 8:
-    beta = 3, no AuxK, the TopK rate of learning, falling over the last fifth; encoders have no bias of their own.
+    The authors have beta d_in and no sqrt(d_in) in the router: the same for inputs of mean square 1 per dimension,
+    whichever scale they come in. They train GPT-2 small's layer 8: beta = 3, no AuxK, the TopK rate of learning,
+    falling over the last fifth; encoders have no bias of their own.
     """
 
     exportable = False

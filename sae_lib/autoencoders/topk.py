@@ -1,7 +1,4 @@
-"""TopK and BatchTopK SAEs with the auxiliary loss that keeps latents alive.
-
-Which activations are the strongest: of each row (TopK), or of a whole batch (BatchTopK).
-"""
+"""TopK and BatchTopK SAEs: the strongest activations of each row, or of a whole batch, are kept."""
 
 from __future__ import annotations
 
@@ -96,13 +93,11 @@ class TopKConfig(SAEConfig):
 
 
 class KAnnealingConfig(MechanismConfig):
-    """Section `k_annealing`: k falls linearly from `start` times k to k over the first `share` of the steps,
-
-        k_t = k (start + (1 - start) min(1, t / (share T)))
+    """k_t = k (start + (1 - start) min(1, t / (share T))). A row gets the whole part of it (TopK), a batch that of its
+    multiple (BatchTopK).
 
     In dictionary_learning (`k_anneal_steps`) it falls from d_in to k, in sparsify (`k_decay_steps`) from 10 k, in
-    chanind's LISTA-Matryoshka from 60 to 25 over the whole run, which is the default here. A row gets the whole part
-    of it (TopK), a batch the whole part of its multiple (BatchTopK).
+    chanind's LISTA-Matryoshka from 60 to 25 over the whole run, which is the default here.
     """
 
     start: float = Field(2.4, ge=1.0)
@@ -128,9 +123,8 @@ SECTIONS["k_annealing"] = KAnnealingConfig
 class TopK(Autoencoder):
     """Only the k largest of ReLU(pre) of each row are kept (Gao et al. 2024, arXiv 2406.04093).
 
-    Auxiliary loss (AuxK): the d_in / 2 strongest *dead* latents reconstruct, without bias, the residual x - x_hat
-    (detached); their squared error over the residual's variance, times 1/32, is added. It pulls dead latents towards
-    what is not yet explained.
+    Auxiliary loss (AuxK), which keeps latents alive: the d_in / 2 strongest *dead* latents reconstruct, without bias,
+    the residual x - x_hat (detached); their squared error over the residual's variance, times 1/32, is added.
     """
 
     cfg: TopKConfig
@@ -177,15 +171,12 @@ class BatchTopKConfig(TopKConfig):
 
 @architecture(BatchTopKConfig)
 class BatchTopK(TopK):
-    """The k * batch largest activations of the whole batch are kept, so rows may use more or fewer than k
-    (Bussmann et al. 2024, arXiv 2412.06410).
-
-    A row evaluated alone has no batch: evaluation keeps what is above `threshold`, an EMA of the smallest
-    activation kept in training.
-    """
+    """The k * batch largest activations of the whole batch are kept (Bussmann et al. 2024, arXiv 2412.06410). A row
+    evaluated alone has no batch: evaluation keeps what is above `threshold`, an EMA of the smallest activation kept in
+    training."""
 
     cfg: BatchTopKConfig
-    scaled = ("b_dec", "threshold")
+    scaled: ClassVar[tuple[str, ...]] = ("b_dec", "threshold")
     _guess = 0.0  # see `strongest_of_batch`
 
     def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:

@@ -60,15 +60,13 @@ class TreeConfig(MatryoshkaConfig):
 
 @architecture(TreeConfig)
 class Tree(Matryoshka):
-    """Each latent of level l > 1 has one parent among the latents of the levels before it, or the root, which is always
-    on. Of each row, each level keeps the k_l largest of ReLU(pre) whose parent is above zero; the loss is that of the
-    Matryoshka SAE, over what the levels up to each one reconstruct (arXiv 2605.07922, Eq. 6-7). A parent must fire
-    wherever a child does, so that a child cannot stand in for it.
+    """Each latent of level l > 1 has one parent in the levels before it, or the root, which is always on. Of each row,
+    each level keeps the k_l largest of ReLU(pre) whose parent is above zero; the loss is that of the Matryoshka SAE
+    (arXiv 2605.07922, Eq. 6-7). A parent must fire wherever a child does: a child cannot stand in for it.
 
-    Parents are drawn at random, the root among them. Each step's loss is divided equally among those latents that have
-    fired in the batch, and the root; the sum over steps is a latent's *capacity* C_p for children. From time to time
-    the numbers of children n_p are chosen that maximise min_p C_p / n_p, and dead children are moved from parents that
-    have too many to those that have too few. After half of the run what is still dead is given to the root.
+    Parents are drawn at random. Each step's loss is divided equally among the root and the latents that have fired in
+    the batch; the sum over steps is a latent's *capacity* C_p for children. From time to time dead children are moved
+    so that their numbers n_p maximise min_p C_p / n_p. After half of the run what is still dead is given to the root.
 
     The authors train GPT-2 small's layer 5 with 24,576 latents and 500 M tokens: Adam at 1e-4, no clipping, L0 of 32 as
     26 + 6 or 21 + 5 + 4 + 2, AuxK at 1/32 for dead latents of the first level alone, and each token standardised to
@@ -151,7 +149,7 @@ class Tree(Matryoshka):
             self._reassign(dead)
 
     def _reassign(self, dead: Bool[Tensor, " d_sae"]) -> None:
-        """Give dead children to parents with much capacity for each child; capacity is counted anew."""
+        """Give dead children to parents with much capacity for each; capacity is counted anew."""
         eligible = self.silent_tokens < self.cfg.eligible_tokens
         root = eligible.new_ones(1)
         for level, (start, size) in enumerate(self._levels()[1:]):

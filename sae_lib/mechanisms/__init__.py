@@ -1,7 +1,5 @@
-"""What the two papers add to an SAE. Each is a small object with state; any architecture can use any.
-
-A file that is added here is found. The order of import is that in which mechanisms act, and methods stand in tables.
-"""
+"""What the two papers, and others, add to an SAE; any architecture can use any. A file that is added here is found. The
+order of import is that in which mechanisms act, and methods stand in tables."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -33,10 +33,9 @@ class Alignment(Mechanism):
         grad d += g - (g . d) o,    grad o = g - (g . d) d
 
     An encoder that can point away from its decoder row along a child is what lets an L1 SAE absorb the parent: tied
-    weights end that on toys (Chanin et al., *Toy Models of Feature Absorption in SAEs*, lesswrong.com/posts/
-    kcg58WhRxFA9hv9vN), at a price where features overlap. `aligned` leaves inhibition at right angles to the row
-    (arXiv 2605.18629, which sets e_i . d_i = 1 by a parametrisation without settings of its own, on BatchTopK among
-    others, and reports no dead latents and more stable ones; that it is this parametrisation is our reading).
+    weights end that on toys (Chanin et al., lesswrong.com/posts/kcg58WhRxFA9hv9vN), at a price where features overlap.
+    `aligned` leaves inhibition at right angles to the row (arXiv 2605.18629 sets e_i . d_i = 1 by a parametrisation
+    without settings of its own; that it is this one is our reading).
     """
 
     cfg: AlignmentConfig

@@ -34,8 +34,7 @@ class GradientScaling(Mechanism):
     """s_i = clip(1 / (eps + h_i), s_min, s_max); the gradients of latent i are multiplied by s_i (TemporalSAE Eq. 7).
 
     h_i <= 1 is the activation-rate EMA of Eq. 5, so with the published bounds 0.1 is never reached and every latent
-    that fires on under 10 % of the tokens gets 10. Scaled before Adam (as written), most of it is divided out again;
-    `post_adam` scales the optimiser's update instead.
+    that fires on under 10 % of the tokens gets 10.
     """
 
     cfg: GradientScalingConfig

@@ -48,9 +48,8 @@ class TemporalPenalty(Mechanism):
     """lambda_2 alpha_t ||f_t - f_{t-1}||_2^2 with alpha_t = sigmoid(5 (beta_t - L_recon(t))) and
     beta_t = gamma beta_{t-1} + (1 - gamma) L_recon(t) (TemporalSAE Eq. 3, 4, 8).
 
-    The norm is averaged over the rows that have a predecessor. `TemporalConfig` names other readings of "time step",
-    of the gradient, and of alpha. With losses in the hundreds alpha, as written, is 0 or 1 at almost every step:
-    `log()["alpha_saturated"]` is that share.
+    The norm is averaged over the rows that have a predecessor. With losses in the hundreds alpha, as written, is 0 or 1
+    at almost every step: `log()["alpha_saturated"]` is that share.
     """
 
     term = "temporal"

@@ -1,11 +1,9 @@
-"""One SAE trained, from its configuration to its files.
+"""One SAE trained, from its configuration, an activation store and a seed to a run folder:
 
-`train_sae` takes an `SAEConfig`, an activation store and a seed, and leaves a run folder:
-
-    sae.safetensors     weights and configuration; takes raw residual-stream activations
-    history.parquet     the training curves
-    run.json            what it was made from, and how long it took
-    checkpoint.safetensors, only while training: an interrupted run goes on to the *same* final weights (on a CPU)
+sae.safetensors     weights and configuration; takes raw residual-stream activations
+history.parquet     the training curves
+run.json            what it was made from, and how long it took
+checkpoint.safetensors, only while training: an interrupted run goes on to the *same* final weights (on a CPU)
 """
 
 from __future__ import annotations

@@ -82,10 +82,8 @@ class Toy:
     def sample(
         self, rows: int, seed: int, directions: Float[Tensor, "feature d_in"]
     ) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row feature"]]:
-        """Inputs and the true activations they are made of: x = activations @ directions.
-
-        Rows are tokens; each `SEQUENCE` rows are one sequence, independent of the others.
-        """
+        """Inputs and the true activations they are made of: x = activations @ directions. Rows are tokens; each
+        `SEQUENCE` of them are one sequence, independent of the others."""
         generator = torch.Generator().manual_seed(seed)
         uniform = torch.rand(-(-rows // SEQUENCE), SEQUENCE, self.n_features, generator=generator)
         on = self._persistent(uniform).flatten(0, 1)[:rows]

@@ -1,7 +1,5 @@
 """The ground-truth study: what each method does where the true features are known. Each function gives tidy rows.
 
-The toys' tokens come in sequences, so the temporal penalty has adjacent tokens on TREE as well; there rho is 0.
-
 Columns of every row: experiment, toy, method, label, seed, rho, sparsity (the l1_coefficient, k or target_l0 it was
 trained with), l0_ratio (l0 / true_l0: how close the match came), temporal_coefficient (NaN without a penalty), and the
 metrics of `training.train_and_score`, or, in the rest of the field, of `score.recovery_metrics`. Of some: temporal,
@@ -152,11 +150,8 @@ def absorption_picture(
 
 
 def matched(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
-    """Every method at the true L0 of the toy, as near as it can come: on TREE, and a few on PAIR.
-
-    The true L0 of TREE (1.12) lies between two whole numbers k: the rows of experiment 'matched' have k = 1, and those
-    of experiment 'next_k' k = 2.
-    """
+    """Every method at the true L0 of the toy, as near as it can come: on TREE, and a few on PAIR. The true L0 of TREE
+    (1.12) lies between two whole numbers k: rows of experiment 'matched' have k = 1, those of 'next_k' k = 2."""
     groups: list[Group] = []
     for toy, methods in ((TREE, toy_methods()), (PAIR, PAIR_METHODS)):
         cells = {method: _cell(pool, settings, toy, method) for method in methods}
@@ -175,8 +170,7 @@ def sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
 
 def rho_sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     """The temporal penalty on tokens whose features persist with rho: adjacent tokens against the previous batch and
-    against the variance penalty that the latter amounts to, each at the true L0. A penalty that uses the order of the
-    tokens changes with rho on adjacent tokens, and not on the others.
+    against the variance penalty that the latter amounts to, each at the true L0. Only the first can change with rho.
 
     Label 'strong' is `settings.temporal_coefficient`, 'published' the paper's 1e-4. The two that do not see the order
     are matched at rho = 0, where they are the penalty on adjacent tokens; adjacent tokens are matched at each rho.
@@ -198,8 +192,8 @@ def rho_sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
 def factorial(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     """TemporalSAE's three mechanisms, each on or off, on TREE with the temporal coefficient at which it matters.
 
-    All cells have the L1 coefficient at which the full method meets the true L0: what a mechanism does to sparsity is
-    part of its effect, and L0 stands beside it.
+    All cells have the L1 coefficient at which the full method meets the true L0: what a mechanism does to L0 is part of
+    its effect.
     """
     full = toy_config("temporal_sae", TREE, settings, {"temporal": {"coefficient": settings.temporal_coefficient}})
     (value,) = match_l0(pool, [Cell(TREE, full)], settings)

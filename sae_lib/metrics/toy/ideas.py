@@ -1,14 +1,11 @@
-"""Ideas against absorption, each with what would refute it, before any of them meets a language model.
-
-Experiment 'ideas', with the metrics of `score.recovery_metrics`, the method that an idea changes, and the change as
-label:
+"""Ideas against absorption, each with what would refute it. Experiment 'ideas' has the metrics of
+`score.recovery_metrics`, the method that an idea changes, and the change as label:
 
 - order: what fills the prefixes of a LISTA-Matryoshka, two latents a row. Where children are loud, firing and magnitude
   should put them first and presence their parents; if firing does as well, presence is not needed.
 - consistency: the weight of the penalty on inhibited encoders. It should end absorption where an encoder does it (L1,
   JumpReLU) at no cost; if it helps BatchTopK as much, which absorbs by selection, that is not why.
-- onset: what lasting latents are let off, on sequences of several persistences. It should help the more the longer
-  parents last, and not at all where tokens have no order.
+- onset: what lasting latents are let off. It should help the more the longer parents last, and not without order.
 """
 
 from __future__ import annotations

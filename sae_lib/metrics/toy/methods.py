@@ -24,9 +24,7 @@ SHARES = {"temporal_strong": 1.0, "temporal_previous": 1.0, "variance": 0.5}
 
 def crossing(values: Sequence[float], l0: Sequence[float], target: float) -> float:
     """The value where log L0, linear in log value between neighbours, meets log target; the smallest one, if several.
-
-    Where no two neighbours bracket the target, the value that came nearest: beyond the range lies what was not seen,
-    and a method may collapse there.
+    Where no two neighbours bracket the target, the value that came nearest: beyond the range a method may collapse.
 
     >>> round(crossing([0.01, 0.1], [4.0, 1.0], 2.0), 4)
     0.0316
@@ -57,11 +55,9 @@ def toy_methods() -> tuple[str, ...]:
 def toy_config(
     method: str, toy: Toy, settings: ToyConfig | None = None, overrides: Mapping[str, Any] | None = None
 ) -> SAEConfig:
-    """The recipe of `method` at the size of `toy`: one latent per feature; schedules and momenta for `settings.steps`.
-
-    `k` is the nearest whole number to the true L0 of the toy, at least 1 (in a Tree SAE one for each level), and
-    JumpReLU's target is the true L0 itself.
-    """
+    """The recipe of `method` at the size of `toy`; schedules and momenta for `settings.steps`. `k` is the nearest whole
+    number to the true L0, at least 1 (in a Tree SAE one for each level), and JumpReLU's target is the true L0
+    itself."""
     settings, known = settings or ToyConfig(), METHODS[method]
     kind, levels = config_class(known.recipe["architecture"]), known.recipe.get("shares", ())
     told = {"k": max(1, round(toy.true_l0), len(levels)), "target_l0": toy.true_l0}
