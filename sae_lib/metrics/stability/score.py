@@ -72,7 +72,7 @@ def count_firing(
     word: Int[Tensor, " row"],
     letters: Int[Tensor, " word"],
     mains: Mapping[int, Sequence[int]],
-) -> tuple[Float[Tensor, "counted 3_and_controls"], Float[Tensor, " counted"]]:
+) -> tuple[Float[Tensor, "counted firing"], Float[Tensor, " counted"]]:
     """For each word whose letter has a latent: in how many of its contexts the probe finds the letter, the first main
     latent fires, any of them fires, and each control fires; and how many contexts there are.
 
