@@ -1,7 +1,5 @@
 """What every SAE variant shares: four tensors, encode, decode."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar

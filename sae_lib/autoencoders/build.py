@@ -1,7 +1,5 @@
 """Makes and loads SAEs of any variant."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """The Gated SAE: which latents fire, and how strongly, are decided apart."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import torch

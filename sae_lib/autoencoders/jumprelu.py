@@ -1,7 +1,5 @@
 """The JumpReLU SAE: one learned threshold per latent."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import torch

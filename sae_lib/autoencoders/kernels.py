@@ -6,8 +6,6 @@ ascending, with `values` beside them. Rows are cut into pieces, one for each thr
 result.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 import warnings

@@ -1,7 +1,5 @@
 """LISTA-Matryoshka: a second look at what is left over, and prefixes ordered by how often latents fire."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

@@ -1,8 +1,6 @@
 """The matching-pursuit SAE: latents one after another, each from what those before it have left over."""
 
-from __future__ import annotations
-
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Float
@@ -25,7 +23,7 @@ class MatchingPursuitConfig(SAEConfig):
     """A row ends when no more than this norm of it is left."""
 
     @model_validator(mode="after")
-    def _encodes_by_its_decoder(self) -> MatchingPursuitConfig:
+    def _encodes_by_its_decoder(self) -> Self:
         if not self.unit_norm_decoder:
             raise ValueError("matching_pursuit needs unit_norm_decoder: true")
         masking = self.get("masking")

@@ -1,12 +1,10 @@
 """The Matryoshka SAE: nested dictionaries, each of which must reconstruct on its own. Balanced, the inner ones count
 less, so that they hedge less; sampled, they are others at every step: no width is special."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from jaxtyping import Float
@@ -25,7 +23,7 @@ class MatryoshkaConfig(BatchTopKConfig):
     """Increasing fractions of d_sae, the last one 1: latents that reconstruct on their own."""
 
     @model_validator(mode="after")
-    def _nested(self) -> MatryoshkaConfig:
+    def _nested(self) -> Self:
         given = ", ".join(f"{p:g}" for p in self.prefixes)
         if not self.prefixes or self.prefixes[-1] != 1.0 or list(self.prefixes) != sorted(set(self.prefixes)):
             raise ValueError(f"matryoshka needs prefixes, increasing fractions of d_sae that end in 1, not ({given})")

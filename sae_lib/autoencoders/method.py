@@ -1,8 +1,6 @@
 """The methods that are compared, each registered in the file of its variant or mechanism. `METHODS` is complete once
 `sae_lib.mechanisms` is imported, so import it from there."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args

@@ -1,7 +1,5 @@
 """An idea: what lasts costs less than what begins. TemporalSAE's thought without its pull on values."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The standard SAE: ReLU and an L1 penalty."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

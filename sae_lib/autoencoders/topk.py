@@ -1,7 +1,5 @@
 """TopK and BatchTopK SAEs: the strongest activations of each row, or of a whole batch, are kept."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import numpy as np

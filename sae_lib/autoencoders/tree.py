@@ -1,10 +1,8 @@
 """The Tree SAE: a latent of one level may fire only where its parent of a level above does."""
 
-from __future__ import annotations
-
 import heapq
 from copy import copy
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,7 +35,7 @@ class TreeConfig(MatryoshkaConfig):
     """Share of the run after which dead children are given to the root, and none is moved any more."""
 
     @model_validator(mode="after")
-    def _one_share_for_each_level(self) -> TreeConfig:
+    def _one_share_for_each_level(self) -> Self:
         if len(self.prefixes) < 2:
             raise ValueError("a tree has two levels at least; give prefixes two numbers or more")
         if len(self.shares) != len(self.prefixes) or min(self.shares) <= 0.0:

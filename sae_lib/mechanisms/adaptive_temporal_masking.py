@@ -1,8 +1,6 @@
 """ATM: features that look unimportant are switched off at random; and the control that does so to any feature."""
 
-from __future__ import annotations
-
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from jaxtyping import Float
@@ -43,7 +41,7 @@ class MaskingConfig(MechanismConfig):
     """At evaluation: no mask; latents with importance < theta removed; or every latent scaled by 1 - p."""
 
     @model_validator(mode="after")
-    def _distinct(self) -> MaskingConfig:
+    def _distinct(self) -> Self:
         if len(set(self.components)) != len(self.components):
             raise ValueError(f"components are repeated: {self.components}")
         return self

@@ -1,7 +1,5 @@
 """Encoder rows that follow the decoder's: tied to them, or free only at right angles to them."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """The hooks through which a mechanism takes part in training, and how one is added."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

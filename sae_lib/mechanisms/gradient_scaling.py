@@ -1,8 +1,6 @@
 """TemporalSAE's third mechanism: rare features learn faster."""
 
-from __future__ import annotations
-
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -23,7 +21,7 @@ class GradientScalingConfig(MechanismConfig):
     """Scale the gradient (as written; Adam then divides most of it out) or the optimiser's update."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> GradientScalingConfig:
+    def _ordered(self) -> Self:
         if self.s_min > self.s_max:
             raise ValueError(f"s_min {self.s_min} is above s_max {self.s_max}")
         return self

@@ -1,8 +1,6 @@
 """Penalties on pairs of latents, read off the weights: no decoder row should point where another one does (OrtSAE);
 and, an idea, no encoder row should be inhibited along the decoder row of a similar latent."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

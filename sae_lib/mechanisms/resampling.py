@@ -1,7 +1,5 @@
 """TemporalSAE's second mechanism: features that hardly fire are started again from badly reconstructed inputs."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

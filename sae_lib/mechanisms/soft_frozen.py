@@ -1,7 +1,5 @@
 """A control, not a method: an SAE whose decoder hardly learns. A measure that it does well on asks for no decoder."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from pydantic import Field

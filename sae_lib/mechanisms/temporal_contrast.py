@@ -1,7 +1,5 @@
 """T-SAE's contrastive term: the first latents of a token should tell its context from others."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

@@ -1,8 +1,6 @@
 """What a training run says while it trains: TensorBoard events. They are begun again from the whole history when an
 interrupted run goes on, so that no step stands in them twice, and are no result: curves are in `history.parquet`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

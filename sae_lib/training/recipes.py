@@ -1,7 +1,5 @@
 """What every training run of a profile shares; and a method's recipe at the length of the run, with values over it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 

@@ -6,8 +6,6 @@ run.json            what it was made from, and how long it took
 checkpoint.safetensors, only while training: an interrupted run goes on to the *same* final weights (on a CPU)
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One run's state, and its step: the same for every method."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

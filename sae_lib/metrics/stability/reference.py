@@ -2,8 +2,6 @@
 wherever it stands in held-out text; and the whole text in token order, for stability along tokens.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

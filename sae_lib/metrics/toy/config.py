@@ -1,8 +1,6 @@
 """The size of the ground-truth study. No torch."""
 
-from __future__ import annotations
-
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -57,7 +55,7 @@ class ToyConfig(Strict):
         return values
 
     @model_validator(mode="after")
-    def _seeds_apart(self) -> ToyConfig:
+    def _seeds_apart(self) -> Self:
         if both := sorted(set(self.seeds) & set(self.sweep_seeds)):
             raise ValueError(f"sweep_seeds {both} are also in seeds; take others: the sweep chooses the sparsity")
         return self

@@ -1,7 +1,5 @@
 """The toys: orthonormal features, some of which are children of others, in sequences of tokens."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 

@@ -8,8 +8,6 @@ resampling and gradient_scaling (factorial); importance and the part dropped fro
 Methods are compared at one L0, the true one: the sparsity of each is chosen by a sweep with seeds of its own.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -8,8 +8,6 @@
 - onset: what lasting latents are let off. It should help the more the longer parents last, and not without order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What is trained on a toy; and the sparsity at which a method has a given L0, from a few that were tried."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

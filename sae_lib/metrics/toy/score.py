@@ -4,8 +4,6 @@
 than latents; `family_picture` is what absorption looks like.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 

@@ -4,8 +4,6 @@ More features than dimensions, and than latents: frequencies as Zipf has them, t
 roots, magnitudes that vary. With the seed of a SAELens `SyntheticModel` all but the draws is that model's own.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import astuple, dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """SAEs on toys, trained by the loop of every other SAE: many of them on several cores, each once."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -9,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -132,7 +130,7 @@ class ToyPool:
         if workers > 1:
             self._executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker)
 
-    def __enter__(self) -> ToyPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
