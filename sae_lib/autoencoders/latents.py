@@ -108,13 +108,7 @@ class _Change(torch.autograd.Function):
 class Entries:
     """Places in a matrix `[batch, d_sae]`, row by row and, within a row, by latent; and what the matrix has there."""
 
-    def __init__(
-        self,
-        latent: Int[np.ndarray, " n"],
-        found: Float[np.ndarray, " n"],
-        row_starts: Int[np.ndarray, " batch_and_1"],
-        d_sae: int,
-    ) -> None:
+    def __init__(self, latent: np.ndarray, found: np.ndarray, row_starts: np.ndarray, d_sae: int) -> None:
         self.shape = (len(row_starts) - 1, d_sae)
         self.latent, self.found, self.row_starts = map(torch.from_numpy, (latent, found, row_starts))
 
@@ -174,12 +168,11 @@ class EncoderProduct:
     def __init__(
         self, x: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "d_in d_sae"], bias: Float[Tensor, " d_sae"]
     ) -> None:
-        self._inputs = (x, W_enc, bias)
-
         def joined(purpose: str, matrix: Tensor, column: Tensor) -> Tensor:
             space = kernels.space(purpose, (len(matrix), matrix.shape[1] + 1), matrix.dtype)
             return torch.cat([matrix, column], dim=1, out=space)
 
+        self._inputs = (x, W_enc, bias)
         # The bias as one more row of W_enc: adding it to a product would take a pass over all latents.
         with torch.no_grad():
             inputs = joined("inputs", x, x.new_ones(len(x), 1))
@@ -318,12 +311,7 @@ class ActiveLatents(Latents):
         return self.entries.weighted_rows(error, self.values.detach() / self.n_rows)
 
 
-def _sum_bags(
-    index: Int[Tensor, " n"],
-    table: Float[Tensor, "rows columns"],
-    starts: Int[Tensor, " bags_and_1"],
-    weight: Float[Tensor, " n"] | None = None,
-) -> Float[Tensor, "bags columns"]:
+def _sum_bags(index: Tensor, table: Tensor, starts: Tensor, weight: Tensor | None = None) -> Tensor:
     """For each bag i the sum of table[index], times `weight`, over entries starts[i] to starts[i + 1]."""
     weight = None if weight is None else weight.detach()
     return functional.embedding_bag(

@@ -79,9 +79,7 @@ class ListaMatryoshka(Matryoshka):
         x = self._refined(step.x, first.decode(self.W_dec) + self.b_dec)
         return self._encode_product(step, x, self.W_enc, self.b_enc)
 
-    def _refined(
-        self, x: Float[Tensor, "*batch d_in"], x_hat: Float[Tensor, "*batch d_in"]
-    ) -> Float[Tensor, "*batch d_in"]:
+    def _refined(self, x: Tensor, x_hat: Tensor) -> Tensor:
         """What the second pass multiplies by W_enc."""
         return (x - self.b_dec if self.cfg.subtract_b_dec else x) + self.cfg.eta * (x - x_hat)
 

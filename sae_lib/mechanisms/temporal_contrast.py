@@ -19,9 +19,8 @@ class ContrastConfig(MechanismConfig):
     coefficient: float = Field(0.1, ge=0.0)
     share: float = Field(0.2, gt=0.0, le=1.0)
     """Which latents it sees: this share of the dictionary, the first ones."""
-    similarity: Literal["dot", "cosine", "distance"] = "dot"
-    """Of the codes of two tokens, in the softmax: their product, or its cosine. Or, without a softmax, their distance
-    |z - z'|_1, weighted by the cosine of the two inputs."""
+    similarity: Literal["dot", "cosine"] = "dot"
+    """Of the codes of two tokens, in the softmax: their product, or its cosine."""
     pairing: Literal["previous", "earlier"] = "previous"
     """The other token: the one before, or any earlier one of the same window."""
 
@@ -55,9 +54,6 @@ class TemporalContrast(Mechanism):
             earlier = token - 1 - (uniform * (token - begin[token])).to(token.dtype)
         codes = step.f.dense()[:, : self.seen].float()
         z, other = codes[token], codes[earlier]
-        if self.cfg.similarity == "distance":
-            alike = functional.cosine_similarity(step.x[token], step.x[earlier])
-            return self.cfg.coefficient * ((z - other).abs().sum(dim=1) * alike).mean()
         if self.cfg.similarity == "cosine":
             z, other = functional.normalize(z, dim=1), functional.normalize(other, dim=1)
         return self.cfg.coefficient * contrast(z @ other.T, begin[token])

@@ -213,9 +213,9 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
 
 def test_picture_is_of_the_matched_saes(tmp_path):
     settings = SMALL.model_copy(update={"seeds": (1,), "refinements": 0, "steps": 10})
-    frame = experiments.absorption_picture(tmp_path, settings, methods=("standard", "dropout"))
+    frame = experiments.absorption_picture(tmp_path, settings)
     assert list(frame) == ["method", "seed", "kind", "row", "latent", "value"]
-    assert len(frame) == 2 * (5 * 4 + 4 * 4) and np.isfinite(frame["value"]).all()
+    assert len(frame) == 3 * (5 * 4 + 4 * 4) and np.isfinite(frame["value"]).all()
     rows = [*dict.fromkeys(frame["row"])]
     assert rows[:2] == ["parent only", "parent + child 1"] and "none" in rows
     summary = pd.DataFrame({"experiment": "matched", "toy": "tree", "method": "standard", "label": "", "seed": [1]})

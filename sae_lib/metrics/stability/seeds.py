@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
@@ -112,9 +112,7 @@ def match_greedily(a: Float[Tensor, "m d_in"], b: Float[Tensor, "n d_in"]) -> Fl
     return torch.cat(matched).cpu()
 
 
-def _nearest(
-    a: Float[Tensor, "m d_in"], b: Float[Tensor, "n d_in"]
-) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " n"], Int[Tensor, " n"]]:
+def _nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The largest cosine of each row of a with a row of b, and which; then of each row of b with a row of a.
 
     Computed for a block of a at a time: the table of all cosines of 65,536 latents would take 17 GB. Of equal

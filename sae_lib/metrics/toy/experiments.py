@@ -129,19 +129,17 @@ def ground_truth(folder: Path | str, settings: ToyConfig, workers: int = 1) -> p
     return pd.concat(parts, ignore_index=True)
 
 
-def absorption_picture(
-    folder: Path | str, settings: ToyConfig, workers: int = 1, methods: Sequence[str] = PAIR_METHODS
-) -> pd.DataFrame:
+def absorption_picture(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataFrame:
     """What the latents and decoder rows of the SAEs of `matched` on TREE have become: method, seed and the columns of
     `score.family_picture`."""
     with ToyPool(folder, workers) as pool:
-        cells = [_cell(pool, settings, TREE, method) for method in methods]
+        cells = [_cell(pool, settings, TREE, method) for method in PAIR_METHODS]
         matches = zip(cells, match_l0(pool, cells, settings), strict=True)
         runs = [run for cell, value in matches for run in runs_of(cell, value, settings.seeds, settings)]
         found = pool.run(runs, "picture", train_and_picture)
     rows = [
         (method, seed, *place.split("/"), value)
-        for (method, seed), picture in zip(itertools.product(methods, settings.seeds), found, strict=True)
+        for (method, seed), picture in zip(itertools.product(PAIR_METHODS, settings.seeds), found, strict=True)
         for place, value in picture.items()
     ]
     return pd.DataFrame(rows, columns=["method", "seed", "kind", "row", "latent", "value"])
