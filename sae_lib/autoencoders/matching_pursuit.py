@@ -39,8 +39,8 @@ class MatchingPursuit(Autoencoder):
         i = argmax_j r . d_j,    v = ReLU(r . d_i),    f_i <- f_i + v,    r <- r - v d_i
 
     until ||r|| is under a threshold or a round adds no latent (Costa et al. 2025, arXiv 2506.03093, as SAELens has it:
-    L = ||x - x_hat||_2^2 alone). There is no encoder but the decoder: W_enc is a copy of it. A child that has absorbed
-    its parent is chosen first, and nothing is left for the parent: in the Tree SAE's study nothing absorbs more.
+    L = ||x - x_hat||_2^2 alone). W_enc is a copy of the decoder. A child that has absorbed its parent is chosen first,
+    and nothing is left for the parent.
     """
 
     exportable = False

@@ -51,12 +51,12 @@ def added(sizes: Sequence[int]) -> tuple[int, ...]:
 
 @architecture(MatryoshkaConfig)
 class Matryoshka(BatchTopK):
-    """BatchTopK whose loss is the mean over prefixes m_1 < ... < m_n = d_sae of the squared error of the first m_i
-    latents alone,
+    """BatchTopK whose loss is the mean over prefixes m_1 < ... < m_n = d_sae of the error of the first m_i latents
+    alone,
 
         L = 1/n sum_i ||x - (f_{1:m_i} W_dec_{1:m_i} + b_dec)||_2^2 + AuxK
 
-    (Bussmann et al. 2025, arXiv 2503.17547; equal weights, as in dictionary_learning). Early latents cannot leave a
+    (Bussmann et al. 2025, arXiv 2503.17547; equal weights, as in dictionary_learning): early latents cannot leave a
     part of a general feature to a later, more specific one. Selection, threshold and AuxK see the whole dictionary.
     """
 
@@ -98,9 +98,8 @@ class BalancedMatryoshka(Matryoshka):
     A narrow prefix mixes correlated features (hedging), which equal weights ask of it; m = 0 lets the dictionary
     absorb; m = 0.75 balances the two. With m = 1 it is n times the Matryoshka's reconstruction term.
 
-    The authors (chanind/feature-hedging-paper): Gemma-2-2b, layer 12, 500 M tokens in batches of 4,096, prefixes of
-    128, 512, 2,048, 8,192 and 32,768 latents, k = 40, Adam at 1e-4 without warm-up or decay, decoder rows of any norm,
-    an AuxK for each prefix. Here everything but the weights is as in `matryoshka_4`, which is thereby the control.
+    The authors (chanind/feature-hedging-paper) have k = 40, Adam at 1e-4 without warm-up or decay, decoder rows of any
+    norm, an AuxK for each prefix. Here all but the weights is as in `matryoshka_4`, which is thereby the control.
     """
 
     cfg: BalancedMatryoshkaConfig
@@ -124,14 +123,12 @@ class SampledMatryoshkaConfig(MatryoshkaConfig):
 
 @architecture(SampledMatryoshkaConfig)
 class SampledMatryoshka(Matryoshka):
-    """BatchTopK whose loss is the sum of the squared errors of the whole dictionary and of `levels` prefixes, their
-    widths drawn at each step with uniform logarithm,
+    """BatchTopK whose loss also has the errors of `levels` prefixes, widths drawn at each step with uniform logarithm,
 
         L = ||x - x_hat||_2^2 + sum_j ||x - x_hat_{1:w_j}||_2^2 + AuxK,   ln w_j ~ U(ln w_min, ln d_sae)
 
-    (decoderesearch/saebench-reliability-audit, arXiv 2605.18229). The authors: Gemma-2-2b, layer 12, 32,768 latents of
-    which 64 at least, 1 to 4 levels, k = 150, Adam at 3e-4 without warm-up, decay over the last fifth, 300 M tokens in
-    batches of 4,096, an AuxK for each prefix; here one AuxK for all latents, as in Matryoshka.
+    (decoderesearch/saebench-reliability-audit, arXiv 2605.18229). The authors: 32,768 latents of which 64 at least, 1
+    to 4 levels, k = 150, Adam at 3e-4 without warm-up, an AuxK for each prefix; here one for all latents.
     """
 
     cfg: SampledMatryoshkaConfig

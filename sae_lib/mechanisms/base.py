@@ -12,10 +12,8 @@ from sae_lib.autoencoders.config import SECTIONS, MechanismConfig, SAEConfig
 
 
 class Mechanism(nn.Module):
-    """Hooks in the order of one optimiser step. A mechanism overrides those it needs.
-
-    State lives in buffers, which checkpoints save. A buffer that has dimensions counts the latents in its last one.
-    """
+    """Hooks in the order of one optimiser step. State lives in buffers, which checkpoints save; one that has dimensions
+    counts the latents in its last."""
 
     term = "penalty"
     """Name of `loss` in the training history."""

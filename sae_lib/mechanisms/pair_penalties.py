@@ -23,7 +23,6 @@ class PairPenalty(Mechanism):
     `logged`, not as part of the loss."""
 
     logged: str
-    weight = 1.0
 
     def __init__(self, settings: Any, d_sae: int) -> None:
         super().__init__(settings, d_sae)
@@ -34,10 +33,13 @@ class PairPenalty(Mechanism):
         raise NotImplementedError
 
     def before_update(self, sae: Autoencoder, step: Step) -> None:
+        interval = getattr(self.cfg, "interval", 1)
+        if step.index % interval:
+            return
         order = torch.randperm(sae.d_sae, generator=step.generator, device=sae.device)
         with torch.enable_grad():
             found = self.penalty(sae, order)
-            (self.weight * self.cfg.coefficient * found).backward()
+            (interval * self.cfg.coefficient * found).backward()
         self.value.copy_(found.detach())
 
     def log(self) -> dict[str, float]:
@@ -98,11 +100,6 @@ class Orthogonality(PairPenalty):
 
     cfg: OrthogonalityConfig
     logged = "orthogonality"
-
-    def before_update(self, sae: Autoencoder, step: Step) -> None:
-        self.weight = self.cfg.interval
-        if step.index % self.cfg.interval == 0:
-            super().before_update(sae, step)
 
     def penalty(self, sae: Autoencoder, order: Tensor) -> Float[Tensor, ""]:
         return closest(sae.W_dec, order, -(-sae.d_sae // self.cfg.chunk))

@@ -43,9 +43,7 @@ class SoftFrozen(Mechanism):
         sae.W_dec.copy_(near(sae.W_dec, self.start.T, self.cfg.min_cosine))
 
 
-def near(
-    rows: Float[Tensor, "row d_in"], start: Float[Tensor, "row d_in"], min_cosine: float
-) -> Float[Tensor, "row d_in"]:
+def near(rows: Float[Tensor, "row d_in"], start: Float[Tensor, "row d_in"], min_cosine: float) -> Tensor:
     """`rows`, those that have left the cone around their start (of norm 1) put back onto it."""
     norm = rows.norm(dim=1, keepdim=True)
     along = (rows * start).sum(dim=1, keepdim=True)

@@ -25,11 +25,8 @@ class Synthetic(Toy):
     """Feature i is on where eps . factor_i + eta_i sqrt(1 - |factor_i|^2) exceeds the normal quantile of 1 - p_i, with
     eps (`rank` numbers) and eta of each row normal, factor_i ~ `correlation` N(0, 1): a Gaussian copula. Its activation
     is then max(0, mean_i + sd_i N(0, 1)), with mean_i linear in i and sd_i = |m + s N(0, 1)|; where it is a child,
-    times parent / mean_parent, so zero where the parent is off. Of the children of a parent that are on, one drawn at
-    random stays. x = activations @ directions + a vector of norm 1.
-
-    `probability[i]` is that of being on before siblings exclude one another; features are in the order of their levels,
-    the children of one parent side by side.
+    times parent / mean_parent. Of the children of a parent that are on, one drawn at random stays: `probability[i]` is
+    that before. x = activations @ directions + a vector of norm 1. Siblings are side by side.
     """
 
     width: int = 128
@@ -146,10 +143,9 @@ def synthetic(
     exponent: float = 0.5, most: float = 0.4, least: float = 5e-4, correlation: float = 0.1,
     orthogonal_steps: int = 100,
 ) -> Synthetic:  # fmt: skip
-    """Frequencies fall with the rank as rank^-`exponent`, from `most` to `least`; the `roots` most frequent features
-    have trees of `depth` levels of `branching` children below them, and what is left fires alone. A child's probability
-    given its parent makes up for the parent and for the siblings: p_i / p_parent (1 + sum_siblings p / p_parent).
-    """
+    """Frequencies fall as rank^-`exponent`, from `most` to `least`; the `roots` most frequent features have trees of
+    `depth` levels of `branching` children, and what is left fires alone. A child's probability given its parent makes
+    up for the parent and for the siblings: p_i / p_parent (1 + sum_siblings p / p_parent)."""
     in_trees = roots * sum(branching**level for level in range(depth + 1))
     if in_trees > n_features:
         raise ValueError(f"{n_features} features are too few for trees of {in_trees}")
