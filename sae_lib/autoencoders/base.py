@@ -161,11 +161,9 @@ class Autoencoder(nn.Module):
         return self.activate(self.pre_activations(x))
 
     def decode(self, f: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
-        """The reconstruction from latents."""
         return f @ self.W_dec + self.b_dec
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
-        """The reconstruction of `x`."""
         return self.decode(self.encode(x))
 
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
@@ -219,7 +217,6 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:
-        """Scale each decoder row to norm 1."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-8))
 
     @torch.no_grad()

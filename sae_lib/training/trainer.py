@@ -81,8 +81,6 @@ SCALE_ROWS = 2**17  # rows over which E||x||^2 is estimated
 
 
 class Trainer:
-    """The state of one run, and its step."""
-
     def __init__(
         self,
         config: SAEConfig,
@@ -119,7 +117,6 @@ class Trainer:
         self.history: list[dict[str, float]] = []
 
     def step(self) -> None:
-        """One optimiser step."""
         with products_in(self.training.products):
             self._step(self.batches.batch(self.index))
 

@@ -1,7 +1,5 @@
 """Latents held by their entries give what the matrix gives: values, losses, gradients, statistics."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

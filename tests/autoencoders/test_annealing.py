@@ -1,7 +1,5 @@
 """k that falls while training."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

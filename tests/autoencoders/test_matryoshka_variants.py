@@ -1,7 +1,5 @@
 """What others have made of the Matryoshka SAE: weights, drawn prefixes, a second pass and an order."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What lasts costs less than what begins."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

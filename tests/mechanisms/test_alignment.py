@@ -1,7 +1,5 @@
 """Encoder rows that follow the decoder's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

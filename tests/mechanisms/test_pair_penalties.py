@@ -1,7 +1,5 @@
 """OrtSAE's penalty, and that on encoders that are inhibited along similar decoder rows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

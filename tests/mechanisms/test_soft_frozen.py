@@ -1,7 +1,5 @@
 """The control whose decoder stays near its start."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """T-SAE's term: which tokens are paired, and what is asked of a pair."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from typing import Any

@@ -7,8 +7,6 @@ As JSON, for each method, for `harvest` and under `evaluation` for each architec
 or {"fault": ...}; under `synchronises`, for each of some mistakes whether it was found.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial

@@ -2,8 +2,6 @@
 counted. Ordinary: nothing is logged or restarted, and no latent is dead. With dead latents, AuxK of the TopK family
 counts them in every step, which waits; that is known and not mended."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

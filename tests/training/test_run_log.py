@@ -1,7 +1,5 @@
 """What a run logs while it trains: every row, no step twice."""
 
-from __future__ import annotations
-
 import errno
 import struct
 from pathlib import Path

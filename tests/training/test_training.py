@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import contextlib
 from copy import deepcopy
 from pathlib import Path
@@ -304,3 +302,17 @@ def test_learning_rate_schedule():
     assert rates[17:] == pytest.approx([1.5, 1.0, 0.5])
     flat = OptimizerConfig(learning_rate=2.0, warmup_steps=0, decay_fraction=0.0)
     assert {learning_rate(index, 20, flat) for index in range(20)} == {2.0}
+
+
+@pytest.mark.parametrize("method", ["standard", "temporal_sae", "atm"])
+def test_a_snapshot_is_the_finished_sae_and_disturbs_nothing(store, method):
+    looked, undisturbed = (Trainer(tiny_config(method), store, DATA, tiny_training(), 0, "cpu") for _ in range(2))
+    for step in range(12):
+        looked.step()
+        undisturbed.step()
+        if step == 5:
+            half = looked.snapshot()
+    last = looked.snapshot().state_dict()
+    ends = [trainer.finish().state_dict() for trainer in (looked, undisturbed)]
+    assert all(torch.equal(end[name], value) for end in ends for name, value in last.items())
+    assert not torch.equal(half.state_dict()["W_enc"], last["W_enc"])
