@@ -119,7 +119,7 @@ class AdaptiveTemporalMasking(Masking):
         # Of a batch's whole activation, what a mask at these probabilities takes away.
         whole = step.latents.mean()
         self.removed = (self.probability * whole).sum() / whole.sum().clamp_min(1e-12)
-        moving_average(self.magnitude, f.mean(), self.cfg.decay)
+        moving_average(self.magnitude, whole if f is step.latents else f.mean(), self.cfg.decay)
         moving_average(self.frequency, f.rate(), self.cfg.decay)
         gain = f.mean_square() * sae.W_dec.square().sum(dim=1)
         if "contribution" in self.cfg.components and self.cfg.contribution == "leave_one_out":

@@ -57,9 +57,11 @@ class Resampling(Mechanism):
 
     @torch.no_grad()
     def after_update(self, sae: Autoencoder, optimizer: torch.optim.Optimizer, step: Step) -> None:
+        if not self.due(step):
+            return
         alive = self.rate >= (self.cfg.threshold or 0.0)
         dead = (~alive).nonzero().squeeze(1)
-        if not self.due(step) or not len(dead):
+        if not len(dead):
             return
         error = (step.x - step.x_hat.detach()).square().sum(dim=1)
         # The floor lets the draw go on where fewer inputs than dead latents have any error.

@@ -16,7 +16,7 @@ MARGINALS = {
 def test_samples_follow_the_definition(toy: Toy):
     directions = toy.directions()
     torch.testing.assert_close(directions @ directions.T, torch.eye(toy.n_features), atol=1e-5, rtol=0)
-    x, activations = toy.sample(100_000, 1, directions)
+    x, activations = toy.sample(100_000, 1)
     assert x.shape == (100_000, toy.d_in)
     torch.testing.assert_close(x @ directions.T, activations, atol=1e-4, rtol=0)
     on = activations > 0
@@ -37,7 +37,7 @@ def test_samples_follow_the_definition(toy: Toy):
 def test_true_l0():
     assert pytest.approx(1.12) == TREE.true_l0 and pytest.approx(0.4) == PAIR.true_l0
     for toy in (TREE, PAIR):
-        _, activations = toy.sample(50_000, 2, toy.directions())
+        _, activations = toy.sample(50_000, 2)
         assert float((activations > 0).sum(dim=1).double().mean()) == pytest.approx(toy.true_l0, abs=0.02)
     assert (PAIR.d_in, PAIR.n_features, TREE.d_in, TREE.n_features) == (50, 4, 20, 20)
     assert TREE.children == {0: [3, 4, 5], 1: [6, 7, 8], 2: [9, 10, 11]}
@@ -45,8 +45,7 @@ def test_true_l0():
 
 
 def test_seeds_of_samples():
-    directions = TREE.directions()
-    one, again, other = (TREE.sample(50, seed, directions)[0] for seed in (1, 1, 2))
+    one, again, other = (TREE.sample(50, seed)[0] for seed in (1, 1, 2))
     assert one.shape == (50, 20)
     assert torch.equal(one, again) and not torch.equal(one, other)
 
@@ -54,7 +53,7 @@ def test_seeds_of_samples():
 @pytest.mark.parametrize("rho", [0.5, 0.9, 0.99])
 def test_roots_persist_and_children_do_not(rho: float):
     toy = chain(rho)
-    _, activations = toy.sample(400_000, 3, toy.directions())
+    _, activations = toy.sample(400_000, 3)
     on = (activations > 0).view(-1, SEQUENCE, toy.n_features)
     # Marginals are those of the tree at every place of a sequence.
     expected = torch.tensor(MARGINALS["tree"])

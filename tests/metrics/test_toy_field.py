@@ -21,12 +21,12 @@ DEEP = dataclasses.replace(
 
 
 def test_children_of_the_loud_tree_are_loud():
-    tree, loud = (toy.sample(4000, 1, toy.directions())[1] for toy in (TREE, LOUD))
+    tree, loud = (toy.sample(4000, 1)[1] for toy in (TREE, LOUD))
     children = [child for of_parent in TREE.children.values() for child in of_parent]
     others = [i for i in range(20) if i not in children]
     torch.testing.assert_close(loud[:, children], 5 * tree[:, children])
     assert torch.equal(loud[:, others], tree[:, others])
-    shuffled = SHUFFLED.sample(100_000, 1, SHUFFLED.directions())[1] > 0
+    shuffled = SHUFFLED.sample(100_000, 1)[1] > 0
     assert float((shuffled[:, 3] & ~shuffled[:, 0]).float().mean()) == pytest.approx(0.03 * 0.85, abs=0.003)
 
 
@@ -40,7 +40,7 @@ def test_keys_of_known_results_stay():
 
 
 def test_synthetic_data_follows_its_definition():
-    x, activations = DEEP.sample(200_000, 1, DEEP.directions())
+    x, activations = DEEP.sample(200_000, 1)
     on = activations > 0
     assert DEEP.parent[:4] == (None,) * 4 and DEEP.children[0] == [4, 5, 6, 7] and DEEP.children[19] == [80, 81, 82, 83]
     assert DEEP.parent[84:] == (None,) * 6
@@ -64,8 +64,8 @@ def test_synthetic_data_follows_its_definition():
     assert strong.any() and (found[strong] * wanted[:4, :4][strong] > 0).all()
     constant = x - activations @ DEEP.directions()
     assert float(constant.std(dim=0).max()) < 1e-3 and float(constant[0].norm()) == pytest.approx(1.0, abs=1e-3)
-    again = DEEP.sample(1000, 2, DEEP.directions())[0]
-    assert torch.equal(again, DEEP.sample(1000, 2, DEEP.directions())[0]) and not torch.equal(again, x[:1000])
+    again = DEEP.sample(1000, 2)[0]
+    assert torch.equal(again, DEEP.sample(1000, 2)[0]) and not torch.equal(again, x[:1000])
 
 
 def test_orthogonalising_makes_directions_less_alike():

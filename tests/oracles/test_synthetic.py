@@ -67,7 +67,7 @@ def test_the_generator_is_theirs(toy: Synthetic, roots: int, depth: int):
 
     torch.manual_seed(0)
     their_acts = model.activation_generator.sample(ROWS)
-    x, ours = toy.sample(ROWS, 1, toy.directions())
+    x, ours = toy.sample(ROWS, 1)
     torch.testing.assert_close(dictionary(ours).detach(), x, atol=2e-2, rtol=0)
     on = [their_acts > 0, ours > 0]
     rate = [each.float().mean(dim=0) for each in on]

@@ -72,14 +72,12 @@ class Toy:
                 chance[child] *= chance[parent]
         return sum(chance)
 
-    def directions(self, seed: int = 0) -> Float[Tensor, "feature d_in"]:
+    def directions(self) -> Float[Tensor, "feature d_in"]:
         """Unit vectors at right angles, one per feature."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(0)
         return torch.linalg.qr(torch.randn(self.d_in, self.n_features, generator=generator)).Q.T.contiguous()
 
-    def sample(
-        self, rows: int, seed: int, directions: Float[Tensor, "feature d_in"]
-    ) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row feature"]]:
+    def sample(self, rows: int, seed: int) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row feature"]]:
         """Inputs and the true activations they are made of: x = activations @ directions. Rows are tokens; each
         `SEQUENCE` of them are one sequence, independent of the others."""
         generator = torch.Generator().manual_seed(seed)
@@ -99,7 +97,7 @@ class Toy:
         for children in self.children.values():
             size[children] *= self.loudness
         activations = on * size
-        return activations @ directions, activations
+        return activations @ self.directions(), activations
 
     def _persistent(self, uniform: Float[Tensor, "sequence token feature"]) -> Bool[Tensor, "sequence token feature"]:
         """The Markov chain of each root, started from what it is in the long run."""

@@ -73,7 +73,7 @@ def silences(
 @lru_cache(maxsize=8)
 def held_out(toy: Toy) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row feature"]]:
     """Inputs and true activations that no SAE has been trained on."""
-    return toy.sample(TEST_ROWS, TEST_SEED, toy.directions())
+    return toy.sample(TEST_ROWS, TEST_SEED)
 
 
 @torch.no_grad()

@@ -81,15 +81,14 @@ class Synthetic(Toy):
         most = math.sqrt(1.0 - LEAST_OWN)
         return factors * (most / factors.norm(dim=1, keepdim=True).clamp_min(most))
 
-    def directions(self, seed: int = 0) -> Float[Tensor, "feature d_in"]:
+    def directions(self) -> Float[Tensor, "feature d_in"]:
         return _vectors(self)[0]
 
-    def sample(
-        self, rows: int, seed: int, directions: Float[Tensor, "feature d_in"]
-    ) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row feature"]]:
+    def sample(self, rows: int, seed: int) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row feature"]]:
         generator = torch.Generator().manual_seed(seed)
         at_once = max(1, _ENTRIES // self.n_features)
         factors, sds, means = self.factors, self.sds, self.means
+        directions, constant = _vectors(self)
         own = (1.0 - factors.square().sum(dim=1)).sqrt()
         least = math.sqrt(2) * torch.erfinv(1.0 - 2.0 * torch.tensor(self.probability))
         x, activations = torch.empty(rows, self.d_in), torch.empty(rows, self.n_features)
@@ -104,7 +103,7 @@ class Synthetic(Toy):
                 chance = torch.rand(family.shape, generator=generator) * (family > 0)
                 family *= chance == chance.amax(dim=2, keepdim=True)
                 family *= (part[:, parents] / means[parents])[:, :, None]
-            torch.add(part @ directions, _vectors(self)[1], out=part_x)
+            torch.add(part @ directions, constant, out=part_x)
         return x, activations
 
     def _levels(self) -> list[tuple[slice, slice, int]]:

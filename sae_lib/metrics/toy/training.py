@@ -61,7 +61,7 @@ class _ToyStore(ActivationStore):
 
 @lru_cache(maxsize=16)
 def _store(toy: Toy, seed: int) -> _ToyStore:
-    return _ToyStore(toy.sample(toy.train_rows, seed, toy.directions())[0], toy.name)
+    return _ToyStore(toy.sample(toy.train_rows, seed)[0], toy.name)
 
 
 def train_toy(run: ToyRun) -> tuple[Autoencoder, pd.DataFrame]:
