@@ -6,7 +6,6 @@ import torch
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
-from tests.autoencoders.test_autoencoders import random_sae, rows
 from tests.tiny_training import make_step
 
 
@@ -65,34 +64,3 @@ def test_b_dec_gets_no_gradient_from_the_frozen_decoder():
     through_gate = torch.tensor([3.4, 0.0, 1.4])
     assert sae.b_dec.grad is not None
     torch.testing.assert_close(sae.b_dec.grad, -sae.W_enc.detach() @ through_gate)
-
-
-def test_loss_and_gradients_match_dictionary_learning():
-    trainers = pytest.importorskip("dictionary_learning.trainers.gdm")
-    sae, x = random_sae("gated", subtract_b_dec=True, l1_coefficient=0.3, sparsity_warmup_steps=2000), rows()
-    peer = trainers.GatedSAETrainer(10_000, 6, 12, layer=0, lm_name="none", l1_penalty=0.3, seed=0, device="cpu")
-    names = {"W_enc": "encoder.weight", "W_dec": "decoder.weight", "b_gate": "gate_bias", "b_mag": "mag_bias"}
-    names |= {"b_dec": "decoder_bias", "r_mag": "r_mag"}
-    theirs = dict(peer.ae.named_parameters())
-    with torch.no_grad():
-        for name, parameter in sae.named_parameters():
-            theirs[names[name]].copy_(parameter.T if parameter.ndim == 2 else parameter)
-        torch.testing.assert_close(sae.encode(x), peer.ae.encode(x))
-        torch.testing.assert_close(sae(x), peer.ae(x))
-    for index in (500, 5000):
-        step = make_step(torch.zeros(40, 12), x=x, pre=sae.pre_activations(x), index=index)
-        reconstruction = (x - sae.decode(sae.activate_training(step))).square().sum(dim=1).mean()
-        sparsity, auxiliary = sae.sparsity_loss(step), sae.auxiliary_loss(step)
-        assert sparsity is not None and auxiliary is not None
-        ours, other = reconstruction + sparsity + auxiliary, peer.loss(x, index)
-        torch.testing.assert_close(ours, other)
-        sae.zero_grad()
-        peer.ae.zero_grad()
-        ours.backward()
-        other.backward()
-        for name, parameter in sae.named_parameters():
-            expected = theirs[names[name]].grad
-            assert parameter.grad is not None and parameter.grad.any(), name
-            torch.testing.assert_close(
-                parameter.grad, expected.T if parameter.ndim == 2 else expected, rtol=1e-4, atol=1e-4
-            )

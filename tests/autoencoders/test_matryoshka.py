@@ -75,36 +75,3 @@ def test_levels_of_the_methods():
 def test_bad_prefixes(prefixes, message):
     with pytest.raises(ValueError, match=message):
         config(prefixes)
-
-
-def peer_with_weights_of(sae: Autoencoder, **options: Any) -> Any:
-    trainers = pytest.importorskip("dictionary_learning.trainers.matryoshka_batch_top_k")
-    peer = trainers.MatryoshkaBatchTopKTrainer(
-        100, 6, 12, 4, layer=0, lm_name="none", warmup_steps=1, seed=0, device="cpu", **options
-    )
-    peer.ae.load_state_dict(sae.state_dict(), strict=False)
-    return peer
-
-
-def test_loss_and_gradients_match_dictionary_learning():
-    sae, x = random_sae("matryoshka", subtract_b_dec=True, prefixes=(0.25, 0.5, 1.0)), rows()
-    # The peer takes a mean of the weighted errors: its default weights of 1/3 would divide by 3 twice.
-    peer = peer_with_weights_of(sae, group_fractions=[0.25, 0.25, 0.5], group_weights=[1.0, 1.0, 1.0])
-    with torch.no_grad():
-        torch.testing.assert_close(sae.encode(x), peer.ae.encode(x))
-        torch.testing.assert_close(sae(x), peer.ae(x))
-    dead = torch.arange(12) % 3 == 0
-    peer.num_tokens_since_fired[dead] = 20_000_000
-    pre = sae.pre_activations(x)
-    f = sae.activate_training(make_step(torch.zeros(40, 12), pre=pre))
-    # The peer counts a latent as alive again before it computes the auxiliary loss, so both are given the same set.
-    dead &= ~(f > 0).any(dim=0)
-    step = with_reconstruction(sae, make_step(f, pre=pre, x=x, dead=dead, any_dead=bool(dead.any())))
-    auxiliary = sae.auxiliary_loss(step)
-    ours = sae.reconstruction_loss(step) + (0.0 if auxiliary is None else auxiliary)
-    theirs = peer.loss(x, step=0)
-    torch.testing.assert_close(ours, theirs)
-    ours.backward()
-    theirs.backward()
-    for name, parameter in sae.named_parameters():
-        torch.testing.assert_close(parameter.grad, getattr(peer.ae, name).grad, rtol=1e-4, atol=1e-5)

@@ -159,15 +159,6 @@ def test_gradient_through_alpha(through):
 
 
 @pytest.mark.parametrize("gradient", ["detached", "both"])
-def test_gradient_through_the_predecessor(gradient):
-    f = torch.tensor([[1.0], [4.0]], requires_grad=True)
-    found = penalty(gradient=gradient).loss(make_step(f, has_predecessor=torch.tensor([False, True])))
-    assert found is not None
-    found.backward()
-    assert f.grad is not None and f.grad.tolist() == [[-6.0 if gradient == "both" else 0.0], [6.0]]
-
-
-@pytest.mark.parametrize("gradient", ["detached", "both"])
 def test_gradient_of_the_penalty_written_out(gradient):
     generator = torch.Generator().manual_seed(4)
     f = torch.rand(9, 5, generator=generator).requires_grad_()

@@ -125,17 +125,6 @@ def test_controls_are_the_nearest_in_density_and_no_letters():
         assert torch.equal(any_of, mine[:, :, latents_of_letter].any(dim=2).sum(dim=1).double())
 
 
-def test_where_chance_decides_the_latent_is_as_stable_as_its_control():
-    """A latent that fires anywhere with p = 0.3: firing and repeat rate are both 0.3, and so are the control's."""
-    generator = torch.Generator().manual_seed(1)
-    on = torch.rand(4000, 30, generator=generator) < 0.3
-    word = torch.arange(500).repeat_interleave(8)
-    found, _ = count_firing(on, on[:, 0], word, torch.zeros(500, dtype=torch.long), {0: [0]})
-    for times in (found[:, 0], found[:, 1], found[:, 3:]):
-        assert (times / 8).mean().item() == pytest.approx(0.3, abs=0.03)
-        assert ((times * (times - 1)).sum() / (times * 7).sum()).item() == pytest.approx(0.3, abs=0.03)
-
-
 def test_an_sae_of_letters_only_has_no_control(reference: StabilityReference):
     found = context_stability(identity_sae(6), reference, {"a": [0, 2, 3], "b": [1, 4, 5]})
     assert math.isnan(found["context_firing_random"]) and found["context_firing_any"] == pytest.approx(2 / 3)
