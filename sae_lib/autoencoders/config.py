@@ -4,7 +4,7 @@ their defaults are the papers' equations as written, and every other reading is 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, create_model, model_serializer, model_validator
 
@@ -70,7 +70,7 @@ class SAEConfig(Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self) -> "SAEConfig":
         if self.knob != "l1_coefficient" and self.get(self.knob) > self.d_sae:
             value = f"{self.knob} = {self.get(self.knob)}"
             raise ValueError(f"{value} is above d_sae = {self.d_sae}; lower {self.knob} or widen the SAE")

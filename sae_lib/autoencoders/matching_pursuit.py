@@ -1,6 +1,6 @@
 """The matching-pursuit SAE: latents one after another, each from what those before it have left over."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ class MatchingPursuitConfig(SAEConfig):
     """A row ends when no more than this norm of it is left."""
 
     @model_validator(mode="after")
-    def _encodes_by_its_decoder(self) -> Self:
+    def _encodes_by_its_decoder(self) -> "MatchingPursuitConfig":
         if not self.unit_norm_decoder:
             raise ValueError("matching_pursuit needs unit_norm_decoder: true")
         masking = self.get("masking")

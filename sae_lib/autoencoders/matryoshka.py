@@ -4,7 +4,7 @@ less, so that they hedge less; sampled, they are others at every step: no width 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ class MatryoshkaConfig(BatchTopKConfig):
     """Increasing fractions of d_sae, the last one 1: latents that reconstruct on their own."""
 
     @model_validator(mode="after")
-    def _nested(self) -> Self:
+    def _nested(self) -> "MatryoshkaConfig":
         given = ", ".join(f"{p:g}" for p in self.prefixes)
         if not self.prefixes or self.prefixes[-1] != 1.0 or list(self.prefixes) != sorted(set(self.prefixes)):
             raise ValueError(f"matryoshka needs prefixes, increasing fractions of d_sae that end in 1, not ({given})")

@@ -1,6 +1,6 @@
 """The Switch SAE: a router sends each row to one of several small TopK SAEs."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ class SwitchConfig(TopKConfig):
     """Weight of the loss that keeps the experts equally busy; for inputs of mean squared norm 1."""
 
     @model_validator(mode="after")
-    def _equal_experts(self) -> Self:
+    def _equal_experts(self) -> "SwitchConfig":
         if self.d_sae % self.experts:
             raise ValueError(f"d_sae = {self.d_sae} is no multiple of experts = {self.experts}; change one of them")
         if self.k > (width := self.d_sae // self.experts):

@@ -2,7 +2,7 @@
 
 import heapq
 from copy import copy
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,7 +35,7 @@ class TreeConfig(MatryoshkaConfig):
     """Share of the run after which dead children are given to the root, and none is moved any more."""
 
     @model_validator(mode="after")
-    def _one_share_for_each_level(self) -> Self:
+    def _one_share_for_each_level(self) -> "TreeConfig":
         if len(self.prefixes) < 2:
             raise ValueError("a tree has two levels at least; give prefixes two numbers or more")
         if len(self.shares) != len(self.prefixes) or min(self.shares) <= 0.0:

@@ -1,6 +1,6 @@
 """ATM: features that look unimportant are switched off at random; and the control that does so to any feature."""
 
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -41,7 +41,7 @@ class MaskingConfig(MechanismConfig):
     """At evaluation: no mask; latents with importance < theta removed; or every latent scaled by 1 - p."""
 
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
+    def _distinct(self) -> "MaskingConfig":
         if len(set(self.components)) != len(self.components):
             raise ValueError(f"components are repeated: {self.components}")
         return self

@@ -1,6 +1,6 @@
 """TemporalSAE's third mechanism: rare features learn faster."""
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ class GradientScalingConfig(MechanismConfig):
     """Scale the gradient (as written; Adam then divides most of it out) or the optimiser's update."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _ordered(self) -> "GradientScalingConfig":
         if self.s_min > self.s_max:
             raise ValueError(f"s_min {self.s_min} is above s_max {self.s_max}")
         return self

@@ -1,6 +1,6 @@
 """TemporalSAE's first mechanism: latents should not change from one time step to the next."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -35,7 +35,7 @@ class TemporalConfig(MechanismConfig):
     sharpness: float = Field(5.0, gt=0.0)
 
     @model_validator(mode="after")
-    def _gradient_has_two_ends(self) -> Self:
+    def _gradient_has_two_ends(self) -> "TemporalConfig":
         if self.gradient == "both" and self.pairing != "adjacent_token":
             raise ValueError(f"gradient 'both' needs pairing 'adjacent_token'; with '{self.pairing}' take 'detached'")
         return self

@@ -1,6 +1,6 @@
 """The size of the ground-truth study. No torch."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
@@ -55,7 +55,7 @@ class ToyConfig(Strict):
         return values
 
     @model_validator(mode="after")
-    def _seeds_apart(self) -> Self:
+    def _seeds_apart(self) -> "ToyConfig":
         if both := sorted(set(self.seeds) & set(self.sweep_seeds)):
             raise ValueError(f"sweep_seeds {both} are also in seeds; take others: the sweep chooses the sparsity")
         return self

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -130,7 +130,7 @@ class ToyPool:
         if workers > 1:
             self._executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ToyPool":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
