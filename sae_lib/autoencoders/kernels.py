@@ -81,7 +81,12 @@ def _in_pieces(pre: np.ndarray, bound: np.ndarray, most: int, k: int, groups: in
     else:
         with _ONE_AT_A_TIME:
             _pieces(pre, bound, most, k, groups, latent, values, counts)
-    return _gathered(latent, values, counts) if counts.sum() <= most else None
+    if counts.sum() > most:
+        return None
+    starts = np.append(0, counts.cumsum()).astype(np.int32)
+    noted = np.diff(starts[np.arange(pieces + 1) * len(pre) // pieces])  # by each piece
+    found, at = (np.concatenate([held[p, :n] for p, n in enumerate(noted)]) for held in (latent, values))
+    return found, at, starts
 
 
 @compiled()
@@ -101,45 +106,6 @@ def _noted(row, flags, busy, latent, values, end):
         latent[end], values[end] = j, row[j]
         end += flags[j]
     return end
-
-
-@compiled()
-def _gathered(latent, values, counts):
-    """What all pieces have noted, one after the other, and where rows start."""
-    pieces, rows = len(latent), len(counts)
-    starts = np.zeros(rows + 1, np.int32)
-    for i in range(rows):
-        starts[i + 1] = starts[i] + counts[i]
-    all_latents, all_values = np.empty(starts[rows], np.int32), np.empty(starts[rows], np.float32)
-    for piece in range(pieces):
-        first, last = starts[piece * rows // pieces], starts[(piece + 1) * rows // pieces]
-        all_latents[first:last] = latent[piece, : last - first]
-        all_values[first:last] = values[piece, : last - first]
-    return all_latents, all_values, starts
-
-
-@compiled()
-def _kth_largest(values, k):
-    """The k-th largest of `values`, which it puts in another order (Hoare's selection)."""
-    first, last, wanted = 0, len(values) - 1, k - 1
-    while first < last:
-        pivot = values[(first + last) // 2]
-        i, j = first, last
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i, j = i + 1, j - 1
-        if wanted <= j:
-            last = j
-        elif wanted >= i:
-            first = i
-        else:
-            break
-    return values[wanted]
 
 
 @compiled()
@@ -167,7 +133,7 @@ def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
     start, end = end, _noted(row, flags, busy, latent, values, end)
     if end - start <= k:
         return end
-    smallest = _kth_largest(values[start:end].copy(), k)
+    smallest = np.sort(values[start:end])[-k]
     of_equal = k - (values[start:end] > smallest).sum()
     kept = start
     for i in range(start, end):
