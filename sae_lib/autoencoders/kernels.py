@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs
 """Loops over latents on a CPU, compiled by Numba: NumPy and PyTorch take several passes over memory for each.
 
 Entries of a matrix are held as in SciPy's CSR arrays: those of row i are `latent[starts[i] : starts[i + 1]]`,
@@ -9,6 +8,7 @@ result.
 import os
 import threading
 import warnings
+from typing import no_type_check
 
 import numba
 import numpy as np
@@ -39,6 +39,7 @@ NOTE = (
 )
 
 
+@no_type_check
 def compiled(**options):
     """Numba's njit, with what it compiles kept on the disk where there is a place for it."""
 
@@ -89,6 +90,7 @@ def _in_pieces(pre: np.ndarray, bound: np.ndarray, most: int, k: int, groups: in
     return found, at, starts
 
 
+@no_type_check
 @compiled()
 def _noted(row, flags, busy, latent, values, end):
     """Note where flags are set from place `end` on, and return the place after them. Some places more are written: a
@@ -108,6 +110,7 @@ def _noted(row, flags, busy, latent, values, end):
     return end
 
 
+@no_type_check
 @compiled()
 def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
     """Note the positive ones of the row's k largest; of equal values the first.
@@ -144,6 +147,7 @@ def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
     return kept
 
 
+@no_type_check
 @compiled()
 def _piece(pre, bound, most, k, groups, latent, values, counts):
     n, end = pre.shape[1], 0
@@ -162,6 +166,7 @@ def _piece(pre, bound, most, k, groups, latent, values, counts):
             break
 
 
+@no_type_check
 @compiled(parallel=True)
 def _pieces(pre, bound, most, k, groups, latent, values, counts):
     pieces, rows = len(latent), len(pre)
@@ -184,6 +189,7 @@ def strongest_of_rows(pre: np.ndarray, k: int) -> Csr:
     return found
 
 
+@no_type_check
 @compiled()
 def sums_and_squares(values, latent, n):
     """Of each latent's `values` the sum, and the sum of the squares."""
@@ -194,6 +200,7 @@ def sums_and_squares(values, latent, n):
     return sums, squares
 
 
+@no_type_check
 @compiled()
 def change(values, order, row, first, weight, both):
     """sum_i w_i ||f_i - f_{i-1}||^2 over rows i, and half its gradient at the entries: that of f_i, and that of f_{i-1}
