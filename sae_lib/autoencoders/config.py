@@ -54,7 +54,6 @@ class SAEConfig(Strict):
     architecture: str
     d_sae: int = Field(ge=1)
     dead_after_tokens: int = Field(10_000_000, ge=1)
-    """A latent is dead when it has not fired for so many tokens."""
     subtract_b_dec: bool = False
     """Encode x - b_dec instead of x."""
     normalize_inputs: bool = True
@@ -64,9 +63,7 @@ class SAEConfig(Strict):
     tied_init: bool = True
     """W_enc starts as W_dec^T."""
     encoder_init_norm: float = Field(1.0, gt=0.0)
-    """Norm of each latent's encoder weights at the start."""
     sparsity_warmup_steps: Steps = 0
-    """The sparsity coefficient rises linearly from 0 over so many steps."""
     optimizer: OptimizerConfig = OptimizerConfig()
 
     @model_validator(mode="after")

@@ -18,7 +18,6 @@ class GatedConfig(SAEConfig):
 
     architecture: str = "gated"
     l1_coefficient: float = Field(0.0, ge=0.0)
-    """lambda_1, of the gate's activations."""
 
 
 @architecture(GatedConfig)

@@ -44,9 +44,7 @@ class JumpReLUConfig(SAEConfig):
 
     architecture: str = "jumprelu"
     target_l0: float = Field(gt=0.0)
-    """The number of active latents to reach."""
     l0_coefficient: float = Field(1.0, ge=0.0)
-    """Weight of (L0 / target - 1)^2."""
     bandwidth: float = Field(1e-3, gt=0.0)
     initial_threshold: float = Field(1e-3, gt=0.0)
 

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
-Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""latent, values, starts."""
+Csr = tuple[np.ndarray, np.ndarray, np.ndarray]  # latent, values, starts
 
 TINY = np.finfo(np.float32).tiny
 GROUP_SIZES = (16, 8, 4, 2)

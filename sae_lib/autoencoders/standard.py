@@ -16,13 +16,12 @@ from sae_lib.autoencoders.method import Look, Method, register
 class StandardConfig(SAEConfig):
     architecture: str = "standard"
     l1_coefficient: float = Field(0.0, ge=0.0)
-    """lambda_1 of Eq. 8."""
 
 
 @architecture(StandardConfig)
 class Standard(Autoencoder):
-    """L = ||x - x_hat||_2^2 + lambda_1 ||f||_1 with f = ReLU(x W_enc + b_enc) (TemporalSAE Eq. 1-2). The penalty needs
-    decoder rows of fixed norm, or it is escaped by small f and large W_dec."""
+    """L = ||x - x_hat||_2^2 + lambda_1 ||f||_1 with f = ReLU(x W_enc + b_enc) (TemporalSAE Eq. 1-2, 8). The penalty
+    needs decoder rows of fixed norm, or it is escaped by small f and large W_dec."""
 
     cfg: StandardConfig
 

@@ -87,7 +87,6 @@ class TopKConfig(SAEConfig):
     k: int = Field(ge=1)
     """Active latents per row; on average over the batch (batchtopk, matryoshka)."""
     auxk_coefficient: float = Field(1 / 32, ge=0.0)
-    """Weight of the AuxK loss."""
 
 
 class KAnnealingConfig(MechanismConfig):
@@ -164,7 +163,6 @@ class BatchTopKConfig(TopKConfig):
     threshold_momentum: Momentum = 0.999
     """Of the EMA that becomes the evaluation threshold."""
     threshold_start_step: Steps = 1000
-    """Step at which that EMA begins."""
 
 
 @architecture(BatchTopKConfig)

@@ -23,7 +23,6 @@ class MaskingConfig(MechanismConfig):
     c: float = 1.0
     r: float = Field(1.0, ge=0.0)
     components: tuple[Component, ...] = Field(COMPONENTS, min_length=1)
-    """The EMAs that make up the importance."""
     combine: Literal["mean", "product"] = "mean"
     """Each EMA is divided by its mean over latents; then their mean, or their product."""
     contribution: Literal["leave_one_out", "energy"] = "leave_one_out"

@@ -48,7 +48,6 @@ class PairPenalty(Mechanism):
 
 class ConsistencyConfig(MechanismConfig):
     coefficient: float = Field(1.0, ge=0.0)
-    """gamma."""
     latents: int = Field(2048, ge=2)
     """Pairs are those of so many latents, drawn anew at each step."""
 
@@ -82,7 +81,6 @@ def inhibition(encoder: Float[Tensor, "m d_in"], decoder: Float[Tensor, "m d_in"
 
 class OrthogonalityConfig(MechanismConfig):
     coefficient: float = Field(0.25, ge=0.0)
-    """gamma."""
     chunk: int = Field(8192, ge=2)
     """Latents are dealt anew at each step into as few chunks of equal size as hold at most so many."""
     interval: int = Field(1, ge=1)

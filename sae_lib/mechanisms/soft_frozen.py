@@ -14,7 +14,6 @@ from sae_lib.mechanisms.base import Mechanism, mechanism
 
 class SoftFrozenConfig(MechanismConfig):
     min_cosine: float = Field(0.8, gt=0.0, lt=1.0)
-    """Cosine that each row keeps with its start, at least."""
 
 
 @mechanism("soft_frozen", SoftFrozenConfig)

@@ -18,7 +18,6 @@ SATURATED = 0.01  # alpha within this of 0 or 1 counts as saturated
 
 class TemporalConfig(MechanismConfig):
     coefficient: float = Field(1e-4, ge=0.0)
-    """lambda_2 of Eq. 8."""
     pairing: Literal["adjacent_token", "previous_batch", "variance", "none"] = "adjacent_token"
     """What f_{t-1} is: the previous token of the context; the same row of the previous optimiser step; a shuffled row,
     written as the variance penalty 2 sum Var(f) that it amounts to; or nothing."""
