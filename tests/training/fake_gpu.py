@@ -8,6 +8,8 @@ see less: they may be multiplied by CPU tensors, and fused Adam, generators and 
 Defining the device changes a process for good, so this runs in one of its own (`python -m tests.training.dry_run`).
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
