@@ -3,8 +3,6 @@
 What computes is imported when its command runs: help, and a run with nothing to do, start without PyTorch.
 """
 
-from __future__ import annotations
-
 import argparse
 import errno
 import os

@@ -1,7 +1,5 @@
 """What methods and metrics are called, in which order they stand, and which direction of a metric is better."""
 
-from __future__ import annotations
-
 from sae_lib.mechanisms import METHODS as METHOD
 from sae_lib.mechanisms import methods
 from sae_lib.metrics import scores as _scores  # noqa: F401 (registers them)

@@ -1,7 +1,5 @@
 """The library's own training step on a few rows, to hold an equation against that was written out by hand."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

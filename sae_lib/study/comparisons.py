@@ -1,7 +1,5 @@
 """What a study compares beside its SAEs: toys, one method on texts with hidden tokens, one SAE for several layers."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import product
 from typing import Any

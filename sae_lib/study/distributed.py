@@ -11,8 +11,6 @@ each sees its own GPU and no other, so that "cuda" is the right one in every thr
 Nothing is restarted in place: the same command, on as many ranks as there are then, goes on from what is finished.
 """
 
-from __future__ import annotations
-
 from sae_lib.profiles.runs import ABLATION_GROUPS, ABLATION_SCORES, MAIN_GROUPS, plan_runs
 from sae_lib.study.experiment import Experiment
 from sae_lib.study.plan import blockers, make_plan

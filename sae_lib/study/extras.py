@@ -5,8 +5,6 @@ A score of a finished SAE does not say how it came about, nor how much of what i
 of its own, kept in the run's folder, and with its rows (`rows`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

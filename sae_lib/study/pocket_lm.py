@@ -6,8 +6,6 @@ model to use: it exists so that first-letter features are there to be absorbed. 
 checkpoint.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable

@@ -7,8 +7,6 @@ out in the run's folder again, if its scores have the keys that they would get n
 whoever needs its weights trains it once more (`Experiment.need_weights`).
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ key, so a change of one metric makes that one stale, with those that read it, an
 language model is computed once for all SAEs, kept on disk, and opened once in a process.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -3,8 +3,6 @@
 Nothing here is a result; results come from `metrics` and are shown by `report`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path

@@ -6,8 +6,6 @@ again by the next sitting, wherever that is. At the end of a sitting the tables 
 written beside them.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

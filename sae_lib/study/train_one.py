@@ -6,8 +6,6 @@ What is asked for is written as a profile into the SAE's folder, so that the sam
 the file can be kept, changed and run as any other profile.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

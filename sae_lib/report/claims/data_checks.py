@@ -7,8 +7,6 @@ how far something may fall that is only said to be kept. The checks of `KINDS` a
 on those of toy data, whose true features are known, so that absorption is counted.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The claims ledger: every claim of the two papers, what we obtained beside it, and a verdict that code gives."""
 
-from __future__ import annotations
-
 import textwrap
 from functools import partial
 from pathlib import Path

@@ -1,8 +1,6 @@
 """What the papers' own numbers say about each other: valid at every profile, since nothing of ours enters. Numbers keep
 the digits they are printed with, and a check allows for their rounding."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal

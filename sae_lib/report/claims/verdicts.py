@@ -13,8 +13,6 @@ that the paper claims. Of the interval of its mean over seeds:
 All intervals allow for another processor's rounding (`statistics.guarded`), so that a verdict holds on any.
 """
 
-from __future__ import annotations
-
 import math
 from enum import StrEnum
 from typing import NamedTuple

@@ -1,8 +1,6 @@
 """Figures of absorption: per letter, where it was planted, what goes through a letter's latents, and on data whose
 features are known."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns

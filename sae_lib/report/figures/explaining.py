@@ -1,8 +1,6 @@
 """Figures that explain rather than conclude: what SAEs see of a sentence, the probe of the language model, the
 mechanisms at work, firing rates."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt

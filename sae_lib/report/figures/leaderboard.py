@@ -1,7 +1,5 @@
 """The leaderboard as a picture: every method on a row, one panel for each measure that a choice rests on."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes

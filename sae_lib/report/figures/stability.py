@@ -1,7 +1,5 @@
 """Stability across seeds, across contexts and along tokens, each beside what chance gives."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

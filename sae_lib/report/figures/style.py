@@ -1,7 +1,5 @@
 """One look for every figure, and one way to save it: PDF, PNG and the CSV behind it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pareto figure: what each method gives at each L0."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,8 +1,6 @@
 """Figures of the ground-truth study: toy data whose features are known, one row per SAE in toy_summary.parquet. Dots
 are seeds, markers their mean, bars its 95 % t interval."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

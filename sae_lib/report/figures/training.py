@@ -1,7 +1,5 @@
 """Figures of training and of the ablations: training curves (the paper's Figure 1), key metrics (Figure 2), effects."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

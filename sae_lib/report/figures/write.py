@@ -1,7 +1,5 @@
 """Every figure that `make paper` writes: which function draws it, and from which results."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """The paper: `paper.typ`, filled in from the results, as `paper.pdf` and as a self-contained `paper.html`, both set by
 Typst from its wheel: no TeX, no network, its own fonts. The same results give the same bytes."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Tables of the ablations: TemporalSAE's mechanisms and values, ATM's importance, c and r."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pandas as pd

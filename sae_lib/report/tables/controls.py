@@ -1,8 +1,6 @@
 """Whether a measure tells trained SAEs from controls on these results, as the rows have it: one on which something
 untrained does as well decides nothing about methods. Absorption beside the score of nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """What a study asks of some SAEs beside their scores, as a rule beside SAEs that have learned nothing."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from sae_lib.metrics.registry import Column

@@ -1,8 +1,6 @@
 """The rest of the field and ideas of our own: every method in one line, on the language model and where features are
 known; whether an idea is better than the best of them."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from sae_lib.autoencoders.switch import at_width, encoder_flops

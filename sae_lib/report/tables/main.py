@@ -1,8 +1,6 @@
 """Tables of the methods. Absorption never stands alone: L0, explained variance and CE score are columns of every table
 that shows it. Rows are ranked only at matched L0: a row that is off carries a dagger."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 from sae_lib.mechanisms import methods

@@ -1,8 +1,6 @@
 """Every table that `make paper` writes: which function makes it, from which results, and how it becomes files. README's
 tables are copied from these, never typed: one stands between `<!-- figures/table_main.md -->` and `<!-- end -->`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
