@@ -3,8 +3,6 @@
 An SAE changes nothing before its layer. So the residual stream of the held-out contexts is kept, and evaluating an SAE
 computes the later blocks only. The clean model's last hidden states are kept as well, and its distributions where they
 fit into memory.
-
-CE and KL of next-token distributions, summed over chunks of positions in one pass over the logits.
 """
 
 from __future__ import annotations
@@ -38,10 +36,6 @@ class Distribution(NamedTuple):
     negentropy: Float[Tensor, " position"]
     """sum_v p_v log p_v."""
 
-    def at(self, positions: slice) -> "Distribution":
-        """Those of some positions."""
-        return Distribution(*(tensor[positions] for tensor in self))
-
 
 def distribution(logits: Float[Tensor, "position vocab"]) -> Distribution:
     """softmax of the logits, in float32 whatever their type."""
@@ -70,11 +64,8 @@ class LossSums:
         following: Int[Tensor, " position"],
         clean: Distribution | None = None,
     ) -> None:
-        """Add positions.
-
-        `following`: the next token of each position, -1 where there is none: such a position counts for KL and not for
-        CE; `clean`: the clean model's distributions there; without them nothing is added to KL.
-        """
+        """Add positions. `following`: the next token of each, -1 where there is none: such a position counts for KL
+        only; `clean`: the clean model's distributions there; without them nothing is added to KL."""
         z = logits.float()
         normaliser = z.logsumexp(dim=1).double()
         of_target, predicts = z.gather(1, following.clamp(min=0)[:, None])[:, 0], following >= 0
@@ -99,8 +90,8 @@ class LossSums:
 # Puts something in place of some rows of the residual stream, all contexts' positions in one.
 Splice = Callable[[Float[Tensor, "row d_in"], Int[Tensor, " kept"]], Float[Tensor, "row d_in"]]
 
-# Logits are computed for so many numbers at a time: what a core's cache holds, or 64 rows of a vocabulary of 256,000 on
-# a GPU; but for fewer than so many rows the head's weights would be read from memory more often than they are used.
+# Logits are computed for so many numbers at a time, what a core's cache holds or a GPU is busy with; but for fewer than
+# so many rows the head's weights would be read from memory more often than they are used.
 _CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**24}
 _LEAST_ROWS = 64
 # Residual stream and last hidden states are kept up to this size together, in CPU memory and on disk.
@@ -111,11 +102,8 @@ _DISTRIBUTION_BYTES = 2**30
 
 @dataclass(frozen=True)
 class CoreReference:
-    """Held-out contexts and what they give without any SAE. Losses are in nats per token.
-
-    CE is the loss of predicting the next token, averaged over positions whose own token is not special; KL is
-    KL(clean || changed) of the next-token distribution, over the same positions and the last one.
-    """
+    """Held-out contexts and what they give without any SAE, in nats per token: CE of the next token, mean over
+    positions whose own token is not special; KL(clean || changed) over the same positions and the last one."""
 
     tokens: Int[Tensor, "context position"]
     kept: Bool[Tensor, "context position"]
@@ -128,7 +116,7 @@ class CoreReference:
     ce_zero: float
     """CE with the residual stream set to zero at the kept positions."""
     ce_mean: float
-    """CE with the residual stream set to its mean there, which keeps what all positions share."""
+    """CE with the residual stream set to its mean there."""
     kl_zero: float
     residual: Float[Tensor, "context position d_in"] | None = None
     """The residual stream, in the model's dtype, on the CPU. None where it is too large, or where the model's later
@@ -148,11 +136,10 @@ def build_core_reference(
 ) -> CoreReference:
     """Clean, zero-ablated and mean-ablated losses, the residual stream and its moments on held-out contexts.
 
-    The zero-ablation replaces the same positions as an SAE's reconstruction does, so an SAE that outputs
-    zeros scores exactly 0. (SAEBench sets special positions to zero as well, in this run only.)
+    The ablations replace the same positions as an SAE's reconstruction does, so an SAE that outputs zeros scores
+    exactly 0. (SAEBench sets special positions to zero as well, in this run only.)
 
-    `tokens`: contexts with BOS in front; kept on the CPU; `batch`: contexts in one forward pass; `folder`: where the
-    reference is kept (`kept_reference`); None keeps nothing.
+    `tokens`: contexts with BOS in front; `batch`: contexts in one forward pass; `folder`: where it is kept, if at all.
 
     Raises ArtifactError: every position is special, or none is followed by another.
     """
@@ -196,11 +183,8 @@ def _compute(lm: LanguageModel, tokens: Tensor, kept: Tensor, batch: int) -> Cor
 
 @torch.no_grad()
 def losses(lm: LanguageModel, reference: CoreReference, splice: Splice | None, batch: int) -> LossSums:
-    """CE and KL at the kept positions with the residual stream replaced; CE alone of the clean model without `splice`.
-
-    `splice`: is called with each batch's residual stream and the rows that are kept, both on the model's device, in
-    order; `batch`: contexts in one forward pass.
-    """
+    """CE and KL at the kept positions with the residual stream replaced by what `splice` makes of each batch's, in
+    order, on the model's device; without `splice` CE alone, of the clean model."""
     sums = LossSums(lm.device)
     rows = max(_LEAST_ROWS, _CHUNK_ELEMENTS[lm.device.type] // lm.vocab_size)
     in_memory = _distributions_in_memory(lm, reference, rows) if splice is not None else None
@@ -212,32 +196,16 @@ def losses(lm: LanguageModel, reference: CoreReference, splice: Splice | None, b
         following = F.pad(reference.tokens[part, 1:], (0, 1), value=-1)[kept].to(lm.device)
         positions = slice(before, before + len(following))
         logits = _logits(lm, reference, part, positions, at_kept, splice)
-        known: Callable[[slice], Distribution] | None = None
-        if in_memory is not None:
-            known = in_memory.at(positions).at
-        elif splice is not None:
-            known = distributions(_logits(lm, reference, part, positions, at_kept, None))
-        add_batch(sums, logits, following, known, rows)
+        again = _logits(lm, reference, part, positions, at_kept, None) if splice and in_memory is None else None
+        for at in range(0, len(following), rows):  # never waits for a GPU
+            here, clean = slice(at, at + rows), None
+            if in_memory is not None:
+                clean = Distribution(*(known[positions][here] for known in in_memory))
+            elif again is not None:
+                clean = distribution(again(here))
+            sums.add(logits(here), following[here], clean)
         before = positions.stop
     return sums
-
-
-def distributions(logits: Callable[[slice], Tensor]) -> Callable[[slice], Distribution]:
-    """Those of some positions' logits."""
-    return lambda here: distribution(logits(here))
-
-
-def add_batch(
-    sums: LossSums,
-    logits: Callable[[slice], Tensor],
-    following: Int[Tensor, " position"],
-    clean: Callable[[slice], Distribution] | None,
-    rows: int,
-) -> None:
-    """Add the positions of a batch, `rows` at a time. Never waits for a GPU."""
-    for at in range(0, len(following), rows):
-        here = slice(at, at + rows)
-        sums.add(logits(here), following[here], clean(here) if clean else None)
 
 
 def _logits(
@@ -246,12 +214,10 @@ def _logits(
     """Logits at some of a batch's kept positions; `positions` are its own among all that are kept."""
 
     def spliced(residual: Tensor) -> Tensor:
-        assert splice is not None
-        return splice(residual.flatten(0, 1), at_kept).view_as(residual)
+        return residual if splice is None else splice(residual.flatten(0, 1), at_kept).view_as(residual)
 
     if reference.residual is None or reference.hidden is None:
-        full = lm.logits(reference.tokens[part], spliced if splice else None)
-        found = full.flatten(0, 1)[at_kept]
+        found = lm.logits(reference.tokens[part], spliced if splice else None).flatten(0, 1)[at_kept]
         return lambda here: found[here]
     if splice is None:
         hidden = reference.hidden[positions].to(lm.device)

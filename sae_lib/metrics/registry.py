@@ -66,45 +66,42 @@ class Measured:
     """What to know before the numbers are believed."""
 
 
+@dataclass
 class Inputs:
     """What scores are computed from. Each part is made when it is first asked for, and once."""
 
-    def __init__(
-        self,
-        lm: Callable[[], LanguageModel],
-        held_out: Callable[[], Int[Tensor, "context position"]],
-        sections: BaseModel,
-        folder: Path,
-        corpus: CorpusConfig | None = None,
-        corpus_cache: Path | None = None,
-        writing: Callable[[], AbstractContextManager[None]] = nullcontext,
-    ) -> None:
-        """`lm` gives the whole language model, `held_out` contexts with BOS in front that no SAE was trained on; in
-        `sections` are settings of the scores, in fields of their names (a score without one takes its defaults).
-        References are kept in `folder`, and `writing` is entered while one is made. Tasks may be cut from the text of
-        `corpus`, the packaged one of which is kept in `corpus_cache`."""
-        self._lm, self._held_out, self._sections = lm, held_out, sections
-        self.folder, self.corpus, self.corpus_cache = folder, corpus, corpus_cache
-        self._writing = writing
-        self._references: dict[str, Any] = {}
+    load_lm: Callable[[], LanguageModel]
+    """Gives the whole language model."""
+    read_held_out: Callable[[], Int[Tensor, "context position"]]
+    """Gives contexts with BOS in front that no SAE was trained on."""
+    sections: BaseModel
+    """Settings of the scores, in fields of their names; a score without one takes its defaults."""
+    folder: Path
+    """Where references are kept."""
+    corpus: CorpusConfig | None = None
+    """Text that tasks may be cut from; the packaged corpus is kept in `corpus_cache`."""
+    corpus_cache: Path | None = None
+    writing: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered while a reference is made."""
+    _references: dict[str, Any] = field(default_factory=dict, init=False)
 
     @cached_property
     def lm(self) -> LanguageModel:
-        return self._lm()
+        return self.load_lm()
 
     @cached_property
     def held_out(self) -> Int[Tensor, "context position"]:
-        return self._held_out()
+        return self.read_held_out()
 
     def settings(self, score: str) -> Any:
         """The settings of a score, an instance of its class; None where it has none."""
         own = SCORES[score].settings
-        return getattr(self._sections, score, None) or (own() if own else None)
+        return getattr(self.sections, score, None) or (own() if own else None)
 
     def reference(self, score: str) -> Any:
         """What the score needs of the language model: the same for every SAE."""
         if score not in self._references:
-            with self._writing():
+            with self.writing():
                 self._references[score] = SCORES[score].reference(self)
         return self._references[score]
 

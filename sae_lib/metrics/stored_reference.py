@@ -1,6 +1,6 @@
 """What a metric needs from the language model, on disk: tensors, and a record that carries their checksum.
 
-Two checks for all metrics: an SAE as wide as what it is to read, whose latents are numbers.
+And two checks for all metrics: an SAE as wide as what it is to read, whose latents are numbers.
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ def kept_reference(
     groups: Mapping[str, Any] = MappingProxyType({}),
     mapped: bool = False,
 ) -> Reference:
-    """What `compute` gives, or what it gave before, from the files in `folder` that are named by what it is made from.
-
-    Files that are missing, cut short or altered are made again. The record is written last and makes the tensors valid.
+    """What `compute` gives, or gave before, from files in `folder` that are named by what it is made from. Files that
+    are missing, cut short or altered are made again; the record, written last, makes the tensors valid.
 
     `kind`: a dataclass of tensors and of values that JSON can hold; `groups`: its fields that are tuples of tensors,
-    and their classes.
+    and their classes; `mapped`: whether what was just computed is read back, since what is read is mapped from disk.
     """
     stem = Path(folder) / f"{stage.name.split()[0]}-{result_key(stage, made_from)[:16]}"
     path, record_file = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
@@ -75,5 +74,4 @@ def kept_reference(
     with atomic_write(path, "wb") as file:
         file.write(safetensors.torch.save(tensors))
     write_json(record_file, {"values": values, "made_from": made_from, "file": file_state(path)})
-    # What was computed is held in memory, what is read is mapped.
     return kept_reference(folder, stage, made_from, kind, compute, groups) if mapped else reference

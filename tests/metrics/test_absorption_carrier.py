@@ -10,7 +10,7 @@ import torch
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.absorption import carrier
-from sae_lib.metrics.absorption.carrier import carrier_test, letter_falls
+from sae_lib.metrics.absorption.carrier import Questions, carrier_test
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import main_latents
 from sae_lib.metrics.absorption.planted import plant
@@ -51,11 +51,10 @@ def test_falls_are_those_of_whole_passes(
 ):
     monkeypatch.setattr(LanguageModel, "can_resume", lambda self, tokens: resumes)
     prompts, pieces = prompts_of_scored(lm, reference, CONFIG)
-    labels = reference.test_labels[reference.scored]
+    labels, x = reference.scored_labels, reference.scored_activations
     answers = torch.tensor([answer[0] for answer in pieces.answers])
-    x = reference.scored_activations
     lost = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)) * x.norm(dim=1, keepdim=True)
-    falls = letter_falls(lm, prompts, pieces, answers, labels, [torch.zeros_like(lost), lost], 7)
+    falls = Questions.of_scored(lm, reference, CONFIG).falls([torch.zeros_like(lost), lost], 7)
     assert falls.shape == (len(labels), 2) and not falls[:, 0].any()
     word, at = 3, int(prompts.position[3])
     tokens = prompts.tokens[word : word + 1]
@@ -83,20 +82,16 @@ def test_absorbers_are_taken_out_where_they_are_known(
     lm: LanguageModel, reference: AbsorptionReference, monkeypatch: pytest.MonkeyPatch
 ):
     """Every word of the SAE above absorbed by a latent of its own, (p + o) / sqrt 2, which writes as much of p."""
-    sae, counted = along_probes(reference), reference.counted(CONFIG.min_probe_f1)
-    mains = main_latents(sae, reference, counted, CONFIG)
+    sae = along_probes(reference)
+    mains = main_latents(sae, reference, CONFIG)
     monkeypatch.setattr(carrier, "main_latents", lambda planted, *_: mains)
-    planted = plant(sae, reference, counted, mains, 1.0)
+    planted = plant(sae, reference, mains, 1.0)
     found = carrier_test(planted, lm, reference, CONFIG).set_index("kind")
     assert found.loc["found", "words"] == 0 and found.loc["absorbed", "words"] > 20
     # Taken out by hand: the activation of the word's own latent, which is behind the others, times its decoder row.
-    prompts, pieces = prompts_of_scored(lm, reference, CONFIG)
-    labels, x = reference.test_labels[reference.scored], reference.scored_activations
-    here = torch.isin(labels, torch.tensor(counted))
-    own = planted.encode(x[here])[:, sae.d_sae :] @ planted.W_dec[sae.d_sae :].detach()
-    some = type(prompts)(*(part[here] for part in prompts))
-    answers = torch.tensor([answer[0] for answer in pieces.answers])
-    falls = letter_falls(lm, some, pieces, answers, labels[here], [own], 64)
+    here = torch.isin(reference.scored_labels, torch.tensor([*mains])).nonzero().flatten()
+    own = planted.encode(reference.scored_activations[here])[:, sae.d_sae :] @ planted.W_dec[sae.d_sae :].detach()
+    falls = Questions.of_scored(lm, reference, CONFIG).of(here).falls([own], 64)
     if len(falls) <= carrier.MOST:
         assert found.loc["absorbed", "named"] == pytest.approx(float(falls.double().mean()), rel=1e-4)
     assert 0.0 <= found.loc["absorbed", "carried"] <= 1.0

@@ -10,9 +10,8 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.words import Prompts
 from sae_lib.metrics.absorption import circuits
-from sae_lib.metrics.absorption.carrier import first_tokens, letter_falls
+from sae_lib.metrics.absorption.carrier import Questions
 from sae_lib.metrics.absorption.circuits import (
     ALONE,
     COLUMNS,
@@ -21,11 +20,7 @@ from sae_lib.metrics.absorption.circuits import (
     letter_circuits,
 )
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.reference import (
-    AbsorptionReference,
-    build_absorption_reference,
-    prompts_of_scored,
-)
+from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from tests.metrics.tiny_saes import make_sae
 
 CONFIG = AbsorptionConfig(icl_examples=2, probe_epochs=20, lm_batch=16, min_probe_f1=0.0)
@@ -63,12 +58,10 @@ def test_gradients_add_up_to_the_difference(
 ) -> None:
     """The integral of a gradient along a way is what its ends differ by."""
     monkeypatch.setattr(LanguageModel, "can_resume", lambda self, tokens: resumes)
-    prompts, pieces = prompts_of_scored(lm, reference, CONFIG)
-    answers, labels = first_tokens(pieces), reference.test_labels[reference.scored]
-    x, some = reference.scored_activations[:20], Prompts(*(part[:20] for part in prompts))
-    start = reference.scored_activations.mean(dim=0)
-    gradient = answer_gradients(lm, some, pieces, answers, labels[:20], x, start, 7, steps=40)
-    (falls,) = letter_falls(lm, some, pieces, answers, labels[:20], [x - start], 7).T
+    some = Questions.of_scored(lm, reference, CONFIG).of(slice(20))
+    x, start = reference.scored_activations[:20], reference.scored_activations.mean(dim=0)
+    gradient = answer_gradients(some, x, start, 7, steps=40)
+    (falls,) = some.falls([x - start], 7).T
     assert falls.abs().max() > 1e-3
     torch.testing.assert_close((gradient * (x - start)).sum(dim=1), falls, rtol=0.02, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in lm.model.parameters())
@@ -95,8 +88,7 @@ def test_a_circuit_written_out_word_by_word(lm: LanguageModel, reference: Absorp
     """n = 3: the latents of a letter by their effects, all else at its mean, in whole forward passes."""
     sae, of = exact(lm.d_in), build_circuit_reference(lm, reference, CONFIG, tmp_path)
     found = letter_circuits(sae, lm, reference, of, CONFIG).set_index("n")
-    prompts, pieces = prompts_of_scored(lm, reference, CONFIG)
-    answers, labels = first_tokens(pieces), reference.test_labels[reference.scored]
+    asks = Questions.of_scored(lm, reference, CONFIG)
     x = reference.scored_activations
     with torch.no_grad():
         f, rows = sae.encode(x), sae.W_dec
@@ -106,19 +98,18 @@ def test_a_circuit_written_out_word_by_word(lm: LanguageModel, reference: Absorp
     def m(word: int, at_word: torch.Tensor) -> float:
         def spliced(residual: torch.Tensor) -> torch.Tensor:
             changed = residual.clone()
-            changed[0, int(prompts.position[word])] = at_word
+            changed[0, asks.position[word]] = at_word
             return changed
 
-        asked = int(prompts.position[word]) + len(pieces.question)
-        logits = lm.logits(prompts.tokens[word : word + 1], spliced)[0, asked, answers]
-        return float(logits[labels[word]] - logits.mean())
+        logits = lm.logits(asks.tokens[word : word + 1], spliced)[0, asks.asked[word], asks.answers]
+        return float(logits[asks.labels[word]] - logits.mean())
 
     inside, outside, nothing, everything = 0.0, 0.0, 0.0, 0.0
     for place, word in enumerate(of.tried_on.tolist()):
         by = [(of.gradient[i] @ rows.T) * (f[of.found_on[i]] - mean_f) for i in (2 * place, 2 * place + 1)]
         best = (by[0] + by[1]).abs().topk(3).indices
         circuit = (f[word, best] - mean_f[best]) @ rows[best]
-        assert labels[word] == labels[of.found_on[2 * place]]
+        assert asks.labels[word] == asks.labels[of.found_on[2 * place]]
         inside += m(word, mean + circuit)
         outside += m(word, x[word] - circuit)
         nothing += m(word, mean)

@@ -7,12 +7,13 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.endings import ALL, ENDINGS, OTHER, ending_absorption, ending_of, ending_reference
+from sae_lib.metrics.absorption.endings import ALL, ENDINGS, OTHER, EndingReference, ending_absorption, ending_reference
 from sae_lib.metrics.absorption.probes import LinearProbes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from tests.metrics.tiny_saes import make_sae
 
 CONFIG = AbsorptionConfig(probe_epochs=200)
+ending_of = EndingReference.class_of
 USED = ("ing", "ed", "ly", "ion")
 FREE = 20  # a direction of one word alone
 

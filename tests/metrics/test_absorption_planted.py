@@ -19,7 +19,6 @@ from tests.metrics.tiny_saes import make_sae
 
 CONFIG = AbsorptionConfig(probe_epochs=20)
 TRAIN, TEST = 40, 8  # words of each of three letters
-COUNTED = [0, 1, 2]
 
 
 def letters_alone(gain: float = 1.0) -> tuple[Autoencoder, AbsorptionReference]:
@@ -77,8 +76,8 @@ def test_nothing_planted_is_the_sae_s_own_score():
 
 def test_the_planted_sae_on_its_words_and_on_others():
     sae, reference = letters_alone()
-    mains = main_latents(sae, reference, COUNTED, CONFIG)
-    planted = plant(sae, reference, COUNTED, mains, 0.25)
+    mains = main_latents(sae, reference, CONFIG)
+    planted = plant(sae, reference, mains, 0.25)
     assert planted.d_sae == 3 + 3 * (TRAIN + TEST) // 4 and planted.W_dec.shape == (planted.d_sae, 24)
     torch.testing.assert_close(planted.W_dec.norm(dim=1), torch.ones(planted.d_sae))
     f = planted.encode(reference.test_activations)
@@ -94,9 +93,9 @@ def test_the_planted_sae_on_its_words_and_on_others():
 
 def test_a_larger_share_absorbs_the_words_of_a_smaller_one():
     sae, reference = letters_alone()
-    mains = main_latents(sae, reference, COUNTED, CONFIG)
+    mains = main_latents(sae, reference, CONFIG)
     less, more = (
-        (plant(sae, reference, COUNTED, mains, share).encode(reference.train_activations)[:, :3] == 0).all(dim=1)
+        (plant(sae, reference, mains, share).encode(reference.train_activations)[:, :3] == 0).all(dim=1)
         for share in (0.25, 0.5)
     )
     assert (more | ~less).all() and more.sum() == 2 * less.sum()

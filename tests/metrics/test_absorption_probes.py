@@ -14,10 +14,10 @@ from sae_lib.metrics.absorption.probes import (
     LinearProbes,
     f1_score,
     initial_probes,
-    letter_labels,
     train_probes,
     train_probes_together,
 )
+from sae_lib.metrics.absorption.reference import AbsorptionReference
 
 TRAINING: dict[str, Any] = {
     "epochs": 6, "batch": 16, "learning_rate": 0.05, "final_learning_rate": 0.001, "weight_decay": 1e-3, "l1": 0.02,
@@ -269,4 +269,4 @@ def test_sparse_f1_of_one_and_two_latents():
 
 
 def test_labels_look_past_the_leading_space():
-    assert letter_labels([" Apple", "bee", "Z"], "abcdefghijklmnopqrstuvwxyz").tolist() == [0, 1, 25]
+    assert [AbsorptionReference.class_of(word) for word in (" Apple", "bee", "Z")] == [0, 1, 25]

@@ -6,9 +6,9 @@ import dataclasses
 import pytest
 import torch
 
+from sae_lib.data import words as vocabulary
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.words import Word, alphabetic_words, build_prompts, prompt_pieces
-from sae_lib.metrics.absorption import reference as reference_module
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
 from sae_lib.metrics.absorption.score import evaluate_absorption
@@ -94,8 +94,8 @@ def test_an_altered_file_is_made_again(lm, built, counted, suffix):
 
 def test_words_that_are_not_one_token_are_left_out_and_shown(lm, tmp_path, monkeypatch):
     small = CONFIG.model_copy(update={"probe_epochs": 1, "max_words": 100})
-    original = reference_module.single_token_words
-    monkeypatch.setattr(reference_module, "single_token_words", lambda *arguments: original(*arguments)[7:])
+    original = vocabulary.single_token_words
+    monkeypatch.setattr(vocabulary, "single_token_words", lambda *arguments: original(*arguments)[7:])
     words = alphabetic_words(lm.tokenizer, lm.special_ids)
     made = build_absorption_reference(lm, small, tmp_path)
     assert made.left_out >= 7

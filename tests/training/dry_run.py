@@ -134,7 +134,9 @@ def evaluated(watch: Watch, profile: Profile, lm: LanguageModel, run: RunSpec) -
         core_reference._logits(lm, reference, slice(0, batch), slice(0, kept), at_kept, splice)  # type: ignore[arg-type]
         for splice in (seen.splice, None)
     )
-    core_reference.add_batch(sums, logits, following, core_reference.distributions(clean), 64)
+    for at in range(0, kept, 64):
+        here = slice(at, at + 64)
+        sums.add(logits(here), following[here], core_reference.distribution(clean(here)))
     for each in (seen.squared_error, seen.on, sums.predictions):
         assert str(each.device) == DEVICE
     return {"flop": dict(watch.flop), "bytes": watch.bytes}

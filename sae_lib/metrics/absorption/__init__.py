@@ -7,6 +7,4 @@ better**, and an SAE that is dense or random scores low as well: read it beside 
 
 Which words, in which prompts: `sae_lib.data.words`; what depends on the language model only: `reference`; which latents
 stand for a letter: `main_latents`; the score of a word, of a letter, of an SAE: `score`.
-
-Nothing is imported here, so that reading a configuration does not load PyTorch.
 """

@@ -8,6 +8,7 @@ letter. A latent that carries it lowers the letter's logit, and by more than ano
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -17,7 +18,6 @@ from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.words import PromptPieces, Prompts
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import ROWS, main_latents, unit_latents
 from sae_lib.metrics.absorption.reference import AbsorptionReference, prompts_of_scored
@@ -27,6 +27,61 @@ from sae_lib.util.errors import ArtifactError
 SEED = 0
 MOST = 200  # words of a kind
 COLUMNS = ("kind", "words", "carried", "named", "random", "direction")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The prompts in which scored words were read, which ask for their letters; all on the model's device."""
+
+    lm: LanguageModel
+    answers: Int[Tensor, " letter"]
+    """The token by which each letter's answer begins."""
+    tokens: Int[Tensor, "word position"]
+    position: Int[Tensor, " word"]
+    """Where the word stands."""
+    asked: Int[Tensor, " word"]
+    """Where the question ends."""
+    labels: Int[Tensor, " word"]
+
+    @classmethod
+    def of_scored(cls, lm: LanguageModel, reference: AbsorptionReference, config: AbsorptionConfig) -> Questions:
+        """Raises ArtifactError: two letters' answers begin with the same token."""
+        (tokens, position), pieces = prompts_of_scored(lm, reference, config)
+        answers = torch.tensor([answer[0] for answer in pieces.answers])
+        if len(answers.unique()) < len(answers):
+            raise ArtifactError("spelling: two letters' answers begin with the same token of this tokenizer")
+        asked = position + len(pieces.question)
+        return cls(lm, *(t.to(lm.device) for t in (answers, tokens, position, asked, reference.scored_labels)))
+
+    def of(self, words: Int[Tensor, " some"] | slice) -> Questions:
+        """Those of some words."""
+        each = ("tokens", "position", "asked", "labels")
+        return replace(self, **{name: getattr(self, name)[words] for name in each})
+
+    def margins(self, residual: Float[Tensor, "word position d_in"]) -> Float[Tensor, " word"]:
+        """The logit of each word's letter, less the mean of all letters', in the answer with this residual stream."""
+        at = torch.arange(len(self.tokens), device=self.lm.device)
+        if self.lm.can_resume(self.tokens):
+            logits = self.lm.head(self.lm.resume(residual)[at, self.asked]).float()
+        else:
+            logits = self.lm.logits(self.tokens, lambda _: residual)[at, self.asked].float()
+        of_letters = logits[:, self.answers]
+        return of_letters.gather(1, self.labels[:, None])[:, 0] - of_letters.mean(dim=1)
+
+    def falls(self, lost: Sequence[Float[Tensor, "word d_in"]], batch: int) -> Float[Tensor, "word lost"]:
+        """How much `margins` fall where the residual stream at the word loses each of `lost`; on the CPU."""
+        falls = [torch.empty(0, len(lost))]
+        for start in range(0, len(self.tokens), batch):
+            here = slice(start, start + batch)
+            some = self.of(here)
+            residual, at = self.lm.finite_stream(some.tokens), torch.arange(len(some.tokens), device=self.lm.device)
+            clean, margins = some.margins(residual), []
+            for change in lost:
+                changed = residual.clone()
+                changed[at, some.position] -= change[here].to(changed)
+                margins.append(clean - some.margins(changed))
+            falls.append(torch.stack(margins, dim=1).cpu())
+        return torch.cat(falls)
 
 
 @torch.no_grad()
@@ -48,21 +103,15 @@ def carrier_test(
 
     Raises ArtifactError: two letters' answers begin with the same token.
     """
-    counted = reference.counted(config.min_probe_f1)
-    prompts, pieces = prompts_of_scored(lm, reference, config)
-    answers = first_tokens(pieces)
-    mains = main_latents(sae, reference, counted, config) if counted else []
-    letters = letters_of(sae, reference, counted, mains)
-    labels, x = reference.test_labels[reference.scored], reference.scored_activations
-    here = torch.isin(labels, torch.tensor(counted, dtype=torch.long)).nonzero().flatten()
-    kinds = _kinds(sae, x[here], labels[here], letters, config)
+    questions, mains = Questions.of_scored(lm, reference, config), main_latents(sae, reference, config)
+    letters, labels, x = letters_of(sae, reference, mains), reference.scored_labels, reference.scored_activations
+    here = torch.isin(labels, torch.tensor([*mains], dtype=torch.long)).nonzero().flatten()
     generator, rows = torch.Generator().manual_seed(SEED), []
-    for kind, found in kinds.items():
+    for kind, found in _kinds(sae, x[here], labels[here], letters, config).items():
         chosen = here[found.nonzero().flatten()]
         chosen = chosen[torch.randperm(len(chosen), generator=generator)[:MOST]].sort().values
         lost = _parts(sae, x[chosen], labels[chosen], letters, kind, generator)
-        some = Prompts(*(part[chosen] for part in prompts))
-        falls = letter_falls(lm, some, pieces, answers, labels[chosen], [*lost.values()], config.lm_batch)
+        falls = questions.of(chosen.to(lm.device)).falls([*lost.values()], config.lm_batch)
         named, other = falls[:, 0], falls[:, 1]
         carried = ((named > other) & (named > 0)).double().mean()
         means = dict(zip(lost, falls.double().mean(dim=0).tolist(), strict=True))
@@ -105,65 +154,3 @@ def _parts(
     other = torch.zeros_like(main).scatter(1, weight.argmax(dim=1, keepdim=True), True) & others
     on_probe = (x.to(f.device) * p).sum(dim=1, keepdim=True)
     return {"named": (f * named) @ rows, "random": (f * other) @ rows, "direction": on_probe * p}
-
-
-def letter_falls(
-    lm: LanguageModel,
-    prompts: Prompts,
-    pieces: PromptPieces,
-    answers: Int[Tensor, " letter"],
-    labels: Int[Tensor, " word"],
-    lost: Sequence[Float[Tensor, "word d_in"]],
-    batch: int,
-) -> Float[Tensor, "word lost"]:
-    """How much the logit of each word's letter, less the mean of all letters', falls where the residual stream at the
-    word loses each of `lost`; in the model's answer to the prompt's question."""
-    falls = [torch.empty(0, len(lost))]
-    for start in range(0, len(labels), batch):
-        here = slice(start, start + batch)
-        tokens, position = (part[here].to(lm.device) for part in prompts)
-        residual, at = lm.finite_stream(tokens), torch.arange(len(tokens), device=lm.device)
-        logits = []
-        for change in (None, *lost):
-            changed = residual.clone()
-            if change is not None:
-                changed[at, position] -= change[here].to(changed)
-            asked = position + len(pieces.question)
-            logits.append(letter_scores(lm, tokens, changed, asked, answers, labels[here]))
-        falls.append(torch.stack([logits[0] - changed for changed in logits[1:]], dim=1).cpu())
-    return torch.cat(falls)
-
-
-def first_tokens(pieces: PromptPieces) -> Int[Tensor, " letter"]:
-    """The token by which each letter's answer begins. Raises ArtifactError: two letters share it."""
-    answers = torch.tensor([answer[0] for answer in pieces.answers])
-    if len(answers.unique()) < len(answers):
-        raise ArtifactError("spelling: two letters' answers begin with the same token of this tokenizer")
-    return answers
-
-
-def letter_scores(
-    lm: LanguageModel,
-    tokens: Int[Tensor, "word position"],
-    residual: Float[Tensor, "word position d_in"],
-    asked: Int[Tensor, " word"],
-    answers: Int[Tensor, " letter"],
-    labels: Int[Tensor, " word"],
-) -> Float[Tensor, " word"]:
-    """The logit of each word's letter, less the mean of all letters', at one position of each row, with this residual
-    stream."""
-    of_letters = _answer(lm, tokens, residual, asked)[:, answers.to(lm.device)]
-    return of_letters.gather(1, labels[:, None].to(lm.device))[:, 0] - of_letters.mean(dim=1)
-
-
-def _answer(
-    lm: LanguageModel,
-    tokens: Int[Tensor, "word position"],
-    residual: Float[Tensor, "word position d_in"],
-    asked: Int[Tensor, " word"],
-) -> Float[Tensor, "word vocab"]:
-    """The logits at one position of each row, with this residual stream."""
-    at = torch.arange(len(tokens), device=lm.device)
-    if lm.can_resume(tokens):
-        return lm.head(lm.resume(residual)[at, asked]).float()
-    return lm.logits(tokens, lambda _: residual)[at, asked].float()

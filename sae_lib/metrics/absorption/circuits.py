@@ -30,11 +30,10 @@ from torch.nn import functional as F
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.words import PromptPieces, Prompts
-from sae_lib.metrics.absorption.carrier import first_tokens, letter_falls, letter_scores
+from sae_lib.metrics.absorption.carrier import Questions
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import unit_latents
-from sae_lib.metrics.absorption.reference import AbsorptionReference, prompts_of_scored
+from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.keys import Stage
 
@@ -66,17 +65,15 @@ def build_circuit_reference(
     """
 
     def compute() -> CircuitReference:
-        labels = reference.test_labels[reference.scored]
+        labels = reference.scored_labels
         of_letter = [(labels == letter).nonzero().flatten() for letter in reference.counted(config.min_probe_f1)]
         enough = [rows for rows in of_letter if len(rows) >= FOUND_ON + TRIED_ON]
         none = labels.new_empty(0)
         found_on = torch.cat([none, *(rows[:FOUND_ON] for rows in enough)])
         tried_on = torch.cat([none, *(rows[FOUND_ON : FOUND_ON + TRIED_ON] for rows in enough)])
-        prompts, pieces = prompts_of_scored(lm, reference, config)
-        answers, of = first_tokens(pieces), Prompts(*(part[found_on] for part in prompts))
+        questions = Questions.of_scored(lm, reference, config).of(found_on.to(lm.device))
         x = reference.scored_activations[found_on]
-        gradient = answer_gradients(lm, of, pieces, answers, labels[found_on], x, x.mean(dim=0), config.lm_batch)
-        return CircuitReference(found_on, tried_on, gradient)
+        return CircuitReference(found_on, tried_on, answer_gradients(questions, x, x.mean(dim=0), config.lm_batch))
 
     made_from = {"lm": lm.identity, "config": config.model_dump(), "words": [FOUND_ON, TRIED_ON], "steps": STEPS}
     return kept_reference(folder, CIRCUIT_REFERENCE, made_from, CircuitReference, compute)
@@ -92,10 +89,10 @@ def letter_circuits(
 ) -> pd.DataFrame:
     """One row for each n of `SIZES`, over words of all letters; none where no letter has enough words.
 
-    Columns: n; faithful, of n latents alone; outside, the faithfulness of everything but those latents; all_latents and
-    error, of every latent alone and of the SAE's error alone; whole, m(everything) - m(nothing), in logits; letters,
-    words. Each share is the mean over words of its numerator, by that of its denominator, `whole`: where that is small,
-    the letter is not read from this place, and a share means little.
+    Columns: n; faithful, of n latents alone; outside, of everything but those latents; all_latents and error, of every
+    latent alone and of the SAE's error alone; whole, m(everything) - m(nothing), in logits; letters, words. Each share
+    is the mean over words of its numerator, by that of its denominator, `whole`: where that is small, the letter is not
+    read from this place, and a share means little.
     """
     found_on, tried_on = circuits.found_on, circuits.tried_on
     if not len(found_on):
@@ -113,10 +110,8 @@ def letter_circuits(
     for n in SIZES:
         inside = (torch.zeros_like(away).scatter(1, strongest[:, :n], 1.0) * away) @ rows
         kept |= {f"faithful {n}": inside, f"outside {n}": whole - inside}
-    prompts, pieces = prompts_of_scored(lm, reference, config)
-    of, labels = Prompts(*(part[tried_on] for part in prompts)), reference.test_labels[reference.scored][tried_on]
-    lost = [whole - each for each in kept.values()]
-    falls = letter_falls(lm, of, pieces, first_tokens(pieces), labels, lost, config.lm_batch).mean(dim=0)
+    questions = Questions.of_scored(lm, reference, config).of(tried_on.to(lm.device))
+    falls = questions.falls([whole - each for each in kept.values()], config.lm_batch).mean(dim=0)
     share = dict(zip(kept, ((falls[0] - falls) / falls[0]).tolist(), strict=True))
     common = {name: share[name] for name in ALONE}
     common |= {"whole": float(falls[0]), "letters": letters, "words": len(tried_on)}
@@ -124,29 +119,18 @@ def letter_circuits(
 
 
 def answer_gradients(
-    lm: LanguageModel,
-    prompts: Prompts,
-    pieces: PromptPieces,
-    answers: Int[Tensor, " letter"],
-    labels: Int[Tensor, " word"],
-    x: Float[Tensor, "word d_in"],
-    start: Float[Tensor, " d_in"],
-    batch: int,
-    steps: int = STEPS,
+    questions: Questions, x: Float[Tensor, "word d_in"], start: Float[Tensor, " d_in"], batch: int, steps: int = STEPS
 ) -> Float[Tensor, "word d_in"]:
     """The gradient of m with respect to the residual stream at each word, mean over the way from `start` to x."""
     gradients = [x[:0]]
-    for first in range(0, len(labels), batch):
-        here = slice(first, first + batch)
-        tokens, position = (part[here].to(lm.device) for part in prompts)
-        residual, at = lm.finite_stream(tokens), torch.arange(len(tokens), device=lm.device)
-        total = torch.zeros_like(x[here])
+    for first in range(0, len(x), batch):
+        way, some = x[first : first + batch] - start, questions.of(slice(first, first + batch))
+        residual, at = some.lm.finite_stream(some.tokens), torch.arange(len(way), device=some.lm.device)
+        total = torch.zeros_like(way)
         for step in range(steps):
             with torch.enable_grad():
-                between = (start + (step + 0.5) / steps * (x[here] - start)).to(residual).requires_grad_()
-                changed = residual.index_put((at, position), between)
-                asked = position + len(pieces.question)
-                m = letter_scores(lm, tokens, changed, asked, answers, labels[here])
+                between = (start + (step + 0.5) / steps * way).to(residual).requires_grad_()
+                m = some.margins(residual.index_put((at, some.position), between))
                 total += torch.autograd.grad(m.sum(), between)[0].float().cpu() / steps
         gradients.append(total)
     return torch.cat(gradients)

@@ -8,19 +8,16 @@ are its words.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
 
 import pandas as pd
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.null import null_absorption
-from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, train_probes
-from sae_lib.metrics.absorption.reference import AbsorptionReference
+from sae_lib.metrics.absorption.probes import f1_score
+from sae_lib.metrics.absorption.reference import AbsorptionReference, ground_truth_probe
 from sae_lib.metrics.absorption.score import evaluate_absorption
 
 # The first that fits is a word's ending, behind at least `STEM` letters. Words with none are the last class.
@@ -33,26 +30,16 @@ ALL = "all"
 class EndingReference(AbsorptionReference):
     """The reference of letters with the words' endings in their place."""
 
-    @cached_property
-    def train_labels(self) -> Int[Tensor, " train"]:
-        """The class of each training word."""
-        return torch.tensor([ending_of(word) for word in self.train_words], dtype=torch.long)
+    @staticmethod
+    def class_of(word: str) -> int:
+        """The index in `ENDINGS` of a word's ending, `OTHER` without one.
 
-    @cached_property
-    def test_labels(self) -> Int[Tensor, " test"]:
-        """The class of each test word."""
-        return torch.tensor([ending_of(word) for word in self.test_words], dtype=torch.long)
-
-
-def ending_of(word: str) -> int:
-    """The index in `ENDINGS` of a word's ending, `OTHER` without one.
-
-    >>> ENDINGS[ending_of(" Running")], ending_of("sing") == OTHER
-    ('ing', True)
-    """
-    text = word.strip().lower()
-    fits = (i for i, end in enumerate(ENDINGS) if text.endswith(end) and len(text) >= len(end) + STEM)
-    return next(fits, OTHER)
+        >>> ENDINGS[EndingReference.class_of(" Running")], EndingReference.class_of("sing") == OTHER
+        ('ing', True)
+        """
+        text = word.strip().lower()
+        fits = (i for i, end in enumerate(ENDINGS) if text.endswith(end) and len(text) >= len(end) + STEM)
+        return next(fits, OTHER)
 
 
 @torch.no_grad()
@@ -60,18 +47,12 @@ def ending_reference(reference: AbsorptionReference, config: AbsorptionConfig) -
     """A probe of endings on the words of `reference`, trained as that of letters; the words that absorption is measured
     on are those that both probes find, since of others no second prompt was read."""
     own = EndingReference(**{name: getattr(reference, name) for name in reference.__dataclass_fields__})
-    rows, labels = reference.train_activations, own.train_labels
-    probe = train_probes(
-        lambda index: rows[index], labels, initial_probes(rows.shape[1], len(LETTERS), config.seed),
-        epochs=config.probe_epochs, batch=config.probe_batch, learning_rate=config.probe_learning_rate,
-        final_learning_rate=config.probe_final_learning_rate, weight_decay=config.probe_weight_decay, seed=config.seed,
-    )  # fmt: skip
+    probe = ground_truth_probe(reference.train_activations, own.train_labels, config, torch.device("cpu"))
     found = probe.logits(reference.test_activations) > 0
     f1 = [f1_score(found[:, i], own.test_labels == i) if i < OTHER else 0.0 for i in range(len(LETTERS))]
-    labels = own.test_labels[reference.scored]
-    here = (labels < OTHER) & found[reference.scored, labels]
+    here = (own.scored_labels < OTHER) & found[reference.scored, own.scored_labels]
     return replace(
-        own, probe=LinearProbes(*probe), probe_f1=f1, scored=reference.scored[here],
+        own, probe=probe, probe_f1=f1, scored=reference.scored[here],
         scored_activations=reference.scored_activations[here],
     )  # fmt: skip
 

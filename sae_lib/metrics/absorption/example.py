@@ -33,22 +33,20 @@ def explain_word(
 
     Raises ArtifactError: no letter counts, so no word is evaluated.
     """
-    counted = reference.counted(config.min_probe_f1)
-    if not counted or not len(reference.scored):
+    mains, found = main_latents(sae, reference, config), []
+    if not mains or not len(reference.scored):
         raise ArtifactError("absorption: the probe finds no letter in this language model, so no word is evaluated")
-    labels = reference.test_labels[reference.scored]
-    mains, found = main_latents(sae, reference, counted, config), []
-    letters = Letters(*(each.cpu() for each in letters_of(sae, reference, counted, mains)))
+    letters = Letters(*(each.cpu() for each in letters_of(sae, reference, mains)))
     directions, cosines, _ = letters
-    for letter, (main, _) in zip(counted, mains, strict=True):
-        words = (labels == letter).nonzero().flatten()
+    for letter, (main, _) in mains.items():
+        words = (reference.scored_labels == letter).nonzero().flatten()
         if len(words):
             x = reference.scored_activations[words]
-            f, main = unit_latents(sae, x).cpu(), main.cpu()
-            scores = score_words_of_letters(x, f, labels[words], letters, config)
+            f = unit_latents(sae, x).cpu()
+            scores = score_words_of_letters(x, f, reference.scored_labels[words], letters, config)
             ranks = list(zip(scores.fraction.tolist(), scores.unthresholded.tolist(), strict=True))
             top = max(range(len(ranks)), key=ranks.__getitem__)
-            found.append((ranks[top], letter, int(words[top]), x[top], f[top], main, float(scores.full[top])))
+            found.append((ranks[top], letter, int(words[top]), x[top], f[top], main.cpu(), float(scores.full[top])))
     (fraction, _), letter, word, x, f, main, full = max(found, key=lambda each: each[0])
     projection = f * cosines[letter]
     near = cosines[letter] >= config.fraction_min_cosine

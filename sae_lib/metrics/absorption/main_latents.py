@@ -20,9 +20,7 @@ from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_pr
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.stored_reference import require_finite
 
-# Rows that are encoded at a time.
-ROWS = 2048
-
+ROWS = 2048  # encoded at a time
 # On a CPU, products with the probes' few columns are faster in compressed rows up to this share of active latents.
 _SPARSE_BELOW = 0.08
 
@@ -44,15 +42,12 @@ def latent_bytes(sae: Autoencoder, words: int) -> int:
 
 
 class WordLatents:
-    """Latents of words that are read in batches again and again.
+    """Latents of words that are read in batches again and again; without `keep` they are encoded again each time.
 
     `live`: latents that some word turns on; the others cannot change a logit.
     """
 
-    live: Bool[Tensor, " d_sae"]
-
     def __init__(self, sae: Autoencoder, activations: Float[Tensor, "word d_in"], keep: bool) -> None:
-        """Encode the words; without `keep` they are encoded again whenever they are read."""
         self._sae, self._activations = sae, activations.to(sae.device)
         self.live = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device)
         kept = []
@@ -76,15 +71,12 @@ class WordLatents:
 
     def columns(self, latents: Int[Tensor, " chosen"]) -> Float[np.ndarray, "word chosen"]:
         """Some latents of every word."""
-        if self._kept is None:
+        kept = self._kept
+        if kept is None:
             return latent_columns(self._sae, self._activations, latents)
         alive = self.live[latents]
         place = (self.live.cumsum(0) - 1)[latents[alive]]
-        own = (
-            self._kept[:, place].cpu().numpy()
-            if isinstance(self._kept, Tensor)
-            else self._kept[:, place.numpy()].toarray()
-        )
+        own = kept[:, place].cpu().numpy() if isinstance(kept, Tensor) else kept[:, place.numpy()].toarray()
         chosen = np.zeros((len(self._activations), len(latents)), dtype=np.float32)
         chosen[:, alive.cpu().numpy()] = own
         return chosen
@@ -97,23 +89,22 @@ def latent_columns(
     return torch.cat([unit_latents(sae, chunk)[:, latents].cpu() for chunk in activations.split(ROWS)]).numpy()
 
 
-# For each counted letter its main latents, as many as the split rule accepts, and the F1 of the first alone, of the
-# first two, and so on.
-MainLatents = list[tuple[Int[Tensor, "..."], list[float]]]
+MainLatents = dict[int, tuple[Int[Tensor, "..."], list[float]]]
+"""For each letter that counts its main latents, the best first, and the F1 of the first alone, of the first two, ..."""
 
 
-def main_latents(
-    sae: Autoencoder, reference: AbsorptionReference, counted: list[int], config: AbsorptionConfig
-) -> MainLatents:
-    """For each counted letter its main latents and the F1 of the first alone, of the first two, and so on."""
-    return main_latents_of_many([sae], reference, counted, config)[0]
+def main_latents(sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig) -> MainLatents:
+    """As many of each letter's best latents as the split rule accepts."""
+    return main_latents_of_many([sae], reference, config)[0]
 
 
 def main_latents_of_many(
-    saes: Sequence[Autoencoder], reference: AbsorptionReference, counted: list[int], config: AbsorptionConfig
+    saes: Sequence[Autoencoder], reference: AbsorptionReference, config: AbsorptionConfig
 ) -> list[MainLatents]:
-    """`main_latents` of several SAEs on one device, whose sparse probes are trained together: as many of each letter's
-    best latents as the split rule accepts."""
+    """`main_latents` of several SAEs on one device, whose sparse probes are trained together."""
+    counted = reference.counted(config.min_probe_f1)
+    if not counted:
+        return [{} for _ in saes]
     words = len(reference.train_words)
     keep = sum(latent_bytes(sae, words) for sae in saes) <= config.latent_bytes
     latents = [WordLatents(sae, reference.train_activations, keep) for sae in saes]
@@ -121,12 +112,12 @@ def main_latents_of_many(
     for sae, own, ranking in zip(saes, latents, _rank_latents(saes, latents, reference, config), strict=True):
         columns, slot = ranking[counted].unique(return_inverse=True)
         train, test = own.columns(columns), latent_columns(sae, reference.test_activations, columns)
-        mains = []
+        mains: MainLatents = {}
         for letter, best, places in zip(counted, ranking[counted], slot.cpu().numpy(), strict=True):
             train_truth, test_truth = (reference.train_labels == letter).numpy(), reference.test_labels == letter
             f1_by_k = sparse_f1(train[:, places], test[:, places], train_truth, test_truth, config.logistic_max_iter)
             accepted = accepted_f1(f1_by_k, config.f1_jump)
-            mains.append((best[: len(accepted)], accepted))
+            mains[letter] = best[: len(accepted)], accepted
         found.append(mains)
     return found
 
@@ -137,28 +128,20 @@ def _rank_latents(
     reference: AbsorptionReference,
     config: AbsorptionConfig,
 ) -> list[Int[Tensor, "letter k"]]:
-    """Train the sparse probes of all letters and SAEs together; rank each letter's latents by signed weight.
-
-    Latents that no training word turns on cannot change a logit: they are left out of the training, which
-    gives the other weights the same values in less time.
-    """
+    """Each letter's latents by their signed weights in the sparse probes of all letters and SAEs. Latents that no
+    training word turns on are left out of the training: they cannot change a logit, and the others get the same
+    weights in less time."""
     labels = reference.train_labels.to(saes[0].device)
     initial = []
     for sae, own in zip(saes, latents, strict=True):
         weight, bias = (tensor.to(sae.device) for tensor in initial_probes(sae.d_sae, len(LETTERS), config.seed))
         initial.append(LinearProbes(weight[:, own.live], bias))
     probes = train_probes_together(
-        [own.rows for own in latents],
-        labels,
-        initial,
-        epochs=config.probe_epochs,
+        [own.rows for own in latents], labels, initial, epochs=config.probe_epochs,
         batch=steps_batch(len(labels), config.sparse_batch, config.sparse_min_steps),
-        learning_rate=config.probe_learning_rate,
-        final_learning_rate=config.probe_final_learning_rate,
-        weight_decay=config.sparse_weight_decay,
-        l1=config.sparse_l1,
-        seed=config.seed,
-    )
+        learning_rate=config.probe_learning_rate, final_learning_rate=config.probe_final_learning_rate,
+        weight_decay=config.sparse_weight_decay, l1=config.sparse_l1, seed=config.seed,
+    )  # fmt: skip
     return [
         top_latents(trained.weight, own.live, min(config.k_max, sae.d_sae))
         for sae, own, trained in zip(saes, latents, probes, strict=True)
@@ -171,10 +154,9 @@ def steps_batch(rows: int, largest: int, min_steps: int) -> int:
 
 
 def accepted_f1(f1_by_k: Iterable[float], jump: float) -> list[float]:
-    """F1 with one latent, and with one more for as long as that raises F1 by *more* than `jump`.
-
-    The length is the number of latents that stand for the letter. Reads no further than the first k that fails, and not
-    even that where an F1 of 1 would fail: an iterator that fits a probe for each k fits no more than the rule needs.
+    """F1 with one latent, and with one more for as long as that raises F1 by *more* than `jump`: as many as stand for
+    the letter. Reads no further than the first k that fails, and not even that where an F1 of 1 would fail: an iterator
+    that fits a probe for each k fits no more than the rule needs.
 
     >>> accepted_f1([0.50, 0.60, 0.62, 0.90], jump=0.03)
     [0.5, 0.6]
@@ -196,16 +178,13 @@ def sparse_f1(
     test_truth: Bool[Tensor, " test"],
     max_iter: int,
 ) -> Iterator[float]:
-    """Test F1 of a balanced logistic regression on the first 1, 2, ... latents, fitted when asked for.
-
-    `train`, `test`: activations of a letter's latents, the best first; `train_truth`, `test_truth`: which words begin
-    with the letter.
-    """
+    """Test F1 of a balanced logistic regression on the first 1, 2, ... latents of a letter, fitted when asked for; of
+    activations, the best latent's first, and of which words begin with the letter."""
     # class_weight="balanced", computed once: each class weighs as much as the other.
     words = np.bincount(train_truth, minlength=2)
     weight = (len(train_truth) / (2 * np.maximum(words, 1))).astype(np.float32)[train_truth.astype(int)]
     for k in range(1, train.shape[1] + 1):
-        # The limit on iterations is part of the metric, not an accident. What is not checked here is known to be right.
+        # The limit on iterations is part of the metric. What is not checked here is known to be right.
         with warnings.catch_warnings(), sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
             warnings.simplefilter("ignore", ConvergenceWarning)
             regression = LogisticRegression(max_iter=max_iter).fit(train[:, :k], train_truth, sample_weight=weight)
@@ -214,11 +193,8 @@ def sparse_f1(
 
 
 def top_latents(weight: Float[Tensor, "letter live"], live: Bool[Tensor, " d_sae"], k: int) -> Int[Tensor, "letter k"]:
-    """The k latents of each letter with the largest *signed* weights, best first.
-
-    `weight`: the sparse probe's weights on the latents that are ever on; `live`: which latents these are. The others
-    can only fill up a ranking that would be too short; `k`: at most d_sae.
-    """
+    """The k latents of each letter with the largest *signed* weights, best first. `weight` is of those latents that are
+    `live`; the others can only fill up a ranking that would be too short."""
     everywhere = weight.new_full((len(weight), len(live)), -math.inf)
     everywhere[:, live] = weight
     return everywhere.topk(k, dim=1).indices

@@ -1,9 +1,8 @@
 """The absorption score of nothing, in two kinds: what a score has to differ from before it says something of letters.
 
 - `null`: the words that choose a letter's main latents have their letters dealt out anew, as many of each letter as
-  before; directions, words and everything else are the real score's. So latents stand for a letter that know nothing
-  of it, and the score is high wherever three other latents carry the letter. An SAE that hardly carries it at all has a
-  low score here too, and then a low real score is no merit.
+  before; all else is the real score's. So latents stand for a letter that know nothing of it, and the score is high
+  wherever three other latents carry the letter. Where an SAE hardly carries it, a low real score is no merit.
 - `random`: the main latents are the real ones, the letters' directions random. A score that is as high as the real one
   does not come from letters. Each direction points where the letter's words lie on average, as a probe's does.
 """
@@ -44,14 +43,10 @@ def with_random_directions(reference: AbsorptionReference) -> AbsorptionReferenc
     """The same words with random unit vectors for the probe's directions, turned towards the letter's words."""
     generator = torch.Generator().manual_seed(SEED)
     directions = F.normalize(torch.randn(reference.probe.weight.shape, generator=generator), dim=1)
-    along = (reference.scored_activations @ directions.T).gather(1, _letters_of_words(reference)[:, None])[:, 0]
-    sums = torch.zeros(len(LETTERS)).index_add_(0, _letters_of_words(reference), along)
+    along = (reference.scored_activations @ directions.T).gather(1, reference.scored_labels[:, None])[:, 0]
+    sums = torch.zeros(len(LETTERS)).index_add_(0, reference.scored_labels, along)
     directions[sums < 0] *= -1
     return replace(reference, probe=LinearProbes(directions, torch.zeros(len(LETTERS))))
-
-
-def _letters_of_words(reference: AbsorptionReference) -> torch.Tensor:
-    return reference.test_labels[reference.scored]
 
 
 @torch.no_grad()
@@ -61,21 +56,20 @@ def null_absorption(
     config: AbsorptionConfig,
     main_latents: Sequence[dict[str, list[int]]],
 ) -> list[dict[str, float]]:
-    """Fraction and full absorption of nothing, means over letters, for each SAE; costs as much as the real score.
+    """For each SAE absorption_fraction_null, absorption_full_null, absorption_fraction_random, absorption_full_random,
+    means over letters, and main_latent_f1_null, how well the best latent of a shuffled letter finds it; NaN where no
+    letter counts. Costs as much as the real score.
 
     `main_latents`: of each SAE, the latents that the real score found for each letter that counts.
-
-    Returns for each SAE absorption_fraction_null, absorption_full_null, absorption_fraction_random,
-    absorption_full_random, and main_latent_f1_null, how well the best latent of a shuffled letter finds it. NaN where
-    no letter counts.
     """
     shuffled = evaluate_absorption_many(saes, reference, config, chosen_on=with_shuffled_letters(reference))
     random = with_random_directions(reference)
     found = []
     for sae, null, mains in zip(saes, shuffled, main_latents, strict=True):
-        counted = [LETTERS.index(letter) for letter in mains]
-        latents: MainLatents = [(torch.tensor(own, device=sae.device), [math.nan]) for own in mains.values()]
-        letters = score_letters(sae, random, counted, latents, config)
+        latents: MainLatents = {
+            LETTERS.index(letter): (torch.tensor(own, device=sae.device), [math.nan]) for letter, own in mains.items()
+        }
+        letters = score_letters(sae, random, latents, config)
         found.append(
             {f"{name}_null": null.summary[name] for name in SCORES_OF_WORDS}
             | {f"{name}_random": float(letters[name].mean()) for name in SCORES_OF_WORDS}

@@ -75,20 +75,15 @@ def _bytes(rows: Float[Tensor, "row d_in"]) -> list[bytes]:
     return [row.tobytes() for row in rows.float().cpu().numpy()]
 
 
-def plant(
-    sae: Autoencoder, reference: AbsorptionReference, counted: Sequence[int], mains: MainLatents, share: float
-) -> PlantedAutoencoder:
-    """`sae` with `share` of the words of each counted letter absorbed, among the training words, the test words and
-    those of them that are scored alike. A larger share absorbs the words of a smaller one too.
-
-    `mains`: the letters' main latents in `sae`.
-    """
-    probe, cosines, is_main = (each.cpu() for each in letters_of(sae, reference, counted, mains))
+def plant(sae: Autoencoder, reference: AbsorptionReference, mains: MainLatents, share: float) -> PlantedAutoencoder:
+    """`sae`, with these main latents, and `share` of the words of each of their letters absorbed, among the training
+    words, the test words and those that are scored alike. A larger share absorbs the words of a smaller one too."""
+    probe, cosines, is_main = (each.cpu() for each in letters_of(sae, reference, mains))
     train, test = reference.train_labels, reference.test_labels
     scored = torch.zeros(len(test), dtype=torch.bool).index_fill(0, reference.scored, True)
     generator = torch.Generator().manual_seed(SEED)
     chosen_train, chosen_test = (torch.zeros(len(labels), dtype=torch.bool) for labels in (train, test))
-    for letter in counted:
+    for letter in mains:
         for words, chosen in (
             (train == letter, chosen_train),
             ((test == letter) & scored, chosen_test),
@@ -123,24 +118,23 @@ def plant(
 def planted_absorption(
     sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig, shares: Sequence[float] = SHARES
 ) -> pd.DataFrame:
-    """How much planted absorption the score finds: its calibration on this SAE. Each share costs as much as a score.
+    """How much planted absorption the score finds. Each share costs as much as a score.
 
-    Returns one row per share: `planted`, the share; absorption_fraction, absorption_full and main_latent_f1 as the
-    score finds them; absorption_fraction_known and absorption_full_known with the main latents that were silenced,
-    which leaves out the search for them. The share 0 has the SAE's own score.
+    One row per share, `planted`: absorption_fraction, absorption_full and main_latent_f1 as the score finds them;
+    absorption_fraction_known and absorption_full_known with the main latents that were silenced, which leaves out the
+    search for them. The share 0 has the SAE's own score.
 
     Raises ArtifactError: as `evaluate_absorption`; two words have the same residual stream.
     """
-    counted = reference.counted(config.min_probe_f1)
-    mains = main_latents(sae, reference, counted, config) if counted else []
+    mains, names = main_latents(sae, reference, config), ("absorption_fraction", "absorption_full")
     rows = []
     for share in shares:
-        planted = plant(sae, reference, counted, mains, share)
+        planted = plant(sae, reference, mains, share)
         found = evaluate_absorption(planted, reference, config).summary
-        known = score_letters(planted, reference, counted, mains, config)
+        known = score_letters(planted, reference, mains, config)
         rows.append(
             {"planted": share}
-            | {name: found[name] for name in ("absorption_fraction", "absorption_full", "main_latent_f1")}
-            | {f"{name}_known": float(known[name].mean()) for name in ("absorption_fraction", "absorption_full")}
+            | {name: found[name] for name in (*names, "main_latent_f1")}
+            | {f"{name}_known": float(known[name].mean()) for name in names}
         )
     return pd.DataFrame(rows)

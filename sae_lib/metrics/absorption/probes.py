@@ -63,10 +63,9 @@ def train_probes_together(
 
     Narrower inputs are filled up with weights that are 0 and stay 0: an input's probes are those it gets alone.
 
-    `rows`: for each input, a function that gives a batch, float32, on the device of `labels`; `labels`: the letter of
-    each row; `initial`: for each input the starting weights, on the same device; not changed; `epochs`: passes over the
-    rows; the learning rate falls by one factor after each, not after each step; `l1`: weight of the L1 term; 0 leaves
-    it out; `seed`: orders the batches, for all inputs alike.
+    `rows`: for each input, a function that gives a batch in float32; `labels`: the letter of each row; `initial`: for
+    each input the starting weights, not changed; all on one device. The learning rate falls by one factor after each
+    epoch, not each step; `seed` orders the batches, for all inputs alike.
 
     Source: SAEBench 0.6.0, `train_multi_probe`.
     """
@@ -114,8 +113,3 @@ def f1_score(predicted: Bool[Tensor, " row"], truth: Bool[Tensor, " row"]) -> fl
     hits = int((predicted & truth).sum())
     total = int(predicted.sum()) + int(truth.sum())
     return 2 * hits / total if total else 0.0
-
-
-def letter_labels(words: Sequence[str], letters: str) -> Int[Tensor, " word"]:
-    """The index in `letters` of each word's first letter."""
-    return torch.tensor([letters.index(word.strip()[0].lower()) for word in words], dtype=torch.long)

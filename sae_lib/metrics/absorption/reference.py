@@ -1,7 +1,7 @@
 """What absorption needs from the language model: computed once for a model, layer and configuration, kept on disk.
 
-Every SAE is scored on the same words, prompts, residual streams and ground-truth probe. Only the residual
-stream at the word is kept, so the file holds a few thousand vectors and not a corpus.
+Every SAE is scored on the same words, prompts, residual streams and ground-truth probe. Only the residual stream at the
+word is kept, so the file holds a few thousand vectors and not a corpus.
 """
 
 from collections.abc import Sequence
@@ -15,21 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_lib.data import words as vocabulary
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.words import (
-    LETTERS,
-    PromptPieces,
-    Prompts,
-    Word,
-    alphabetic_words,
-    build_prompts,
-    choose_words,
-    prompt_pieces,
-    single_token_words,
-    split_words,
-)
+from sae_lib.data.words import LETTERS, PromptPieces, Prompts, Word, build_prompts, split_words
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, letter_labels, train_probes
+from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, train_probes
 from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.errors import ModelLacks
 from sae_lib.util.keys import Stage
@@ -57,9 +47,8 @@ class AbsorptionReference:
     left_out: int
     """Alphabetic vocabulary entries that are not one token in the prompt's text, and so not used."""
     left_out_examples: Sequence[str] = ()
-    """A few of them."""
     lacking: str = ""
-    """Why this model allows no words, where it has none; they are all left out then."""
+    """Why this model allows no words, where it has none."""
 
     @classmethod
     def without_words(cls, d_in: int, why: str) -> "AbsorptionReference":
@@ -73,15 +62,22 @@ class AbsorptionReference:
         """The letters that count: those that the probe finds, as indices into the alphabet."""
         return [letter for letter, f1 in enumerate(self.probe_f1) if f1 > least_f1]
 
+    @staticmethod
+    def class_of(word: str) -> int:
+        """What the probe tells of a word: its letter, as an index into the alphabet."""
+        return LETTERS.index(word.strip()[0].lower())
+
     @cached_property
     def train_labels(self) -> Int[Tensor, " train"]:
-        """The letter of each training word, as an index into the alphabet."""
-        return letter_labels(self.train_words, LETTERS)
+        return torch.tensor([self.class_of(word) for word in self.train_words], dtype=torch.long)
 
     @cached_property
     def test_labels(self) -> Int[Tensor, " test"]:
-        """The letter of each test word, as an index into the alphabet."""
-        return letter_labels(self.test_words, LETTERS)
+        return torch.tensor([self.class_of(word) for word in self.test_words], dtype=torch.long)
+
+    @cached_property
+    def scored_labels(self) -> Int[Tensor, " scored"]:
+        return self.test_labels[self.scored]
 
 
 def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, folder: Path | str) -> AbsorptionReference:
@@ -102,13 +98,11 @@ def words_of_model(
 ) -> tuple[list[Word], list[Word], PromptPieces]:
     """The words that are one token in a prompt, the other alphabetic entries, and what stands between the words.
 
-    `positions`: how many a model with learned positions has; `name`: of the model.
-
-    Raises ModelLacks: as `build_absorption_reference`.
+    `positions`: how many a model with learned positions has. Raises ModelLacks: as `build_absorption_reference`.
     """
-    pieces = prompt_pieces(tokenizer)
-    alphabetic = alphabetic_words(tokenizer, special_ids)
-    usable = single_token_words(tokenizer, alphabetic, pieces)
+    pieces = vocabulary.prompt_pieces(tokenizer)
+    alphabetic = vocabulary.alphabetic_words(tokenizer, special_ids)
+    usable = vocabulary.single_token_words(tokenizer, alphabetic, pieces)
     needed = config.icl_examples + 1
     there = min(map(len, split_words(usable, config.train_fraction, config.seed)))
     if there < needed:
@@ -126,8 +120,8 @@ def words_of_model(
 
 
 def _drawn(usable: Sequence[Word], config: AbsorptionConfig) -> tuple[list[Word], list[Word], list[Word]]:
-    """The words that are used, for training and for testing."""
-    words = choose_words(usable, config.max_words, config.seed)
+    """The words that are used, those for training and those for testing."""
+    words = vocabulary.choose_words(usable, config.max_words, config.seed)
     return words, *split_words(words, config.train_fraction, config.seed)
 
 
@@ -147,39 +141,43 @@ def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference
     usable, left_out, pieces = words_of_model(lm.tokenizer, lm.special_ids, lm.max_positions, lm.name, config)
     words, train, test = _drawn(usable, config)
 
-    def read(asked: list[Any], pool: list[Any], seed: int, what: str) -> Float[Tensor, "word d_in"]:
+    def read(asked: list[Word], pool: list[Word], seed: int, what: str) -> Float[Tensor, "word d_in"]:
         prompts = build_prompts(asked, pool, pieces, lm.bos_token_id, config.icl_examples, seed)
         return residual_at_words(lm, prompts, config.lm_batch, what)
 
     train_activations = read(train, train, config.probe_prompt_seed, "words for the probe")
     test_activations = read(test, test, config.probe_prompt_seed + 1, "words for its test")
-    train_labels = torch.tensor([word.letter for word in train])
-    test_labels = torch.tensor([word.letter for word in test])
-    rows = train_activations.to(lm.device)  # float32, whatever the language model's type
-    initial = LinearProbes(*(each.to(lm.device) for each in initial_probes(lm.d_in, len(LETTERS), config.seed)))
-    trained = train_probes(
-        lambda index: rows[index], train_labels.to(lm.device), initial, epochs=config.probe_epochs,
-        batch=config.probe_batch, learning_rate=config.probe_learning_rate,
-        final_learning_rate=config.probe_final_learning_rate, weight_decay=config.probe_weight_decay, seed=config.seed,
-    )  # fmt: skip
-    probe = LinearProbes(*(each.cpu() for each in trained))
+    train_labels, test_labels = (torch.tensor([word.letter for word in some]) for some in (train, test))
+    probe = ground_truth_probe(train_activations, train_labels, config, lm.device)
     found = probe.logits(test_activations) > 0
-    probe_f1 = [f1_score(found[:, letter], test_labels == letter) for letter in range(len(LETTERS))]
     scored = found[torch.arange(len(test)), test_labels].nonzero().flatten()
     scored_words = [test[index] for index in scored.tolist()]
-    scored_activations = read(scored_words, words, config.absorption_prompt_seed, "words for absorption")
     return AbsorptionReference(
         train_words=[word.text for word in train],
         test_words=[word.text for word in test],
         train_activations=train_activations,
         test_activations=test_activations,
         probe=probe,
-        probe_f1=probe_f1,
+        probe_f1=[f1_score(found[:, letter], test_labels == letter) for letter in range(len(LETTERS))],
         scored=scored,
-        scored_activations=scored_activations,
+        scored_activations=read(scored_words, words, config.absorption_prompt_seed, "words for absorption"),
         left_out=len(left_out),
         left_out_examples=[word.text for word in left_out[:LEFT_OUT_EXAMPLES]],
     )
+
+
+def ground_truth_probe(
+    rows: Float[Tensor, "word d_in"], labels: Int[Tensor, " word"], config: AbsorptionConfig, device: torch.device
+) -> LinearProbes:
+    """The probe of these words' classes, of which there are at most as many as letters; trained on `device`."""
+    rows = rows.to(device)
+    initial = LinearProbes(*(each.to(device) for each in initial_probes(rows.shape[1], len(LETTERS), config.seed)))
+    trained = train_probes(
+        lambda index: rows[index], labels.to(device), initial, epochs=config.probe_epochs, batch=config.probe_batch,
+        learning_rate=config.probe_learning_rate, final_learning_rate=config.probe_final_learning_rate,
+        weight_decay=config.probe_weight_decay, seed=config.seed,
+    )  # fmt: skip
+    return LinearProbes(*(each.cpu() for each in trained))
 
 
 def residual_at_words(lm: LanguageModel, prompts: Prompts, batch: int, what: str) -> Float[Tensor, "word d_in"]:

@@ -1,7 +1,5 @@
-"""Absorption of an SAE: the scores of its words, averaged over a letter and over letters.
-
-The score of a word: how much of its letter is carried by latents that are not the letter's own.
-"""
+"""Absorption of an SAE: the scores of its words, averaged over a letter and over letters. The score of a word: how much
+of its letter is carried by latents that are not the letter's own."""
 
 from __future__ import annotations
 
@@ -52,24 +50,19 @@ def score_words_of_letters(
     letters: Letters,
     config: AbsorptionConfig,
 ) -> WordScores:
-    """Score words, each for its own letter, whose probe has the unit vector p.
+    """Score words by their residual streams and unit latents, each for its own `letter`, a row of `letters`.
 
-    With c_i the cosine of p and decoder row i, proj_i = act_i c_i, P = x . p (no bias), M the sum of proj
-    over the letter's main latents, T the sum of the three largest proj > 0 over other latents with c_i >=
-    0.1, and A the sum of proj over all latents:
+    With p the unit vector of the letter's probe, c_i the cosine of p and decoder row i, proj_i = act_i c_i, P = x . p
+    (no bias), M the sum of proj over the letter's main latents, T the sum of the three largest proj > 0 over other
+    latents with c_i >= 0.1, and A the sum of proj over all latents:
 
     - fraction: 0 if M >= P or T / P < 0.4; 1 if M <= 0; otherwise q / (q + M) with q = min(T, P - M).
-    - full: every main latent < 1e-8, and the latent with the largest proj has c >= 0.025 and proj / P >= 0.4,
-      P > 0.
+    - full: every main latent < 1e-8, and the latent with the largest proj has c >= 0.025 and proj / P >= 0.4, P > 0.
     - unthresholded: 0 if M >= P or A <= 0; otherwise (A - M) / A, cut to [0, 1].
 
     SAEBench divides by P even where it is 0, an error there; here such a word is not absorbed.
 
-    `residual`: the residual stream at each word; `latents`: activations at each word, for decoder rows of unit norm;
-    `letter`: row of `letters` that each word is scored for.
-
-    Source: SAEBench 0.6.0, `FeatureAbsorptionCalculator`; `unthresholded` is the fraction of versions up to
-    0.3.2.
+    Source: SAEBench 0.6.0, `FeatureAbsorptionCalculator`; `unthresholded` is the fraction of versions up to 0.3.2.
     """
     cosines, is_main = letters.cosines[letter], letters.is_main[letter]
     projections = latents * cosines
@@ -109,10 +102,9 @@ def evaluate_absorption(sae: Autoencoder, reference: AbsorptionReference, config
     Summary: absorption_fraction, absorption_full, absorption_unthresholded, num_split_features, main_latent_f1 and
     main_latents_f1 are means over the letters that count (NaN if none does), `letters` is how many those are, `words`
     their evaluated words, `probe_f1` the ground-truth probe's mean F1 over all letters that have test words. Table
-    `letters`: one row for each letter that counts. `k1_f1` is how well the letter's best latent finds its test words,
-    `main_f1` how well its main latents do together: absorption of a letter whose latents find little says little. Kept:
-    `main_latents`, for each letter that counts the latents that stand for it, the most important one first. Notes say
-    why the numbers should be read with care: which letters are missing and which words are left out.
+    `letters`: one row for each letter that counts; `k1_f1` is how well its best latent finds its test words, `main_f1`
+    how well its main latents do together: absorption of a letter whose latents find little says little. Kept:
+    `main_latents` of each letter that counts, the best first. Notes: which letters are missing, which words left out.
 
     Raises ArtifactError: the SAE does not fit the reference, or gives NaN or infinite latents.
     """
@@ -126,80 +118,61 @@ def evaluate_absorption_many(
     config: AbsorptionConfig,
     chosen_on: AbsorptionReference | None = None,
 ) -> list[Measured]:
-    """`evaluate_absorption` of several SAEs on one device, in their order: the numbers that each has alone.
-
-    The sparse probes of as many SAEs are trained together as have their training words' latents fit into
-    `config.latent_bytes`.
+    """`evaluate_absorption` of several SAEs on one device: the numbers that each has alone. As many have their sparse
+    probes trained together as have their training words' latents fit into `config.latent_bytes`.
 
     `chosen_on`: the words that main latents are chosen on; those of `reference` by default.
     """
     for number, sae in enumerate(saes):
         require_width(sae, reference.probe.weight.shape[1], name=f"sae {number + 1}" if len(saes) > 1 else "sae")
-    counted = reference.counted(config.min_probe_f1)
-    notes = _notes(reference, len(counted), config)
-    results = []
+    notes, results = _notes(reference, config), []
     for some in portions([latent_bytes(sae, len(reference.train_words)) for sae in saes], config.latent_bytes):
         group = saes[some]
-        nothing: list[MainLatents] = [[] for _ in group]
-        mains = main_latents_of_many(group, chosen_on or reference, counted, config) if counted else nothing
-        for sae, main in zip(group, mains, strict=True):
-            letters = score_letters(sae, reference, counted, main, config)
-            chosen = {LETTERS[letter]: latents.tolist() for letter, (latents, _) in zip(counted, main, strict=True)}
-            summary, kept = _summary(letters, reference), {"main_latents": chosen}
-            results.append(Measured(summary, {"letters": letters}, kept, notes=notes))
+        for sae, mains in zip(group, main_latents_of_many(group, chosen_on or reference, config), strict=True):
+            letters = score_letters(sae, reference, mains, config)
+            chosen = {LETTERS[letter]: latents.tolist() for letter, (latents, _) in mains.items()}
+            summary = _summary(letters, reference)
+            results.append(Measured(summary, {"letters": letters}, {"main_latents": chosen}, notes=notes))
     return results
 
 
 @torch.no_grad()
-def letters_of(sae: Autoencoder, reference: AbsorptionReference, counted: Sequence[int], mains: MainLatents) -> Letters:
-    """What an SAE's latents are to the letters, on its device; `mains`: main latents of the letters `counted`."""
+def letters_of(sae: Autoencoder, reference: AbsorptionReference, mains: MainLatents) -> Letters:
+    """What an SAE's latents are to the letters, on its device."""
     directions = F.normalize(reference.probe.weight.to(sae.device), dim=1)
     cosines = directions @ F.normalize(sae.W_dec.float(), dim=1).T
     is_main = torch.zeros_like(cosines, dtype=torch.bool)
-    for letter, (main, _) in zip(counted, mains, strict=True):
+    for letter, (main, _) in mains.items():
         is_main[letter, main] = True
     return Letters(directions, cosines, is_main)
 
 
 def score_letters(
-    sae: Autoencoder,
-    reference: AbsorptionReference,
-    counted: list[int],
-    mains: MainLatents,
-    config: AbsorptionConfig,
+    sae: Autoencoder, reference: AbsorptionReference, mains: MainLatents, config: AbsorptionConfig
 ) -> pd.DataFrame:
     """One row for each letter that counts."""
-    means = _letter_means(sae, reference, letters_of(sae, reference, counted, mains), config)
-    test_words = reference.test_labels.bincount(minlength=len(LETTERS)).tolist()
-    scored = reference.test_labels[reference.scored].bincount(minlength=len(LETTERS)).tolist()
-    return pd.DataFrame(
-        {
-            "letter": [LETTERS[letter] for letter in counted],
-            "probe_f1": [reference.probe_f1[letter] for letter in counted],
-            "test_words": [test_words[letter] for letter in counted],
-            "true_positives": [scored[letter] for letter in counted],
-            "absorption_fraction": [means[letter][0] for letter in counted],
-            "absorption_full": [means[letter][1] for letter in counted],
-            "absorption_unthresholded": [means[letter][2] for letter in counted],
-            "num_split_features": [len(main) for main, _ in mains],
-            "k1_f1": [f1[0] for _, f1 in mains],
-            "main_f1": [f1[-1] for _, f1 in mains],
-        },
-        dtype=None if counted else object,
-    )
-
-
-def _letter_means(
-    sae: Autoencoder, reference: AbsorptionReference, letters: Letters, config: AbsorptionConfig
-) -> list[list[float]]:
-    """Mean fraction, full and unthresholded score of each letter's words; NaN where a letter has none."""
-    words = reference.test_labels[reference.scored].to(sae.device)
+    letters, words = letters_of(sae, reference, mains), reference.scored_labels.to(sae.device)
     sums = torch.zeros(len(LETTERS), 3, dtype=torch.float64, device=sae.device)
     for x, letter in zip(reference.scored_activations.to(sae.device).split(ROWS), words.split(ROWS), strict=True):
         scores = score_words_of_letters(x, unit_latents(sae, x), letter, letters, config)
         sums.index_add_(0, letter, torch.stack([score.double() for score in scores], dim=1))
-    means: Float[Tensor, "letter 3"] = sums / words.bincount(minlength=len(LETTERS))[:, None]
-    return means.tolist()
+    counted, scored = [*mains], words.bincount(minlength=len(LETTERS))
+    fraction, full, unthresholded = (sums / scored[:, None])[counted].T.tolist()  # NaN where a letter has no words
+    return pd.DataFrame(
+        {
+            "letter": [LETTERS[letter] for letter in counted],
+            "probe_f1": [reference.probe_f1[letter] for letter in counted],
+            "test_words": reference.test_labels.bincount(minlength=len(LETTERS))[counted].tolist(),
+            "true_positives": scored[counted].tolist(),
+            "absorption_fraction": fraction,
+            "absorption_full": full,
+            "absorption_unthresholded": unthresholded,
+            "num_split_features": [len(main) for main, _ in mains.values()],
+            "k1_f1": [f1[0] for _, f1 in mains.values()],
+            "main_f1": [f1[-1] for _, f1 in mains.values()],
+        },
+        dtype=None if counted else object,
+    )
 
 
 def _summary(letters: pd.DataFrame, reference: AbsorptionReference) -> dict[str, float]:
@@ -215,15 +188,15 @@ def _summary(letters: pd.DataFrame, reference: AbsorptionReference) -> dict[str,
     }
 
 
-def _notes(reference: AbsorptionReference, counted: int, config: AbsorptionConfig) -> tuple[str, ...]:
+def _notes(reference: AbsorptionReference, config: AbsorptionConfig) -> tuple[str, ...]:
     if reference.lacking:
         return (f"not measured ({reference.lacking})",)
-    notes = []
-    if counted < config.min_letters:
-        f1 = zip(LETTERS, reference.probe_f1, strict=True)
-        missing = [f"{letter} (F1 {score:.2f})" for letter, score in f1 if not score > config.min_probe_f1]
+    notes, counted = [], reference.counted(config.min_probe_f1)
+    if len(counted) < config.min_letters:
+        f1 = enumerate(reference.probe_f1)
+        missing = [f"{LETTERS[letter]} (F1 {score:.2f})" for letter, score in f1 if letter not in counted]
         notes.append(
-            f"the language model's probe finds {counted} letters (F1 > {config.min_probe_f1:g}); "
+            f"the language model's probe finds {len(counted)} letters (F1 > {config.min_probe_f1:g}); "
             f"SAEBench gives no result below {config.min_letters}; missing: {', '.join(missing)}"
         )
     if reference.left_out:
