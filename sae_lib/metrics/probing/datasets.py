@@ -1,24 +1,19 @@
-"""SAEBench's eight datasets from the Hugging Face hub, their texts chosen as SAEBench 0.6.0 chooses them.
+"""Labelled texts: SAEBench's eight datasets from the Hugging Face hub, chosen as SAEBench 0.6.0 does; local files; and
+which texts a configuration asks for, whichever source they come from.
 
-They give 35 binary tasks: five professions three times (bias_in_bios, men and women evenly), five product
-categories (1 and 5 stars evenly), two ratings, five programming languages, four news topics, five languages.
-Rows are read through `datasets.load_dataset` alone, by one function for each schema:
-
-- two columns: `hard_text`, `profession`, `gender`, or `text`, `category`, `rating` (integers; rating 1.0 or 5.0);
-- sentiment: `text`, `rating`;
-- ag_news: `text`, `label` (0 to 3);
-- europarl: `translation`, a dictionary of language and sentence, from five language pairs;
-- github-code: `content`, `path`, from the repository's own parquet files. The path tells the language, as in
-  the loading script that SAEBench runs and that `datasets` no longer supports.
-
-Beside them labelled texts from local files, and which texts a configuration asks for, whichever source they come from.
+The eight give 35 binary tasks: five professions three times (bias_in_bios, men and women evenly), five product
+categories (1 and 5 stars evenly), two ratings, five programming languages, four news topics, five languages. They are
+read through `datasets.load_dataset`: tables with a column of texts and one of labels; europarl's `translation`, a
+dictionary of language and sentence, from five language pairs; `content` and `path` of github-code's parquet files. The
+path tells the language, as in the loading script that SAEBench runs and that `datasets` no longer supports.
 """
 
 from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -37,49 +32,10 @@ from sae_lib.util.files import file_sha256
 if TYPE_CHECKING:
     from sae_lib.data.config import CorpusConfig
 
-
-def file_texts(name: str, files: LabelledFiles, config: ProbingConfig) -> tuple[Classes, Classes]:
-    """Training and test texts by class from local files; each class of the training file is one.
-
-    Raises ArtifactError: a file that is missing or cannot be read, a column that is not there, a class with too few
-    texts.
-    """
-    train = _read_file(name, files.train, files)
-    labels = sorted(train["label"].unique())
-    if files.test is None:
-        return shuffled_split(
-            name, {label: train["text"][train["label"] == label].tolist() for label in labels}, config
-        )
-    test = _read_file(name, files.test, files)
-
-    def sample(table: pd.DataFrame, size: int, where: str) -> Classes:
-        return {label: class_texts(table, "text", "label", label, size // 2, config.seed, where) for label in labels}
-
-    return sample(train, config.train_per_task, f"{name}, training texts"), sample(
-        test, config.test_per_task, f"{name}, test texts"
-    )
-
-
-def _read_file(name: str, path: str, files: LabelledFiles) -> pd.DataFrame:
-    """The rows that have both a text and a label, which is kept as it is written: an integer beside a null too."""
-    where = f"probing.files.{name}"
-    (file,) = text_files([path], where)
-    texts = Texts(file_rows(file, where), files.text, where)
-    rows = [(text, row.get(files.label)) for row, text in texts]
-    labelled = [(text, str(label)) for text, label in rows if text and label is not None]
-    if rows and all(label is None for _, label in rows):
-        has = ", ".join(next(file_rows(file, where)))
-        raise ArtifactError(f"{where}: {path} has no column '{files.label}' with labels; it has {has}")
-    if left_out := len(rows) - len(labelled):
-        warnings.warn(f"{where}: {left_out:,} of {len(rows):,} rows of {path} lack a text or a label", stacklevel=2)
-    return pd.DataFrame(labelled, columns=["text", "label"])
-
-
 Classes = dict[str, list[str]]
 """Texts by class."""
 Load = Callable[..., Any]
-"""`datasets.load_dataset`."""
-Read = Callable[[Load, "HubDataset", ProbingConfig], tuple[Classes, Classes]]
+"""`datasets.load_dataset`, or something in its place."""
 
 
 class HubDataset(NamedTuple):
@@ -87,62 +43,23 @@ class HubDataset(NamedTuple):
 
     repository: str
     classes: tuple[str, ...]
-    read: Read
+    columns: tuple[str, ...] = ()
+    """Of a table: texts, labels, and what has two values, each of which gives half of a class."""
 
 
-def class_texts(
-    table: pd.DataFrame, text: str, label: str, name: str, size: int, seed: int, where: str, other: str | None = None
-) -> list[str]:
-    """`size` texts of class `name`; with `other`, half of them for each of the two values of that column.
-
-    Source: SAEBench 0.6.0, `gather_dataset_from_df`, `get_balanced_dataset`, `get_balanced_amazon_sentiment_dataset`.
-
-    Raises ArtifactError: there are fewer.
-    """
-    of_class, what = table[table[label].astype(str) == name], f"{where}, class {name}"
-    parts = {what: of_class}
-    if other is not None:
-        parts = {f"{what} with {other} {value}": group for value, group in of_class.groupby(other)}
-        require(len(parts), 2, f"{what}, values of {other}")
-        size //= 2
-    for of, part in parts.items():
-        require(len(part), size, of)
-    return [each for part in parts.values() for each in part[text].sample(n=size, random_state=seed)]
-
-
-def _table(text: str, label: str, other: str | None = None) -> Read:
-    """The reader of a table with these columns; with `other`, as many texts of each of its two values."""
-
-    def read_both(load: Load, dataset: HubDataset, config: ProbingConfig) -> tuple[Classes, Classes]:
-        tables = load(dataset.repository, revision=config.revisions.get(dataset.repository))
-
-        def read(split: str, size: int) -> Classes:
-            table = tables[split].select_columns([column for column in (text, label, other) if column]).to_pandas()
-            where = f"{dataset.repository}, {split} texts"
-            return {
-                name: class_texts(table, text, label, name, size // 2, config.seed, where, other)
-                for name in dataset.classes
-            }
-
-        return read("train", config.train_per_task), read("test", config.test_per_task)
-
-    return read_both
-
-
-BIOGRAPHIES = _table("hard_text", "profession", "gender")
+BIOS, AMAZON = "LabHC/bias_in_bios", "canrager/amazon_reviews_mcauley_1and5"
+BY_GENDER = ("hard_text", "profession", "gender")
+HUB_DATASETS = {
+    "bias_in_bios_class_set1": HubDataset(BIOS, ("0", "1", "2", "6", "9"), BY_GENDER),
+    "bias_in_bios_class_set2": HubDataset(BIOS, ("11", "13", "14", "18", "19"), BY_GENDER),
+    "bias_in_bios_class_set3": HubDataset(BIOS, ("20", "21", "22", "25", "26"), BY_GENDER),
+    "amazon_reviews": HubDataset(AMAZON, ("1", "2", "3", "5", "6"), ("text", "category", "rating")),
+    "amazon_reviews_sentiment": HubDataset(AMAZON, ("1.0", "5.0"), ("text", "rating")),
+    "github-code": HubDataset("codeparrot/github-code", ("C", "Python", "HTML", "Java", "PHP")),
+    "ag_news": HubDataset("fancyzhx/ag_news", ("0", "1", "2", "3"), ("text", "label")),
+    "europarl": HubDataset("Helsinki-NLP/europarl", ("en", "fr", "de", "es", "nl")),
+}
 LANGUAGE_PAIRS = {"en": "en-fr", "fr": "fr-it", "de": "de-en", "es": "es-fr", "nl": "nl-pt"}
-
-
-def _europarl(load: Load, dataset: HubDataset, config: ProbingConfig) -> tuple[Classes, Classes]:
-    needed = (config.train_per_task + config.test_per_task) // 2
-    found: Classes = {}
-    for language in dataset.classes:
-        revision = config.revisions.get(dataset.repository)
-        rows = load(dataset.repository, LANGUAGE_PAIRS[language], split="train", streaming=True, revision=revision)
-        found[language] = [row["translation"][language] for row in islice(rows, needed + 1)]
-    return shuffled_split(dataset.repository, found, config)
-
-
 # From the dataset's own loading script; SAEBench skips what is likely a licence: 50 tokens of three characters,
 # in files that hold a context of 128 such tokens beyond it.
 EXTENSIONS = {
@@ -156,20 +73,87 @@ LICENCE_CHARACTERS = 150
 CONTEXT_CHARACTERS = 384
 
 
-def _github_code(load: Load, dataset: HubDataset, config: ProbingConfig) -> tuple[Classes, Classes]:
-    revision = config.revisions.get(dataset.repository) or "main"
-    files = f"hf://datasets/{dataset.repository}@{revision}/data/train-*.parquet"
-    rows = load("parquet", data_files=files, split="train", streaming=True)
-    needed = (config.train_per_task + config.test_per_task) // 2
-    found: Classes = {language: [] for language in dataset.classes}
+def hub_texts(name: str, config: ProbingConfig, load: Load | None = None) -> tuple[Classes, Classes]:
+    """Training and test texts by class of one of `HUB_DATASETS`; a class has half of `train_per_task` and of
+    `test_per_task`.
+
+    Raises ArtifactError: the dataset cannot be read, or a class has too few texts.
+    """
+    repository, classes, columns = HUB_DATASETS[name]
+    if columns:
+        tables = hub_tables(repository, columns, config, load)
+        return _drawn(repository, tables, classes, columns, config)
+    needed = (config.train_per_task + config.test_per_task) // 2 + 1
+    with _reading(repository, config, load) as (load, revision):
+        if name == "europarl":
+            found: Classes = {}
+            for language in classes:
+                rows = load(repository, LANGUAGE_PAIRS[language], split="train", streaming=True, revision=revision)
+                found[language] = [row["translation"][language] for row in islice(rows, needed)]
+        else:
+            files = f"hf://datasets/{repository}@{revision or 'main'}/data/train-*.parquet"
+            found = _code(load("parquet", data_files=files, split="train", streaming=True), classes, needed)
+    return shuffled_split(repository, found, config)
+
+
+@contextmanager
+def _reading(repository: str, config: ProbingConfig, load: Load | None) -> Iterator[tuple[Load, str | None]]:
+    """What loads a dataset, and its revision; whatever goes wrong is told in one line."""
+    import datasets  # half a second to import, so only where text is read
+
+    revision = config.revisions.get(repository)
+    with hub.reading(repository, revision, hub.PROBING):
+        yield load or datasets.load_dataset, revision
+
+
+def hub_tables(repository: str, columns: Sequence[str], config: ProbingConfig, load: Load | None) -> list[pd.DataFrame]:
+    """These columns of a dataset's training and test table. Raises ArtifactError: it cannot be read."""
+    with _reading(repository, config, load) as (load, revision):
+        splits = load(repository, revision=revision)
+        return [splits[split].select_columns([*columns]).to_pandas() for split in ("train", "test")]
+
+
+def _code(rows: Iterable[dict[str, Any]], languages: Sequence[str], needed: int) -> Classes:
+    """The first programs of each language, at least as many as are needed where there are."""
+    found: Classes = {language: [] for language in languages}
     for row in rows:
         language = next((name for name in found if row["path"].endswith(EXTENSIONS[name])), None)
         if language is None or len(row["content"]) <= LICENCE_CHARACTERS + CONTEXT_CHARACTERS:
             continue
         found[language].append(row["content"][LICENCE_CHARACTERS:])
-        if all(len(texts) > needed for texts in found.values()):
+        if all(len(texts) >= needed for texts in found.values()):
             break
-    return shuffled_split(dataset.repository, found, config)
+    return found
+
+
+def _drawn(
+    where: str, tables: Sequence[pd.DataFrame], classes: Sequence[str], columns: Sequence[str], config: ProbingConfig
+) -> tuple[Classes, Classes]:
+    """Texts of each class of a training and a test table; `columns` as of `HubDataset`.
+
+    Source: SAEBench 0.6.0, `gather_dataset_from_df`, `get_balanced_dataset`, `get_balanced_amazon_sentiment_dataset`.
+
+    Raises ArtifactError: a class has too few texts.
+    """
+    text, label, *other = columns
+
+    def of_class(table: pd.DataFrame, name: str, size: int, what: str) -> list[str]:
+        rows = table[table[label].astype(str) == name]
+        parts = {what: rows}
+        if other:
+            parts = {f"{what} with {other[0]} {value}": group for value, group in rows.groupby(other[0])}
+            require(len(parts), 2, f"{what}, values of {other[0]}")
+            size //= 2
+        for of, part in parts.items():
+            require(len(part), size, of)
+        return [each for part in parts.values() for each in part[text].sample(n=size, random_state=config.seed)]
+
+    sizes = {"train": config.train_per_task // 2, "test": config.test_per_task // 2}
+    train, test = (
+        {name: of_class(table, name, size, f"{where}, {split} texts, class {name}") for name in classes}
+        for table, (split, size) in zip(tables, sizes.items(), strict=True)
+    )
+    return train, test
 
 
 def shuffled_split(where: str, classes: Classes, config: ProbingConfig) -> tuple[Classes, Classes]:
@@ -190,35 +174,33 @@ def shuffled_split(where: str, classes: Classes, config: ProbingConfig) -> tuple
     return train, test
 
 
-HUB_DATASETS = {
-    "bias_in_bios_class_set1": HubDataset("LabHC/bias_in_bios", ("0", "1", "2", "6", "9"), BIOGRAPHIES),
-    "bias_in_bios_class_set2": HubDataset("LabHC/bias_in_bios", ("11", "13", "14", "18", "19"), BIOGRAPHIES),
-    "bias_in_bios_class_set3": HubDataset("LabHC/bias_in_bios", ("20", "21", "22", "25", "26"), BIOGRAPHIES),
-    "amazon_reviews": HubDataset(
-        "canrager/amazon_reviews_mcauley_1and5", ("1", "2", "3", "5", "6"), _table("text", "category", "rating")
-    ),
-    "amazon_reviews_sentiment": HubDataset(
-        "canrager/amazon_reviews_mcauley_1and5", ("1.0", "5.0"), _table("text", "rating")
-    ),
-    "github-code": HubDataset("codeparrot/github-code", ("C", "Python", "HTML", "Java", "PHP"), _github_code),
-    "ag_news": HubDataset("fancyzhx/ag_news", ("0", "1", "2", "3"), _table("text", "label")),
-    "europarl": HubDataset("Helsinki-NLP/europarl", ("en", "fr", "de", "es", "nl"), _europarl),
-}
+def file_texts(name: str, files: LabelledFiles, config: ProbingConfig) -> tuple[Classes, Classes]:
+    """Training and test texts by class from local files; each class of the training file is one.
 
-
-def hub_texts(name: str, config: ProbingConfig, load: Load | None = None) -> tuple[Classes, Classes]:
-    """Training and test texts by class of one of `HUB_DATASETS`; a class has half of `train_per_task` and of
-    `test_per_task`.
-
-    `load`: `datasets.load_dataset` unless something else is to be read in its place.
-
-    Raises ArtifactError: the dataset cannot be read, or a class has too few texts.
+    Raises ArtifactError: a file that is missing or cannot be read, a column that is not there, a class with too few
+    texts.
     """
-    import datasets  # half a second to import, so only where text is read
+    train = _read_file(name, files.train, files)
+    labels = sorted(train["label"].unique())
+    if files.test is None:
+        of_label = {label: train["text"][train["label"] == label].tolist() for label in labels}
+        return shuffled_split(name, of_label, config)
+    return _drawn(name, [train, _read_file(name, files.test, files)], labels, ("text", "label"), config)
 
-    dataset = HUB_DATASETS[name]
-    with hub.reading(dataset.repository, config.revisions.get(dataset.repository), hub.PROBING):
-        return dataset.read(load or datasets.load_dataset, dataset, config)
+
+def _read_file(name: str, path: str, files: LabelledFiles) -> pd.DataFrame:
+    """The rows that have both a text and a label, which is kept as it is written: an integer beside a null too."""
+    where = f"probing.files.{name}"
+    (file,) = text_files([path], where)
+    texts = Texts(file_rows(file, where), files.text, where)
+    rows = [(text, row.get(files.label)) for row, text in texts]
+    labelled = [(text, str(label)) for text, label in rows if text and label is not None]
+    if rows and all(label is None for _, label in rows):
+        has = ", ".join(next(file_rows(file, where)))
+        raise ArtifactError(f"{where}: {path} has no column '{files.label}' with labels; it has {has}")
+    if left_out := len(rows) - len(labelled):
+        warnings.warn(f"{where}: {left_out:,} of {len(rows):,} rows of {path} lack a text or a label", stacklevel=2)
+    return pd.DataFrame(labelled, columns=["text", "label"])
 
 
 def known_datasets(config: ProbingConfig) -> tuple[str, ...]:

@@ -1,18 +1,13 @@
 """35 binary tasks on the packaged corpus, so that sparse probing needs no download.
 
 A text is a stretch of `context - 1` consecutive tokens of a held-out document, so every text has the same length and no
-label can be read from it. Training and test texts come from different documents. Every label is decided on the
-text as it is shown, except package and kind, which the document carries. Six datasets:
+label can be read from it. Training and test texts come from different documents. Six datasets:
 
 - **package** (up to eleven tasks): which package a text documents, each of the eleven that have the most text
   against the others, evenly;
 - **kind** (up to three): whether a text opens the documentation of a function, a class or a module;
-- **layout** (six): what a line of the text looks like;
-- **markup** (five): reStructuredText in the text;
-- **values** (five): literals of the programming language;
-- **wording** (five): words of the running text.
-
-A task of the last four is "the text has it" against "it has not" (`PATTERNS`).
+- **layout** (six), **markup** (five), **values** (five) and **wording** (five): whether the text, as it is shown, has
+  what a pattern finds (`PATTERNS`).
 """
 
 import re
@@ -64,8 +59,7 @@ class Piece(NamedTuple):
     tokens: Tokens
     text: str
     package: str
-    kind: str | None
-    """None for a piece that does not open its document: nothing in it tells the kind."""
+    kind: str | None  # None where it does not open its document: nothing in it tells the kind
 
 
 def documentation_texts(
@@ -120,22 +114,20 @@ class Pieces:
 
     def by_class(self, column: str, most: int) -> list[LabelledTexts]:
         """The largest classes of a column, each a task; nothing where there are not two that are large enough."""
-        splits = self._classes(column)
         labels = self.largest(column, most)
         if len(labels) < 2:
             return []
-        of_train, of_test = (
+        train, test = (
             {label: self._pick(classes[label], size) for label in labels}
-            for classes, size in zip(splits, self.sizes, strict=True)
+            for classes, size in zip(self._classes(column), self.sizes, strict=True)
         )
-        return [LabelledTexts(column, of_train, of_test, labels)]
+        return [LabelledTexts(column, train, test, labels)]
 
     def largest(self, column: str, most: int) -> tuple[str, ...]:
         """The classes of a column that are large enough, those with the most training texts first."""
         train, test = self._classes(column)
-        largest = sorted(train, key=lambda label: (-len(train[label]), label))
-        enough = [label for label in largest if min(len(train[label]), len(test.get(label, ()))) >= self.smallest]
-        return tuple(enough[:most])
+        enough = [label for label in train if min(len(train[label]), len(test.get(label, ()))) >= self.smallest]
+        return tuple(sorted(enough, key=lambda label: (-len(train[label]), label))[:most])
 
     def _classes(self, column: str) -> list[dict[str, list[Tokens]]]:
         splits: list[dict[str, list[Tokens]]] = [{}, {}]

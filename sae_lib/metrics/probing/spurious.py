@@ -19,9 +19,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sae_lib.data import hub
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.datasets import Load, held_out_documents
+from sae_lib.metrics.probing.datasets import AMAZON, BIOS, Load, held_out_documents, hub_tables
 from sae_lib.metrics.probing.documentation import PATTERNS, Pieces
 from sae_lib.metrics.probing.tasks import ProbingTask, Tokens, require, tokenise
 
@@ -53,10 +52,10 @@ class HubPairs(NamedTuple):
 
 
 HUB_PAIRS = {
-    "LabHC/bias_in_bios": HubPairs(
+    BIOS: HubPairs(
         "hard_text", "profession", (("21", "13"), ("1", "11"), ("25", "22"), ("2", "26")), "gender", ("0", "1")
     ),
-    "canrager/amazon_reviews_mcauley_1and5": HubPairs(
+    AMAZON: HubPairs(
         "text", "category", (("24", "26"), ("30", "6"), ("18", "11"), ("3", "1")), "rating", ("1.0", "5.0")
     ),
 }
@@ -115,14 +114,9 @@ def _numbered(classes: Classes, number: dict[Tokens, int]) -> tuple[Int[Tensor, 
 
 
 def _on_hub(tokenizer: Any, config: ProbingConfig, load: Load | None) -> Iterator[Pair]:
-    import datasets  # half a second to import, so only where text is read
-
     for repository, columns in HUB_PAIRS.items():
         text, first, pairs, second, _ = columns
-        revision = config.revisions.get(repository)
-        with hub.reading(repository, revision, hub.PROBING):
-            splits = (load or datasets.load_dataset)(repository, revision=revision)
-            tables = [splits[split].select_columns([text, first, second]).to_pandas() for split in ("train", "test")]
+        tables = hub_tables(repository, (text, first, second), config, load)
         for pair in pairs:
             name = f"{repository}, {first} {pair[0]} or {pair[1]} by {second}"
             yield Pair(name, *(_hub_rows(table, columns, pair, tokenizer, config) for table in tables))
