@@ -1,15 +1,11 @@
 """The scores of the artifact, in the order in which they are computed: importing this registers them."""
 
-from sae_lib.metrics import reconstruction  # isort: split
-
-from sae_lib.metrics.absorption import score as absorption  # isort: split
-
-from sae_lib.metrics.absorption import null as null_absorption  # isort: split
-
-from sae_lib.metrics.stability import score as stability  # isort: split
-
-from sae_lib.metrics.probing import score as probing  # isort: split
-
+# isort: off
+from sae_lib.metrics import reconstruction
+from sae_lib.metrics.absorption import score as absorption
+from sae_lib.metrics.absorption import null as null_absorption
+from sae_lib.metrics.stability import score as stability
+from sae_lib.metrics.probing import score as probing
 from sae_lib.metrics import interpretation
 from sae_lib.metrics.registry import SCORES
 

@@ -88,51 +88,38 @@ class Questions:
 def carrier_test(
     sae: Autoencoder, lm: LanguageModel, reference: AbsorptionReference, config: AbsorptionConfig
 ) -> pd.DataFrame:
-    """One row for words of kind 'absorbed' (by the score *full*) and one for 'found', whose main latents fire: at most
-    `MOST` of each, drawn evenly from all.
-
-    named, random and direction are means over words of how much the logit of the word's letter falls, less the mean of
-    all letters' logits, where the residual stream x at the word loses
+    """A row for words that are 'absorbed' (by the score *full*) and one for those 'found', whose main latents fire: at
+    most `MOST` of each, drawn evenly. Columns, NaN without words, are means over words of how much the logit of the
+    letter falls, less the mean of all letters', where the residual stream x at the word loses
 
     - named: f_j d_j of the latent by which the word counts as absorbed; of a found word, those of its main latents
     - random: f_r d_r of another latent r that is on, no main latent; drawn per word, as large as it is
     - direction: (x . p) p, all that the probe reads; a latent may carry more, beside it
 
-    carried: the share of words in which 'named' costs more than 'random', and more than nothing; two latents that carry
-    nothing give at most 0.5. NaN without words.
+    and carried: the share of words in which 'named' costs more than 'random', and more than nothing; two latents that
+    carry nothing give at most 0.5.
 
     Raises ArtifactError: two letters' answers begin with the same token.
     """
     questions, mains = Questions.of_scored(lm, reference, config), main_latents(sae, reference, config)
     letters, labels, x = letters_of(sae, reference, mains), reference.scored_labels, reference.scored_activations
     here = torch.isin(labels, torch.tensor([*mains], dtype=torch.long)).nonzero().flatten()
+    kinds = [torch.empty(0, 2, dtype=torch.bool)]
+    for words in here.split(ROWS):
+        letter, f = labels[words].to(sae.device), unit_latents(sae, x[words])
+        absorbed = score_words_of_letters(x[words].to(sae.device), f, letter, letters, config).full
+        found = ((f >= config.silent_below) & letters.is_main[letter]).any(dim=1)
+        kinds.append(torch.stack([absorbed, found], dim=1).cpu())
     generator, rows = torch.Generator().manual_seed(SEED), []
-    for kind, found in _kinds(sae, x[here], labels[here], letters, config).items():
-        chosen = here[found.nonzero().flatten()]
+    for kind, of_kind in zip(("absorbed", "found"), torch.cat(kinds).T, strict=True):
+        chosen = here[of_kind.nonzero().flatten()]
         chosen = chosen[torch.randperm(len(chosen), generator=generator)[:MOST]].sort().values
-        lost = _parts(sae, x[chosen], labels[chosen], letters, kind, generator)
+        lost = _parts(sae, x[chosen], labels[chosen].to(sae.device), letters, kind == "found", generator)
         falls = questions.of(chosen.to(lm.device)).falls([*lost.values()], config.lm_batch)
-        named, other = falls[:, 0], falls[:, 1]
-        carried = ((named > other) & (named > 0)).double().mean()
+        carried = ((falls[:, 0] > falls[:, 1]) & (falls[:, 0] > 0)).double().mean()
         means = dict(zip(lost, falls.double().mean(dim=0).tolist(), strict=True))
         rows.append({"kind": kind, "words": len(chosen), "carried": float(carried)} | means)
     return pd.DataFrame(rows, columns=[*COLUMNS])
-
-
-def _kinds(
-    sae: Autoencoder,
-    x: Float[Tensor, "word d_in"],
-    labels: Int[Tensor, " word"],
-    letters: Letters,
-    config: AbsorptionConfig,
-) -> dict[str, Tensor]:
-    """Which words are absorbed, and which found by a main latent."""
-    absorbed, found = [x.new_empty(0, dtype=torch.bool)], [x.new_empty(0, dtype=torch.bool)]
-    for rows, letter in zip(x.to(sae.device).split(ROWS), labels.to(sae.device).split(ROWS), strict=True):
-        f = unit_latents(sae, rows)
-        absorbed.append(score_words_of_letters(rows, f, letter, letters, config).full.cpu())
-        found.append(((f >= config.silent_below) & letters.is_main[letter]).any(dim=1).cpu())
-    return {"absorbed": torch.cat(absorbed), "found": torch.cat(found)}
 
 
 def _parts(
@@ -140,15 +127,14 @@ def _parts(
     x: Float[Tensor, "word d_in"],
     labels: Int[Tensor, " word"],
     letters: Letters,
-    kind: str,
+    found: bool,
     generator: torch.Generator,
 ) -> dict[str, Float[Tensor, "word d_in"]]:
     """What the residual stream loses."""
-    f, labels = unit_latents(sae, x), labels.to(sae.device)
-    rows = F.normalize(sae.W_dec.float(), dim=1)
+    f, rows = unit_latents(sae, x), F.normalize(sae.W_dec.float(), dim=1)
     main, p = letters.is_main[labels], letters.directions[labels]
     first = (f * letters.cosines[labels]).argmax(dim=1, keepdim=True)
-    named = main if kind == "found" else torch.zeros_like(main).scatter(1, first, True)
+    named = main if found else torch.zeros_like(main).scatter(1, first, True)
     others = (f > 0) & ~main & ~named
     weight = torch.where(others, torch.rand(f.shape, generator=generator).to(f.device), -1.0)
     other = torch.zeros_like(main).scatter(1, weight.argmax(dim=1, keepdim=True), True) & others

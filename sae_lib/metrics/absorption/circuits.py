@@ -1,8 +1,7 @@
 """Sparse feature circuits of the spelling task: which latents of a word the model's answer goes through.
 
-The nodes are the latents at the word, and the SAE's error. With x the residual stream there, x_mean its mean over
-words, and m the logit of the word's letter, less the mean of all letters' logits, a latent's effect is the integrated
-gradient
+With x the residual stream at the word, x_mean its mean over words, and m the logit of the word's letter, less the mean
+of all letters' logits, a latent's effect is the integrated gradient
 
     (f_i - f_i_mean) d_i . integral_0^1 grad m(x_mean + a (x - x_mean)) da
 
@@ -11,8 +10,7 @@ nodes is the n latents of the largest mean |effect| over some of its words, and 
 
     faithfulness = (m(circuit) - m(nothing)) / (m(everything) - m(nothing))
 
-where what is left out is at its mean over words; completeness asks the same of everything but the circuit: 0 where
-nothing that matters is outside.
+where what is left out is at its mean over words; of everything but the circuit it is 0 where nothing matters outside.
 
 Source: 2403.19647, at one layer.
 """
@@ -53,7 +51,7 @@ class CircuitReference:
     tried_on: Int[Tensor, " other_word"]
     """Words on which it is tried, `TRIED_ON` of each letter in the same order."""
     gradient: Float[Tensor, "word d_in"]
-    """Of the words `found_on`, the mean of grad m on the way from their mean."""
+    """Mean of grad m on the way to the words `found_on` from their mean."""
 
 
 def build_circuit_reference(

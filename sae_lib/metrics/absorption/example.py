@@ -27,18 +27,14 @@ class WordExample(NamedTuple):
 def explain_word(
     sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig, rows: int = 6
 ) -> WordExample:
-    """The evaluated word whose letter is absorbed most, by its fraction and then by what the absorbers carry.
-
-    An SAE without any absorption gives a word that scores 0. Symbols as in `score.score_words_of_letters`.
-
-    Raises ArtifactError: no letter counts, so no word is evaluated.
-    """
+    """The evaluated word whose letter is absorbed most, by its fraction and then by what the absorbers carry. Symbols as
+    in `score.score_words_of_letters`. Raises ArtifactError: no letter counts, so no word is evaluated."""
     mains, found = main_latents(sae, reference, config), []
     if not mains or not len(reference.scored):
         raise ArtifactError("absorption: the probe finds no letter in this language model, so no word is evaluated")
     letters = Letters(*(each.cpu() for each in letters_of(sae, reference, mains)))
     directions, cosines, _ = letters
-    for letter, (main, _) in mains.items():
+    for letter in mains:
         words = (reference.scored_labels == letter).nonzero().flatten()
         if len(words):
             x = reference.scored_activations[words]
@@ -46,29 +42,25 @@ def explain_word(
             scores = score_words_of_letters(x, f, reference.scored_labels[words], letters, config)
             ranks = list(zip(scores.fraction.tolist(), scores.unthresholded.tolist(), strict=True))
             top = max(range(len(ranks)), key=ranks.__getitem__)
-            found.append((ranks[top], letter, int(words[top]), x[top], f[top], main.cpu(), float(scores.full[top])))
-    (fraction, _), letter, word, x, f, main, full = max(found, key=lambda each: each[0])
+            found.append((ranks[top], letter, int(words[top]), x[top], f[top], float(scores.full[top])))
+    (fraction, _), letter, word, x, f, full = max(found, key=lambda each: each[0])
+    main = mains[letter][0].cpu()
     projection = f * cosines[letter]
     near = cosines[letter] >= config.fraction_min_cosine
     others = torch.where(near, projection, 0).clamp_min(0).index_fill(0, main, 0)
     absorbed, on_probe = float(others.topk(config.max_absorbing_latents).values.sum()), float(x @ directions[letter])
-    own = main.tolist()
     strongest = projection.topk(min(rows, len(projection))).indices.tolist()
-    shown = own + [latent for latent in strongest if latent not in own]
+    shown = [*dict.fromkeys([*main.tolist(), *strongest])]
     roles = ["can absorb" if close else "too far from the probe" for close in near[shown].tolist()]
     table = pd.DataFrame(
         {
-            "latent": shown,
-            "role": ["the letter's own"] * len(own) + roles[len(own) :],
+            "role": ["the letter's own"] * len(main) + roles[len(main) :],
             "activation": f[shown].tolist(),
             "cosine with the probe": cosines[letter][shown].tolist(),
             "activation × cosine": projection[shown].tolist(),
-        }
+        },
+        index=pd.Index(shown, name="latent"),
     )
     numbers = {"P": on_probe, "M": float(projection[main].sum()), "T": absorbed, "T / P": absorbed / on_probe}
-    return WordExample(
-        word=reference.test_words[int(reference.scored[word])],
-        letter=LETTERS[letter].upper(),
-        numbers=numbers | {"fraction": fraction, "full": full},
-        latents=table.set_index("latent").round(3),
-    )
+    text, numbers = reference.test_words[int(reference.scored[word])], numbers | {"fraction": fraction, "full": full}
+    return WordExample(text, LETTERS[letter].upper(), numbers, table.round(3))

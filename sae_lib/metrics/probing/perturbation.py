@@ -12,8 +12,8 @@ A is the accuracy, on texts labelled by one attribute, of a probe that learned f
 goes along with it; A_ablated without the latents of the other attribute's probe; A_clean that of a probe that learned
 where it does not. Of the two attributes it is the one with the lower A.
 
-Both only rank what is shown beside each other with care: on data with known features TPP falls while SAEs are trained,
-and SCR goes against the truth for large N (2605.18229). So untrained SAEs stand in the table, and it decides nothing.
+Both are to be read with care: on data with known features TPP falls while SAEs are trained, and SCR goes against the
+truth for large N (2605.18229). So untrained SAEs stand in the table, and it decides nothing.
 
 Source: 2411.18895; SAEBench 0.6.0, `scr_and_tpp`.
 """
@@ -50,9 +50,8 @@ def perturbation(
     sae: Autoencoder, parts: Sequence[ProbingPart], spurious: ProbingPart, config: ProbingConfig
 ) -> pd.DataFrame:
     """One row for each N of `NS` that the SAE has latents for: n, tpp, intended and unintended (the two losses whose
-    difference it is) and scr, each the mean over datasets or pairs; NaN where there is none.
-
-    `parts`: the reference of sparse probing; `spurious`: that of the confounded pairs.
+    difference it is) and scr, each the mean over datasets or pairs; NaN where there is none. `parts` is the reference
+    of sparse probing, `spurious` that of the confounded pairs.
 
     Raises ArtifactError: the SAE has another width than the residual stream, or gives NaN or infinite latents.
     """
@@ -69,22 +68,16 @@ def perturbation(
 
 
 class Texts:
-    """Means over each text's tokens: of the residual stream, and of what latents write."""
-
-    residual: Float[Tensor, "text d_in"]
-    latents: Float[Tensor, "text d_sae"]
-    """As with decoder rows of unit norm."""
-    directions: Float[Tensor, "d_sae d_in"]
+    """Means over each text's tokens: of the residual stream, and of the latents as with decoder rows of unit norm."""
 
     def __init__(self, sae: Autoencoder, part: ProbingPart) -> None:
-        cpu = torch.device("cpu")
-        self.residual = part.means(lambda rows: rows, cpu)
-        self.latents = part.means(lambda rows: unit_latents(sae, rows), sae.device)
-        self.directions = torch.nn.functional.normalize(sae.W_dec.float(), dim=1).cpu()
+        self.residual = part.means(lambda rows: rows, torch.device("cpu"))  # [text, d_in]
+        self.latents = part.means(lambda rows: unit_latents(sae, rows), sae.device)  # [text, d_sae]
+        self.directions = torch.nn.functional.normalize(sae.W_dec.float(), dim=1).cpu()  # [d_sae, d_in]
 
     def strongest(self, task: ProbingTask, probe: LinearProbes, most: int, *, signed: bool) -> Int[Tensor, " latent"]:
-        """The latents of the largest effect on the probe, the largest first. Only those whose effect is above 0:
-        SAEBench fills up with any whose effect is 0."""
+        """The latents of the largest effect on the probe, the largest first; only those whose effect is above 0, where
+        SAEBench fills up with others."""
         f = self.latents[task.train]
         difference = f[task.train_labels].mean(dim=0) - f[~task.train_labels].mean(dim=0)
         reads = self.directions @ probe.weight[0]
@@ -94,8 +87,8 @@ class Texts:
     def accuracies(
         self, task: ProbingTask, probe: LinearProbes, ablated: Int[Tensor, " latent"], ns: Sequence[int]
     ) -> Float[Tensor, " n_and_none"]:
-        """Test accuracy of a probe on a task's labels: as it is, and without the first n of `ablated` for each n. What
-        the SAE does not reconstruct stays."""
+        """Test accuracy of a probe as it is, and without the first n of `ablated` for each n; what the SAE does not
+        reconstruct stays."""
         logits = probe.logits(self.residual[task.test])
         writes = self.latents[task.test][:, ablated] * (self.directions[ablated] @ probe.weight[0])
         lost = torch.cat([torch.zeros_like(logits), writes.cumsum(dim=1)], dim=1)
