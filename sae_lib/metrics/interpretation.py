@@ -20,14 +20,13 @@ import json
 import math
 import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -46,8 +45,6 @@ TIMEOUT = 120  # seconds for one answer
 
 
 class InterpretationConfig(Strict):
-    """Settings of the metric."""
-
     latents: int = Field(50, ge=1)
     """Latents that are interpreted, drawn from those that fire in enough windows and are silent in enough."""
     examples: int = Field(5, ge=1)
@@ -65,8 +62,6 @@ class InterpretationConfig(Strict):
 
 
 class Windows(NamedTuple):
-    """Stretches of text, and the residual stream at each token."""
-
     tokens: Int[Tensor, "window token"]
     residual: Float[Tensor, "window token d_in"]
 
@@ -80,10 +75,8 @@ class Tested(NamedTuple):
 
 
 def read_windows(lm: LanguageModel, contexts: Int[Tensor, "context position"], config: InterpretationConfig) -> Windows:
-    """All whole windows of the contexts without their first token, BOS, each read in its context.
-
-    Raises ArtifactError: contexts are shorter than a window.
-    """
+    """All whole windows of the contexts without their first token, BOS, each read in its context. Raises ArtifactError:
+    contexts are shorter than a window."""
     each = (contexts.shape[1] - 1) // config.window
     if each < 1:
         raise ArtifactError(
@@ -96,8 +89,8 @@ def read_windows(lm: LanguageModel, contexts: Int[Tensor, "context position"], c
 
 @torch.no_grad()
 def interpret(sae: Autoencoder, lm: LanguageModel, windows: Windows, config: InterpretationConfig) -> dict[str, float]:
-    """interpretation_surprisal and interpretation_embedding, means over latents; with a judge interpretation_detection
-    and interpretation_fuzzing too; interpretation_latents, how many there were. NaN where there is no latent.
+    """interpretation_surprisal and interpretation_embedding, means over latents, with a judge interpretation_detection
+    and interpretation_fuzzing too (NaN without latents); interpretation_latents, how many there were.
 
     Raises ArtifactError: the SAE has another width than the windows, gives NaN or infinite latents, or the judge gives
     no answer.
@@ -111,15 +104,14 @@ def interpret(sae: Autoencoder, lm: LanguageModel, windows: Windows, config: Int
     texts = F.normalize(texts - texts.mean(dim=0), dim=1)
     plain = log_likelihoods(lm, [windows.tokens[:0]], windows.tokens, config.lm_batch)
     scores: dict[str, list[float]] = {"surprisal": [], "embedding": []}
-    for latent, (examples, fires, silent) in chosen.items():
+    for latent, of in chosen.items():
+        examples, fires, silent = of
         tested, labels = torch.cat([fires, silent]), [1] * len(fires) + [0] * len(silent)
         given = log_likelihoods(lm, windows.tokens[examples].split(1), windows.tokens[tested], config.lm_batch)
         scores["surprisal"].append(roc_auc_score(labels, given - plain[tested]))
         scores["embedding"].append(roc_auc_score(labels, texts[tested] @ texts[examples].mean(dim=0)))
         if config.judge:
-            for name, share in ask_judge(
-                lm, windows, active[:, :, latent] > 0, Tested(examples, fires, silent), config
-            ).items():
+            for name, share in ask_judge(lm, windows, active[:, :, latent] > 0, of, config).items():
                 scores.setdefault(name, []).append(share)
     means = {
         f"interpretation_{name}": float(np.mean(values)) if values else math.nan for name, values in scores.items()
@@ -160,54 +152,51 @@ def log_likelihoods(
     return torch.cat(found).view(len(texts), -1).mean(dim=1)
 
 
+QUESTIONS = {"detection": "Does this text have it?", "fuzzing": "Are exactly the marked parts of this text it?"}
+
+
 def ask_judge(
-    lm: LanguageModel, windows: Windows, marks: Tensor, of: Tested, config: InterpretationConfig
+    lm: LanguageModel, windows: Windows, marks: Bool[Tensor, "window token"], of: Tested, config: InterpretationConfig
 ) -> dict[str, float]:
-    """Shares of right answers. `marks`: `[window, token]`, where the latent fires."""
+    """Shares of right answers; `marks` says where the latent fires."""
     generator = torch.Generator().manual_seed(config.seed)
 
-    def text(window: int, marked: Tensor | None = None) -> str:
-        pieces = [str(lm.tokenizer.decode([token])) for token in windows.tokens[window].tolist()]
-        marked = torch.zeros(len(pieces), dtype=torch.bool) if marked is None else marked
+    def text(window: int, marked: Tensor) -> str:
+        pieces = (str(lm.tokenizer.decode([token])) for token in windows.tokens[window].tolist())
         return "".join(f"<<{piece}>>" if mark else piece for piece, mark in zip(pieces, marked.tolist(), strict=True))
 
     def elsewhere(window: int) -> Tensor:
         return marks[window][torch.randperm(marks.shape[1], generator=generator)]
 
+    none, fires, silent = torch.zeros_like(marks[0]), of.fires.tolist(), of.silent.tolist()
     shown = "\n".join(f"- {text(i, marks[i])!r}" for i in of.examples.tolist())
-    explanation = chat(
-        config,
-        f"A feature of a language model fires on the text between << and >>:\n{shown}\nIn one line, what is it?",
-    )
-    detection = [(text(i), True) for i in of.fires.tolist()] + [(text(i), False) for i in of.silent.tolist()]
-    fuzzing = [(text(i, marks[i]), True) for i in of.fires.tolist()]
-    fuzzing += [(text(i, elsewhere(i)), False) for i in of.fires.tolist()]
-    questions = {"detection": "Does this text have it?", "fuzzing": "Are exactly the marked parts of this text it?"}
-    shares = {}
-    for (name, question), cases in zip(questions.items(), (detection, fuzzing), strict=True):
-        answers = [
-            chat(config, f"A feature: {explanation}\n{question} Answer yes or no.\n{case!r}") for case, _ in cases
-        ]
-        said = [bool(re.match(r"\W*yes", answer, re.IGNORECASE)) for answer in answers]
-        shares[name] = float(np.mean([said == truth for said, (_, truth) in zip(said, cases, strict=True)]))
-    return shares
+    fires_on = f"A feature of a language model fires on the text between << and >>:\n{shown}\nIn one line, what is it?"
+    explanation = chat(config, fires_on)
+    cases = {
+        "detection": [(text(i, none), True) for i in fires] + [(text(i, none), False) for i in silent],
+        "fuzzing": [(text(i, marks[i]), True) for i in fires] + [(text(i, elsewhere(i)), False) for i in fires],
+    }
+
+    def fits(name: str, case: str) -> bool:
+        asked = f"A feature: {explanation}\n{QUESTIONS[name]} Answer yes or no.\n{case!r}"
+        return bool(re.match(r"\W*yes", chat(config, asked), re.IGNORECASE))
+
+    return {
+        name: float(np.mean([fits(name, case) == truth for case, truth in of_kind])) for name, of_kind in cases.items()
+    }
 
 
 def chat(config: InterpretationConfig, prompt: str) -> str:
     """The judge's answer. Raises ArtifactError: there is none."""
-    body: dict[str, Any] = {
-        "model": config.judge_model,
-        "messages": [{"role": "user", "content": prompt}],
-        "temperature": 0,
-    }
+    messages = [{"role": "user", "content": prompt}]
+    body = json.dumps({"model": config.judge_model, "messages": messages, "temperature": 0}).encode()
     key = os.environ.get(KEY_VARIABLE)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     address = f"{str(config.judge).rstrip('/')}/chat/completions"
     if not address.startswith(("http://", "https://")):
         raise ArtifactError(f"interpretation.judge: {config.judge} is no address; it begins with http:// or https://")
     try:
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(urllib.request.Request(address, body, headers), timeout=TIMEOUT) as answer:
             return str(json.load(answer)["choices"][0]["message"]["content"])
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ArtifactError(

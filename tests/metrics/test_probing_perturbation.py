@@ -168,11 +168,10 @@ def test_pairs_on_the_packaged_corpus(tokenizer: Any, monkeypatch: pytest.Monkey
 def test_pairs_of_the_hub(tokenizer: Any):
     """Eight pairs; labels are the columns' values; without a table's surplus."""
     tables = {}
-    for repository, columns in HUB_PAIRS.items():
-        values = [value for pair in columns.pairs for value in pair]
+    for repository, ((text, first, second), pairs, values) in HUB_PAIRS.items():
         tables[repository] = pd.DataFrame(
-            {columns.text: f"{one} {two} {i}", columns.first: one, columns.second: two}
-            for i, one, two in product(range(9), values, columns.values)
+            {text: f"{one} {two} {i}", first: one, second: two}
+            for i, one, two in product(range(9), [value for pair in pairs for value in pair], values)
         )
 
     class Split:

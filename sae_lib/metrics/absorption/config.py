@@ -15,8 +15,6 @@ _SCORING_FIELDS = {
 
 
 class AbsorptionConfig(Strict):
-    """Configuration of first-letter absorption."""
-
     max_words: int | None = Field(default=None, gt=0)
     """At most this many words, taken evenly over the letters; None takes the whole vocabulary, as SAEBench does."""
     train_fraction: float = Field(default=0.8, gt=0, lt=1)
@@ -33,7 +31,7 @@ class AbsorptionConfig(Strict):
     """Prompts in one forward pass of the language model."""
 
     probe_epochs: int = Field(default=50, gt=0)
-    """Passes over the training words, for the ground-truth probe and for the k-sparse probes alike."""
+    """Passes over the training words, for the ground-truth probe and the k-sparse probes."""
     probe_batch: int = Field(default=64, gt=0)
     """Words in a step of the ground-truth probe."""
     probe_learning_rate: float = Field(default=0.01, gt=0)
@@ -48,15 +46,15 @@ class AbsorptionConfig(Strict):
     sparse_batch: int = Field(default=4096, gt=0)
     """Words in a step of the sparse probe over latents, at most."""
     sparse_min_steps: int = Field(default=32, gt=0)
-    """Steps an epoch of the sparse probe has at least. SAEBench has no such floor: on a vocabulary of a few thousand
-    words its single step an epoch leaves the probe untrained and inflates absorption, and with 8 the probe's own
-    seed still moves a score by a third. A vocabulary of 130,000 words has 32 of SAEBench's batches."""
+    """Steps an epoch of the sparse probe has at least, as of SAEBench's batches of a vocabulary of 130,000 words.
+    SAEBench has no such floor: on a few thousand words its single step an epoch leaves the probe untrained and inflates
+    absorption, and with 8 the probe's own seed still moves a score by a third."""
     sparse_weight_decay: float = Field(default=1e-6, ge=0)
     sparse_l1: float = Field(default=0.01, ge=0)
     """Weight of the mean over letters of the L1 norm of the sparse probe's weights."""
     latent_bytes: int = Field(default=2**31, gt=0)
-    """The training words' latents are kept in memory up to this size, of as many SAEs at once as fit; those of a
-    single SAE above it are encoded again at each step."""
+    """Up to this size the training words' latents are kept in memory, of as many SAEs as fit; above it those of one
+    SAE are encoded again at each step."""
     k_max: int = Field(default=10, gt=0)
     """Largest number of latents that may stand for one letter together."""
     f1_jump: float = Field(default=0.03, ge=0)
@@ -64,15 +62,15 @@ class AbsorptionConfig(Strict):
     logistic_max_iter: int = Field(default=500, gt=0)
 
     fraction_min_cosine: float = 0.1
-    """Absorption fraction: decoder cosine with the probe from which a latent can be an absorber."""
+    """*fraction*: decoder cosine with the probe from which a latent can be an absorber."""
     full_min_cosine: float = 0.025
-    """Full absorption: the same for the one latent that projects most on the probe."""
+    """*full*: the same for the one latent that projects most on the probe."""
     min_projection_share: float = 0.4
     """Both: share of the residual stream's projection on the probe that the absorbers must carry."""
     max_absorbing_latents: int = Field(default=3, gt=0)
-    """Absorption fraction: this many absorbers are added up."""
+    """*fraction*: so many absorbers are added up."""
     silent_below: float = 1e-8
-    """Full absorption: an activation below this is silent."""
+    """*full*: an activation below this is silent."""
 
     def reference_fields(self) -> dict[str, Any]:
         """The fields that a language model's reference depends on."""

@@ -27,8 +27,8 @@ class WordExample(NamedTuple):
 def explain_word(
     sae: Autoencoder, reference: AbsorptionReference, config: AbsorptionConfig, rows: int = 6
 ) -> WordExample:
-    """The evaluated word whose letter is absorbed most, by its fraction and then by what the absorbers carry. Symbols as
-    in `score.score_words_of_letters`. Raises ArtifactError: no letter counts, so no word is evaluated."""
+    """The evaluated word whose letter is absorbed most, by its fraction and then by what the absorbers carry; symbols
+    as in `score.score_words_of_letters`. Raises ArtifactError: no letter counts, so no word is evaluated."""
     mains, found = main_latents(sae, reference, config), []
     if not mains or not len(reference.scored):
         raise ArtifactError("absorption: the probe finds no letter in this language model, so no word is evaluated")

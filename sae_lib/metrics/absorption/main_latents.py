@@ -27,10 +27,8 @@ _SPARSE_BELOW = 0.08
 
 @torch.no_grad()
 def unit_latents(sae: Autoencoder, rows: Float[Tensor, "row d_in"]) -> Float[Tensor, "row d_sae"]:
-    """Latents as they are when every decoder row has unit norm and its former norm is in the activation.
-
-    Raises ArtifactError: some latent is NaN or infinite.
-    """
+    """Latents as they are when every decoder row has unit norm and its former norm is in the activation. Raises
+    ArtifactError: some latent is NaN or infinite."""
     latents = sae.encode(rows.to(sae.device, sae.dtype)).float() * sae.W_dec.float().norm(dim=1)
     require_finite(latents)
     return latents
@@ -42,10 +40,8 @@ def latent_bytes(sae: Autoencoder, words: int) -> int:
 
 
 class WordLatents:
-    """Latents of words that are read in batches again and again; without `keep` they are encoded again each time.
-
-    `live`: latents that some word turns on; the others cannot change a logit.
-    """
+    """Latents of words that are read in batches again and again; without `keep` they are encoded again each time. Those
+    that some word turns on are `live`."""
 
     def __init__(self, sae: Autoencoder, activations: Float[Tensor, "word d_in"], keep: bool) -> None:
         self._sae, self._activations = sae, activations.to(sae.device)
@@ -101,51 +97,37 @@ def main_latents(sae: Autoencoder, reference: AbsorptionReference, config: Absor
 def main_latents_of_many(
     saes: Sequence[Autoencoder], reference: AbsorptionReference, config: AbsorptionConfig
 ) -> list[MainLatents]:
-    """`main_latents` of several SAEs on one device, whose sparse probes are trained together."""
-    counted = reference.counted(config.min_probe_f1)
+    """`main_latents` of several SAEs on one device. A letter's latents are ranked by their signed weights in sparse
+    probes of all letters and SAEs, which are trained together, without latents that no training word turns on: they
+    cannot change a logit, and the others get the same weights in less time."""
+    counted, words = reference.counted(config.min_probe_f1), len(reference.train_words)
     if not counted:
         return [{} for _ in saes]
-    words = len(reference.train_words)
     keep = sum(latent_bytes(sae, words) for sae in saes) <= config.latent_bytes
     latents = [WordLatents(sae, reference.train_activations, keep) for sae in saes]
+    initial = []
+    for sae, own in zip(saes, latents, strict=True):
+        weight, bias = (tensor.to(sae.device) for tensor in initial_probes(sae.d_sae, len(LETTERS), config.seed))
+        initial.append(LinearProbes(weight[:, own.live], bias))
+    probes = train_probes_together(
+        [own.rows for own in latents], reference.train_labels.to(saes[0].device), initial, epochs=config.probe_epochs,
+        batch=steps_batch(words, config.sparse_batch, config.sparse_min_steps),
+        learning_rate=config.probe_learning_rate, final_learning_rate=config.probe_final_learning_rate,
+        weight_decay=config.sparse_weight_decay, l1=config.sparse_l1, seed=config.seed,
+    )  # fmt: skip
     found: list[MainLatents] = []
-    for sae, own, ranking in zip(saes, latents, _rank_latents(saes, latents, reference, config), strict=True):
-        columns, slot = ranking[counted].unique(return_inverse=True)
+    for sae, own, probe in zip(saes, latents, probes, strict=True):
+        ranking = top_latents(probe.weight, own.live, min(config.k_max, sae.d_sae))[counted]
+        columns, slot = ranking.unique(return_inverse=True)
         train, test = own.columns(columns), latent_columns(sae, reference.test_activations, columns)
         mains: MainLatents = {}
-        for letter, best, places in zip(counted, ranking[counted], slot.cpu().numpy(), strict=True):
+        for letter, best, places in zip(counted, ranking, slot.cpu().numpy(), strict=True):
             train_truth, test_truth = (reference.train_labels == letter).numpy(), reference.test_labels == letter
             f1_by_k = sparse_f1(train[:, places], test[:, places], train_truth, test_truth, config.logistic_max_iter)
             accepted = accepted_f1(f1_by_k, config.f1_jump)
             mains[letter] = best[: len(accepted)], accepted
         found.append(mains)
     return found
-
-
-def _rank_latents(
-    saes: Sequence[Autoencoder],
-    latents: Sequence[WordLatents],
-    reference: AbsorptionReference,
-    config: AbsorptionConfig,
-) -> list[Int[Tensor, "letter k"]]:
-    """Each letter's latents by their signed weights in the sparse probes of all letters and SAEs. Latents that no
-    training word turns on are left out of the training: they cannot change a logit, and the others get the same
-    weights in less time."""
-    labels = reference.train_labels.to(saes[0].device)
-    initial = []
-    for sae, own in zip(saes, latents, strict=True):
-        weight, bias = (tensor.to(sae.device) for tensor in initial_probes(sae.d_sae, len(LETTERS), config.seed))
-        initial.append(LinearProbes(weight[:, own.live], bias))
-    probes = train_probes_together(
-        [own.rows for own in latents], labels, initial, epochs=config.probe_epochs,
-        batch=steps_batch(len(labels), config.sparse_batch, config.sparse_min_steps),
-        learning_rate=config.probe_learning_rate, final_learning_rate=config.probe_final_learning_rate,
-        weight_decay=config.sparse_weight_decay, l1=config.sparse_l1, seed=config.seed,
-    )  # fmt: skip
-    return [
-        top_latents(trained.weight, own.live, min(config.k_max, sae.d_sae))
-        for sae, own, trained in zip(saes, latents, probes, strict=True)
-    ]
 
 
 def steps_batch(rows: int, largest: int, min_steps: int) -> int:

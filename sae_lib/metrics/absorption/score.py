@@ -25,8 +25,6 @@ from sae_lib.util.memory import portions
 
 
 class WordScores(NamedTuple):
-    """Scores of words. `full` is a verdict, the others are shares between 0 and 1."""
-
     fraction: Float[Tensor, " word"]
     full: Bool[Tensor, " word"]
     unthresholded: Float[Tensor, " word"]
@@ -99,12 +97,11 @@ def evaluate_absorption(sae: Autoencoder, reference: AbsorptionReference, config
     the latents and the rule of `accepted_f1`; its words are the test words that the ground-truth probe finds, read in
     fresh prompts; its score is their mean.
 
-    Summary: absorption_fraction, absorption_full, absorption_unthresholded, num_split_features, main_latent_f1 and
-    main_latents_f1 are means over the letters that count (NaN if none does), `letters` is how many those are, `words`
-    their evaluated words, `probe_f1` the ground-truth probe's mean F1 over all letters that have test words. Table
-    `letters`: one row for each letter that counts; `k1_f1` is how well its best latent finds its test words, `main_f1`
-    how well its main latents do together: absorption of a letter whose latents find little says little. Kept:
-    `main_latents` of each letter that counts, the best first. Notes: which letters are missing, which words left out.
+    Table `letters`: one row for each letter that counts; `k1_f1` is how well its best latent finds its test words,
+    `main_f1` how well its main latents do together: absorption of a letter whose latents find little says little.
+    Summary: means over these (NaN without), k1_f1 and main_f1 as main_latent_f1 and main_latents_f1; `probe_f1`, over
+    all letters that have test words; how many `letters` and evaluated `words`. Kept: `main_latents` of each letter.
+    Notes: which letters are missing, which words left out.
 
     Raises ArtifactError: the SAE does not fit the reference, or gives NaN or infinite latents.
     """
@@ -119,10 +116,8 @@ def evaluate_absorption_many(
     chosen_on: AbsorptionReference | None = None,
 ) -> list[Measured]:
     """`evaluate_absorption` of several SAEs on one device: the numbers that each has alone. As many have their sparse
-    probes trained together as have their training words' latents fit into `config.latent_bytes`.
-
-    `chosen_on`: the words that main latents are chosen on; those of `reference` by default.
-    """
+    probes trained together as have their training words' latents fit into `config.latent_bytes`. Main latents are
+    chosen on the words of `chosen_on`, by default those of `reference`."""
     for number, sae in enumerate(saes):
         require_width(sae, reference.probe.weight.shape[1], name=f"sae {number + 1}" if len(saes) > 1 else "sae")
     notes, results = _notes(reference, config), []
@@ -177,11 +172,10 @@ def score_letters(
 
 def _summary(letters: pd.DataFrame, reference: AbsorptionReference) -> dict[str, float]:
     present = reference.test_labels.unique().tolist()
-    means = {name: name for name in letters if name.startswith("absorption_")} | {
-        "num_split_features": "num_split_features", "main_latent_f1": "k1_f1", "main_latents_f1": "main_f1",
-    }  # fmt: skip
+    named = letters.drop(columns=["letter", "probe_f1", "test_words", "true_positives"])
+    means = named.rename(columns={"k1_f1": "main_latent_f1", "main_f1": "main_latents_f1"})
     return {
-        **{name: float(letters[column].mean()) if len(letters) else math.nan for name, column in means.items()},
+        **{name: float(values.mean()) if len(letters) else math.nan for name, values in means.items()},
         "probe_f1": sum(reference.probe_f1[letter] for letter in present) / len(present) if present else math.nan,
         "letters": len(letters),
         "words": int(letters["true_positives"].sum()),

@@ -1,4 +1,4 @@
-"""Every number of sparse probing, by name. The defaults are those of SAEBench 0.6.0 unless they say otherwise."""
+"""Every number of sparse probing, by name. Defaults are those of SAEBench 0.6.0 unless they say otherwise."""
 
 from __future__ import annotations
 
@@ -33,15 +33,11 @@ class LabelledFiles(Strict):
     test: str | None = None
     """Texts to test on; None takes them from the training file, which is shuffled first."""
     text: str = "text"
-    """Column that holds the text."""
     label: str = "label"
-    """Column that holds the class: each class is one task, itself against all the others
-    (of two classes, the first against the second)."""
+    """Each class is one task, itself against all the others (of two classes, the first against the second)."""
 
 
 class ProbingConfig(Strict):
-    """Configuration of sparse probing."""
-
     source: Literal["documentation", "hub", "files"] = "hub"
     """`documentation`: the packaged corpus; `hub`: SAEBench's datasets; `files`: labelled local files."""
     datasets: tuple[str, ...] = ()
@@ -56,8 +52,8 @@ class ProbingConfig(Strict):
     test_per_task: int = Field(default=1000, ge=4, multiple_of=2)
     """Texts that it is tested on, half of them of each class."""
     min_per_class: int = Field(default=10, ge=2)
-    """For `documentation`, where a class that is too small makes a smaller task: the fewest training and test
-    texts of a class. A package or kind with fewer makes no task; a pattern with fewer is an error."""
+    """For `documentation`, where a small class makes a smaller task: the fewest training and test texts of a class. A
+    package or kind with fewer makes no task; a pattern with fewer is an error."""
     context: int = Field(default=128, ge=2)
     """A text is cut to so many tokens, BOS included."""
     seed: int = 42

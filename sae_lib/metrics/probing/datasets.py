@@ -48,12 +48,12 @@ class HubDataset(NamedTuple):
 
 
 BIOS, AMAZON = "LabHC/bias_in_bios", "canrager/amazon_reviews_mcauley_1and5"
-BY_GENDER = ("hard_text", "profession", "gender")
+BY_GENDER, BY_RATING = ("hard_text", "profession", "gender"), ("text", "category", "rating")
 HUB_DATASETS = {
     "bias_in_bios_class_set1": HubDataset(BIOS, ("0", "1", "2", "6", "9"), BY_GENDER),
     "bias_in_bios_class_set2": HubDataset(BIOS, ("11", "13", "14", "18", "19"), BY_GENDER),
     "bias_in_bios_class_set3": HubDataset(BIOS, ("20", "21", "22", "25", "26"), BY_GENDER),
-    "amazon_reviews": HubDataset(AMAZON, ("1", "2", "3", "5", "6"), ("text", "category", "rating")),
+    "amazon_reviews": HubDataset(AMAZON, ("1", "2", "3", "5", "6"), BY_RATING),
     "amazon_reviews_sentiment": HubDataset(AMAZON, ("1.0", "5.0"), ("text", "rating")),
     "github-code": HubDataset("codeparrot/github-code", ("C", "Python", "HTML", "Java", "PHP")),
     "ag_news": HubDataset("fancyzhx/ag_news", ("0", "1", "2", "3"), ("text", "label")),

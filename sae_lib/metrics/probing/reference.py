@@ -1,8 +1,8 @@
 """What sparse probing needs from the language model: computed once for a model, layer and configuration, kept on disk.
 
 The residual stream is kept at every token that is not special, in the language model's own dtype, for each distinct
-text once. At pocket scale that is 40 MB; SAEBench's 35 tasks at Gemma-2-2b's width are 11.5 M tokens and 53 GB in
-bfloat16, so each of the eight datasets has a file, which is mapped into memory and read a chunk at a time.
+text once. SAEBench's 35 tasks at Gemma-2-2b's width are 53 GB in bfloat16, so each of the eight datasets has a file,
+which is mapped into memory and read a chunk at a time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ProbingPart:
     """Texts that are encoded together, and the tasks on them: all of the packaged corpus, or one other dataset."""
 
     residual: Float[Tensor, "token d_in"]
-    """The residual stream at the tokens of text 0, then of text 1, ...; on the CPU, mapped from disk."""
+    """At the tokens of text 0, then of text 1, ...; on the CPU, mapped from disk."""
     lengths: Int[Tensor, " text"]
     """Tokens of each text that are not special."""
     tasks: list[ProbingTask]
@@ -51,8 +51,7 @@ class ProbingPart:
     """Test accuracy of each task's logistic regression on all residual dimensions."""
 
     def means(self, encode: Callable[[Tensor], Tensor], device: torch.device) -> Float[Tensor, "text dim"]:
-        """The mean of `encode(residual)` over the tokens of each text, float32, on the CPU; zeros for a text without
-        tokens."""
+        """The mean of `encode(residual)` over each text's tokens, on the CPU; zeros for a text without tokens."""
         ends = self.lengths.cumsum(0).tolist()
         means = []
         for texts in portions(self.lengths.tolist(), _ROWS[device.type]):
@@ -92,8 +91,7 @@ def build_probing_reference(
     folder: Path | str,
     cache: Path | None = None,
 ) -> list[ProbingPart]:
-    """Compute the reference of a language model, or read it from `folder` where it has been computed before: the parts,
-    in the order of their datasets.
+    """The parts, in the order of their datasets: computed, or read from `folder` where they have been before.
 
     For source `documentation`, `corpus` is the packaged corpus, whose held-out documents are probed, and `cache` where
     it is kept between calls.
@@ -117,10 +115,7 @@ def build_spurious_reference(
     folder: Path | str,
     cache: Path | None = None,
 ) -> ProbingPart:
-    """The same for pairs of attributes that a training set confounds (`spurious`); without tasks for source `files`.
-
-    Raises ArtifactError: as `spurious_tasks`.
-    """
+    """The same for pairs of attributes that a training set confounds (`spurious`); raises as `spurious_tasks`."""
 
     def compute() -> _Stored:
         return _encoded(lm, *spurious_tasks(lm.tokenizer, config, corpus, cache), config)

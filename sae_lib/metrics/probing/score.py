@@ -22,14 +22,11 @@ CHANCE = 0.5  # every task has as many positives as negatives
 def evaluate_probing(sae: Autoencoder, reference: Sequence[ProbingPart], config: ProbingConfig) -> Measured:
     """k-sparse probing of an SAE (higher is better), encoded on the device that holds it.
 
-    Latents, scaled as for decoder rows of unit norm, are averaged over the tokens of a text that are not special. For
-    each task the k latents with the largest |mean over positives - mean over negatives| of the training texts are read
-    by a logistic regression. The means of one part are held in memory: 4 bytes for each of its texts and latents.
-
-    All numbers are test accuracies between 0 and 1. Summary: probing_k<k> for each k of the configuration, probing_all
-    (all dimensions of the residual stream), each the mean over a dataset's tasks and then over datasets, and
-    probing_chance. Table `tasks`: one row for each task: dataset, task, k<k> ..., all, and how many texts it was
-    trained and tested on (train, test).
+    Latents, scaled as for decoder rows of unit norm, are averaged over the tokens of a text that are not special, and
+    those of a task's k best (`top_dimensions`) read by a logistic regression. All numbers are test accuracies. Summary:
+    probing_k<k> for each k of the configuration, probing_all (the whole residual stream), each the mean over a
+    dataset's tasks and then over datasets, and probing_chance. Table `tasks`: dataset, task, k<k> ..., all, and how
+    many texts a task is trained and tested on.
 
     Raises ArtifactError: the SAE has another width than the residual stream, or gives NaN or infinite latents.
 
@@ -41,20 +38,11 @@ def evaluate_probing(sae: Autoencoder, reference: Sequence[ProbingPart], config:
     for part in reference:
         means = part.means(lambda residual: sae.encode(residual.to(sae.dtype)), sae.device) * norms
         require_finite(means)
-        for task, residual_accuracy in zip(part.tasks, part.residual_accuracy, strict=True):
-            accuracies = sparse_accuracies(means, task, config.ks, config.max_iter)
-            rows.append(
-                {
-                    "dataset": task.dataset,
-                    "task": task.name,
-                    **{f"k{k}": accuracy for k, accuracy in zip(config.ks, accuracies, strict=True)},
-                    "all": residual_accuracy,
-                    "train": len(task.train),
-                    "test": len(task.test),
-                }
-            )
-    tasks = pd.DataFrame(rows)
+        for task, of_residual in zip(part.tasks, part.residual_accuracy, strict=True):
+            accuracies = [*sparse_accuracies(means, task, config.ks, config.max_iter), of_residual]
+            rows.append([task.dataset, task.name, *accuracies, len(task.train), len(task.test)])
     columns = [*(f"k{k}" for k in config.ks), "all"]
+    tasks = pd.DataFrame(rows, columns=["dataset", "task", *columns, "train", "test"])
     means_of = tasks.groupby("dataset")[columns].mean().mean()
     summary = {f"probing_{column}": float(means_of[column]) for column in columns}
     return Measured({**summary, "probing_chance": CHANCE}, {"tasks": tasks})

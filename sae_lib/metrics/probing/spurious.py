@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.datasets import AMAZON, BIOS, Load, held_out_documents, hub_tables
+from sae_lib.metrics.probing.datasets import AMAZON, BIOS, BY_GENDER, BY_RATING, Load, held_out_documents, hub_tables
 from sae_lib.metrics.probing.documentation import PATTERNS, Pieces
 from sae_lib.metrics.probing.tasks import ProbingTask, Tokens, require, tokenise
 
@@ -41,23 +41,11 @@ class Pair(NamedTuple):
     test: list[Row]
 
 
-class HubPairs(NamedTuple):
-    """Where SAEBench's pairs lie: columns, values of the first attribute by pair, values of the second."""
-
-    text: str
-    first: str
-    pairs: tuple[tuple[str, str], ...]
-    second: str
-    values: tuple[str, str]
-
-
-HUB_PAIRS = {
-    BIOS: HubPairs(
-        "hard_text", "profession", (("21", "13"), ("1", "11"), ("25", "22"), ("2", "26")), "gender", ("0", "1")
-    ),
-    AMAZON: HubPairs(
-        "text", "category", (("24", "26"), ("30", "6"), ("18", "11"), ("3", "1")), "rating", ("1.0", "5.0")
-    ),
+Columns, Two = tuple[str, str, str], tuple[str, str]
+# SAEBench's: columns of texts and of both attributes, values of the first by pair, values of the second.
+HUB_PAIRS: dict[str, tuple[Columns, tuple[Two, ...], Two]] = {
+    BIOS: (BY_GENDER, (("21", "13"), ("1", "11"), ("25", "22"), ("2", "26")), ("0", "1")),
+    AMAZON: (BY_RATING, (("24", "26"), ("30", "6"), ("18", "11"), ("3", "1")), ("1.0", "5.0")),
 }
 
 
@@ -65,11 +53,9 @@ def spurious_tasks(
     tokenizer: Any, config: ProbingConfig, corpus: CorpusConfig | None, cache: Path | None, load: Load | None = None
 ) -> tuple[list[Tokens], list[ProbingTask]]:
     """The distinct texts, and three tasks for each pair, named as `PROBES`; none for source `files`, whose texts have
-    one attribute.
+    one attribute. Source: SAEBench 0.6.0, `get_spurious_corr_data`.
 
     Raises ArtifactError: a dataset cannot be read, a quadrant has too few texts.
-
-    Source: SAEBench 0.6.0, `get_spurious_corr_data`.
     """
     if config.source == "hub":
         pairs = _on_hub(tokenizer, config, load)
@@ -114,23 +100,23 @@ def _numbered(classes: Classes, number: dict[Tokens, int]) -> tuple[Int[Tensor, 
 
 
 def _on_hub(tokenizer: Any, config: ProbingConfig, load: Load | None) -> Iterator[Pair]:
-    for repository, columns in HUB_PAIRS.items():
-        text, first, pairs, second, _ = columns
-        tables = hub_tables(repository, (text, first, second), config, load)
+    for repository, (columns, pairs, values) in HUB_PAIRS.items():
+        tables = hub_tables(repository, columns, config, load)
         for pair in pairs:
-            name = f"{repository}, {first} {pair[0]} or {pair[1]} by {second}"
-            yield Pair(name, *(_hub_rows(table, columns, pair, tokenizer, config) for table in tables))
+            name = f"{repository}, {columns[1]} {pair[0]} or {pair[1]} by {columns[2]}"
+            yield Pair(name, *(_hub_rows(table, columns, pair, values, tokenizer, config) for table in tables))
 
 
 def _hub_rows(
-    table: pd.DataFrame, columns: HubPairs, pair: tuple[str, str], tokenizer: Any, config: ProbingConfig
+    table: pd.DataFrame, columns: Columns, pair: Two, values: Two, tokenizer: Any, config: ProbingConfig
 ) -> list[Row]:
     """The first texts of each quadrant, as many as any task can use."""
-    first, second = (table[column].astype(str) for column in (columns.first, columns.second))
-    here = table[first.isin(pair) & second.isin(columns.values)]
-    few = here.groupby([columns.first, columns.second], sort=False).head(config.train_per_task // 2)
-    tokens = tokenise(few[columns.text].tolist(), tokenizer, config.context)
-    has = (first[few.index] == pair[0]).tolist(), (second[few.index] == columns.values[0]).tolist()
+    text, *both = columns
+    first, second = (table[column].astype(str) for column in both)
+    here = table[first.isin(pair) & second.isin(values)]
+    few = here.groupby(both, sort=False).head(config.train_per_task // 2)
+    tokens = tokenise(few[text].tolist(), tokenizer, config.context)
+    has = (first[few.index] == pair[0]).tolist(), (second[few.index] == values[0]).tolist()
     return [*zip(tokens, *has, strict=True)]
 
 

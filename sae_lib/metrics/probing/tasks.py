@@ -17,19 +17,17 @@ Tokens = tuple[int, ...]
 
 
 class LabelledTexts(NamedTuple):
-    """The texts of a dataset by class, as token ids without BOS."""
+    """The texts of a dataset, or of a part of it, by class, as token ids without BOS."""
 
     dataset: str
     train: dict[str, list[Tokens]]
     test: dict[str, list[Tokens]]
     tasks: tuple[str, ...]
-    """Classes that are a task: the class against all the others. A dataset may come in several of these, whose
-    tasks are averaged together."""
+    """Classes that are a task: the class against all the others."""
 
 
 class ProbingTask(NamedTuple):
-    """One binary task. `train` and `test` number the texts of the part that the task belongs to; half of each
-    have a positive label, in shuffled order."""
+    """One binary task. `train` and `test` are numbers of texts, shuffled; half of each have a positive label."""
 
     dataset: str
     name: str
@@ -40,7 +38,7 @@ class ProbingTask(NamedTuple):
 
 
 def tokenise(texts: Sequence[str], tokenizer: Any, context: int) -> list[Tokens]:
-    """Token ids of each text without BOS, cut so that they fill a context of `context` tokens with it."""
+    """Token ids of each text without BOS, cut to a context of `context` tokens with it."""
     if not texts:
         return []
     encoded = tokenizer(
@@ -50,16 +48,14 @@ def tokenise(texts: Sequence[str], tokenizer: Any, context: int) -> list[Tokens]
 
 
 def tasks_of(classes: Sequence[str]) -> tuple[str, ...]:
-    """Each class against the others; of two classes, the first against the second. (SAEBench averages both
-    directions, which are the same probe with its sign turned.)"""
+    """Each class against the others; of two the first against the second. (SAEBench averages both, which are one probe
+    with its sign turned.)"""
     return tuple(classes[:1] if len(classes) == 2 else classes)
 
 
 def draw_tasks(datasets: Sequence[LabelledTexts], seed: int) -> tuple[list[Tokens], list[ProbingTask]]:
-    """The distinct texts of `datasets`, and the tasks on them.
-
-    A task's positives are all texts of its class; as many negatives are drawn evenly from the other classes. The
-    draws are SAEBench's own (`prepare_probe_data`), so `torch.manual_seed(seed)` in front of its
+    """The distinct texts of `datasets`, and the tasks on them: all texts of a class, and as many drawn evenly from the
+    others. The draws are SAEBench's own (`prepare_probe_data`), so `torch.manual_seed(seed)` in front of its
     `train_probe_on_activations` selects the same texts.
 
     Raises ArtifactError: the other classes hold too few texts; names the task.
@@ -73,19 +69,15 @@ def draw_tasks(datasets: Sequence[LabelledTexts], seed: int) -> tuple[list[Token
         }
 
     tasks = []
-    for dataset in datasets:
+    for name, of_train, of_test, labels in datasets:
         generator = torch.Generator().manual_seed(seed)
-        train, test = numbered(dataset.train), numbered(dataset.test)
-        for label in dataset.tasks:
-            where = f"{dataset.dataset}, task {label}"
-            tasks.append(
-                ProbingTask(
-                    dataset.dataset,
-                    label,
-                    *_one_against_rest(train, label, generator, f"{where}, training texts"),
-                    *_one_against_rest(test, label, generator, f"{where}, test texts"),
-                )
+        splits = {"training": numbered(of_train), "test": numbered(of_test)}
+        for label in labels:
+            train, test = (
+                _one_against_rest(classes, label, generator, f"{name}, task {label}, {what} texts")
+                for what, classes in splits.items()
             )
+            tasks.append(ProbingTask(name, label, *train, *test))
     return list(number), tasks
 
 
@@ -111,8 +103,8 @@ def _one_against_rest(
 
 
 def _evenly(needed: int, sizes: list[int]) -> int:
-    """How many to take from each class, at most, for `needed` together: SAEBench's ceil(needed / classes), and more
-    of the large classes where a small one cannot give so many."""
+    """How many to take from each class, at most, for `needed` together: SAEBench's ceil(needed / classes), and more of
+    the large classes where a small one has fewer."""
     each = math.ceil(needed / len(sizes))
     while each < max(sizes) and sum(min(size, each) for size in sizes) < needed:
         each += 1
@@ -120,10 +112,7 @@ def _evenly(needed: int, sizes: list[int]) -> int:
 
 
 def require(have: int, need: int, where: str) -> None:
-    """Stop where a class has too few texts.
-
-    Raises ArtifactError: names `where`, how many texts there are and how many are needed.
-    """
+    """Raises ArtifactError where a class has too few texts."""
     if have < need:
         raise ArtifactError(
             f"probing: {where}: {have} texts, needed: {need}; "
@@ -132,20 +121,15 @@ def require(have: int, need: int, where: str) -> None:
 
 
 def top_dimensions(means: Float[Tensor, "text dim"], labels: Bool[Tensor, " text"], k: int) -> Int[Tensor, " k"]:
-    """The k dimensions with the largest |mean over positives - mean over negatives|, the largest first; all of
-    them where there are fewer than k.
-
-    Source: SAEBench 0.6.0, `get_top_k_mean_diff_mask`.
-    """
+    """The k dimensions (all, where there are fewer) with the largest |mean over positives - mean over negatives|, the
+    largest first. Source: SAEBench 0.6.0, `get_top_k_mean_diff_mask`."""
     difference = (means[labels].mean(dim=0) - means[~labels].mean(dim=0)).abs()
     return difference.topk(min(k, means.shape[1])).indices
 
 
 def logistic_accuracy(means: Float[Tensor, "text dim"], task: ProbingTask, max_iter: int) -> float:
-    """Test accuracy of scikit-learn's logistic regression with an L2 penalty, C = 1 and its default solver.
-
-    Source: SAEBench 0.6.0, `train_sklearn_probe`.
-    """
+    """Test accuracy of scikit-learn's logistic regression with an L2 penalty, C = 1 and its default solver. Source:
+    SAEBench 0.6.0, `train_sklearn_probe`."""
     with warnings.catch_warnings():
         # The limit on iterations is part of the metric, not an accident.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -156,6 +140,6 @@ def logistic_accuracy(means: Float[Tensor, "text dim"], task: ProbingTask, max_i
 def sparse_accuracies(
     means: Float[Tensor, "text dim"], task: ProbingTask, ks: tuple[int, ...], max_iter: int
 ) -> list[float]:
-    """Test accuracy of the probe on the best k dimensions, for each k. All tensors are on the CPU."""
+    """Test accuracy of the probe on the best k dimensions, for each k."""
     ranked = top_dimensions(means[task.train], task.train_labels, max(ks))
     return [logistic_accuracy(means[:, ranked[:k].sort().values], task, max_iter) for k in ks]
