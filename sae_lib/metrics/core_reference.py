@@ -5,8 +5,6 @@ computes the later blocks only. The clean model's last hidden states are kept as
 fit into memory.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -44,47 +42,24 @@ def distribution(logits: Float[Tensor, "position vocab"]) -> Distribution:
     return Distribution(p, p.sum(dim=1), torch.linalg.vecdot(p, log_p))
 
 
-class LossSums:
-    """Sums of CE and KL over positions, in nats, in float64.
+def loss_sums(
+    logits: Float[Tensor, "position vocab"], following: Int[Tensor, " position"], clean: Distribution | None = None
+) -> Float[Tensor, "3"]:
+    """Sums over positions, in nats, in float64: CE, KL, and how many positions have a next token, `following`; -1 is
+    none, and such a position counts for KL only. Without the clean model's distributions KL is 0.
 
     With z the changed logits, y the next token and L = logsumexp(z):
 
         CE = L - z_y                KL(p || softmax(z)) = sum_v p_v log p_v - sum_v p_v z_v + L sum_v p_v
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self._ce = torch.zeros((), dtype=torch.float64, device=device)
-        self._kl = torch.zeros((), dtype=torch.float64, device=device)
-        self.predictions = torch.zeros((), dtype=torch.long, device=device)
-        self.positions = 0
-
-    def add(
-        self,
-        logits: Float[Tensor, "position vocab"],
-        following: Int[Tensor, " position"],
-        clean: Distribution | None = None,
-    ) -> None:
-        """Add positions. `following`: the next token of each, -1 where there is none: such a position counts for KL
-        only; `clean`: the clean model's distributions there; without them nothing is added to KL."""
-        z = logits.float()
-        normaliser = z.logsumexp(dim=1).double()
-        of_target, predicts = z.gather(1, following.clamp(min=0)[:, None])[:, 0], following >= 0
-        self._ce += ((normaliser - of_target) * predicts).sum()
-        if clean is not None:
-            crossed = torch.linalg.vecdot(clean.p, z).double()
-            self._kl += (clean.negentropy - crossed + normaliser * clean.total).sum()
-        self.predictions += predicts.sum()
-        self.positions += len(following)
-
-    @property
-    def ce(self) -> float:
-        """Mean over the positions that have a next token."""
-        return self._ce.item() / self.predictions.item()
-
-    @property
-    def kl(self) -> float:
-        """Mean over all positions."""
-        return self._kl.item() / self.positions
+    z = logits.float()
+    normaliser = z.logsumexp(dim=1).double()
+    of_target, predicts = z.gather(1, following.clamp(min=0)[:, None])[:, 0], following >= 0
+    ce = ((normaliser - of_target) * predicts).sum()
+    kl = torch.zeros_like(ce)
+    if clean is not None:
+        kl = (clean.negentropy - torch.linalg.vecdot(clean.p, z).double() + normaliser * clean.total).sum()
+    return torch.stack([ce, kl, predicts.sum().double()])
 
 
 # Puts something in place of some rows of the residual stream, all contexts' positions in one.
@@ -149,10 +124,7 @@ def build_core_reference(
         raise ArtifactError("corpus: the held-out contexts hold special tokens only; give it more text")
     if folder is None:
         return _compute(lm, tokens, kept, batch)
-    made_from = {
-        "lm": lm.identity,
-        "tokens": [*tokens.shape, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()],
-    }
+    made_from = {"lm": lm.identity, "tokens": [*tokens.shape, hashlib.sha256(tokens.numpy().tobytes()).hexdigest()]}
     return kept_reference(folder, CORE_REFERENCE, made_from, CoreReference, lambda: _compute(lm, tokens, kept, batch))
 
 
@@ -173,19 +145,21 @@ def _compute(lm: LanguageModel, tokens: Tensor, kept: Tensor, batch: int) -> Cor
     variance = squares / int(kept.sum()) - mean.pow(2).sum().item()
     states = (torch.cat(residuals), torch.cat(hidden)) if keep else (None, None)
     bare = CoreReference(tokens, kept, mean, variance, 0.0, 0.0, 0.0, 0.0, *states)
-    clean = losses(lm, bare, None, batch)
-    zero = losses(lm, bare, lambda rows, kept: rows.index_fill(0, kept, 0), batch)
-    constant = losses(lm, bare, lambda rows, kept: rows.index_copy(0, kept, mean.to(rows).expand(len(kept), -1)), batch)
-    reference = replace(bare, ce_clean=clean.ce, ce_zero=zero.ce, ce_mean=constant.ce, kl_zero=zero.kl)
+    clean, _ = losses(lm, bare, None, batch)
+    zero, kl = losses(lm, bare, lambda rows, kept: rows.index_fill(0, kept, 0), batch)
+    constant, _ = losses(
+        lm, bare, lambda rows, kept: rows.index_copy(0, kept, mean.to(rows).expand(len(kept), -1)), batch
+    )
+    reference = replace(bare, ce_clean=clean, ce_zero=zero, ce_mean=constant, kl_zero=kl)
     reference.in_memory.update(bare.in_memory)
     return reference
 
 
 @torch.no_grad()
-def losses(lm: LanguageModel, reference: CoreReference, splice: Splice | None, batch: int) -> LossSums:
+def losses(lm: LanguageModel, reference: CoreReference, splice: Splice | None, batch: int) -> tuple[float, float]:
     """CE and KL at the kept positions with the residual stream replaced by what `splice` makes of each batch's, in
     order, on the model's device; without `splice` CE alone, of the clean model."""
-    sums = LossSums(lm.device)
+    sums = torch.zeros(3, dtype=torch.float64, device=lm.device)
     rows = max(_LEAST_ROWS, _CHUNK_ELEMENTS[lm.device.type] // lm.vocab_size)
     in_memory = _distributions_in_memory(lm, reference, rows) if splice is not None else None
     before = 0
@@ -203,9 +177,10 @@ def losses(lm: LanguageModel, reference: CoreReference, splice: Splice | None, b
                 clean = Distribution(*(known[positions][here] for known in in_memory))
             elif again is not None:
                 clean = distribution(again(here))
-            sums.add(logits(here), following[here], clean)
+            sums += loss_sums(logits(here), following[here], clean)
         before = positions.stop
-    return sums
+    ce, kl, predictions = sums.tolist()
+    return ce / predictions, kl / before
 
 
 def _logits(

@@ -14,8 +14,6 @@ With an OpenAI-compatible judge, which puts the examples into words first, there
 Source: 2410.13928 (delphi). There a large model explains; without one, examples stand for themselves.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

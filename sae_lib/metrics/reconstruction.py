@@ -27,23 +27,18 @@ DENSITY_BINS = np.linspace(-6.0, 0.0, 31)  # log10 of the firing rate
 
 
 class ReconstructionConfig(Strict):
-    """How the held-out text is read."""
-
     batch_contexts: int = Field(16, ge=1)
     """Contexts in one forward pass."""
 
 
 class ReconstructionSums:
-    """An SAE on rows of activations: running sums in float64, from which the metrics are read off at the end.
-
-    With x a row, f its latents, x_hat its reconstruction, N rows:
+    """An SAE on rows of activations x, with latents f and reconstructions x_hat: running sums in float64 of what is
+    computed in float32 or better, whatever the type of the rows.
 
     - l0 = mean number of f_i != 0; l1 = mean of sum_i f_i
     - mse = mean over rows and over d_in of (x - x_hat)^2
     - cosine = mean of cos(x, x_hat), 0 where x_hat = 0
     - density_i = share of rows with f_i != 0; dead_fraction = share of latents with density 0
-
-    Everything is computed in float32 or better, whatever the type of the rows.
     """
 
     def __init__(self, sae: Autoencoder) -> None:
@@ -72,11 +67,12 @@ class ReconstructionSums:
         return (self.on.double() / self.rows).float().cpu()
 
     def metrics(self, variance: float) -> dict[str, float]:
-        """l0, l1, mse, cosine, explained_variance and dead_fraction.
+        """l0, l1, mse, cosine, dead_fraction, and with `variance` the mean of ||x - mean(x)||^2 over the rows
 
-        explained_variance = 1 - sum ||x - x_hat||^2 / sum ||x - mean(x)||^2, centred: predicting the mean gives 0.
-        SAEBench 0.6.0 divides by S - (S / d)^2 instead, with S = mean ||x||^2, which is no variance. `variance` is the
-        mean of ||x - mean(x)||^2 over the rows.
+            explained_variance = 1 - mean ||x - x_hat||^2 / variance
+
+        which is centred: predicting the mean gives 0. SAEBench 0.6.0 divides by S - (S / d)^2 instead, with
+        S = mean ||x||^2, which is no variance.
         """
         error = self.squared_error.item() / self.rows
         return {
@@ -93,7 +89,7 @@ class ReconstructionSums:
 def reconstruction_statistics(
     sae: Autoencoder, activations: Float[Tensor, "row d_in"]
 ) -> tuple[dict[str, float], Float[Tensor, " d_sae"]]:
-    """`ReconstructionSums.metrics` of rows of activations, without a language model, and the density of each latent."""
+    """`ReconstructionSums.metrics` of activations, without a language model, and the density of each latent."""
     sums = ReconstructionSums(sae)
     for rows in activations.split(ROWS):
         sums.reconstruct(rows.to(sae.device))
@@ -112,32 +108,32 @@ def evaluate_reconstruction(
 
         ce_score = (ce_zero - ce_sae) / (ce_zero - ce_clean),    kl_score = (kl_zero - kl_sae) / kl_zero
 
-    (1: nothing lost, 0: as bad as zeros; NaN where zeros change nothing); ce_score_mean, with ce_mean for ce_zero: 0 is
-    as bad as the residual stream's mean, a harder start than zeros; tokens.
+    (1: nothing lost, 0: as bad as zeros; NaN where zeros change nothing); ce_score_mean, with ce_mean for ce_zero, a
+    harder start; tokens.
 
     Raises ArtifactError: the SAE has another width than the residual stream.
     """
     require_width(sae, lm.d_in, "the language model's residual stream has")
     seen = ReconstructionSums(sae)
-    sums = losses(lm, reference, seen.splice, batch)
-    ce_sae, kl_sae, clean, zero, mean = sums.ce, sums.kl, reference.ce_clean, reference.ce_zero, reference.ce_mean
+    ce, kl = losses(lm, reference, seen.splice, batch)
+    clean, zero, mean = reference.ce_clean, reference.ce_zero, reference.ce_mean
+
+    def share(lost: float, start: float, end: float) -> float:
+        return (start - lost) / (start - end) if start - end else math.nan
+
     metrics = seen.metrics(reference.variance) | {
         "ce_clean": clean,
         "ce_zero": zero,
         "ce_mean": mean,
-        "ce_sae": ce_sae,
-        "ce_score": _ratio(zero - ce_sae, zero - clean),
-        "ce_score_mean": _ratio(mean - ce_sae, mean - clean),
+        "ce_sae": ce,
+        "ce_score": share(ce, zero, clean),
+        "ce_score_mean": share(ce, mean, clean),
         "kl_zero": reference.kl_zero,
-        "kl_sae": kl_sae,
-        "kl_score": _ratio(reference.kl_zero - kl_sae, reference.kl_zero),
+        "kl_sae": kl,
+        "kl_score": share(kl, reference.kl_zero, 0.0),
         "tokens": float(seen.rows),
     }
     return metrics, seen.density()
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else math.nan
 
 
 def density_table(density: Float[Tensor, " d_sae"]) -> pd.DataFrame:
@@ -156,7 +152,6 @@ def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Ear
     batch, measured = inputs.settings("reconstruction").batch_contexts, []
     for sae in saes:
         summary, density = evaluate_reconstruction(sae, inputs.lm, inputs.reference("reconstruction"), batch)
-        # A reconstruction worse than a constant is a mistake in the set-up far more often than a bad SAE.
         told = (
             f"explained variance {summary['explained_variance']:.2f}, worse than predicting the mean; check that "
             "model, layer and normalisation are those that the SAE was trained with"

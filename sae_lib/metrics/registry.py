@@ -4,14 +4,12 @@ that registers its score; whoever names scores reads them here.
     register(Score("sharpness", version=1, evaluate=evaluate, columns={"sharpness": Column("sharpness", "higher", 3)}))
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from jaxtyping import Float, Int
@@ -19,11 +17,9 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.data.config import CorpusConfig
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.util.keys import Stage
-
-if TYPE_CHECKING:
-    from sae_lib.data.config import CorpusConfig
-    from sae_lib.data.language_model import LanguageModel
 
 Direction = Literal["lower", "higher", "none"]
 ARROWS: dict[str, str] = {"lower": "↓", "higher": "↑", "none": "–"}
@@ -33,15 +29,13 @@ class Column(NamedTuple):
     """How a number of result rows is shown."""
 
     label: str
-    direction: Direction
-    """Which is better."""
+    direction: Direction  # which is better
     decimals: int
-    quality: bool = False
-    """Whether it is a column of the quality table, which shows what no table of its own has."""
+    quality: bool = False  # whether it is a column of the quality table, which shows what no table of its own has
 
     @property
     def header(self) -> str:
-        """The label with an arrow: ↑ higher is better, ↓ lower is better, – neither."""
+        """The label with an arrow."""
         return f"{self.label} {ARROWS[self.direction]}"
 
     @property
@@ -57,11 +51,11 @@ class Measured:
     summary: dict[str, Any]
     """Columns of the SAE's result row."""
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
-    """Tables behind them, by name."""
+    """Tables behind them."""
     kept: dict[str, Any] = field(default_factory=dict)
     """What other scores read of this one; goes into JSON."""
     density: Float[Tensor, " d_sae"] | None = None
-    """Share of tokens on which each latent fires, where the score counts it; not kept on disk."""
+    """Share of tokens on which each latent fires; not kept on disk."""
     notes: tuple[str, ...] = ()
     """What to know before the numbers are believed."""
 
@@ -71,9 +65,9 @@ class Inputs:
     """What scores are computed from. Each part is made when it is first asked for, and once."""
 
     load_lm: Callable[[], LanguageModel]
-    """Gives the whole language model."""
+    """The whole language model."""
     read_held_out: Callable[[], Int[Tensor, "context position"]]
-    """Gives contexts with BOS in front that no SAE was trained on."""
+    """Contexts with BOS in front that no SAE was trained on."""
     sections: BaseModel
     """Settings of the scores, in fields of their names; a score without one takes its defaults."""
     folder: Path

@@ -3,8 +3,6 @@
 And two checks for all metrics: an SAE as wide as what it is to read, whose latents are numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path

@@ -125,7 +125,7 @@ def evaluated(watch: Watch, profile: Profile, lm: LanguageModel, run: RunSpec) -
     kept = batch * (CONTEXT - 1)  # all but BOS
     with watch.opened():
         sae = build_autoencoder(run.config, D_IN, run.seed).to(DEVICE)
-        seen, sums = ReconstructionSums(sae), core_reference.LossSums(lm.device)
+        seen, sums = ReconstructionSums(sae), torch.zeros(3, dtype=torch.float64, device=lm.device)
     residual, hidden = (torch.empty(*size, D_IN, dtype=lm.dtype, device=DEVICE) for size in ((batch, CONTEXT), (kept,)))
     following, at_kept = (torch.empty(kept, dtype=torch.long, device=DEVICE) for _ in range(2))
     reference = SimpleNamespace(residual=residual, hidden=hidden)
@@ -136,8 +136,8 @@ def evaluated(watch: Watch, profile: Profile, lm: LanguageModel, run: RunSpec) -
     )
     for at in range(0, kept, 64):
         here = slice(at, at + 64)
-        sums.add(logits(here), following[here], core_reference.distribution(clean(here)))
-    for each in (seen.squared_error, seen.on, sums.predictions):
+        sums += core_reference.loss_sums(logits(here), following[here], core_reference.distribution(clean(here)))
+    for each in (seen.squared_error, seen.on, sums):
         assert str(each.device) == DEVICE
     return {"flop": dict(watch.flop), "bytes": watch.bytes}
 

@@ -5,8 +5,6 @@ the letter there. Here the latent is taken out of the residual stream at the wor
 letter. A latent that carries it lowers the letter's logit, and by more than another one that is on there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -44,7 +42,7 @@ class Questions:
     labels: Int[Tensor, " word"]
 
     @classmethod
-    def of_scored(cls, lm: LanguageModel, reference: AbsorptionReference, config: AbsorptionConfig) -> Questions:
+    def of_scored(cls, lm: LanguageModel, reference: AbsorptionReference, config: AbsorptionConfig) -> "Questions":
         """Raises ArtifactError: two letters' answers begin with the same token."""
         (tokens, position), pieces = prompts_of_scored(lm, reference, config)
         answers = torch.tensor([answer[0] for answer in pieces.answers])
@@ -53,7 +51,7 @@ class Questions:
         asked = position + len(pieces.question)
         return cls(lm, *(t.to(lm.device) for t in (answers, tokens, position, asked, reference.scored_labels)))
 
-    def of(self, words: Int[Tensor, " some"] | slice) -> Questions:
+    def of(self, words: Int[Tensor, " some"] | slice) -> "Questions":
         """Those of some words."""
         each = ("tokens", "position", "asked", "labels")
         return replace(self, **{name: getattr(self, name)[words] for name in each})

@@ -15,8 +15,6 @@ where what is left out is at its mean over words; of everything but the circuit 
 Source: 2403.19647, at one layer.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -5,8 +5,6 @@ words and residual streams as the score of letters, same rules; the general feat
 are its words.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pandas as pd

@@ -7,8 +7,6 @@
   does not come from letters. Each direction points where the letter's words lie on average, as a probe's does.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -9,8 +9,6 @@ with p the letter's direction (norm 1), o_w the direction of what else the word'
 main latents' projection onto p on that word, or the mean over the letter's words where they are silent already.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd
@@ -44,10 +42,8 @@ class PlantedAutoencoder(Autoencoder):
         decoder: Float[Tensor, "word d_in"],
     ) -> None:
         """`rows` are residual streams of absorbed words, one for each prompt: which of the new latents each fires, how
-        strongly, and which of `sae`'s it silences; `decoder` has the new latents' rows.
-
-        Raises ArtifactError: two rows are equal, so that no SAE tells their words apart.
-        """
+        strongly, and which of `sae`'s it silences; `decoder` has the new latents' rows. Raises ArtifactError: two rows
+        are equal, so that no SAE tells their words apart."""
         nn.Module.__init__(self)
         self._sae = sae
         self.cfg, self.d_in, self.d_sae = sae.cfg, sae.d_in, sae.d_sae + len(decoder)

@@ -10,13 +10,12 @@ from scipy.sparse import csr_array, sparray
 from torch import Tensor
 from torch.nn import functional as F
 
-# Rows of a batch, given their indices: a tensor's rows, latents encoded when they are asked for, or a sparse matrix's
-# rows where most latents are silent.
+# Rows of a batch, given their indices; sparse where most latents are silent.
 Rows = Callable[[Int[Tensor, " batch"]], Float[Tensor, "batch width"] | csr_array]
 
 
 class LinearProbes(NamedTuple):
-    """One-vs-rest probes that share their input: logits = x W^T + b. A word is positive where its logit is above 0."""
+    """One-vs-rest probes: logits = x W^T + b. A word is positive where its logit is above 0."""
 
     weight: Float[Tensor, "letter width"]
     bias: Float[Tensor, " letter"]
@@ -26,7 +25,7 @@ class LinearProbes(NamedTuple):
 
 
 def initial_probes(width: int, letters: int, seed: int) -> LinearProbes:
-    """Weights and biases uniform in +-1/sqrt(width), the initialisation of `torch.nn.Linear`, from a seed."""
+    """Uniform in +-1/sqrt(width), as `torch.nn.Linear` begins."""
     generator = torch.Generator().manual_seed(seed)
     bound = 1 / math.sqrt(width)
     weight = torch.empty(letters, width).uniform_(-bound, bound, generator=generator)

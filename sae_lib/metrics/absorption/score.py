@@ -1,8 +1,6 @@
 """Absorption of an SAE: the scores of its words, averaged over a letter and over letters. The score of a word: how much
 of its letter is carried by latents that are not the letter's own."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Every number of sparse probing, by name. Defaults are those of SAEBench 0.6.0 unless they say otherwise."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -67,7 +65,7 @@ class ProbingConfig(Strict):
     """Limit on the iterations of a logistic regression."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> ProbingConfig:
+    def _fits_together(self) -> "ProbingConfig":
         if self.source == "files" and not self.files:
             raise ValueError("source 'files' needs probing.files: a name and a file for each dataset")
         if min(self.ks) < 1 or len(set(self.ks)) != len(self.ks):

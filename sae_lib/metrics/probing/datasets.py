@@ -8,29 +8,25 @@ dictionary of language and sentence, from five language pairs; `content` and `pa
 path tells the language, as in the loading script that SAEBench runs and that `datasets` no longer supports.
 """
 
-from __future__ import annotations
-
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from sae_lib.data import corpus as corpora
 from sae_lib.data import documentation, hub
+from sae_lib.data.config import CorpusConfig
 from sae_lib.data.corpus import Texts, file_rows, text_files
 from sae_lib.metrics.probing.config import LabelledFiles, ProbingConfig
 from sae_lib.metrics.probing.documentation import DATASETS, documentation_texts
 from sae_lib.metrics.probing.tasks import LabelledTexts, require, tasks_of, tokenise
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import file_sha256
-
-if TYPE_CHECKING:
-    from sae_lib.data.config import CorpusConfig
 
 Classes = dict[str, list[str]]
 """Texts by class."""
@@ -74,11 +70,8 @@ CONTEXT_CHARACTERS = 384
 
 
 def hub_texts(name: str, config: ProbingConfig, load: Load | None = None) -> tuple[Classes, Classes]:
-    """Training and test texts by class of one of `HUB_DATASETS`; a class has half of `train_per_task` and of
-    `test_per_task`.
-
-    Raises ArtifactError: the dataset cannot be read, or a class has too few texts.
-    """
+    """Training and test texts by class of one of `HUB_DATASETS`, half of a task's for each class. Raises ArtifactError:
+    the dataset cannot be read, or a class has too few texts."""
     repository, classes, columns = HUB_DATASETS[name]
     if columns:
         tables = hub_tables(repository, columns, config, load)
@@ -129,11 +122,10 @@ def _code(rows: Iterable[dict[str, Any]], languages: Sequence[str], needed: int)
 def _drawn(
     where: str, tables: Sequence[pd.DataFrame], classes: Sequence[str], columns: Sequence[str], config: ProbingConfig
 ) -> tuple[Classes, Classes]:
-    """Texts of each class of a training and a test table; `columns` as of `HubDataset`.
+    """Texts of each class of a training and a test table; `columns` as of `HubDataset`. Raises ArtifactError: a class
+    has too few texts.
 
     Source: SAEBench 0.6.0, `gather_dataset_from_df`, `get_balanced_dataset`, `get_balanced_amazon_sentiment_dataset`.
-
-    Raises ArtifactError: a class has too few texts.
     """
     text, label, *other = columns
 
@@ -157,11 +149,10 @@ def _drawn(
 
 
 def shuffled_split(where: str, classes: Classes, config: ProbingConfig) -> tuple[Classes, Classes]:
-    """Shuffle each class, in order, and take its training texts from the front and its test texts after them.
+    """Shuffle each class, in order, and take its training texts from the front and its test texts after them. Raises
+    ArtifactError: a class has too few texts.
 
     Source: SAEBench 0.6.0, `get_europarl_dataset` and `get_github_code_dataset`.
-
-    Raises ArtifactError: a class has too few texts.
     """
     train_size, test_size = config.train_per_task // 2, config.test_per_task // 2
     rng = random.Random(config.seed)
@@ -175,11 +166,8 @@ def shuffled_split(where: str, classes: Classes, config: ProbingConfig) -> tuple
 
 
 def file_texts(name: str, files: LabelledFiles, config: ProbingConfig) -> tuple[Classes, Classes]:
-    """Training and test texts by class from local files; each class of the training file is one.
-
-    Raises ArtifactError: a file that is missing or cannot be read, a column that is not there, a class with too few
-    texts.
-    """
+    """Training and test texts by class from local files; each class of the training file is one. Raises ArtifactError:
+    a file or a column that is missing or cannot be read, a class with too few texts."""
     train = _read_file(name, files.train, files)
     labels = sorted(train["label"].unique())
     if files.test is None:
@@ -204,10 +192,7 @@ def _read_file(name: str, path: str, files: LabelledFiles) -> pd.DataFrame:
 
 
 def known_datasets(config: ProbingConfig) -> tuple[str, ...]:
-    """Names of the datasets that the configuration asks for.
-
-    Raises ArtifactError: a name that its source does not have.
-    """
+    """Names of the datasets that the configuration asks for. Raises ArtifactError: its source has no such one."""
     known = {"documentation": DATASETS, "hub": tuple(HUB_DATASETS), "files": tuple(config.files)}[config.source]
     for name in config.datasets:
         if name not in known:
@@ -218,10 +203,8 @@ def known_datasets(config: ProbingConfig) -> tuple[str, ...]:
 
 
 def check_texts(config: ProbingConfig, corpus: CorpusConfig | None) -> None:
-    """Before anything is trained for them: whether the texts are there. Those of the hub are not fetched.
-
-    Raises ArtifactError: as `file_texts`, or a dataset that its source does not have.
-    """
+    """Before anything is trained for them: whether the texts are there. Those of the hub are not fetched. Raises
+    ArtifactError: as `file_texts` and `known_datasets`."""
     names = known_datasets(config)
     text_key(config, corpus)
     for name in names if config.source == "files" else ():
@@ -252,9 +235,7 @@ def load_part(
     names: Sequence[str], config: ProbingConfig, tokenizer: Any, corpus: CorpusConfig | None, cache: Path | None
 ) -> list[LabelledTexts]:
     """The texts of the datasets `names`, to be probed together: all of the packaged corpus, or one other dataset.
-
-    Raises ArtifactError: text that cannot be read, a class with too few texts.
-    """
+    Raises ArtifactError: text that cannot be read, a class with too few texts."""
     if config.source == "documentation":
         return documentation_texts(held_out_documents(corpus, cache), tokenizer, config, tuple(names))
     (name,) = names

@@ -65,12 +65,8 @@ class Piece(NamedTuple):
 def documentation_texts(
     documents: Iterable[dict[str, Any]], tokenizer: Any, config: ProbingConfig, names: tuple[str, ...] = DATASETS
 ) -> list[LabelledTexts]:
-    """The labelled texts of the datasets `names`, to be probed as one part: their tasks share texts.
-
-    `documents`: rows with text, package and kind that no SAE was trained on.
-
-    Raises ArtifactError: a pattern that fewer than `min_per_class` texts have or have not; no document is long enough.
-    """
+    """The labelled texts of the datasets `names`, whose tasks share texts, from rows with text, package and kind.
+    Raises ArtifactError: fewer than `min_per_class` texts have a pattern or have it not; no document is long enough."""
     pieces = Pieces(documents, tokenizer, config)
     found: list[LabelledTexts] = []
     for name in names:

@@ -18,8 +18,6 @@ truth for large N (2605.18229). So untrained SAEs stand in the table, and it dec
 Source: 2411.18895; SAEBench 0.6.0, `scr_and_tpp`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import pandas as pd

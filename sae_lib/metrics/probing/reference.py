@@ -5,19 +5,19 @@ text once. SAEBench's 35 tasks at Gemma-2-2b's width are 53 GB in bfloat16, so e
 which is mapped into memory and read a chunk at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from sae_lib.data.config import CorpusConfig
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.datasets import known_datasets, load_part, text_key
@@ -27,9 +27,6 @@ from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.keys import Stage
 from sae_lib.util.memory import portions
-
-if TYPE_CHECKING:
-    from sae_lib.data.config import CorpusConfig
 
 # Tokens encoded at a time: what a core's cache holds at pocket scale, and enough to keep a GPU busy.
 _ROWS = {"cpu": 1024, "cuda": 16384}
@@ -154,11 +151,7 @@ def _encoded(lm: LanguageModel, texts: list[Tokens], tasks: list[ProbingTask], c
 def _residual_rows(lm: LanguageModel, texts: list[Tokens], batch: int) -> Iterator[Float[Tensor, "token d_in"]]:
     """The residual stream of each batch of texts, BOS in front, at the tokens that are not special."""
     for start in tqdm(range(0, len(texts), batch), desc="texts for probing", unit="batch", disable=None):
-        some = texts[start : start + batch]
-        longest = max(len(text) for text in some)
+        rows = [torch.tensor([lm.bos_token_id, *text]) for text in texts[start : start + batch]]
         # Padding follows the text, so that no token attends to it; as BOS it is special and left out below.
-        tokens = torch.tensor(
-            [[lm.bos_token_id, *text, *[lm.bos_token_id] * (longest - len(text))] for text in some], dtype=torch.long
-        )
-        kept = lm.not_special(tokens)
-        yield lm.finite_stream(tokens)[kept.to(lm.device)].cpu()
+        tokens = pad_sequence(rows, batch_first=True, padding_value=lm.bos_token_id)
+        yield lm.finite_stream(tokens)[lm.not_special(tokens).to(lm.device)].cpu()

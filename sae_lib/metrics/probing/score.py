@@ -1,7 +1,5 @@
 """Sparse probing of an SAE."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

@@ -6,26 +6,22 @@ takes professions and gender, and product categories and ratings, from the hub; 
 packages, and whether the text has an interactive example.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sae_lib.data.config import CorpusConfig
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.datasets import AMAZON, BIOS, BY_GENDER, BY_RATING, Load, held_out_documents, hub_tables
 from sae_lib.metrics.probing.documentation import PATTERNS, Pieces
 from sae_lib.metrics.probing.tasks import ProbingTask, Tokens, require, tokenise
-
-if TYPE_CHECKING:
-    from sae_lib.data.config import CorpusConfig
 
 PROBES = ("first", "second", "both")
 PACKAGE_PAIRS = 3
