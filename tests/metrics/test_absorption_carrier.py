@@ -20,7 +20,7 @@ from sae_lib.metrics.absorption.reference import (
     prompts_of_scored,
     residual_at_words,
 )
-from tests.metrics.tiny_saes import make_sae
+from tests.metrics.tiny_saes import sae_of
 
 CONFIG = AbsorptionConfig(icl_examples=2, probe_epochs=20, lm_batch=16)
 
@@ -32,12 +32,8 @@ def reference(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Ab
 
 def along_probes(reference: AbsorptionReference) -> Autoencoder:
     """Latent i is ReLU(x . p_i) and writes along p_i."""
-    sae = make_sae(architecture="standard", d_sae=26, d_in=reference.probe.weight.shape[1])
     directions = torch.nn.functional.normalize(reference.probe.weight, dim=1)
-    with torch.no_grad():
-        sae.W_enc.copy_(directions.T)
-        sae.W_dec.copy_(directions)
-    return sae
+    return sae_of(directions.T, directions)
 
 
 def test_prompts_are_those_that_the_words_were_read_in(lm: LanguageModel, reference: AbsorptionReference):

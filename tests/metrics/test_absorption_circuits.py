@@ -21,7 +21,7 @@ from sae_lib.metrics.absorption.circuits import (
 )
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
-from tests.metrics.tiny_saes import make_sae
+from tests.metrics.tiny_saes import sae_of
 
 CONFIG = AbsorptionConfig(icl_examples=2, probe_epochs=20, lm_batch=16, min_probe_f1=0.0)
 
@@ -44,12 +44,8 @@ def circuits_of(sae: Autoencoder, lm: LanguageModel, reference: AbsorptionRefere
 
 def exact(d: int, share: float = 1.0) -> Autoencoder:
     """Latents are the positive and negative parts of each dimension: all of x, or that share of it."""
-    sae = make_sae(architecture="standard", d_sae=2 * d, d_in=d)
-    eye = torch.eye(d)
-    with torch.no_grad():
-        sae.W_enc.copy_(share * torch.cat([eye, -eye], dim=1))
-        sae.W_dec.copy_(torch.cat([eye, -eye]))
-    return sae
+    both = torch.cat([torch.eye(d), -torch.eye(d)])
+    return sae_of(share * both.T, both)
 
 
 @pytest.mark.parametrize("resumes", [True, False])

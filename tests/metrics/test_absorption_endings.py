@@ -8,9 +8,8 @@ import torch
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.endings import ALL, ENDINGS, OTHER, EndingReference, ending_absorption, ending_reference
-from sae_lib.metrics.absorption.probes import LinearProbes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
-from tests.metrics.tiny_saes import make_sae
+from tests.metrics.tiny_saes import sae_of, words_with
 
 CONFIG = AbsorptionConfig(probe_epochs=200)
 ending_of = EndingReference.class_of
@@ -25,22 +24,13 @@ def words_with_endings(absorbed: bool) -> tuple[Autoencoder, AbsorptionReference
     kinds = torch.arange(len(words)) // 18
     x = torch.zeros(len(words), 32)
     x[torch.arange(len(words)), kinds] = 2.0
-    own = 13
-    sae = make_sae(architecture="standard", d_sae=32, d_in=32)
-    with torch.no_grad():
-        sae.W_enc.copy_(torch.eye(32))
-        sae.W_dec.copy_(torch.eye(32))
-        if absorbed:
-            x[own, FREE] = 2.0
-            sae.W_enc[FREE, 0] = -1.0
-            sae.W_dec[FREE] = torch.nn.functional.normalize(torch.eye(32)[FREE] + torch.eye(32)[0], dim=0)
+    own, encoder, decoder = 13, torch.eye(32), torch.eye(32)
+    if absorbed:
+        x[own, FREE] = 2.0
+        encoder[FREE, 0] = -1.0
+        decoder[FREE] = torch.nn.functional.normalize(torch.eye(32)[FREE] + torch.eye(32)[0], dim=0)
     test = torch.arange(len(words)) % 18 >= 12
-    of_train, of_test = ([w for w, t in zip(words, test.tolist(), strict=True) if t == kind] for kind in (False, True))
-    reference = AbsorptionReference(
-        of_train, of_test, x[~test], x[test], LinearProbes(torch.eye(26, 32), torch.zeros(26)), [1.0] * 26,
-        torch.arange(len(of_test)), x[test], left_out=0,
-    )  # fmt: skip
-    return sae, reference
+    return sae_of(encoder, decoder), words_with(words, x, test, torch.eye(26, 32), [1.0] * 26)
 
 
 def test_the_first_ending_that_fits_behind_a_stem() -> None:

@@ -12,10 +12,9 @@ from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import main_latents
 from sae_lib.metrics.absorption.null import null_absorption, with_random_directions, with_shuffled_letters
-from sae_lib.metrics.absorption.probes import LinearProbes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.absorption.score import evaluate_absorption
-from tests.metrics.tiny_saes import make_sae
+from tests.metrics.tiny_saes import sae_of, words_with
 
 CONFIG = AbsorptionConfig(probe_epochs=10)
 COMMON = 26  # a direction that every word has
@@ -28,17 +27,7 @@ def one_latent_per_letter(common: float) -> tuple[Autoencoder, AbsorptionReferen
     x[torch.arange(len(words)), torch.arange(len(words)) // 18] = 2.0
     x[:, COMMON] = common
     test = torch.arange(len(words)) % 18 >= 12
-    of_test = [word for word, chosen in zip(words, test.tolist(), strict=True) if chosen]
-    of_train = [word for word, chosen in zip(words, test.tolist(), strict=True) if not chosen]
-    sae = make_sae(architecture="standard", d_sae=32, d_in=32)
-    with torch.no_grad():
-        sae.W_enc.copy_(torch.eye(32))
-        sae.W_dec.copy_(torch.eye(32))
-    reference = AbsorptionReference(
-        of_train, of_test, x[~test], x[test], LinearProbes(torch.eye(26, 32), torch.zeros(26)), [1.0] * 26,
-        torch.arange(len(of_test)), x[test], left_out=0,
-    )  # fmt: skip
-    return sae, reference
+    return sae_of(torch.eye(32), torch.eye(32)), words_with(words, x, test, torch.eye(26, 32), [1.0] * 26)
 
 
 def nulls(sae: Autoencoder, reference: AbsorptionReference) -> dict[str, float]:

@@ -11,11 +11,10 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import main_latents
 from sae_lib.metrics.absorption.planted import plant, planted_absorption
-from sae_lib.metrics.absorption.probes import LinearProbes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.absorption.score import evaluate_absorption
 from sae_lib.util.errors import ArtifactError
-from tests.metrics.tiny_saes import make_sae
+from tests.metrics.tiny_saes import sae_of, words_with
 
 CONFIG = AbsorptionConfig(probe_epochs=20)
 TRAIN, TEST = 40, 8  # words of each of three letters
@@ -27,20 +26,12 @@ def letters_alone(gain: float = 1.0) -> tuple[Autoencoder, AbsorptionReference]:
     x = torch.zeros(len(labels), 24)
     x[torch.arange(len(labels)), labels] = 2.0
     x[:, 3:] = torch.randn(len(labels), 21, generator=torch.Generator().manual_seed(0))
-    sae = make_sae(architecture="standard", d_sae=3, d_in=24)
-    with torch.no_grad():
-        sae.W_enc.copy_(gain * torch.eye(24, 3))
-        sae.W_dec.copy_(torch.eye(3, 24))
-    train = torch.arange(len(labels)) % (TRAIN + TEST) < TRAIN
-    words = ["abc"[label] for label in labels.tolist()]
-    of_train, of_test = ([w for w, t in zip(words, train.tolist(), strict=True) if t == want] for want in (True, False))
-    fresh = x[~train].clone()
+    test = torch.arange(len(labels)) % (TRAIN + TEST) >= TRAIN
+    fresh = x[test].clone()
     fresh[:, 3:] += 0.1
-    reference = AbsorptionReference(
-        of_train, of_test, x[train], x[~train], LinearProbes(torch.eye(26, 24), torch.zeros(26)),
-        [1.0] * 3 + [0.0] * 23, torch.arange(len(of_test)), fresh, left_out=0,
-    )  # fmt: skip
-    return sae, reference
+    words = ["abc"[label] for label in labels.tolist()]
+    reference = words_with(words, x, test, torch.eye(26, 24), [1.0] * 3, fresh)
+    return sae_of(gain * torch.eye(24, 3), torch.eye(3, 24)), reference
 
 
 def test_what_was_planted_is_found():

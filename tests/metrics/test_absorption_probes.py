@@ -25,7 +25,7 @@ TRAINING: dict[str, Any] = {
 }  # fmt: skip
 
 
-def adam_by_hand(x, y, weight, bias, *, epochs, batch, lr, final_lr, decay, l1, seed):
+def adam_by_hand(x, y, weight, bias, *, epochs, batch, learning_rate, final_learning_rate, weight_decay, l1, seed):
     """The same training in numpy: gradients and Adam written out."""
     x, weight, bias = x.astype(np.float64), weight.astype(np.float64), bias.astype(np.float64)
     targets = np.eye(len(bias))[y]
@@ -36,7 +36,7 @@ def adam_by_hand(x, y, weight, bias, *, epochs, batch, lr, final_lr, decay, l1, 
     generator = torch.Generator().manual_seed(seed)
     step = 0
     for epoch in range(epochs):
-        rate = lr * (final_lr / lr) ** (epoch / epochs)
+        rate = learning_rate * (final_learning_rate / learning_rate) ** (epoch / epochs)
         order = torch.randperm(len(y), generator=generator).numpy()
         for start in range(0, len(y), batch):
             rows = order[start : start + batch]
@@ -51,7 +51,7 @@ def adam_by_hand(x, y, weight, bias, *, epochs, batch, lr, final_lr, decay, l1, 
             ]
             step += 1
             for i, (p, g) in enumerate(zip(parameters, gradients, strict=True)):
-                g = g + decay * p
+                g = g + weight_decay * p
                 first[i] = 0.9 * first[i] + 0.1 * g
                 second[i] = 0.999 * second[i] + 0.001 * g**2
                 corrected = first[i] / (1 - 0.9**step)
@@ -65,21 +65,9 @@ def test_training_is_adam_with_one_decay_per_epoch(l1):
     torch.manual_seed(0)
     x, y = torch.randn(10, 5), torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 1, 2])
     initial = initial_probes(5, 3, seed=1)
-    options = {"epochs": 4, "batch": 4, "seed": 7}
-    trained = train_probes(
-        lambda index: x[index],
-        y,
-        initial,
-        learning_rate=0.1,
-        final_learning_rate=0.001,
-        weight_decay=0.01,
-        l1=l1,
-        **options,
-    )
-    weight, bias = adam_by_hand(
-        x.numpy(), y.numpy(), initial.weight.numpy(), initial.bias.numpy(),
-        lr=0.1, final_lr=0.001, decay=0.01, l1=l1, **options,
-    )  # fmt: skip
+    options = TRAINING | {"l1": l1, "batch": 4, "epochs": 4, "seed": 7}
+    trained = train_probes(lambda index: x[index], y, initial, **options)
+    weight, bias = adam_by_hand(x.numpy(), y.numpy(), initial.weight.numpy(), initial.bias.numpy(), **options)
     np.testing.assert_allclose(trained.weight.numpy(), weight, atol=1e-5)
     np.testing.assert_allclose(trained.bias.numpy(), bias, atol=1e-5)
 
@@ -88,17 +76,8 @@ def test_probe_separates_what_is_separable_and_generalises():
     torch.manual_seed(0)
     labels = torch.randint(0, 26, (1500,))
     x = torch.randn(26, 40)[labels] * 2 + 0.3 * torch.randn(1500, 40)
-    trained = train_probes(
-        lambda index: x[:1200][index],
-        labels[:1200],
-        initial_probes(40, 26, seed=0),
-        epochs=20,
-        batch=64,
-        learning_rate=0.01,
-        final_learning_rate=1e-5,
-        weight_decay=1e-4,
-        seed=0,
-    )
+    options = TRAINING | {"epochs": 20, "batch": 64, "learning_rate": 0.01, "l1": 0.0}
+    trained = train_probes(lambda index: x[:1200][index], labels[:1200], initial_probes(40, 26, seed=0), **options)
     found = trained.logits(x[1200:]) > 0
     f1 = [f1_score(found[:, letter], labels[1200:] == letter) for letter in range(26)]
     assert min(f1) > 0.95
@@ -106,23 +85,10 @@ def test_probe_separates_what_is_separable_and_generalises():
 
 def test_a_letter_without_words_does_no_harm():
     x, y = torch.eye(3), torch.tensor([0, 1, 1])
-    trained = train_probes(
-        lambda index: x[index],
-        y,
-        initial_probes(3, 4, seed=0),
-        epochs=30,
-        batch=3,
-        learning_rate=0.1,
-        final_learning_rate=0.01,
-        weight_decay=0.0,
-        seed=0,
-    )
+    options = TRAINING | {"epochs": 30, "learning_rate": 0.1, "weight_decay": 0.0, "l1": 0.0}
+    trained = train_probes(lambda index: x[index], y, initial_probes(3, 4, seed=0), **options)
     assert trained.weight.isfinite().all()
-    assert (trained.logits(x) > 0).tolist() == [
-        [True, False, False, False],
-        [False, True, False, False],
-        [False, True, False, False],
-    ]
+    assert (trained.logits(x) > 0).tolist() == [[i == label for i in range(4)] for label in y.tolist()]
 
 
 def test_silent_latents_do_not_change_the_training_of_the_others():
@@ -131,24 +97,9 @@ def test_silent_latents_do_not_change_the_training_of_the_others():
     x[:, [1, 4]] = 0
     live = torch.tensor([True, False, True, True, False, True])
     initial = initial_probes(6, 3, seed=0)
-
-    def trained(rows, start):
-        return train_probes(
-            rows,
-            y,
-            start,
-            epochs=5,
-            batch=8,
-            learning_rate=0.1,
-            final_learning_rate=0.01,
-            weight_decay=1e-3,
-            l1=0.1,
-            seed=0,
-        )
-
-    everything = trained(lambda index: x[index], initial)
+    everything = train_probes(lambda index: x[index], y, initial, **TRAINING)
     only_live = LinearProbes(initial.weight[:, live], initial.bias)
-    restricted = trained(lambda index: x[index][:, live], only_live)
+    restricted = train_probes(lambda index: x[index][:, live], y, only_live, **TRAINING)
     torch.testing.assert_close(restricted.weight, everything.weight[:, live])
     torch.testing.assert_close(restricted.bias, everything.bias)
 
@@ -219,28 +170,13 @@ def test_splits_need_a_jump_that_is_strictly_larger():
     assert accepted_f1([0.9, 0.2], jump=0.03) == [0.9]
 
 
-def test_no_probe_is_fitted_beyond_the_first_failure():
-    fitted = []
-
-    def fit():
-        for k, f1 in enumerate([0.5, 0.6, 0.61, 0.9], start=1):
-            fitted.append(k)
-            yield f1
-
-    assert accepted_f1(fit(), jump=0.03) == [0.5, 0.6]
-    assert fitted == [1, 2, 3]
-
-
-def test_no_probe_is_fitted_where_an_f1_of_one_would_be_no_split():
-    fitted = []
-
-    def fit():
-        for k, f1 in enumerate([0.5, 0.98, 1.0], start=1):
-            fitted.append(k)
-            yield f1
-
-    assert accepted_f1(fit(), jump=0.03) == [0.5, 0.98]
-    assert fitted == [1, 2]
+@pytest.mark.parametrize(
+    "f1, accepted, tried", [([0.5, 0.6, 0.61, 0.9], [0.5, 0.6], 3), ([0.5, 0.98, 1.0], [0.5, 0.98], 2)]
+)
+def test_no_probe_is_fitted_beyond_the_first_failure_or_where_an_f1_of_one_would_be_no_split(f1, accepted, tried):
+    waiting = iter(f1)
+    assert accepted_f1(waiting, jump=0.03) == accepted
+    assert len(list(waiting)) == len(f1) - tried
 
 
 def test_sparse_f1_is_that_of_the_balanced_regression():

@@ -21,7 +21,7 @@ from sae_lib.metrics.absorption.score import (
     score_words_of_letters,
 )
 from sae_lib.util.errors import ArtifactError
-from tests.metrics.tiny_saes import make_sae
+from tests.metrics.tiny_saes import make_sae, sae_of
 from tests.metrics.words_of_a_letter import score_words
 
 CONFIG = AbsorptionConfig()
@@ -64,14 +64,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_word_scores_by_hand(case):
     on_probe, activations, (fraction, full, unthresholded) = CASES[case]
-    scores = score_words(
-        torch.tensor([[on_probe]]),
-        torch.tensor([activations], dtype=torch.float32),
-        torch.ones(1),
-        torch.tensor(COSINES),
-        torch.tensor([0]),
-        CONFIG,
-    )
+    x, f = torch.tensor([[on_probe]]), torch.tensor([activations], dtype=torch.float32)
+    scores = score_words(x, f, torch.ones(1), torch.tensor(COSINES), torch.tensor([0]), CONFIG)
     assert scores.fraction.item() == pytest.approx(fraction, abs=1e-6)
     assert scores.full.item() is full
     assert scores.unthresholded.item() == pytest.approx(unthresholded, abs=1e-6)
@@ -80,14 +74,8 @@ def test_word_scores_by_hand(case):
 def test_a_negative_main_projection_is_no_projection():
     # The main latent points away from the probe: M = -1 <= 0, so what the absorber carries is all there is.
     # A = -1 + 2 = 1, (1 - -1) / 1 = 2, cut to 1.
-    scores = score_words(
-        torch.tensor([[2.0]]),
-        torch.tensor([[2.0, 4.0]]),
-        torch.ones(1),
-        torch.tensor([-0.5, 0.5]),
-        torch.tensor([0]),
-        CONFIG,
-    )
+    x, f, cosines = torch.tensor([[2.0]]), torch.tensor([[2.0, 4.0]]), torch.tensor([-0.5, 0.5])
+    scores = score_words(x, f, torch.ones(1), cosines, torch.tensor([0]), CONFIG)
     assert (scores.fraction.item(), scores.full.item(), scores.unthresholded.item()) == (1, False, 1)
 
 
@@ -190,16 +178,6 @@ def hand_made_reference() -> AbsorptionReference:
     )
 
 
-def sae_from(encoder_rows: list[list[float]], decoder_rows: list[list[float]]) -> Autoencoder:
-    """A standard SAE, f = ReLU(x W_enc), with the given weights: one row for each latent."""
-    encoder, decoder = torch.tensor(encoder_rows), torch.tensor(decoder_rows)
-    sae = make_sae(architecture="standard", d_sae=len(encoder), d_in=encoder.shape[1])
-    with torch.no_grad():
-        sae.W_enc.copy_(encoder.T)
-        sae.W_dec.copy_(decoder)
-    return sae
-
-
 def absorbing_sae(absorbs: bool) -> Autoencoder:
     """Latent 0 is a, latent 1 is b, the others are the children of a.
 
@@ -214,7 +192,7 @@ def absorbing_sae(absorbs: bool) -> Autoencoder:
         decoder = [axes[0], axes[1], *((children + axes[0]) / math.sqrt(2))]
     else:
         encoder, decoder = [*axes], [*axes]
-    return sae_from([row.tolist() for row in encoder], [row.tolist() for row in decoder])
+    return sae_of(torch.stack(encoder, dim=1), torch.stack(decoder))
 
 
 def test_an_sae_that_absorbs():
@@ -276,7 +254,8 @@ def test_two_latents_that_share_a_letter_are_a_split_and_not_absorption():
     f1 = [1.0, 1.0] + [0.0] * 24
     reference = AbsorptionReference(words, words, x, x, probe, f1, torch.arange(80), x, left_out=0)
     root = math.sqrt(2)
-    sae = sae_from([[1, 0, -1], [0, 1, 0], [0, 0, root]], [[1, 0, 0], [0, 1, 0], [1 / root, 0, 1 / root]])
+    encoder = torch.tensor([[1, 0, -1], [0, 1, 0], [0, 0, root]]).T
+    sae = sae_of(encoder, torch.tensor([[1, 0, 0], [0, 1, 0], [1 / root, 0, 1 / root]]))
     a = evaluate_absorption(sae, reference, CONFIG).tables["letters"].iloc[0]
     # F1 of one latent: 2 * 20 / (20 + 40) = 2/3; of both: 1. Both are main latents, M = P everywhere.
     assert a["k1_f1"] == pytest.approx(2 / 3) and a["main_f1"] == 1

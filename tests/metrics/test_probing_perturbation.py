@@ -18,7 +18,7 @@ from sae_lib.metrics.probing.reference import ProbingPart
 from sae_lib.metrics.probing.spurious import HUB_PAIRS, PROBES, spurious_tasks
 from sae_lib.metrics.probing.tasks import ProbingTask
 from sae_lib.util.errors import ArtifactError
-from tests.metrics.tiny_saes import make_sae
+from tests.metrics.tiny_saes import make_sae, sae_of
 
 CONFIG = ProbingConfig(source="files", files={"letters": {"train": "x.jsonl"}})
 ROWS, LENGTH = 1600, 3
@@ -26,11 +26,7 @@ ROWS, LENGTH = 1600, 3
 
 def identity(d: int) -> Autoencoder:
     """Latent i is dimension i."""
-    sae = make_sae(architecture="standard", d_sae=d, d_in=d)
-    with torch.no_grad():
-        sae.W_enc.copy_(torch.eye(d))
-        sae.W_dec.copy_(torch.eye(d))
-    return sae
+    return sae_of(torch.eye(d), torch.eye(d))
 
 
 def part_of(on: Tensor, tasks: list[ProbingTask], noise: float = 0.05) -> ProbingPart:

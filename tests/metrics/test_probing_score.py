@@ -12,7 +12,7 @@ from sae_lib.metrics.probing.reference import ProbingPart
 from sae_lib.metrics.probing.score import evaluate_probing
 from sae_lib.metrics.probing.tasks import ProbingTask
 from sae_lib.util.errors import ArtifactError
-from tests.metrics.tiny_saes import make_sae
+from tests.metrics.tiny_saes import make_sae, sae_of
 
 CONFIG = ProbingConfig(ks=(1, 2))
 
@@ -35,10 +35,7 @@ def test_a_latent_that_is_the_label_scores_one_and_noise_does_not():
     unseen = torch.rand(120, generator=generator) < 0.5
     residual = torch.rand(240, 2, generator=generator) * 0.01
     residual[0::2, 0] += positive.float()
-    sae = make_sae(architecture="standard", d_sae=2, d_in=2)
-    with torch.no_grad():
-        sae.W_enc.copy_(torch.eye(2))
-        sae.W_dec.copy_(torch.eye(2))
+    sae = sae_of(torch.eye(2), torch.eye(2))
     tasks = [task("seen", "a", positive, 60), task("seen", "b", ~positive, 60), task("unseen", "c", unseen, 60)]
     result = evaluate_probing(sae, reference_of(residual, [2] * 120, tasks), CONFIG)
     assert list(result.tables["tasks"].columns) == ["dataset", "task", "k1", "k2", "all", "train", "test"]

@@ -13,28 +13,20 @@ from sae_lib.metrics import core_reference
 from sae_lib.metrics.core_reference import build_core_reference, distribution, loss_sums
 from sae_lib.metrics.reconstruction import ReconstructionSums, evaluate_reconstruction, reconstruction_statistics
 from sae_lib.util.errors import ArtifactError
-from tests.metrics.tiny_saes import make_sae
+from tests.metrics.tiny_saes import make_sae, sae_of
 
 D_IN = 32
-
-
-def standard(encoder: torch.Tensor, decoder: torch.Tensor) -> Autoencoder:
-    sae = make_sae(architecture="standard", d_sae=len(decoder), d_in=decoder.shape[1])
-    with torch.no_grad():
-        sae.W_enc.copy_(encoder)
-        sae.W_dec.copy_(decoder)
-    return sae
 
 
 def identity_sae() -> Autoencoder:
     """x_hat = x: one latent for the positive part of each axis and one for the negative part."""
     axes = torch.cat([torch.eye(D_IN), -torch.eye(D_IN)])
-    return standard(axes.T, axes)
+    return sae_of(axes.T, axes)
 
 
 def zero_sae() -> Autoencoder:
     """x_hat = 0: no latent is ever on."""
-    return standard(torch.zeros(D_IN, 4), torch.eye(4, D_IN))
+    return sae_of(torch.zeros(D_IN, 4), torch.eye(4, D_IN))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +49,7 @@ def test_metrics_by_hand():
     #   x = (3, 4), (1, 0); f = (2, 0), (0, 0); x_hat = (3, 0), (0, 0)
     # squared errors 16 and 1; cosines 9 / (5 * 3) = .6 and 0; the mean of x is (2, 2),
     # and ||x - mean||^2 is 1 + 4 = 5 for both rows.
-    sae = standard(torch.tensor([[2 / 3, 0.0], [0.0, 0.0]]), torch.tensor([[1.5, 0.0], [0.0, 0.0]]))
+    sae = sae_of(torch.tensor([[2 / 3, 0.0], [0.0, 0.0]]), torch.tensor([[1.5, 0.0], [0.0, 0.0]]))
     with torch.no_grad():
         sums = ReconstructionSums(sae)
         sums.reconstruct(torch.tensor([[3.0, 4.0]]))
@@ -80,7 +72,7 @@ def test_metrics_by_hand():
 def test_explained_variance_is_centred():
     # Predicting the mean explains nothing, however far the mean is from zero.
     x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)) + 100
-    sae = standard(torch.zeros(8, 3), torch.zeros(3, 8))
+    sae = sae_of(torch.zeros(8, 3), torch.zeros(3, 8))
     with torch.no_grad():
         sae.b_dec.copy_(x.mean(0))
     metrics, density = reconstruction_statistics(sae, x)
@@ -306,4 +298,4 @@ def test_bad_input_is_one_clear_line(lm, reference):
     with pytest.raises(ArtifactError, match="special tokens only"):
         build_core_reference(lm, torch.zeros(2, 8, dtype=torch.long))
     with pytest.raises(ArtifactError, match="d_in is 4"):
-        evaluate_reconstruction(standard(torch.zeros(4, 3), torch.zeros(3, 4)), lm, reference)
+        evaluate_reconstruction(sae_of(torch.zeros(4, 3), torch.zeros(3, 4)), lm, reference)
