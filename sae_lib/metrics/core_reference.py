@@ -36,7 +36,7 @@ class Distribution(NamedTuple):
 
 
 def distribution(logits: Float[Tensor, "position vocab"]) -> Distribution:
-    """softmax of the logits, in float32 whatever their type."""
+    """softmax of the logits, in float32."""
     log_p = logits.float().log_softmax(dim=1)
     p = log_p.exp()
     return Distribution(p, p.sum(dim=1), torch.linalg.vecdot(p, log_p))
@@ -94,8 +94,8 @@ class CoreReference:
     """CE with the residual stream set to its mean there."""
     kl_zero: float
     residual: Float[Tensor, "context position d_in"] | None = None
-    """The residual stream, in the model's dtype, on the CPU. None where it is too large, or where the model's later
-    blocks cannot run by themselves: an SAE then costs whole forward passes."""
+    """In the model's dtype, on the CPU. None where it is too large, or where the model's later blocks cannot run by
+    themselves: an SAE then costs whole forward passes."""
     hidden: Float[Tensor, "kept d_out"] | None = None
     """What the clean model's head reads at the kept positions. None where `residual` is."""
 

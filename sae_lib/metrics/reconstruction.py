@@ -143,11 +143,6 @@ def density_table(density: Float[Tensor, " d_sae"]) -> pd.DataFrame:
     return pd.DataFrame({"log10_rate_left": DENSITY_BINS[:-1], "count": np.histogram(rates, bins=DENSITY_BINS)[0]})
 
 
-def _reference(inputs: Inputs) -> CoreReference:
-    batch = inputs.settings("reconstruction").batch_contexts
-    return build_core_reference(inputs.lm, inputs.held_out, batch, inputs.folder)
-
-
 def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Earlier]) -> list[Measured]:
     batch, measured = inputs.settings("reconstruction").batch_contexts, []
     for sae in saes:
@@ -166,7 +161,9 @@ register(
         name="reconstruction",
         version=2,
         settings=ReconstructionConfig,
-        reference=_reference,
+        reference=lambda inputs: build_core_reference(
+            inputs.lm, inputs.held_out, inputs.settings("reconstruction").batch_contexts, inputs.folder
+        ),
         evaluate=_evaluate,
         columns={
             "l0": Column("L0", "none", 1, quality=True),

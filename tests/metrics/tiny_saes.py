@@ -30,9 +30,7 @@ def words_with(
     words: list[str], x: Tensor, test: Tensor, probe: Tensor, f1: list[float], fresh: Tensor | None = None
 ) -> AbsorptionReference:
     """Words with residual streams `x`, and `fresh` ones where they are scored, which all that are tested on are."""
-    train, tested = (
-        [word for word, t in zip(words, test.tolist(), strict=True) if t == kind] for kind in (False, True)
-    )
+    train, tested = ([words[i] for i in rows.nonzero().flatten().tolist()] for rows in (~test, test))
     return AbsorptionReference(
         train, tested, x[~test], x[test], LinearProbes(probe, torch.zeros(26)), f1 + [0.0] * (26 - len(f1)),
         torch.arange(len(tested)), x[test] if fresh is None else fresh, left_out=0,

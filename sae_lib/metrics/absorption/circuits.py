@@ -55,10 +55,8 @@ class CircuitReference:
 def build_circuit_reference(
     lm: LanguageModel, reference: AbsorptionReference, config: AbsorptionConfig, folder: Path | str
 ) -> CircuitReference:
-    """Compute it, or read it from `folder`: with the letters that the probe finds and that have enough words.
-
-    Raises ArtifactError: two letters' answers begin with the same token.
-    """
+    """Compute it, or read it from `folder`: with the letters that the probe finds and that have enough words. Raises
+    ArtifactError: two letters' answers begin with the same token."""
 
     def compute() -> CircuitReference:
         labels = reference.scored_labels

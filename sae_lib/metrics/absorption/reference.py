@@ -81,11 +81,8 @@ class AbsorptionReference:
 
 
 def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, folder: Path | str) -> AbsorptionReference:
-    """Compute the reference of a language model, or read it from `folder` where it has been computed before.
-
-    Raises ModelLacks: the tokenizer has too few alphabetic tokens, or does not keep the prompt's pieces apart, or the
-    model has fewer positions than a prompt.
-    """
+    """Compute it, or read it from `folder` where it has been before. Raises ModelLacks: the tokenizer has too few
+    alphabetic tokens, or does not keep the prompt's pieces apart, or the model has fewer positions than a prompt."""
     made_from = {"lm": lm.identity, "config": config.reference_fields()}
     return kept_reference(
         folder, ABSORPTION_REFERENCE, made_from, AbsorptionReference, lambda: _compute(lm, config),

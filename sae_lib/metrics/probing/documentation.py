@@ -109,7 +109,7 @@ class Pieces:
             self.splits.append([piece for tokens, piece in distinct.items() if tokens not in seen])
 
     def by_class(self, column: str, most: int) -> list[LabelledTexts]:
-        """The largest classes of a column, each a task; nothing where there are not two that are large enough."""
+        """The largest classes of a column, each a task, where two or more are large enough."""
         labels = self.largest(column, most)
         if len(labels) < 2:
             return []
@@ -152,7 +152,7 @@ class Pieces:
         return LabelledTexts(dataset, splits[0], splits[1], (task,))
 
     def _pick(self, candidates: list[Tokens], size: int) -> list[Tokens]:
-        """The first `size` texts, those before the others that some task uses already: fewer to encode for each SAE."""
+        """The first `size` texts, before all those that some task uses already: fewer to encode for each SAE."""
         picked = sorted(candidates, key=lambda tokens: tokens not in self.used)[:size]
         self.used.update(picked)
         return picked

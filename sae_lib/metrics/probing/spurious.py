@@ -37,7 +37,8 @@ class Pair(NamedTuple):
     test: list[Row]
 
 
-Columns, Two = tuple[str, str, str], tuple[str, str]
+Columns = tuple[str, str, str]
+Two = tuple[str, str]
 # SAEBench's: columns of texts and of both attributes, values of the first by pair, values of the second.
 HUB_PAIRS: dict[str, tuple[Columns, tuple[Two, ...], Two]] = {
     BIOS: (BY_GENDER, (("21", "13"), ("1", "11"), ("25", "22"), ("2", "26")), ("0", "1")),
