@@ -75,27 +75,22 @@ def plant(sae: Autoencoder, reference: AbsorptionReference, mains: MainLatents, 
     """`sae`, with these main latents, and `share` of the words of each of their letters absorbed, among the training
     words, the test words and those that are scored alike. A larger share absorbs the words of a smaller one too."""
     probe, cosines, is_main = (each.cpu() for each in letters_of(sae, reference, mains))
-    train, test = reference.train_labels, reference.test_labels
-    scored = torch.zeros(len(test), dtype=torch.bool).index_fill(0, reference.scored, True)
-    generator = torch.Generator().manual_seed(SEED)
-    chosen_train, chosen_test = (torch.zeros(len(labels), dtype=torch.bool) for labels in (train, test))
+    labels, train = torch.cat([reference.train_labels, reference.test_labels]), len(reference.train_labels)
+    kind = torch.full_like(labels, 2)  # words to train on, those that are scored, others to test on
+    kind[:train], kind[train + reference.scored] = 0, 1
+    generator, chosen = torch.Generator().manual_seed(SEED), torch.zeros(len(labels), dtype=torch.bool)
     for letter in mains:
-        for words, chosen in (
-            (train == letter, chosen_train),
-            ((test == letter) & scored, chosen_test),
-            ((test == letter) & ~scored, chosen_test),
-        ):
-            places = words.nonzero().flatten()
+        for each in range(3):
+            places = ((labels == letter) & (kind == each)).nonzero().flatten()
             order = torch.randperm(len(places), generator=generator)
             chosen[places[order[: round(share * len(places))]]] = True
     # A word is read in one prompt, and where it is scored in a second one; both fire its own latent.
-    again = chosen_test[reference.scored]
-    own = torch.arange(int(chosen_train.sum() + chosen_test.sum()))
-    own_test = torch.zeros(len(test), dtype=torch.long).masked_scatter(chosen_test, own[int(chosen_train.sum()) :])
-    first = torch.cat([reference.train_activations[chosen_train], reference.test_activations[chosen_test]])
+    again = chosen[train + reference.scored]
+    twice = train + reference.scored[again]
+    first = torch.cat([reference.train_activations, reference.test_activations])[chosen]
     rows = torch.cat([first, reference.scored_activations[again]])
-    latent = torch.cat([own, own_test[reference.scored[again]]])
-    letters = torch.cat([train[chosen_train], test[chosen_test], test[reference.scored[again]]])
+    latent = (chosen.cumsum(0) - 1)[torch.cat([chosen.nonzero().flatten(), twice])]
+    letters = torch.cat([labels[chosen], labels[twice]])
     # M: what the main latents write along their letter's direction; the letter's mean where that is nothing.
     of_main, parts = cosines.masked_fill(~is_main, 0), zip(rows.split(ROWS), letters.split(ROWS), strict=True)
     written = torch.cat([(unit_latents(sae, x).cpu() * of_main[letter]).sum(dim=1) for x, letter in parts])
@@ -103,7 +98,7 @@ def plant(sae: Autoencoder, reference: AbsorptionReference, mains: MainLatents, 
     sums = torch.zeros(len(LETTERS)).index_add_(0, letters[some], written[some])
     mean = sums / letters[some].bincount(minlength=len(LETTERS)).clamp(min=1)
     written = torch.where(some, written, mean[letters])
-    of_word = letters[: len(own)]
+    of_word = letters[: len(first)]
     aside = first - (first * probe[of_word]).sum(dim=1, keepdim=True) * probe[of_word]
     decoder = (probe[of_word] + F.normalize(aside, dim=1)) / 2**0.5
     along = (decoder * probe[of_word]).sum(dim=1)[latent]

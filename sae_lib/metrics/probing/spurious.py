@@ -7,7 +7,7 @@ packages, and whether the text has an interactive example.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,7 +121,7 @@ def _on_documentation(
     tokenizer: Any, config: ProbingConfig, corpus: CorpusConfig | None, cache: Path | None
 ) -> Iterator[Pair]:
     pieces = Pieces(held_out_documents(corpus, cache), tokenizer, config)
-    found: Callable[[str], re.Match[str] | None] = re.compile(PATTERNS["layout"][SECOND]).search
+    found = re.compile(PATTERNS["layout"][SECOND]).search
     packages = pieces.largest("package", 2 * PACKAGE_PAIRS)
     for pair in zip(packages[::2], packages[1::2], strict=False):
         train, test = (
