@@ -164,9 +164,9 @@ def test_pairs_on_the_packaged_corpus(tokenizer: Any, monkeypatch: pytest.Monkey
 def test_pairs_of_the_hub(tokenizer: Any):
     """Eight pairs; labels are the columns' values; without a table's surplus."""
     tables = {}
-    for repository, ((text, first, second), pairs, values) in HUB_PAIRS.items():
+    for repository, ((text, *attributes), pairs, values) in HUB_PAIRS.items():
         tables[repository] = pd.DataFrame(
-            {text: f"{one} {two} {i}", first: one, second: two}
+            {text: f"{one} {two} {i}", attributes[0]: one, attributes[1]: two}
             for i, one, two in product(range(9), [value for pair in pairs for value in pair], values)
         )
 
