@@ -1,9 +1,10 @@
-"""One checkpoint file: tensors and plain state together, so that the two can never be of different moments."""
+"""One checkpoint file: tensors and plain state together, of one moment."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,7 @@ def save_checkpoint(path: Path, tensors: Tensors, state: dict[str, Any]) -> None
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Tensors, dict[str, Any]]:
-    """The tensors and the state of a file written by `save_checkpoint`.
-
-    Raises ArtifactError when the file is damaged.
-    """
+    """The tensors and the state of a file written by `save_checkpoint`. Raises ArtifactError when it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
@@ -43,7 +41,6 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Ten
 
 
 def _sha256(tensors: Tensors, state: dict[str, Any]) -> str:
-    """Hexadecimal sha256 of tensors on the CPU, by name, and of the state beside them."""
     digest = hashlib.sha256(json.dumps(state).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -65,12 +62,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Put back what `optimizer_tensors` returned."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    states: dict[int, dict[str, torch.Tensor]] = {}
+    states: defaultdict[int, Tensors] = defaultdict(dict)
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             # A file's tensors are contiguous; a fused optimiser goes through moments as they lie in memory.
             like = parameters[int(index)]
-            moment = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
-            states.setdefault(int(index), {})[key] = moment
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+            states[int(index)][key] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+    optimizer.load_state_dict({"state": dict(states), "param_groups": optimizer.state_dict()["param_groups"]})

@@ -25,11 +25,8 @@ def canonical(name: str) -> str:
 
 def read_pins(lines: Iterable[str]) -> dict[str, str]:
     """Canonical name -> version for each `name==version` line; comments and list dashes are passed over."""
-    pins = {}
-    for line in lines:
-        if match := PIN.match(line.strip().removeprefix("- ")):
-            pins[canonical(match[1])] = match[2]
-    return pins
+    found = (PIN.match(line.strip().removeprefix("- ")) for line in lines)
+    return {canonical(match[1]): match[2] for match in found if match}
 
 
 def locked_pins() -> dict[str, str]:
@@ -38,10 +35,7 @@ def locked_pins() -> dict[str, str]:
 
 
 def differences() -> list[str]:
-    """One line for each pinned package that is missing here or has another version.
-
-    A build tag is no difference: torch 2.13.0+cpu and 2.13.0+cu130 are both 2.13.0.
-    """
+    """One line for each pinned package that is missing here or has another version; a build tag (+cpu) is none."""
     installed = {canonical(found.metadata["Name"]): found.version for found in importlib.metadata.distributions()}
     lines = []
     for name, version in locked_pins().items():
@@ -54,11 +48,8 @@ def differences() -> list[str]:
 
 
 def link() -> Path:
-    """Put the repository on this environment's import path, so that kernels in any folder find `sae_lib`.
-
-    A path file does it without a build tool and without network. The path in it is relative, so an
-    environment inside the repository moves with it.
-    """
+    """Put the repository on this environment's import path, so that kernels in any folder find `sae_lib`, by a path
+    file: no build tool, no network, and relative, so that an environment inside the repository moves with it."""
     site_packages = Path(sysconfig.get_path("purelib")).resolve()
     file = site_packages / "sae_lib_checkout.pth"
     text = os.path.relpath(ROOT, site_packages) + "\n"

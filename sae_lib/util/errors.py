@@ -5,11 +5,7 @@ from contextlib import contextmanager
 
 
 class ArtifactError(Exception):
-    """A mistake in the input or the surroundings, told in one line: which field, what is wrong, what to do.
-
-    Everything the user can put right raises this; command lines print it without a traceback.
-    Other exceptions are faults of the code and keep their traceback.
-    """
+    """What a user can put right, told in one line without a traceback: which field, what is wrong, what to do."""
 
 
 class ModelLacks(ArtifactError):

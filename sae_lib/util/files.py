@@ -1,9 +1,4 @@
-"""Files that are either whole or absent: write beside, flush to disk, rename.
-
-A reader never sees half of a file, and an interrupted run leaves nothing to clean up by hand.
-
-How much of the disk a folder takes, and how much is free where it lies.
-"""
+"""Files that are either whole or absent (written beside, flushed, renamed), folders held by one run, room on the disk."""
 
 from __future__ import annotations
 
@@ -48,11 +43,8 @@ def free_bytes(folder: Path) -> int:
 
 @contextmanager
 def explain_writing(place: Path, *, refusals: bool = False) -> Iterator[None]:
-    """Turn "no space left", "quota exceeded" and "file too large" into one line that names the place and what is free;
-    with `refusals`, also what else the system says when it makes no folder or file.
-
-    Raises ArtifactError in place of such an `OSError`.
-    """
+    """Raises ArtifactError, which names the place and the fix, for a full disk or quota and a file that is too large;
+    with `refusals`, also for whatever else the system says when it makes no folder or file."""
     try:
         yield
     except OSError as error:
@@ -71,7 +63,6 @@ def explain_writing(place: Path, *, refusals: bool = False) -> Iterator[None]:
 
 
 def _elsewhere(place: Path) -> str:
-    """What a user changes to have this written elsewhere: the variable, or what else named the place."""
     place = place.resolve()
     if any(place.is_relative_to(folder.resolve()) for folder in (output_root(), *COMMITTED.values())):
         return f"set {OUTPUT_VARIABLE} to a folder of yours"
@@ -79,11 +70,8 @@ def _elsewhere(place: Path) -> str:
 
 
 def check_writable(folder: Path, field: str = "") -> None:
-    """Before the work for it: whether a folder, or the nearest above it that is there, takes a file.
-
-    Raises:
-        ArtifactError: it does not; the message begins with `field`, the option that named the folder.
-    """
+    """Before the work for it: raises ArtifactError, which begins with `field`, the option that named the folder, when
+    neither it nor the nearest above it that is there takes a file."""
     try:
         with explain_writing(folder, refusals=True):
             there = next(place for place in (folder, *folder.parents) if place.exists())
@@ -94,29 +82,18 @@ def check_writable(folder: Path, field: str = "") -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, where they are missing.
-
-    Raises:
-        ArtifactError: a file has its name, or nothing can be written there.
-    """
+    """Make a folder, and those above it, where they are missing. Raises ArtifactError where it cannot be made."""
     with explain_writing(folder, refusals=True):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; it takes the name `path` only when the block ends well.
+    """A file beside `path`, open in mode "w" (UTF-8) or "wb", that takes its name only when the block ends well; its
+    folder is made where it is missing.
 
-    Args:
-        path: the file to make or replace; its folder is made if it is missing.
-        mode: "w" (UTF-8 text) or "wb".
-
-    Raises:
-        ArtifactError: the disk is full, nothing can be written there, or `path` is a device or a pipe, which a file
-            would replace. `path` is then what it was before, and no part is left behind.
-
-    >>> with atomic_write("results/table.csv") as file:      # doctest: +SKIP
-    ...     file.write("letter,f1")
+    Raises ArtifactError: the disk is full, nothing can be written there, or `path` is a device or a pipe. It is then
+    what it was before, and no part is left behind.
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
@@ -146,11 +123,8 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
 
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Build a folder beside `path`; when the block ends well it replaces what was there.
-
-    Raises:
-        ArtifactError: the disk is full, or nothing can be written there. The unfinished folder is removed.
-    """
+    """Build a folder beside `path`; when the block ends well it replaces what was there. Raises ArtifactError: the disk
+    is full, or nothing can be written there; the unfinished folder is removed."""
     path = Path(path)
     make_folder(path.parent)
     with explain_writing(path.parent):
@@ -163,9 +137,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
                 if file.is_file():
                     with open(file, "rb") as opened:
                         os.fsync(opened.fileno())
-            # Two folders cannot be exchanged in one step: the old one steps aside first.
-            aside = _beside(path)
-            if path.exists():
+            if path.exists():  # two folders cannot be exchanged in one step
                 os.replace(path, aside)
             os.replace(building, path)
             shutil.rmtree(aside, ignore_errors=True)
@@ -176,11 +148,8 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path | str, untouched_s: float = 0.0) -> None:
-    """Remove what killed runs were writing into `folder` and the folders in it.
-
-    Args:
-        untouched_s: leave what has changed in so many seconds; with 0 nobody may be writing there.
-    """
+    """Remove what killed runs were writing into `folder` and the folders in it, but for what changed in the last
+    `untouched_s` seconds; with 0 nobody may be writing there."""
     for left in [*Path(folder).rglob(".*.tmp")]:
         if untouched_s and time.time() - left.stat().st_mtime < untouched_s:
             continue
@@ -198,12 +167,7 @@ def write_json(path: Path | str, value: object) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ArtifactError: the file is not JSON.
-    """
+    """The content of a JSON file. Raises FileNotFoundError, or ArtifactError when it is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of too many digits; lists in lists
@@ -247,13 +211,10 @@ def file_state(path: Path | str) -> dict[str, Any]:
 
 def is_unaltered(path: Path | str, known: Mapping[str, Any]) -> bool:
     """Whether a file has the content it had; read only when its size is the same and its time is not, as in a copy.
-
-    Raises FileNotFoundError when it is not there.
-    """
+    Raises FileNotFoundError."""
     state = os.stat(path)
-    if state.st_size != known["size"]:
-        return False
-    return state.st_mtime_ns == known["changed"] or file_sha256(path) == known["sha256"]
+    same_time = state.st_mtime_ns == known["changed"]
+    return state.st_size == known["size"] and (same_time or file_sha256(path) == known["sha256"])
 
 
 def json_key(value: object) -> str:
@@ -281,13 +242,9 @@ def _held() -> list[str]:
 
 @contextmanager
 def FolderLock(folder: Path | str) -> Iterator[None]:
-    """Holds a folder for one run; a second run is refused at once, told who holds it.
+    """Holds a folder for one run; a second run is refused at once (ArtifactError) and told who holds it.
 
-    The operating system drops the lock when its process ends, however it ends, so none is ever stale. The
-    note beside it (process and host) is only for the message.
-
-    Raises:
-        ArtifactError: on entering, when another run holds the folder or nothing can be written there.
+    The operating system drops the lock when its process ends, however it ends; the note beside it is for the message.
     """
     folder, note = Path(folder), Path(folder) / ".lock.json"
     lock = FileLock(folder / ".lock")
@@ -315,12 +272,10 @@ def FolderLock(folder: Path | str) -> Iterator[None]:
 
 
 def _beside(path: Path) -> Path:
-    """The name of what will be `path` while it is not finished."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,8 +1,7 @@
 """Keys of results: what a result was made from, so that it is made again when that changes, and only then.
 
-A stage is what turns inputs into a result that is kept: the tokens, a trained SAE, a metric's reference, a score. It
-declares a version, which is raised whenever the stage gives other results; a key holds the version that is loaded, not
-files as they lie on the disk when somebody asks. `tests/test_stage_code.py` notices code that changed without it.
+A stage turns inputs into a result that is kept (tokens, an SAE, a score) and declares a version, which is raised
+whenever it gives other results; `tests/test_stage_code.py` notices code that changed without it.
 """
 
 from __future__ import annotations
@@ -35,9 +34,6 @@ def numerical_pins() -> dict[str, str]:
 
 
 def result_key(stage: Stage, *made_from: object) -> str:
-    """Hexadecimal sha256 of the stage, the packages that it computes with, and what a result was made from.
-
-    Args:
-        made_from: values that JSON can hold; whatever the result depends on, and nothing else.
-    """
+    """Hexadecimal sha256 of the stage, the packages that it computes with, and what a result was made from: values that
+    JSON can hold; whatever it depends on, and nothing else."""
     return json_key([*stage, numerical_pins(), *made_from])

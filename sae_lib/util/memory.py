@@ -1,4 +1,4 @@
-"""How much memory is free, and whether something fits into it, asked before anything is loaded."""
+"""How much memory is free, and whether something fits into it."""
 
 import ctypes
 import resource
@@ -13,21 +13,13 @@ CONTAINER_LIMITS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
-# What a process that has imported everything has mapped, most of which it never uses; with PyTorch's build for CPUs.
-ADDRESSES = 2 * 2**30
-
-
-# Of mallopt, in glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+ADDRESSES = 2 * 2**30  # what a process that has imported everything has mapped
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt, in glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """From now on this process keeps up to 2 GiB of what it frees for what it asks for next.
-
-    glibc gives a block of more than 32 MiB back to the system as soon as it is freed. A training step frees and asks
-    for the same blocks again and again, and touching the new pages is a quarter to a third of a step whose latents are
-    dense. Other C libraries are left as they are.
-    """
+    """From now on this process keeps up to 2 GiB of what it frees for what it asks for next. glibc gives larger blocks
+    back at once, and touching new pages is a quarter to a third of a training step whose latents are dense."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
@@ -39,11 +31,13 @@ def readable_bytes(count: float) -> str:
     >>> readable_bytes(5_583_457_484)
     '5.2 GiB'
     """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+    if count < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
         count /= 1024
-    return f"{count:.1f} TiB"
+        if count < 1024 or unit == "TiB":
+            break
+    return f"{count:.1f} {unit}"
 
 
 def portions(sizes: Iterable[int], most: int) -> Iterator[slice]:
@@ -80,11 +74,7 @@ def free_memory(device: str) -> int:
 
 
 def require_address_space() -> None:
-    """Refuse a limit (`ulimit -v`) below which libraries end without a word, or for ever ask again, while they load.
-
-    Raises:
-        ArtifactError: less than `ADDRESSES` may be used.
-    """
+    """Raises ArtifactError for a limit (`ulimit -v`) below which libraries end without a word while they load."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
     if allowed != resource.RLIM_INFINITY and allowed < ADDRESSES:
         raise ArtifactError(
@@ -94,11 +84,7 @@ def require_address_space() -> None:
 
 
 def require_memory(what: str, needed: int, device: str, fix: str) -> None:
-    """Refuse what does not fit.
-
-    Raises:
-        ArtifactError: `needed` bytes are more than `device` has free; names both and the fix.
-    """
+    """Raises ArtifactError, with the fix, when `needed` bytes are more than `device` has free."""
     free = free_memory(device)
     if needed > free:
         kind = "CPU" if device == "cpu" else "GPU"

@@ -1,4 +1,4 @@
-"""Work on many SAEs, several at a time: by worker processes on one core each, or by the ranks of a distributed run."""
+"""Work on many SAEs at a time: by worker processes on one core each, or by the ranks of a distributed run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,10 @@ Work = Callable[[Any, list[Job]], None]
 
 
 def for_each(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], workers: int, description: str) -> None:
-    """Call `work(owner, job)` for each job, a list of things done together; the first failure ends it. Worker processes
-    get a copy of `owner`.
+    """Call `work(owner, job)` for each job, a list of things done together; the first failure ends it.
 
-    With one worker everything happens in this process, and on all its cores. In a distributed run the jobs are those
-    of rank 0, whatever the others would have found to do, and dealt out to the ranks. Returns on every rank when all
-    jobs are done.
+    One worker is this process, with all its cores; others get a copy of `owner`. In a distributed run the jobs of
+    rank 0 are dealt out, and every rank returns when all are done.
     """
     jobs = ranks.from_first(lambda: jobs)[ranks.rank() :: ranks.world()]
     total = sum(len(job) for job in jobs)
@@ -70,11 +68,7 @@ def begin_worker() -> None:
 
 
 def use_one_core() -> None:
-    """One thread in every pool of this process.
-
-    NumPy, SciPy and scikit-learn bring thread pools of their own: two workers that each use all cores wait for each
-    other most of the time.
-    """
+    """One thread in every pool of this process, also NumPy's and scikit-learn's: workers must not wait for cores."""
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"  # for what is loaded later
     threadpool_limits(1)  # and for what is loaded already
@@ -96,10 +90,8 @@ _KEPT: dict[str, Any] = {}
 
 
 def kept(owner: object, name: str, make: Callable[[], Any]) -> Any:
-    """`make()`, once in this process for one owner: its jobs share what is costly to open.
-
-    Owners are compared by content, so that nothing of a profile outlives an edit of it.
-    """
+    """`make()`, once in this process for one owner: its jobs share what is costly to open. Owners are compared by
+    content, so that nothing of a profile outlives an edit of it."""
     if _KEPT.get("owner") != owner:
         _KEPT.clear()
         _KEPT["owner"] = owner

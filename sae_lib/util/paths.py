@@ -1,8 +1,4 @@
-"""Every place the artifact reads or writes, from one root.
-
-Notebooks under papermill run in the caller's folder and under nbval in their own, so no path may depend on
-the working directory.
-"""
+"""Every place the artifact reads or writes, from one root: notebooks run in one folder or another."""
 
 import os
 from dataclasses import dataclass
@@ -22,11 +18,8 @@ COMMITTED = {"pocket": ROOT / "figures"} | {name: ROOT / "figures" / name for na
 
 
 def output_root() -> Path:
-    """Where all profiles write: the folder named by `SAE_LIB_OUTPUT`, or `build` in the repository.
-
-    Raises:
-        ArtifactError: no folder can have that name.
-    """
+    """Where all profiles write: the folder named by `SAE_LIB_OUTPUT`, or `build` in the repository. Raises as
+    `output_folder`."""
     named = _redirected()
     return output_folder(named, OUTPUT_VARIABLE) if named else ROOT / "build"
 
@@ -37,12 +30,8 @@ def _redirected() -> str:
 
 
 def output_folder(named: Path | str, field: str) -> Path:
-    """The folder that a user names for what is written; it need not be there yet.
-
-    Raises:
-        ArtifactError: in one line that names the field, where no folder can have that name: a file or a device has it,
-            or lies above it.
-    """
+    """The folder that a user names for what is written; it need not be there yet. Raises ArtifactError, which names the
+    field: no folder can have that name, such as where a file has it or lies above it."""
     try:
         folder = Path(named).expanduser().resolve()
         # Asks the system, which refuses a name that is too long.
@@ -62,11 +51,7 @@ def corpus_cache() -> Path:
 
 @dataclass(unsafe_hash=True)
 class Paths:
-    """The folders of one profile. They are made by whoever writes into them, through `sae_lib.util.files`.
-
-    >>> Paths("smoke").results.name
-    'results'
-    """
+    """The folders of one profile, each made by whoever writes into it."""
 
     profile: str
 

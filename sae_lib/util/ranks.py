@@ -1,7 +1,6 @@
-"""The processes of one distributed run, and how they share work out.
+"""The processes of one distributed run; alone, a process is rank 0 of 1 and nothing here does anything.
 
-Alone, which is how notebooks run, a process is rank 0 of 1 and nothing here does anything. Collectives go through gloo,
-also on GPUs: what is sent here is small, and a rank that waits must not keep its GPU busy.
+Collectives go through gloo, also on GPUs: what is sent is small, and a rank that waits must not keep its GPU busy.
 """
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ from sae_lib.util.errors import ArtifactError
 
 Value = TypeVar("Value")
 
-# A rank waits this long for the others: rank 0 may compute references alone for hours, and one rank's SAEs may take
-# much longer than another's. A rank that has ended is noticed at once, by its closed connection.
-PATIENCE = timedelta(days=2)
+PATIENCE = timedelta(days=2)  # for ranks that compute; one that has ended is noticed at once
 
 
 class LostRank(ArtifactError):
@@ -38,10 +35,7 @@ def world() -> int:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Be one of the processes that torchrun has started; outside the block, a process is alone again.
-
-    Raises LostRank when another of them ends while this one waits for it.
-    """
+    """Be one of the processes that torchrun has started. Raises LostRank when another ends while this one waits."""
     dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield
