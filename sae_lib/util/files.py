@@ -1,4 +1,4 @@
-"""Files that are either whole or absent (written beside, flushed, renamed), folders held by one run, room on the disk."""
+"""Files that are whole or absent (written beside, flushed, renamed), folders held by one run, room on the disk."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from sae_lib.util.errors import ArtifactError, first_line
+from sae_lib.util.memory import readable_bytes
 from sae_lib.util.paths import COMMITTED, OUTPUT_VARIABLE, output_root
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # as a disk, a quota, or the files of a disk or shell are
@@ -39,6 +40,16 @@ def nearest_folder(folder: Path) -> Path:
 def free_bytes(folder: Path) -> int:
     """Bytes free where a folder is, or would be made."""
     return shutil.disk_usage(nearest_folder(folder)).free
+
+
+def require_room(folder: Path, needed: int, what: str, fix: str = "make room") -> None:
+    """Raises ArtifactError when `what` ("the weights need") asks for more bytes than are free where `folder` is."""
+    free = free_bytes(folder)
+    if needed > free:
+        raise ArtifactError(
+            f"disk: {what} {readable_bytes(needed)}, {folder} has {readable_bytes(free)} free; {fix} or set "
+            f"{OUTPUT_VARIABLE} to a folder on a larger disk"
+        )
 
 
 @contextmanager

@@ -31,13 +31,11 @@ def readable_bytes(count: float) -> str:
     >>> readable_bytes(5_583_457_484)
     '5.2 GiB'
     """
-    if count < 1024:
-        return f"{count:.0f} B"
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
-        if count < 1024 or unit == "TiB":
-            break
-    return f"{count:.1f} {unit}"
+    return f"{count:.1f} TiB"
 
 
 def portions(sizes: Iterable[int], most: int) -> Iterator[slice]:

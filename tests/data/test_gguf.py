@@ -19,6 +19,7 @@ from sae_lib.data import gguf
 from sae_lib.data.config import ModelConfig
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.model_loading import model_identity
+from sae_lib.util import files
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import output_root
 from tests.data.tiny_gguf import FAMILIES, TOKENS, tiny_model, write_gguf
@@ -133,7 +134,7 @@ def test_a_tensor_that_is_missing(tmp_path):
 
 
 def test_no_room_on_the_disk(file, monkeypatch):
-    monkeypatch.setattr(gguf, "free_bytes", lambda folder: 100)
+    monkeypatch.setattr(files, "free_bytes", lambda folder: 100)
     assert refusal(lambda: gguf.converted_file(file)).startswith("disk: the converted model needs")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from sae_lib.data import harvest as harvest_module
 from sae_lib.data.activations import ActivationStore
-from sae_lib.data.harvest import RowSource, harvest, make_shards
+from sae_lib.data.harvest import harvest
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.store_manifest import lost_file
 from sae_lib.util.errors import ArtifactError
@@ -128,58 +128,55 @@ def test_an_unfinished_file_of_a_killed_run_is_removed(lm, alone, tmp_path):
     assert not list(tmp_path.glob(".*.tmp")) and files(tmp_path) == files(alone)
 
 
-def test_a_shard_is_written_while_the_next_one_is_computed(alone):
+def when_written(monkeypatch, take):
+    """Call `take(number)` when a shard is about to be written."""
+
+    def write(path, mode):
+        if path.name.startswith("activations"):
+            take(int(path.stem[-5:]))
+        return atomic_write(path, mode)
+
+    monkeypatch.setattr(harvest_module, "atomic_write", write)
+
+
+def test_a_shard_is_written_while_the_next_one_is_computed(tmp_path, monkeypatch):
     """The writer waits until the model is at work on the next shard, which it would never be without a thread."""
-    source, calls = small_source(alone)
-    begun, computed, taken = [threading.Event() for _ in range(SHARDS)], [0], []
-    go_on = source.lm.residual_stream
+    begun, computed, taken, slow = [threading.Event() for _ in range(SHARDS)], [0], [], fake_model()
+    go_on = slow.residual_stream
 
     def residual_stream(tokens):
         begun[computed[0] // SHARD_ROWS].set()
         return go_on(tokens)
 
-    def take(number, values):
+    def take(number):
         assert number == SHARDS - 1 or begun[number + 1].wait(timeout=30)
         taken.append(number)
 
-    def advance(rows):
-        computed[0] += rows
-
-    source.lm.residual_stream = residual_stream
-    make_shards(source, range(SHARDS), take, advance)
-    assert taken == list(range(SHARDS)) and calls
+    slow.residual_stream = residual_stream
+    when_written(monkeypatch, take)
+    make(slow, tmp_path, progress=lambda done, total: computed.insert(0, done))
+    assert taken == list(range(SHARDS))
 
 
-def small_source(folder):
-    contexts, positions = np.load(folder / "contexts.npy"), np.load(folder / "positions.npy")
-    counted, calls = counting(fake_model())
-    return RowSource(counted, TOKENS, contexts, positions, SHARD_ROWS, 3), calls
-
-
-def test_at_most_two_shards_are_in_memory(alone):
+def test_at_most_two_shards_are_in_memory(tmp_path, monkeypatch):
     """However slow the disk is: no shard is begun while two wait."""
-    source, _ = small_source(alone)
-    computed, taken, most = [0], [0], [0]
+    taken, ahead = [0], []
 
-    def advance(rows):
-        computed[0] += rows
-        most[0] = max(most[0], computed[0] - taken[0])
-
-    def take(number, values):
+    def take(number):
         time.sleep(0.02)
-        taken[0] += len(values)
+        taken[0] += SHARD_ROWS
 
-    make_shards(source, range(SHARDS), take, advance)
-    assert computed == taken and SHARD_ROWS < most[0] <= 2 * SHARD_ROWS
+    when_written(monkeypatch, take)
+    make(fake_model(), tmp_path, progress=lambda done, total: ahead.append(done - taken[0]))
+    assert SHARD_ROWS < max(ahead) <= 2 * SHARD_ROWS
 
 
 def test_an_error_of_the_writer_ends_the_harvest_in_one_line(lm, alone, tmp_path, monkeypatch):
-    def full(path, mode):
-        if path.name == "activations-00002.npy":
+    def full(number):
+        if number == 2:
             raise ArtifactError("disk full while writing")
-        return atomic_write(path, mode)
 
-    monkeypatch.setattr(harvest_module, "atomic_write", full)
+    when_written(monkeypatch, full)
     with pytest.raises(ArtifactError, match=r"^disk full while writing$"):
         make(lm, tmp_path)
     assert made(tmp_path) == [0, 1]

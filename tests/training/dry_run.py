@@ -107,13 +107,10 @@ def harvested(watch: Watch, profile: Profile) -> dict[str, Any]:
             return torch.empty(array.shape, dtype=torch.int64, device=DEVICE)
 
     context, position = (each.flatten() for each in np.indices((contexts, CONTEXT), dtype=np.int32))
-    source = harvest.RowSource(
-        lm, np.ones((contexts, CONTEXT), np.int32), context, position.astype(np.uint16), 2**18, contexts
-    )
-    values = torch.empty(contexts * CONTEXT, D_IN, dtype=torch.bfloat16, device=DEVICE)
+    tokens = np.ones((contexts, CONTEXT), np.int32)
     watch.forget()
     with patch.object(torch, "from_numpy", on_device):
-        finite = harvest._compute(source, slice(0, 2**18), values, lambda rows: None)
+        values, finite = harvest._shard(lm, tokens, context, position.astype(np.uint16), contexts, lambda rows: None)
     assert str(values.device) == str(finite.device) == DEVICE
     return {"flop": dict(watch.flop), "bytes": watch.bytes}
 
