@@ -1,8 +1,8 @@
 """Activations, on disk or in memory, and the one stream of batches that every SAE is trained on.
 
-The store is a folder of .npy shards `[row, d_in]` (bf16 bit patterns) in token order, with `contexts.npy` and
-`positions.npy` that say where each row comes from. `harvest.py` makes it. A batch is a set of windows of
-consecutive rows, because the temporal mechanisms compare a token with the one before it.
+The store, which `harvest.py` makes, is a folder of .npy shards `[row, d_in]` (bf16 bit patterns) in token order, with
+`contexts.npy` and `positions.npy` that say where each row comes from. A batch is a set of windows of consecutive rows,
+because the temporal mechanisms compare a token with the one before it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class Batch(NamedTuple):
 class ActivationStore:
     """The rows that one model gave for one corpus; opened with `open`, never changed.
 
-    `manifest`: shapes, model identity, layer, corpus hash, and for every shard its rows, bytes and sha256; `contexts`:
-    context of each row, int32; `positions`: its position there, uint16; `resident`: all rows in the memory of one
+    `contexts`, `positions`: where each row comes from, int32 and uint16; `resident`: all rows in the memory of one
     device, bf16, None while they are read from the disk.
     """
 
@@ -53,13 +52,11 @@ class ActivationStore:
 
     @classmethod
     def open(cls, folder: Path | str, *, check: Check = "size", **source: Any) -> ActivationStore:
-        """Open a finished store; nothing is read but what the check needs.
+        """Open a finished store.
 
         `check`: compare the size of every file, or ("full") its sha256; `source`: fields of the manifest (identity,
-        layer, corpus_sha256) that say what the store must have been made from.
-
-        Raises ArtifactError: no store, an unfinished one, a truncated or altered file, or another model, corpus or
-        layer.
+        layer, corpus_sha256) that it must have. Raises ArtifactError: no store, an unfinished one, a truncated or
+        altered file, or another model, corpus or layer.
         """
         folder = Path(folder)
         manifest = finished_manifest(folder, source)
@@ -73,7 +70,7 @@ class ActivationStore:
 
     @property
     def key(self) -> str:
-        """sha256 over what the store holds and was made from, wherever the store or the model lie."""
+        """`store_manifest.content_key`."""
         return content_key(self.manifest)
 
     def preload(self, device: str = "cpu") -> bool:
@@ -111,7 +108,7 @@ class ActivationStore:
         return total / len(picked)
 
     def _gather(self, flat: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """Rows from the memory-mapped shards, each shard read in ascending order."""
+        """From the memory-mapped shards, each read in ascending order."""
         order = np.argsort(flat, kind="stable")
         ascending = flat[order]
         size = self.manifest["shard_rows"]
@@ -126,15 +123,9 @@ class ActivationStore:
 class WindowStream:
     """An endless stream of batches in which any batch can be asked for by its number.
 
-    The store is cut into windows of `window` consecutive rows (the last `n_rows % window` rows belong to
-    none). Each epoch is a permutation of all windows, drawn from (seed, epoch) alone; the epochs laid end to
-    end are cut into batches, so every window is drawn once before any is drawn again. The stream depends on
-    the store, `window`, `batch_rows` and `seed` and on nothing else: not on what trains on it, nor on which
-    batches were asked for before.
-
-    >>> batch = WindowStream(store, window=8, batch_rows=1024, seed=0).batch(0)      # doctest: +SKIP
-    >>> batch.activations.shape                                                      # doctest: +SKIP
-    torch.Size([128, 8, 64])
+    The store is cut into windows of `window` consecutive rows (the last `n_rows % window` rows belong to none). Each
+    epoch is a permutation of all windows, drawn from (seed, epoch) alone; the epochs laid end to end are cut into
+    batches, so every window is drawn once before any is drawn again, whatever trains on them.
 
     Raises ArtifactError: `batch_rows`, a multiple of `window`, are more than the store has.
     """
@@ -158,7 +149,11 @@ class WindowStream:
                 f"data.batch_tokens: {batch_rows} rows in windows of {window} are more than the "
                 f"{store.n_rows} rows of the store; lower it"
             )
-        self._has_predecessor = self._predecessors().to(self.device)
+        contexts, positions = (index[: self.n_windows * window] for index in (store.contexts, store.positions))
+        linked = np.zeros(len(contexts), dtype=bool)
+        linked[1:] = (contexts[1:] == contexts[:-1]) & (positions[1:] == positions[:-1] + 1)
+        linked[::window] = False
+        self._has_predecessor = torch.from_numpy(linked).view(self.n_windows, window).to(self.device)
         self._orders: dict[int, NDArray[np.int32]] = {}
 
     def batch(self, index: int) -> Batch:
@@ -192,16 +187,6 @@ class WindowStream:
             np.random.default_rng([self.seed, epoch]).shuffle(order)
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
         return self._orders[epoch]
-
-    def _predecessors(self) -> Bool[Tensor, "window step"]:
-        rows = self.n_windows * self.window
-        linked = np.zeros(rows, dtype=bool)
-        for start in range(1, rows, ROWS_PER_CHUNK):
-            stop = min(start + ROWS_PER_CHUNK, rows)
-            contexts, positions = (a[start - 1 : stop] for a in (self.store.contexts, self.store.positions))
-            linked[start:stop] = (contexts[1:] == contexts[:-1]) & (positions[1:] == positions[:-1] + 1)
-        linked[:: self.window] = False
-        return torch.from_numpy(linked).view(self.n_windows, self.window)
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:

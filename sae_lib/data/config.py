@@ -16,14 +16,13 @@ class ModelConfig(Strict):
     """The language model and the layer whose residual stream the SAEs read."""
 
     name: str = Field(min_length=1)
-    """`pocket` (ships with the project), a Hugging Face hub id, a local folder, or a GGUF file; with `wheel`, what to
-    call the model."""
+    """`pocket` (ships with the project), a hub id, a local folder or a GGUF file; with `wheel`, what to call it."""
     wheel: Wheel | None = None
-    """The wheel of the package index whose GGUF file is the model. Without it, `name` is looked for."""
+    """The wheel of the package index whose GGUF file is the model."""
     revision: str | None = Field(None, validate_default=True)
     """Commit, tag or branch of a hub id; left out, the commit that `hub.yaml` pins."""
     layer: int = Field(ge=0)
-    """Index of the block, counted from 0, after which the residual stream is read."""
+    """The block, counted from 0, after which the residual stream is read."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -35,9 +34,8 @@ class ModelConfig(Strict):
     def check_layer(self, depth: int) -> None:
         """Raises ArtifactError when the model, of `depth` blocks, has no such block."""
         if self.layer >= depth:
-            raise ArtifactError(
-                f"model.layer: {self.layer} is beyond {self.name}, which has {depth} layers: 0-{depth - 1}"
-            )
+            has = f"{self.name}, which has {depth} layers: 0-{depth - 1}"
+            raise ArtifactError(f"model.layer: {self.layer} is beyond {has}")
 
 
 class CorpusConfig(Strict):
@@ -47,15 +45,14 @@ class CorpusConfig(Strict):
     packages: tuple[str, ...] = ()
     name: str | None = None
     revision: str | None = Field(None, validate_default=True)
-    """Commit, tag or branch of `name`; left out, the commit that `hub.yaml` pins. A dataset that is not pinned there
-    needs one: unlike a model's, its commit is in no key, so that nothing would notice that the text has changed."""
+    """Commit, tag or branch of `name`; left out, the commit that `hub.yaml` pins. Needed where it pins none: the commit
+    of a dataset is in no key, so that nothing would notice other text."""
     subset: str | None = None
     split: str = "train"
     files: tuple[str, ...] = ()
     text_field: str = "text"
     lessons_fraction: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of the training contexts that are spelling lessons (`spelling.py`), as in the packaged model's own training
-    text; 0 for models that were trained by others."""
+    """Share of the training contexts that are spelling lessons (`spelling.py`), as in the packaged model's own text."""
     held_out_fraction: float = Field(0.05, gt=0.0, lt=0.5)
     """Share of the documents that metrics are computed on."""
     calibration_fraction: float = Field(0.05, gt=0.0, lt=0.5)
@@ -92,9 +89,8 @@ class DataConfig(Strict):
     batch_tokens: int = Field(ge=1)
     shard_rows: int = Field(ge=1)
     masked_tokens: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of the training tokens in whose place the language model reads the one that opens a context: other tokens'
-    activations no longer come with what usually stands beside them, and the place itself, a special token, is no row
-    (masked regularisation, arXiv 2604.06495, whose token and share were not at hand)."""
+    """Share of the training tokens in whose place the language model reads the one that opens a context, which is no
+    row (masked regularisation, arXiv 2604.06495, whose token and share were not at hand)."""
     stream_seed: Seed = 0
     """Order of the windows: the same for every method and seed."""
 

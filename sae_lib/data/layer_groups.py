@@ -29,8 +29,7 @@ SCALE_ROWS = 2**14  # by which a layer is scaled
 def angular_distances(
     lm: LanguageModel, contexts: Int[Tensor, "context position"], batch: int = 8
 ) -> Float[Tensor, "layer layer"]:
-    """Between all layers of a whole model, over the tokens that are not special: 0 for one direction, 1 for
-    opposite ones."""
+    """Between all layers of a whole model, over the tokens that are not special; 1 for opposite directions."""
     total, tokens = torch.zeros(()), 0
     for part in contexts.split(batch):
         kept = lm.not_special(part).to(lm.device)
@@ -52,7 +51,7 @@ def layer_groups(distances: Float[Tensor, "layer layer"], groups: int) -> list[l
 
 
 def widest(distances: Float[Tensor, "layer layer"], groups: Sequence[Sequence[int]]) -> float:
-    """The largest distance within a group, mean over groups: the paper's AMAD, which is to say how many groups."""
+    """The largest distance within a group, mean over groups: the paper's AMAD."""
     return float(np.mean([distances[group][:, group].max() for group in map(list, groups)]))
 
 

@@ -39,11 +39,7 @@ def alphabetic_tokens(tokenizer: Any) -> NDArray[np.int64]:
 
 
 class SpellingLines:
-    """Random windows of spelling lines for one tokenizer.
-
-    `windows(rng, n, length, dense)` gives tokens and labels `[n, length]`; only the letters carry a label, because the
-    words themselves are drawn at random and cannot be predicted.
-    """
+    """Random windows of spelling lines for one tokenizer; only letters carry a label, since words are drawn."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.bos = int(tokenizer.bos_token_id)
@@ -78,10 +74,8 @@ class SpellingLines:
     def mixed_windows(
         self, rng: np.random.Generator, n: int, length: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """As `windows`, with each line in a form drawn at random.
-
-        At a word the model cannot know whether its letter is asked for at once, so the letter has to be there.
-        """
+        """As `windows`, with each line in a form drawn at random: at a word the model cannot know whether its letter is
+        asked for at once, so the letter has to be there."""
         middles = [[], [self.colon], self.ask.tolist()]
         tokens = np.full((n, length), self.newline, dtype=np.int64)
         labels = np.full((n, length), IGNORED, dtype=np.int64)
@@ -100,12 +94,8 @@ class SpellingLines:
 
 
 class Lessons:
-    """Windows of spelling lines of mixed forms in the place of some contexts, evenly spread; made block by block, each
-    context's lines following from those before. Beyond `contexts` they go on at the same distance.
-
-    The packaged model's own training text is such a mixture; it looks for first letters in lessons only, so SAEs that
-    never see a lesson could not learn them.
-    """
+    """Windows of spelling lines of mixed forms in the place of some contexts, evenly spread; beyond `contexts` they go
+    on at the same distance. The packaged model looks for first letters in lessons only, so SAEs need them."""
 
     def __init__(self, tokenizer: Any, contexts: int, count: int, seed: int = 0) -> None:
         self._lines = SpellingLines(tokenizer)

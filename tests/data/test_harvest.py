@@ -88,7 +88,7 @@ def test_token_budget_is_met_exactly_or_refused(lm, folder):
     assert make(lm, folder / "some", max_rows=everything - 1).n_rows == everything - 1
     with pytest.raises(ArtifactError, match=rf"data.train_tokens: {everything + 1} rows .* has {everything} tokens"):
         make(lm, folder / "more", max_rows=everything + 1)
-    with pytest.raises(ArtifactError, match="data.train_tokens: 1 rows .* has 0 tokens"):
+    with pytest.raises(ArtifactError, match=r"data.train_tokens: 1 rows .* has 0 tokens"):
         harvest(lm, np.full((1, 4), BOS, dtype=np.int32), folder / "none")
 
 
