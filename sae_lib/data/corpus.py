@@ -1,10 +1,8 @@
-"""Text: rows from one of three sources, and from each row its text.
+"""Text: rows (dictionaries) from one of three sources, and from each row its text, by `Texts`.
 
 - `documentation`: the packaged corpus (`documentation.py`), no download;
 - `hub`: a dataset of the Hugging Face hub, streamed, pinned to a revision; `datasets` tries each read many times;
 - `files`: local .jsonl, .json, .parquet or .txt files; text may be packed (.gz, .xz, .bz2, .zst).
-
-Whoever reads text reads it here: a row is a dictionary, and `Texts` says what its text is.
 """
 
 from __future__ import annotations
@@ -40,25 +38,25 @@ TOKEN_SIZES = {"context_length", "train_tokens", "held_out_contexts", "calibrati
 
 
 def load_documents(config: CorpusConfig, cache: Path | None = None) -> Iterable[Row]:
-    """The corpus: rows with a text column (`config.text_field`). The packaged one is kept in `cache` between calls.
-
-    Raises ArtifactError for a source that cannot be read: unknown file type, missing file, no network or revision.
-    """
+    """Rows with a text column (`config.text_field`); the packaged corpus is kept in `cache` between calls. Raises
+    ArtifactError for a source that cannot be read: unknown file type, missing file, no network or revision."""
     if config.source == "documentation":
         return _documentation_rows(config, cache)
     if config.source == "files":
         return chain.from_iterable(map(file_rows, text_files(config.files)))
-    return cast(Iterable[Row], _hub_dataset(config))
+    import datasets  # half a second to import
+
+    name, revision = str(config.name), config.revision
+    with hub.reading(name, revision, hub.CORPUS):
+        found = datasets.load_dataset(name, config.subset, split=config.split, revision=revision, streaming=True)
+    return cast(Iterable[Row], found)
 
 
 class Texts:
-    """The texts of rows: goes through (row, text), where a row that has none, or an empty one, has the text "".
+    """The texts of rows: goes through (row, text), where a row without text has "".
 
     Raises ArtifactError while iterating, for a column that holds no text or that no row has, and for files or a
     network that fail on the way.
-
-    >>> [text for _, text in Texts([{"text": "one"}, {"text": None}], "text")]
-    ['one', '']
     """
 
     def __init__(self, rows: Iterable[Row], column: str, field: str = "corpus.text_field") -> None:
@@ -66,24 +64,25 @@ class Texts:
         self.read = self.without_text = 0
 
     def __iter__(self) -> Iterator[tuple[Row, str]]:
-        known = False
-        for row in self._readable():
-            self.read += 1
-            known = known or self._column in row
-            if not known and self.read == ROWS_WITHOUT_COLUMN:
-                raise self._no_column(row)
-            text = self._text(row)
-            self.without_text += not text
-            yield row, text
+        known, row = False, Row()
+        with told_as("corpus: the text cannot be read to its end", "; check the files or the network, then run again"):
+            for row in self._rows:
+                self.read += 1
+                known = known or self._column in row
+                if not known and self.read == ROWS_WITHOUT_COLUMN:
+                    break
+                text = self._text(row)
+                self.without_text += not text
+                yield row, text
         if self.read and not known:
-            raise self._no_column(row)
+            has = ", ".join(sorted(map(str, row)))
+            raise ArtifactError(f"{self._field}: no column '{self._column}' in the corpus; it has {has}")
 
     @property
     def note(self) -> str | None:
         """What there is to say about the rows so far."""
-        if not self.without_text:
-            return None
-        return f"{self.without_text:,} of {self.read:,} rows have no text in '{self._column}' and are left out"
+        what = f"of {self.read:,} rows have no text in '{self._column}' and are left out"
+        return f"{self.without_text:,} {what}" if self.without_text else None
 
     def _text(self, row: Row) -> str:
         value = row.get(self._column)
@@ -96,14 +95,6 @@ class Texts:
         # Half of a surrogate pair, which JSON may hold, is no text for a tokenizer.
         return (value or "").encode("utf8", "replace").decode("utf8")
 
-    def _no_column(self, row: Row) -> ArtifactError:
-        has = ", ".join(sorted(map(str, row)))
-        return ArtifactError(f"{self._field}: no column '{self._column}' in the corpus; it has {has}")
-
-    def _readable(self) -> Iterator[Row]:
-        with told_as("corpus: the text cannot be read to its end", "; check the files or the network, then run again"):
-            yield from self._rows
-
 
 def documents_of(split: Split, rows: Iterable[Row], config: CorpusConfig) -> Iterator[str]:
     """The texts of one split, in corpus order. Raises as `Texts`."""
@@ -111,7 +102,7 @@ def documents_of(split: Split, rows: Iterable[Row], config: CorpusConfig) -> Ite
 
 
 def split_of(text: str, config: CorpusConfig) -> Split:
-    """The split that a document belongs to: decided by the hash of its text, so it never moves between runs."""
+    """The split that a document belongs to, by the hash of its text."""
     share = int.from_bytes(hashlib.sha256(text.encode("utf8", "replace")).digest()[:8], "big") / 2**64
     # The corpus is sorted by this very hash, so the position is hashed once more or a split would be a stretch of it.
     share = int.from_bytes(hashlib.sha256(f"{share:.17f}".encode()).digest()[:8], "big") / 2**64
@@ -135,8 +126,8 @@ def text_files(names: Sequence[str], field: str = "corpus.files") -> list[Path]:
 
 
 def file_rows(file: Path, field: str = "corpus.files") -> Iterator[Row]:
-    """The rows of a local file: of a table, the objects of JSON (one a line, or one list), or the lines of a text.
-    Raises ArtifactError where it cannot be read."""
+    """The rows of a table, the objects of JSON (one a line, or one list), or the lines of a text. Raises ArtifactError
+    where it cannot be read."""
     number = 0
     try:
         for row in _rows_of(file):
@@ -194,35 +185,24 @@ def _documentation_rows(config: CorpusConfig, cache: Path | None) -> Iterator[Ro
     import pandas as pd
     import pyarrow.parquet as pq
 
-    versions = documentation.versions(config.packages)
-    file = None
-    if cache is not None:
-        file = cache / f"documentation-{result_key(DOCUMENTATION, versions)[:16]}.parquet"
-        # A file that is damaged is made again.
-        with suppress(OSError, ValueError):
+    key = result_key(DOCUMENTATION, documentation.versions(config.packages))
+    file = cache / f"documentation-{key[:16]}.parquet" if cache else None
+    if file:
+        with suppress(OSError, ValueError):  # one that is damaged is made again
             table = pq.read_table(file)
             return (row for batch in table.to_batches(1024) for row in batch.to_pylist())
     documents = documentation.extract(config.packages)
-    if file is not None:
+    if file:
         write_parquet(file, pd.DataFrame(documents), index=False)
     return (document._asdict() for document in documents)
 
 
-def _hub_dataset(config: CorpusConfig) -> Any:
-    import datasets  # half a second to import, so only where text is read from the hub
-
-    name, revision = str(config.name), config.revision
-    with hub.reading(name, revision, hub.CORPUS):
-        return datasets.load_dataset(name, config.subset, split=config.split, revision=revision, streaming=True)
-
-
 def build_tokens(config: CorpusConfig, data: DataConfig, tokenizer: Any, folder: Path, cache: Path) -> dict[str, Any]:
-    """Write `train.npy`, `held_out.npy`, `calibration.npy` (int32 `[context, position]`) and `manifest.json`; a
-    finished build with the same key is reused. The corpus is read once, in memory that does not grow with it.
+    """Write `train.npy`, `held_out.npy`, `calibration.npy` (int32 `[context, position]`) and `manifest.json`, which is
+    returned: the hashes of each split and of the corpus, and of the packaged one the versions it was made from. A
+    finished build with the same key is reused.
 
-    Returns the manifest: the hash of each split, the hash of the corpus, and for the packaged corpus the versions it
-    was made from. A warning counts the rows that have no text. Raises ArtifactError when the text cannot be read or is
-    too little.
+    A warning counts the rows without text. Raises ArtifactError when the text cannot be read or is too little.
     """
     versions = documentation.versions(config.packages) if config.source == "documentation" else {}
     key = result_key(
@@ -254,9 +234,7 @@ def build_tokens(config: CorpusConfig, data: DataConfig, tokenizer: Any, folder:
 
 def _unaltered(folder: Path, splits: Mapping[str, Any]) -> bool:
     """Whether the files hold the contexts that the manifest says."""
-    try:
-        return all(
-            hashlib.sha256(load_tokens(folder, split).data).hexdigest() == splits[split]["sha256"] for split in SPLITS
-        )
-    except ArtifactError:
-        return False
+    with suppress(ArtifactError):
+        found = {split: hashlib.sha256(load_tokens(folder, split).data).hexdigest() for split in SPLITS}
+        return all(found[split] == splits[split]["sha256"] for split in SPLITS)
+    return False

@@ -133,6 +133,5 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of an HTTP answer that is an error."""
     code = getattr(getattr(error, "response", None), "status_code", None)
     return code if isinstance(code, int) and code >= 400 else None

@@ -1,8 +1,7 @@
 """A causal language model, read at one place: the residual stream after block `layer`.
 
-Loaded for harvesting, the model is cut: later blocks and the head are never read from disk, and a forward
-pass ends where the residual stream is read. Loaded whole, it also gives logits, with the residual stream
-replaced on the way by whatever is to be judged: a reconstruction, zeros, a mean.
+Loaded for harvesting, it is cut: later blocks and the head are never read from disk. Loaded whole, it also gives
+logits, with the residual stream replaced on the way by whatever is to be judged: a reconstruction, zeros, a mean.
 """
 
 from __future__ import annotations
@@ -30,13 +29,11 @@ if TYPE_CHECKING:
 class LanguageModel:
     """Any causal language model of transformers with its tokenizer, in evaluation mode and without gradients.
 
-    `model`: the base model alone, cut after `layer`, where it was loaded with `whole=False`; `layer`: index of the
-    block whose output is read, counted from 0; `vocab_size`: rows of the token embedding, every token id is below it;
-    `max_positions`: tokens in a context, where each position has an embedding that was learned, else None;
-    `bos_token_id` opens a context (a tokenizer without one lends its EOS); `special_ids`: BOS, EOS, padding and other
-    special tokens, positions that no SAE sees, and entries of the tokenizer that the model has no embedding for;
-    `remarks`: what there is to know about model and tokenizer (warnings say it too); `identity`: sha256 over weights (a
-    hub model's commit), configuration, tokenizer, layer and dtype, whether cut or whole.
+    `model`: unless `whole`, the base model alone, cut after block `layer` (from 0); `vocab_size`: rows of the token
+    embedding; `max_positions`: tokens in a context where positions are learned, else None; `bos_token_id` opens a
+    context (a tokenizer without one lends its EOS); `special_ids`: what no SAE sees, with the tokenizer's entries that
+    have no embedding; `remarks`: what there is to know about the model (warnings say it too); `identity`: sha256 over
+    weights (a hub model's commit), configuration, tokenizer, layer and dtype, whether cut or whole.
     """
 
     def __init__(
@@ -54,8 +51,7 @@ class LanguageModel:
         self.layer, self.whole = layer, whole
         config = model.config.get_text_config()
         self.d_in: int = config.hidden_size
-        embedding: Any = model.get_input_embeddings()
-        self.vocab_size: int = embedding.weight.shape[0]
+        self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
         self.max_positions = learned_positions(model)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
@@ -64,17 +60,14 @@ class LanguageModel:
         self.special_ids = special_ids(tokenizer) | unknown
         self.remarks: list[str] = []
         if tokenizer.bos_token_id is None:
-            self.remarks.append(
-                f"the tokenizer of {name} has no BOS: its EOS {tokenizer.eos_token!r} opens every context"
-            )
+            opening = f"its EOS {tokenizer.eos_token!r} opens every context"
+            self.remarks.append(f"the tokenizer of {name} has no BOS: {opening}")
         if unknown:
-            self.remarks.append(
-                f"{name} has no embedding for {len(unknown)} entries of its tokenizer: they are no words"
-            )
+            what = f"{len(unknown)} entries of its tokenizer: they are no words"
+            self.remarks.append(f"{name} has no embedding for {what}")
         for remark in self.remarks:
             warnings.warn(remark, stacklevel=3)
-        path = blocks_path(model.base_model)
-        if path is None:
+        if (path := blocks_path(model.base_model)) is None:
             kind = type(model).__name__
             raise ArtifactError(f"model.name: {name} ({kind}) has no list of decoder blocks to read from")
         blocks: Any = model.base_model.get_submodule(path)
@@ -88,9 +81,8 @@ class LanguageModel:
     def load(cls, config: ModelConfig, *, whole: bool) -> LanguageModel:
         """Load the model that a profile names; `whole` keeps the later blocks and the head, for `logits`.
 
-        Raises ArtifactError, one line, for a model that is not there or may not be read, a layer it does not have, a
-        dtype or device that is not available, weights larger than the free memory, damaged files, a tokenizer without
-        BOS and EOS, an encoder.
+        Raises ArtifactError: a model that is not there or may not be read, a layer, dtype or device it does not have,
+        weights larger than the free memory, damaged files, a tokenizer without BOS and EOS, an encoder.
         """
         model, tokenizer, identity = load_model(config, whole=whole)
         lm = cls(model, tokenizer, name=config.name, layer=config.layer, whole=whole, identity=identity)
@@ -99,14 +91,12 @@ class LanguageModel:
 
     @property
     def can_be_centred(self) -> bool:
-        """Whether the later blocks and the head do not see the residual stream's mean over d_in: their norms are
-        LayerNorms, which take it off."""
+        """Whether later blocks and the head do not see the residual stream's mean: LayerNorms take it off."""
         return any(isinstance(module, nn.LayerNorm) for module in self.model.modules())
 
     def centre(self) -> None:
-        """From now on the residual stream after block `layer` is x - mean(x), the mean over d_in: what TransformerLens
-        makes of it by `center_writing_weights`, which leaves the logits as they are. Raises ArtifactError where the
-        model's norms see the mean, so that it could not be left out (RMSNorm)."""
+        """From now on the residual stream after block `layer` is x less its mean over d_in, which leaves the logits as
+        they are (TransformerLens's `center_writing_weights`). Raises ArtifactError where norms see the mean."""
         if not self.can_be_centred:
             raise ArtifactError(f"centre: the norms of {self.name} see the mean of the residual stream; leave it out")
         if not self.centred:
@@ -126,18 +116,18 @@ class LanguageModel:
 
     @torch.no_grad()
     def residual_stream(self, tokens: Int[Tensor, "context position"]) -> Float[Tensor, "context position d_in"]:
-        """The residual stream after block `layer`, in the model's dtype. Nothing later is computed. Raises as
+        """The residual stream after block `layer`, in the model's dtype; nothing later is computed. Raises as
         `check_tokens`."""
 
         def stop(block: nn.Module, inputs: Any, output: Any) -> None:
-            self._returns_tuple = isinstance(output, tuple)
-            raise _Reached(output[0] if isinstance(output, tuple) else output)
+            raise _Reached(output)
 
         with self._block.register_forward_hook(stop):
             try:
                 self.model.base_model(input_ids=self._ids(tokens), use_cache=False)
             except _Reached as reached:
-                return reached.residual
+                self._returns_tuple = isinstance(reached.args[0], tuple)
+                return _stream(reached.args[0])
         raise RuntimeError(f"the forward pass of {self.name} never reached block {self.layer}")
 
     @torch.no_grad()
@@ -148,7 +138,7 @@ class LanguageModel:
         found: list[Tensor] = []
 
         def take(block: nn.Module, inputs: Any, output: Any) -> None:
-            found.append(output[0] if isinstance(output, tuple) else output)
+            found.append(_stream(output))
 
         with ExitStack() as stack:
             for block in self._blocks:
@@ -159,9 +149,8 @@ class LanguageModel:
     def logits(
         self, tokens: Int[Tensor, "context position"], splice: Callable[[Tensor], Tensor] | None = None
     ) -> Float[Tensor, "context position vocab"]:
-        """Next-token logits, in the model's dtype; with `splice`, the residual stream after block `layer` is
-        replaced by `splice(residual)`, through which gradients flow where it has some. Raises ArtifactError when the
-        model was cut, ValueError when `splice` changed the shape."""
+        """Next-token logits, in the model's dtype; with `splice`, `splice(residual)` takes the place of the residual
+        stream after block `layer`, and gradients flow through it. Raises ArtifactError when the model was cut."""
         self._require_whole()
         if splice is None:
             return self.model(input_ids=self._ids(tokens), use_cache=False).logits
@@ -194,10 +183,8 @@ class LanguageModel:
             )
 
     def can_resume(self, tokens: Int[Tensor, "context position"]) -> bool:
-        """Whether `resume` and `head` give what a whole forward pass gives. Tried once, on the first context.
-
-        They do in every family whose blocks hand nothing but the residual stream from one to the next.
-        """
+        """Whether `resume` and `head` give what a whole forward pass gives, as where blocks hand on nothing but the
+        residual stream. Tried once, on the first context."""
         if self._resumes is None:
             try:
                 resumed = self.head(self.resume(self.residual_stream(tokens[:1])))
@@ -210,7 +197,7 @@ class LanguageModel:
         return self._resumes
 
     def resume(self, residual: Float[Tensor, "context position d_in"]) -> Float[Tensor, "context position d_out"]:
-        """What the head reads, from the residual stream after block `layer`: only the later blocks are computed. Raises
+        """What the head reads, from the residual stream after block `layer`, by the later blocks alone. Raises
         ArtifactError when the model was cut."""
         self._require_whole()
         residual = residual.to(self.device, self.dtype)
@@ -234,7 +221,7 @@ class LanguageModel:
         return logits.reshape(*hidden.shape[:-1], -1)
 
     def _require_causal(self) -> None:
-        """transformers loads an encoder (BERT) as a causal model too: it gives numbers, which mean nothing."""
+        """transformers loads an encoder (BERT) as a causal model too."""
         first = self.residual_stream(torch.tensor([[0, 0], [0, 1]]))[:, 0].float()
         rounding = 16 * torch.finfo(self.dtype).eps * float(first.abs().max())
         if float((first[0] - first[1]).abs().max()) > rounding:
@@ -245,9 +232,8 @@ class LanguageModel:
 
     def _require_whole(self) -> None:
         if not self.whole:
-            raise ArtifactError(
-                f"{self.name} was cut after layer {self.layer}: load it with whole=True to compute logits"
-            )
+            cut = f"{self.name} was cut after layer {self.layer}"
+            raise ArtifactError(f"{cut}: load it with whole=True to compute logits")
 
     def _ids(self, tokens: Tensor) -> Tensor:
         if tokens.device.type == "cpu":  # a GPU would have to be waited for; harvesting has checked them all
@@ -255,8 +241,12 @@ class LanguageModel:
         return tokens.to(self.device, torch.long)
 
 
+def _stream(output: Any) -> Tensor:
+    """The residual stream in what a block returns."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def _changed(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """What a block returns, its residual stream changed."""
     return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 
@@ -271,7 +261,7 @@ def _instead(module: nn.Module, output: Any) -> Iterator[None]:
 
 
 def not_finite(lm: LanguageModel, where: str) -> ArtifactError:
-    """A model's activations are NaN or infinite there."""
+    """For activations that are NaN or infinite there."""
     return ArtifactError(
         f"activations: {lm.name} gives NaN or infinity after layer {lm.layer}, {where}; it computes in "
         f"{str(lm.dtype).removeprefix('torch.')}: try another model.dtype"
@@ -281,22 +271,16 @@ def not_finite(lm: LanguageModel, where: str) -> ArtifactError:
 class _Reached(Exception):
     """Ends a forward pass after the block that is read, and carries its output."""
 
-    def __init__(self, residual: Tensor) -> None:
-        super().__init__()
-        self.residual = residual
-
 
 def learned_positions(model: PreTrainedModel) -> int | None:
-    """The tokens in a context, where each position has an embedding that was learned; else None."""
+    """As `LanguageModel.max_positions`."""
     embedding = model.get_input_embeddings()
     learned = any(isinstance(part, nn.Embedding) and part is not embedding for part in model.base_model.modules())
-    positions: int | None = model.config.get_text_config().max_position_embeddings if learned else None
-    return positions
+    return model.config.get_text_config().max_position_embeddings if learned else None
 
 
 def blocks_path(model: Any) -> str | None:
-    """The name of the list of the decoder's blocks, whatever its family calls it: the outermost list of the model's
-    depth."""
+    """The name of the list of the decoder's blocks: the outermost list of the model's depth."""
     depth = model.config.get_text_config().num_hidden_layers
     lists = [
         path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth

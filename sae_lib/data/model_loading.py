@@ -1,8 +1,7 @@
 """From the model named in a profile to its weights, configuration and tokenizer, checked before they are read.
 
-Four kinds of name, one kind of folder: "pocket" is the packaged model, an existing folder is itself, a GGUF file (also
-one inside a pinned wheel) is converted once, anything else is an id on the Hugging Face hub, downloaded once into the
-hub's own cache. torch is imported only where weights are read.
+"pocket" is the packaged model, an existing folder is itself, a GGUF file (also one inside a pinned wheel) is converted
+once, anything else is an id on the Hugging Face hub. torch is imported only where weights are read.
 """
 
 from __future__ import annotations
@@ -36,19 +35,15 @@ HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def readable_name(config: ModelConfig) -> str:
-    """What `model_folder` reads: the name of a profile's model, or the folder that its GGUF file is converted into.
-    Raises as `gguf.converted_file` and `gguf.converted_wheel`."""
+    """What `model_folder` reads: the name of a profile's model, or the folder that its GGUF file is converted into."""
     if config.wheel is not None:
         return str(gguf.converted_wheel(config.wheel))
     return str(gguf.converted_file(config.name)) if config.name.lower().endswith(".gguf") else config.name
 
 
 def model_folder(name: str, revision: str | None, *, weights: bool) -> Path:
-    """The local folder of a model, downloaded first where `name` is a hub id.
-
-    `name`: "pocket", a folder, or a hub id such as "google/gemma-2-2b", from `readable_name`; `revision`: branch, tag
-    or commit on the hub, without one the newest commit is read, and a warning names it; `weights`: also fetch the
-    weights, without them a hub model costs a few kilobytes.
+    """The local folder of a model, downloaded first, with or without its `weights`, where `name` (of `readable_name`)
+    is a hub id; without a `revision` the newest commit is read, and a warning names it.
 
     Raises ArtifactError: no such folder or hub id, no network, gated without a token, no such revision, a cache that
     cannot be written, no config.json, no safetensors.
@@ -57,10 +52,8 @@ def model_folder(name: str, revision: str | None, *, weights: bool) -> Path:
     if not (folder / "config.json").is_file():
         raise ArtifactError(f"model.name: {name} has no config.json, so it is not a transformers model")
     if weights and not list(folder.glob(WEIGHT_FILES[0])):
-        raise ArtifactError(
-            f"model.name: {name} has no safetensors weights (model*.safetensors); "
-            "convert it with save_pretrained, other formats are not loaded"
-        )
+        fix = "convert it with save_pretrained, other formats are not loaded"
+        raise ArtifactError(f"model.name: {name} has no safetensors weights (model*.safetensors); {fix}")
     return folder
 
 
@@ -75,38 +68,27 @@ def _local_folder(name: str) -> Path | None:
 
 def _hub_folder(name: str, revision: str | None, *, weights: bool) -> Path:
     if not HUB_ID.fullmatch(name):
-        raise ArtifactError(
-            f"model.name: there is no folder {name}; "
-            "give an existing folder, a hub id such as google/gemma-2-2b, or pocket"
-        )
+        fix = "give an existing folder, a hub id such as google/gemma-2-2b, or pocket"
+        raise ArtifactError(f"model.name: there is no folder {name}; {fix}")
     from huggingface_hub import snapshot_download
 
     patterns = [*DESCRIPTION_FILES, *(WEIGHT_FILES if weights else ())]
     try:
-        # Retries of its own: five for each listing, with waits that double, and five for each file, which goes on
-        # where it stopped.
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))  # tries several times
     except Exception as error:
-        told = hub.explain(error, name, revision, hub.MODEL)
-        if told is None:
-            raise
-        raise ArtifactError(told) from error
+        if told := hub.explain(error, name, revision, hub.MODEL):
+            raise ArtifactError(told) from error
+        raise
     if revision is None:
-        warnings.warn(
-            f"model.revision: {name} is not pinned, its newest commit is read; "
-            f"set revision to {folder.name} to read the same one again",
-            stacklevel=2,
-        )
+        fix = f"set revision to {folder.name} to read the same one again"
+        warnings.warn(f"model.revision: {name} is not pinned, its newest commit is read; {fix}", stacklevel=2)
     return folder
 
 
 def load_model(config: ModelConfig, *, whole: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
-    """The model that a profile names, whole or cut after `config.layer`, its tokenizer and its identity.
-
-    A cut model is the base model with blocks 0 .. layer: the weights of later blocks and of the head are never read.
-    What can be refused from the configuration alone is refused before the weights are fetched. Raises as
-    `LanguageModel.load`.
-    """
+    """The model that a profile names, whole or cut after `config.layer` (the base model, whose other weights are never
+    read), its tokenizer and its identity. What the configuration alone can tell is refused before weights are fetched.
+    Raises as `LanguageModel.load`."""
     import torch
     from transformers import AutoModel, AutoModelForCausalLM
 
@@ -126,14 +108,13 @@ def load_model(config: ModelConfig, *, whole: bool) -> tuple[PreTrainedModel, Pr
 
 
 def model_identity(config: ModelConfig) -> str:
-    """The `identity` that the model of a profile has when it is loaded, without loading it."""
+    """The `identity` of a profile's model, without loading it."""
     name = readable_name(config)
     return _identity(model_folder(name, config.revision, weights=True), name, config)
 
 
 def _identity(folder: Path, name: str, config: ModelConfig) -> str:
-    """What identifies a model: the commit of a hub snapshot, or the sha256 of each file of a local folder, a copy of
-    which is the same model; and the layer and the type."""
+    """The commit of a hub snapshot, or the sha256 of each file of a local folder; and the layer and the type."""
     if _local_folder(name) is None:
         source = {"hub": name, "commit": folder.name}
     else:
@@ -149,13 +130,10 @@ def _configuration(folder: Path, config: ModelConfig, *, whole: bool) -> PreTrai
     with told_as(f"model.name: transformers does not know the model in {config.name}"):
         loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if getattr(loaded, "quantization_config", None):
-        raise ArtifactError(
-            f"model.dtype: the weights of {config.name} are quantised, so {config.dtype} is not available; "
-            "name the original model"
-        )
+        quantised = f"the weights of {config.name} are quantised, so {config.dtype} is not available"
+        raise ArtifactError(f"model.dtype: {quantised}; name the original model")
     text = loaded.get_text_config()
-    depth = text.num_hidden_layers
-    config.check_layer(depth)
+    config.check_layer(text.num_hidden_layers)
     if not whole:
         text.num_hidden_layers = config.layer + 1
         if getattr(text, "layer_types", None):
@@ -187,13 +165,12 @@ def _load_weights(auto: Any, folder: Path, kept: PreTrainedConfig, dtype: torch.
     if report["mismatched_keys"]:
         tensor, *shapes = min(report["mismatched_keys"])
         stored, asked = map(list, shapes)
+        shape = f"{tensor} of {name} has shape {stored} where config.json asks for {asked}"
+        raise ArtifactError(f"model.name: {shape}; take the configuration that belongs to the weights")
+    if missing := report["missing_keys"]:
         raise ArtifactError(
-            f"model.name: {tensor} of {name} has shape {stored} where config.json asks for {asked}; take the "
-            "configuration that belongs to the weights"
+            f"model.name: the weights of {name} lack {len(missing)} tensors, the first is {min(missing)}"
         )
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ArtifactError(f"model.name: the weights of {name} lack {len(missing)} tensors, the first is {missing[0]}")
     return model
 
 
@@ -204,12 +181,13 @@ def load_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # transformers raises what its parsers raise
+        fault = f"cannot be read ({first_line(error)})"
         if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
-            raise ArtifactError(
-                f"model.name: the tokenizer of {name} is a SentencePiece file alone (tokenizer.model), which cannot be "
-                "read here; run `pip install sentencepiece protobuf`, or put its tokenizer.json beside it"
-            ) from error
-        raise ArtifactError(f"model.name: the tokenizer of {name} cannot be read ({first_line(error)})") from error
+            fault = (
+                "is a SentencePiece file alone (tokenizer.model), which cannot be read here; run "
+                "`pip install sentencepiece protobuf`, or put its tokenizer.json beside it"
+            )
+        raise ArtifactError(f"model.name: the tokenizer of {name} {fault}") from error
 
 
 def device_of(config: ModelConfig) -> str:

@@ -1,7 +1,4 @@
-"""Text to tokens to contexts: tokenised ahead of whoever writes them, by the tokenizer's own threads, and packed.
-
-Documents of any length become contexts of one length, written to disk as they fill up.
-"""
+"""Text to tokens to contexts: documents of any length become contexts of one length, written as they fill up."""
 
 from __future__ import annotations
 
@@ -39,17 +36,14 @@ Result = TypeVar("Result")
 
 def boundary_tokens(tokenizer: Any) -> tuple[int, int]:
     """The token that opens a context (BOS, or EOS where there is none) and the one that closes a document (EOS, or
-    BOS).
-
-    Raises ArtifactError when the tokenizer has neither.
-    """
-    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if bos is None:
+    BOS). Raises ArtifactError when the tokenizer has neither."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is None and eos is None:
         raise ArtifactError(
             f"model.name: the tokenizer {tokenizer.name_or_path} has neither BOS nor EOS to open a context with; "
             "set bos_token in its tokenizer_config.json"
         )
-    return int(bos), int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else bos)
+    return int(eos if bos is None else bos), int(bos if eos is None else eos)
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
@@ -87,7 +81,7 @@ class ContextWriter:
         self._file, self._length, self._contexts, self._rows, self._lessons = file, length, contexts, rows, lessons
         self._bos, _ = boundary_tokens(tokenizer)
         self._special = np.array(sorted(special_ids(tokenizer)))
-        self._rest = np.empty(0, dtype=np.int32)
+        self.rest = np.empty(0, dtype=np.int32)  # tokens that fill no context yet
         self._digest = hashlib.sha256()
         self.contexts = self.rows = 0
         self._write_header()
@@ -101,19 +95,14 @@ class ContextWriter:
         """Whether what there is will do."""
         return self.rows >= self._rows if self._rows else self.full
 
-    @property
-    def left(self) -> int:
-        """Tokens that fill no context yet."""
-        return len(self._rest)
-
     def add(self, ids: NDArray[np.int32]) -> None:
         """Go on with these tokens."""
         if self.full:
             return
         body = self._length - 1
-        stream = np.concatenate([self._rest, ids])
+        stream = np.concatenate([self.rest, ids])
         n = len(stream) // body
-        self._rest = stream[n * body :].copy()
+        self.rest = stream[n * body :].copy()
         block = np.empty((n, self._length), dtype=np.int32)
         block[:, 0], block[:, 1:] = self._bos, stream[: n * body].reshape(n, body)
         if self._lessons is not None:
@@ -148,10 +137,10 @@ def contexts_needed(data: DataConfig) -> dict[Split, int]:
 def write_contexts(
     folder: Path, documents: Iterable[list[Document]], tokenizer: Any, data: DataConfig, lessons: Lessons | None = None
 ) -> dict[str, Any]:
-    """Write `<split>.npy` for every split, from no more batches of documents than it takes; all of them whole, or none.
+    """Write `<split>.npy` for every split, all of them whole or none; `lessons` replace some training contexts.
 
-    `lessons`: what replaces some of the training contexts. Returns for each split the number of its contexts and the
-    sha256 of their values. Raises ArtifactError: too little text; the disk is full.
+    Returns for each split the number of its contexts and the sha256 of their values. Raises ArtifactError: too little
+    text; the disk is full.
     """
     with ExitStack() as stack:
         writers: dict[Split, ContextWriter] = {}
@@ -184,8 +173,7 @@ def _too_little_text(split: Split, found: ContextWriter, data: DataConfig) -> Ar
 
 
 def tokenised(rows: Iterable[tuple[Split, str]], tokenizer: Any) -> Iterator[list[Document]]:
-    """The rows in batches of `DOCUMENTS_PER_BATCH`. A thread tokenises up to `BATCHES_AHEAD` batches ahead, with the
-    tokenizer's own threads below it, while the caller reads rows and uses the documents."""
+    """The rows in batches, tokenised by a thread, with the tokenizer's own below it, ahead of whoever uses them."""
     _, closing = boundary_tokens(tokenizer)
     rows = iter(rows)
 
@@ -220,16 +208,15 @@ def ahead(work: Callable[[Item], Result], items: Iterable[Item], depth: int) -> 
 
 def pack(texts: Iterable[str], tokenizer: Any, context_length: int, contexts: int = sys.maxsize) -> NDArray[np.int32]:
     """As `ContextWriter`, in memory: contexts `[context, position]`, at most so many, from no more text than they take.
-
-    Raises ArtifactError when there is no text for even one context.
-    """
+    Raises ArtifactError when there is no text for even one context."""
     _, closing = boundary_tokens(tokenizer)
     file, texts = io.BytesIO(), iter(texts)
     writer = ContextWriter(file, tokenizer, context_length, contexts)
     while not writer.full and (batch := list(islice(texts, DOCUMENTS_PER_BATCH))):
         writer.add(np.concatenate(encode(batch, tokenizer, closing)))
     if not writer.contexts:
-        raise ArtifactError(f"text: {writer.left:,} tokens fill no context of {context_length}; give more text")
+        few = f"{len(writer.rest):,} tokens fill no context of {context_length}"
+        raise ArtifactError(f"text: {few}; give more text")
     writer.finish()
     file.seek(0)
     return cast(NDArray[np.int32], np.load(file))
@@ -242,16 +229,13 @@ def with_masked(contexts: NDArray[np.int32], share: float, seed: int = 0) -> Int
 
 
 def load_tokens(folder: Path, split: Split) -> NDArray[np.int32]:
-    """The contexts of one split, memory-mapped: int32 `[context, position]`.
-
-    Raises ArtifactError when they are not there or the file is cut short.
-    """
+    """The contexts of one split, memory-mapped: int32 `[context, position]`. Raises ArtifactError when they are not
+    there or the file is cut short."""
     file = folder / f"{split}.npy"
     if not file.is_file():
         raise ArtifactError(f"tokens: there is no {split}.npy in {folder}; make it first (notebook 01_data)")
     try:
         return cast(NDArray[np.int32], np.load(file, mmap_mode="r"))
     except (ValueError, EOFError) as error:
-        raise ArtifactError(
-            f"tokens: {file} is damaged ({first_line(error)}); make it again (notebook 01_data)"
-        ) from None
+        fault = f"{file} is damaged ({first_line(error)})"
+        raise ArtifactError(f"tokens: {fault}; make it again (notebook 01_data)") from None
