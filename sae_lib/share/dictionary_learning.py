@@ -1,8 +1,7 @@
-"""dictionary_learning folders, both ways: `ae.pt` (a pickled state_dict) + `config.json`, as its `load_dictionary`
-reads them.
+"""dictionary_learning folders, both ways: `ae.pt` (a pickled state_dict) + `config.json`, for its `load_dictionary`.
 
-Its `nn.Linear` weights are transposed to this package's layout: `encoder.weight` is `[d_sae, d_in]`,
-`decoder.weight` `[d_in, d_sae]`. The classes with W_enc and W_dec have this package's layout already.
+Its `nn.Linear` weights are transposed to this package's layout (`encoder.weight` is `[d_sae, d_in]`); the classes with
+W_enc and W_dec have it already.
 """
 
 from __future__ import annotations
@@ -38,16 +37,17 @@ NEVER_USED = -1.0  # a TopK threshold that was not trained
 
 
 class Kind(NamedTuple):
-    """One class of dictionary_learning: its tensors, and the SAE of this package that computes the same."""
+    """One class of dictionary_learning, and the SAE of this package that computes the same.
+
+    `trainer`: which goes with it, by which SAEBench chooses its reader; `names`: this package's name -> the class's, of
+    every tensor that is used; `unused`: tensors that its `encode` does not read, and that older files may lack.
+    """
 
     architecture: str
     trainer: str
-    """The trainer that goes with it, by which SAEBench chooses its reader."""
     names: dict[str, str]
-    """This package's name -> the class's, for every tensor of the state_dict that is used."""
     subtract_b_dec: bool
     unused: tuple[str, ...] = ()
-    """Tensors of the state_dict that its `encode` does not read, and that older files may lack."""
 
 
 LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
@@ -104,10 +104,8 @@ def _state(file: Path) -> Tensors:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ArtifactError(
-            f"sae: {file} holds more than tensors, or is damaged; only a state_dict (torch.save(ae.state_dict(), ...)) "
-            "is read"
-        ) from error
+        fault = f"{file} holds more than tensors, or is damaged"
+        raise ArtifactError(f"sae: {fault}; only a state_dict (torch.save(ae.state_dict(), ...)) is read") from error
     except Exception as error:  # of any kind, for a file that is cut, altered, encrypted or something else
         raise ArtifactError(f"sae: {file} is damaged and cannot be read; fetch it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -130,11 +128,8 @@ def _origin(trainer: dict[str, Any]) -> Origin:
 
 
 def save_dictionary_learning(sae: Autoencoder, folder: Path, facts: Facts | None = None) -> str:
-    """Write an SAE as dictionary_learning does; returns the class it is written as.
-
-    The classes fix whether b_dec is taken off the input, so where ours does otherwise the difference goes into the
-    encoder's biases (`InferenceForm.centred`).
-    """
+    """Write an SAE as dictionary_learning does; returns the class, which fixes whether b_dec is taken off the input:
+    where ours does otherwise the difference goes into the encoder's biases (`InferenceForm.centred`)."""
     form = inference_form(sae)
     name = _dict_class(sae, form)
     kind = KINDS[name]
@@ -143,12 +138,8 @@ def save_dictionary_learning(sae: Autoencoder, folder: Path, facts: Facts | None
     for linear in ("encoder.weight", "decoder.weight"):
         if linear in state:
             state[linear] = state[linear].T.contiguous()
-    trainer: dict[str, Any] = {
-        "dict_class": name,
-        "trainer_class": kind.trainer,
-        "activation_dim": sae.d_in,
-        "dict_size": sae.d_sae,
-    }
+    trainer: dict[str, Any] = {"dict_class": name, "trainer_class": kind.trainer}
+    trainer |= {"activation_dim": sae.d_in, "dict_size": sae.d_sae}
     if "k" in kind.unused:  # the TopK family
         k = trainer["k"] = sae.cfg.get("k")
         threshold = form.tensors["threshold"][0].clone() if isinstance(sae, BatchTopK) else torch.tensor(NEVER_USED)
@@ -158,14 +149,11 @@ def save_dictionary_learning(sae: Autoencoder, folder: Path, facts: Facts | None
     if facts:
         layer = facts.place.layer
         trainer |= {
-            "lm_name": facts.place.model,
-            "layer": layer,
+            "lm_name": facts.place.model, "layer": layer,
             "submodule_name": None if layer is None else f"resid_post_layer_{layer}",
-            "lr": facts.config.optimizer.learning_rate,
-            "steps": facts.steps,
-            "seed": facts.seed,
+            "lr": facts.config.optimizer.learning_rate, "steps": facts.steps, "seed": facts.seed,
             "method": facts.method,
-        }
+        }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / WEIGHTS)
     write_json(folder / CONFIG, {"trainer": trainer, "buffer": {"ctx_len": facts.context_length if facts else None}})
@@ -173,11 +161,8 @@ def save_dictionary_learning(sae: Autoencoder, folder: Path, facts: Facts | None
 
 
 def _dict_class(sae: Autoencoder, form: InferenceForm) -> str:
-    """The class that computes what `sae` computes.
-
-    `load_dictionary` divides the decoder rows of an `AutoEncoder` by their norms, which changes the latents; an SAE
-    whose rows are not of norm 1 is therefore written as `AutoEncoderNew`.
-    """
+    """The class that computes what `sae` computes. `load_dictionary` divides the decoder rows of an `AutoEncoder` by
+    their norms, so rows that are not of norm 1 are written as `AutoEncoderNew`."""
     if isinstance(sae, Matryoshka):
         return "MatryoshkaBatchTopKSAE"
     if isinstance(sae, BatchTopK):
@@ -186,6 +171,5 @@ def _dict_class(sae: Autoencoder, form: InferenceForm) -> str:
         norms = form.tensors["W_dec"].norm(dim=1)
         unit = torch.allclose(norms, torch.ones_like(norms))  # by its own tolerance
         return "AutoEncoder" if form.subtract_b_dec and unit else "AutoEncoderNew"
-    return {"gated": "GatedAutoEncoder", "topk": "AutoEncoderTopK", "jumprelu": "JumpReluAutoEncoder"}[
-        form.architecture
-    ]
+    classes = {"gated": "GatedAutoEncoder", "topk": "AutoEncoderTopK", "jumprelu": "JumpReluAutoEncoder"}
+    return classes[form.architecture]

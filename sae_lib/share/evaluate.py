@@ -1,10 +1,8 @@
-"""Evaluate any SAE on any causal language model: one from this package or of a library that
-`share.load` knows.
+"""Evaluate any SAE that `share.load` reads on any causal language model.
 
     python -m sae_lib evaluate FOLDER --model pocket --layer 2 [--files text.jsonl] [--json out.json]
 
-What depends on the language model alone (clean losses, words, probes) is computed once for a model, layer and text and
-kept in a cache folder; every further SAE costs its own metrics only.
+What depends on model, layer and text alone (clean losses, words, probes) is computed once and kept in a cache folder.
 """
 
 from __future__ import annotations
@@ -40,27 +38,24 @@ SHORT = {"core": "reconstruction"}  # what a score is called here, where the reg
 
 @dataclass(frozen=True)
 class SAEEvaluation:
-    """The metrics of one SAE. What was not asked for or could not be measured is empty or None."""
+    """The metrics of one SAE. What was not asked for or could not be measured is empty or None.
+
+    `summary`: model, layer and the SAE's sizes, then the metrics by name (`metrics.registry.COLUMNS`); `letters`:
+    absorption of each letter that counts; `tasks`: accuracy on each probing task; `density`: share of tokens on which
+    each latent fires; `notes`: what to know before the numbers are believed.
+    """
 
     summary: dict[str, Any]
-    """Model, layer and the SAE's sizes, then the metrics by name (`metrics.registry.COLUMNS`)."""
     letters: pd.DataFrame
-    """Absorption of each letter that counts."""
     tasks: pd.DataFrame
-    """Accuracy on each probing task."""
     density: Float[Tensor, " d_sae"] | None
-    """Share of tokens on which each latent fires."""
     notes: list[str]
-    """What to know before the numbers are believed."""
 
     def as_json(self) -> dict[str, Any]:
         """Summary, letters, tasks and notes; what is not there is null."""
-        return {
-            "summary": _plain(self.summary),
-            "letters": [_plain(row) for row in self.letters.to_dict(orient="records")],
-            "tasks": [_plain(row) for row in self.tasks.to_dict(orient="records")],
-            "notes": self.notes,
-        }
+        tables = {name: getattr(self, name).to_dict(orient="records") for name in ("letters", "tasks")}
+        plain = {name: [_plain(row) for row in rows] for name, rows in tables.items()}
+        return {"summary": _plain(self.summary), **plain, "notes": self.notes}
 
     def as_text(self) -> str:
         """Names and values of the summary in two columns, notes below them."""
@@ -112,30 +107,23 @@ def evaluate_sae(
     Args:
         sae: an SAE, or a folder that `share.load.load_sae` reads.
         model: "pocket", a local folder or a hub id; or a model that is already loaded, whole, for `layer`.
-        layer: index of the block, counted from 0; None takes the layer that the SAE's own files name.
-        texts: held-out texts that "core" and "stability" are measured on. Without `texts` and `files`: the packaged
-            corpus's held-out documents.
+        layer: the block, counted from 0; None takes the one that the SAE's own files name.
+        texts: held-out texts; without `texts` and `files`, the packaged corpus's.
         files: local .jsonl, .parquet or .txt files of such texts, in the column `text_field`.
         revision: branch, tag or commit of a hub model.
-        metrics: any of "core" (reconstruction, sparsity, behaviour), "absorption" (first letters), "probing" (sparse
-            probing), "stability" (along tokens and across contexts), "interpretation" (whether latents can be told from
-            examples), or another that is registered.
+        metrics: any of "core" (reconstruction, sparsity, behaviour), "absorption" (first letters), "probing",
+            "stability" (along tokens and across contexts), "interpretation", or another that is registered.
         settings: of the metrics; `default_settings()` where it is None.
         contexts: how many contexts of `context_length` tokens are read, at most.
         cache: folder for what depends on the model only; `build/evaluate` by default.
         device, dtype: of the language model. The SAE is float32, on the same device.
         any_origin: evaluate even where the SAE's own files name another model, layer or place; notes say which.
-        centre: give the SAE the residual stream less its mean over d_in, as a model has it whose writing weights
-            TransformerLens centred; only for models whose norms do not see that mean (LayerNorm).
+        centre: give the SAE the residual stream less its mean over d_in (`LanguageModel.centre`).
 
-    Returns:
-        The evaluation. A metric that this model does not allow (a tokenizer without words, say) is left out, and a
-        note gives the reason; the others are measured all the same.
+    A metric that this model does not allow (a tokenizer without words, say) is left out, and a note gives the reason.
 
-    Raises:
-        ArtifactError: in one line, for a folder that `load_sae` refuses, a model or layer that is not there, an SAE of
-            another width or from another place, text that fills no context, an unknown metric, or when no metric at
-            all could be measured.
+    Raises ArtifactError: a folder that `load_sae` refuses, a model or layer that is not there, an SAE of another width
+    or from another place, text that fills no context, an unknown metric, or when no metric could be measured.
     """
     asked = [SHORT.get(metric, metric) for metric in metrics]
     unknown = [metric for metric in asked if metric not in SCORES]
@@ -216,10 +204,8 @@ def _open_model(model: str | LanguageModel, layer: int, revision: str | None, de
     """The whole model, read after block `layer`; a loaded one is taken as it is."""
     if isinstance(model, LanguageModel):
         if model.layer != layer or not model.whole:
-            raise ArtifactError(
-                f"model: {model.name} was loaded {'whole' if model.whole else 'cut'} for layer {model.layer}; "
-                f"load it with whole=True for layer {layer}"
-            )
+            loaded = f"{model.name} was loaded {'whole' if model.whole else 'cut'} for layer {model.layer}"
+            raise ArtifactError(f"model: {loaded}; load it with whole=True for layer {layer}")
         return model
     values = {"name": model, "revision": revision, "layer": layer, "device": device, "dtype": dtype}
     try:
@@ -230,7 +216,6 @@ def _open_model(model: str | LanguageModel, layer: int, revision: str | None, de
 
 
 def _check_width(sae: Autoencoder, lm: LanguageModel) -> None:
-    """Raises ArtifactError, with the likely cause, when the SAE is not as wide as the residual stream."""
     if sae.d_in == lm.d_in:
         return
     if sae.d_in == getattr(lm.model.config.get_text_config(), "intermediate_size", None):
@@ -241,11 +226,7 @@ def _check_width(sae: Autoencoder, lm: LanguageModel) -> None:
 
 
 def documents(files: Sequence[Path | str], text_field: str) -> Texts:
-    """All texts of the user's files; without files, the held-out documents of the packaged corpus.
-
-    Raises:
-        ArtifactError: a file that is missing or of an unknown type; while iterating, as `Texts`.
-    """
+    """All texts of the user's files; without files, the held-out documents of the packaged corpus."""
     if files:
         config = CorpusConfig(source="files", files=tuple(str(file) for file in files), text_field=text_field)
         return Texts(load_documents(config), text_field, "text_field")
@@ -268,9 +249,8 @@ def read(
         notes.append(f"contexts have {longest} tokens, the most that {lm.name} takes, not {length}")
         length = longest
     if length < 2 or contexts < 1:
-        raise ArtifactError(
-            f"contexts, context_length: {contexts} and {length}; take 1 or more contexts of 2 or more tokens"
-        )
+        fix = "take 1 or more contexts of 2 or more tokens"
+        raise ArtifactError(f"contexts, context_length: {contexts} and {length}; {fix}")
     tokens = pack((text for _, text in texts if text), lm.tokenizer, length, contexts)
     lm.check_tokens(tokens)
     if texts.note:

@@ -3,7 +3,6 @@
     python -m sae_lib export build/pocket/runs/RUN --to both --out FOLDER
 
 FOLDER then holds README.md and a folder for each format, which is also the SAE's id in a repository on the hub.
-`sae_lib.share.load.load_sae` reads both back.
 """
 
 from __future__ import annotations
@@ -46,14 +45,8 @@ def export_run(run: Path | str, to: str, out: Path | str) -> Facts:
     >>> export_run("build/pocket/runs/0357a2d1574dba2de712", "both", "my_sae").method      # doctest: +SKIP
     'matryoshka_2'
 
-    Args:
-        run: folder of one run, `build/<profile>/runs/<run>`.
-        to: "saelens", "dictionary_learning" or "both".
-        out: folder to make; it may exist if it is empty.
-
-    Raises:
-        ArtifactError: no such run, a run that has not finished, an unknown format, a folder that is not empty or
-            cannot be written.
+    `run`: its folder; `to`: "saelens", "dictionary_learning" or "both"; `out`: a folder that is new or empty. Raises
+    ArtifactError: no such run, one that has not finished, an unknown format, a folder that is full or not writable.
     """
     formats = FORMATS if to == "both" else (to,)
     if not set(formats) <= set(FORMATS):
@@ -75,7 +68,7 @@ def export_run(run: Path | str, to: str, out: Path | str) -> Facts:
 
 
 def readme(facts: Facts, formats: Sequence[str]) -> str:
-    """What the run says of the SAE, with the front matter that the hub reads; what it does not say is not there."""
+    """What the run says of the SAE, with the front matter that the hub reads."""
     place, method = facts.place, METHODS.get(facts.method)
     front = {
         "license": "mit", "library_name": formats[0], "base_model": place.model if place.on_hub else None,

@@ -25,11 +25,8 @@ RUN_FILE = "run.json"
 
 
 class Place(NamedTuple):
-    """The residual stream after a block of a language model, as other libraries call it.
-
-    `model` is the hub id, or for a local model the last part of its path; `block` is the module of transformers' class
-    whose output is read ("model.layers.12"), None where the model's configuration is not at hand.
-    """
+    """The residual stream after a block of a language model: `model` is the hub id, or of a local model the last part
+    of its path; `block` the module of transformers ("model.layers.12"), where the configuration is at hand."""
 
     model: str | None
     on_hub: bool
@@ -43,11 +40,7 @@ class Place(NamedTuple):
 
     @property
     def saelens_hook(self) -> tuple[str, str | None]:
-        """SAELens's (model_class_name, hook_name).
-
-        Models of the hub go by TransformerLens's names, loaded without processing. Any other is one that
-        TransformerLens does not know, so its place is a module of the transformers model.
-        """
+        """SAELens's (model_class_name, hook_name): TransformerLens's for models of the hub, which it may know."""
         if not self.on_hub and self.block is not None:
             return "AutoModelForCausalLM", self.block
         return "HookedTransformer", self.transformer_lens_hook
@@ -72,12 +65,11 @@ def place(model: str | None, layer: int | None) -> Place:
 
 @dataclass(frozen=True)
 class Facts:
-    """One trained SAE. None or empty: nothing says."""
+    """One trained SAE: the name of its run folder, its key in `METHODS`, the hub id of its text, ... None or empty:
+    nothing says."""
 
     run: str
-    """Name of the run folder."""
     method: str
-    """Key in `METHODS`."""
     config: SAEConfig
     place: Place
     seed: int
@@ -85,15 +77,12 @@ class Facts:
     tokens: int
     context_length: int | None
     dataset: str | None
-    """Hub id of the training text."""
     scores: dict[str, float]
 
 
 def read_run(folder: Path) -> tuple[Autoencoder, Facts]:
-    """The SAE of a finished run folder and what is known about it.
-
-    Raises ArtifactError: no such folder, no run in it, a run that has not finished, damaged files.
-    """
+    """The SAE of a finished run folder and what is known about it. Raises ArtifactError: no such folder, no run in it,
+    one that has not finished, damaged files."""
     if not folder.is_dir():
         raise ArtifactError(f"run: there is no folder {folder}; give a folder of build/<profile>/runs")
     if not (folder / RUN_FILE).is_file():
@@ -107,17 +96,10 @@ def read_run(folder: Path) -> tuple[Autoencoder, Facts]:
     store = _store(folder, run)
     model, layer = (run.get(key, store.get(key)) for key in ("model", "layer"))
     return sae, Facts(
-        run=folder.resolve().name,
-        method=run["method"],
-        config=sae.cfg,
-        place=place(model, layer),
-        seed=run["seed"],
-        steps=run["steps"],
-        tokens=run["tokens"],
-        context_length=store.get("positions"),
-        dataset=_dataset(folder, (model, layer, sae.d_sae)),
-        scores=_scores(folder),
-    )
+        run=folder.resolve().name, config=sae.cfg, place=place(model, layer), context_length=store.get("positions"),
+        dataset=_dataset(folder, (model, layer, sae.d_sae)), scores=_scores(folder),
+        **{key: run[key] for key in ("method", "seed", "steps", "tokens")},
+    )  # fmt: skip
 
 
 def _store(folder: Path, run: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 
     f = pre where pre = x W_enc + b_enc is above the threshold, else 0,    x_hat = f W_dec + b_dec
 
-W_enc is `[d_in, d_sae]`, W_dec `[d_sae, d_in]`, as in this package. What Gemma Scope's files do not say is in the
-names of its folders, `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`, where they were kept.
+The layout is this package's. What Gemma Scope's files do not say is in the names of its folders, where they were kept:
+`gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`.
 """
 
 from __future__ import annotations

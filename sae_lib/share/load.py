@@ -1,8 +1,7 @@
 """SAEs from elsewhere: a folder that this package or another library wrote becomes an `Autoencoder`.
 
-Which one wrote a folder is told from its files; `share/README.md` says which versions and kinds of each are read.
-Latents and reconstructions are those of the library's own class: weights are transposed where they must be, never
-rescaled. Decoder rows that are not of norm 1 stay so; metrics fold the norms.
+`share/README.md` says which versions and kinds of each are read. Latents and reconstructions are those of the library's
+own class; decoder rows that are not of norm 1 stay so.
 """
 
 from __future__ import annotations
@@ -30,12 +29,8 @@ class LoadedSAE(NamedTuple):
 def load_sae(folder: Path | str, device: str = "cpu") -> Autoencoder:
     """The SAE of a folder, whichever library wrote it: float32, in evaluation mode, for raw activations.
 
-    >>> load_sae("gemma-2-2b-layer-12").d_in        # doctest: +SKIP
-    2304
-
-    Raises:
-        ArtifactError: no such folder or no known format; a file that is missing, damaged or holds more than
-            tensors; an architecture, a key or a shape that does not fit.
+    Raises ArtifactError: no such folder or no known format; a file that is missing, damaged or holds more than
+    tensors; an architecture, a key or a shape that does not fit.
     """
     return load_with_origin(folder, device).sae
 

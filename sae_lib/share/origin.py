@@ -35,18 +35,18 @@ BLOCK = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)(?:\.output)?")
 
 
 class Origin(NamedTuple):
-    """What an SAE's files say of the place it was trained at; None where they say nothing."""
+    """What an SAE's files say of the place it was trained at; None where they say nothing.
+
+    `hook`: the place in the files' own words; `layer`: the block whose output it is, from 0, None for another place;
+    `centred`: whether TransformerLens centred the model's weights, so that the SAE saw x - mean(x).
+    """
 
     file: str
     model: str | None = None
     hook: str | None = None
-    """The place in the files' own words."""
     layer: int | None = None
-    """The block whose output it is, from 0; None for a place that is no residual stream after a block."""
     centred: Literal["no", "perhaps", "yes"] = "no"
-    """Whether the model's weights were centred by TransformerLens, so that the SAE saw x - mean(x) in place of x."""
     remarks: tuple[str, ...] = ()
-    """What else a reader of its numbers should know."""
 
 
 def texts(values: Mapping[str, Any], *keys: str) -> list[str | None]:
@@ -56,8 +56,6 @@ def texts(values: Mapping[str, Any], *keys: str) -> list[str | None]:
 
 def hook_layer(hook: str | None) -> int | None:
     """The block after which a hook reads the residual stream, from 0; None for any other place.
-
-    The stream before block i is the one after block i - 1.
 
     >>> hook_layer("blocks.8.hook_resid_pre"), hook_layer("model.layers.12"), hook_layer("blocks.3.hook_mlp_out")
     (7, 12, None)
@@ -70,8 +68,7 @@ def hook_layer(hook: str | None) -> int | None:
 
 
 def origin_faults(origin: Origin, model: str, layer: int) -> list[tuple[str, str]]:
-    """Why an SAE should not be evaluated after block `layer` of `model`, and what to do: its files name another place.
-    What they do not name is not checked."""
+    """Where an SAE's files name another place than block `layer` of `model`, and what to do."""
     faults = []
     if origin.hook is not None and origin.layer is None:
         fault = f"sae: {origin.file} says that it reads {origin.hook}, which is no residual stream after a block"
@@ -97,11 +94,7 @@ def _names(model: str) -> set[str]:
 
 
 def _plain_name(model: str) -> str:
-    """A model's name without what libraries spell differently.
-
-    >>> _plain_name("roneneldan/TinyStories-1Layer-21M") == _plain_name("tiny-stories-1L-21M")
-    True
-    """
+    """Without what libraries spell differently: tiny-stories-1L-21M is roneneldan/TinyStories-1Layer-21M."""
     name = Path(model).name.lower()
     name = ALIASES.get(name, name).removesuffix("-hf")
     return re.sub(r"[^a-z0-9.]", "", re.sub(r"(?<=\d)layers?", "l", name))

@@ -112,16 +112,14 @@ def _config(file: Path) -> dict[str, Any]:
     elif activation not in ("relu", "topk"):
         raise ArtifactError(f"sae: {file} has activation_fn {activation!r}; relu and topk are known")
     if config.get("reshape_activations", "none") != "none":
-        raise ArtifactError(
-            f"sae: {file} has reshape_activations {config['reshape_activations']!r}: it reads attention heads, "
-            "not a residual stream"
-        )
+        what = f"reshape_activations {config['reshape_activations']!r}"
+        raise ArtifactError(f"sae: {file} has {what}: it reads attention heads, not a residual stream")
     return config
 
 
 def _centred(config: dict[str, Any]) -> Literal["no", "perhaps", "yes"]:
-    """Whether the model's writing weights were centred. From version 4 on they are not unless the file says so; before,
-    most were, and files that were written before the setting was kept do not say."""
+    """Whether the model's writing weights were centred: from version 4 on only where the file says so; most were
+    before, and older files do not say."""
     kwargs = config.get("model_from_pretrained_kwargs") or {}
     if "center_writing_weights" in kwargs:
         return "yes" if kwargs["center_writing_weights"] else "no"
@@ -137,17 +135,14 @@ def _input_scale(config: dict[str, Any], folder: Path) -> float:
         normalisation = "expected_average_only_in"
     if normalisation == "none":
         return 1.0
+    has = f"{folder / CONFIG} has normalize_activations {normalisation!r}"
     if normalisation != "expected_average_only_in":
-        raise ArtifactError(
-            f"sae: {folder / CONFIG} has normalize_activations {normalisation!r}, which cannot be written as the "
-            "weights of an SAE of raw activations; 'none' and 'expected_average_only_in' can"
-        )
+        fault = "which cannot be written as the weights of an SAE of raw activations"
+        raise ArtifactError(f"sae: {has}, {fault}; 'none' and 'expected_average_only_in' can")
     factor = read_config(folder / SCALER, LIBRARY).get("scaling_factor") if (folder / SCALER).is_file() else None
     if not isinstance(factor, int | float) or isinstance(factor, bool) or not factor > 0:
-        raise ArtifactError(
-            f"sae: {folder / CONFIG} has normalize_activations 'expected_average_only_in', and the factor is not "
-            f"stored ({SCALER}); fold it with SAELens's fold_activation_norm_scaling_factor and save again"
-        )
+        fix = "fold it with SAELens's fold_activation_norm_scaling_factor and save again"
+        raise ArtifactError(f"sae: {has}, and the factor is not stored ({SCALER}); {fix}")
     return float(factor)
 
 
@@ -164,18 +159,12 @@ def _origin(config: dict[str, Any]) -> Origin:
 def save_saelens(form: InferenceForm, folder: Path, facts: Facts | None = None) -> None:
     """Write an SAE as SAELens does. Its layout is ours, so no weight is changed."""
     d_in, d_sae = form.tensors["W_enc"].shape
+    metadata = {"sae_lens_version": FORMAT_VERSION, "sae_lens_training_version": None}
     config: dict[str, Any] = {
-        "architecture": form.architecture,
-        "d_in": d_in,
-        "d_sae": d_sae,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": form.subtract_b_dec,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "metadata": {"sae_lens_version": FORMAT_VERSION, "sae_lens_training_version": None}
-        | (_metadata(facts) if facts else {}),
-    }
+        "architecture": form.architecture, "d_in": d_in, "d_sae": d_sae, "dtype": "float32", "device": "cpu",
+        "apply_b_dec_to_input": form.subtract_b_dec, "normalize_activations": "none", "reshape_activations": "none",
+        "metadata": metadata | (_metadata(facts) if facts else {}),
+    }  # fmt: skip
     if form.architecture == "topk":
         config |= {"k": form.k, "rescale_acts_by_decoder_norm": False}
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,19 +175,10 @@ def save_saelens(form: InferenceForm, folder: Path, facts: Facts | None = None) 
 def _metadata(facts: Facts) -> dict[str, Any]:
     model_class, hook = facts.place.saelens_hook
     return {
-        "model_name": facts.place.model,
-        "model_class_name": model_class,
-        "model_from_pretrained_kwargs": {},
-        "hook_name": hook,
-        "hf_hook_name": facts.place.block,
-        "hook_head_index": None,
-        "context_size": facts.context_length,
-        "dataset_path": facts.dataset,
-        # Every context opens with BOS; activations of special tokens are left out.
-        "prepend_bos": True,
-        "exclude_special_tokens": True,
-        "training_tokens": facts.tokens,
-        "seed": facts.seed,
-        "method": facts.method,
+        "model_name": facts.place.model, "model_class_name": model_class, "model_from_pretrained_kwargs": {},
+        "hook_name": hook, "hf_hook_name": facts.place.block, "hook_head_index": None,
+        "context_size": facts.context_length, "dataset_path": facts.dataset,
+        "prepend_bos": True, "exclude_special_tokens": True,  # activations of special tokens are left out
+        "training_tokens": facts.tokens, "seed": facts.seed, "method": facts.method,
         "trained_by": f"sae_lib {__version__}",
-    }
+    }  # fmt: skip

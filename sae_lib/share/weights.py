@@ -1,5 +1,4 @@
-"""Between tensors and an `Autoencoder`: what is read is checked, what is written is what the SAE computes once trained,
-without anything that only training uses."""
+"""Between tensors and an `Autoencoder`: what is read is checked, what is written is what inference uses."""
 
 from __future__ import annotations
 
@@ -33,11 +32,7 @@ SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_i
 
 
 def read_config(file: Path, library: str) -> dict[str, Any]:
-    """The JSON mapping beside the weights.
-
-    Raises:
-        ArtifactError: it is missing, damaged or no mapping.
-    """
+    """The JSON mapping beside the weights. Raises ArtifactError: it is missing, damaged or no mapping."""
     if not file.is_file():
         raise ArtifactError(f"sae: {file} is missing; {library} saves it beside the weights")
     values = read_json(file)
@@ -68,12 +63,8 @@ def read_safetensors(file: Path, library: str) -> Tensors:
 
 
 def floats(tensors: Tensors, file: Path) -> Tensors:
-    """Weights as float32.
-
-    Raises:
-        ArtifactError: some are no floating-point numbers. Complex ones would lose a part; whole ones are quantised, and
-            what they were divided by is elsewhere.
-    """
+    """Weights as float32. Raises ArtifactError: some are no dense floating-point numbers; complex ones would lose a
+    part, and what whole ones were divided by is elsewhere."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
             kind = str(tensor.dtype).removeprefix("torch.") if tensor.layout == torch.strided else "sparse"
@@ -99,10 +90,8 @@ def check_shapes(tensors: Tensors, file: Path) -> None:
         expected = [sizes[axis] for axis in SHAPES.get(name, ("d_sae",))]
         # One threshold may stand for all latents.
         if list(tensor.shape) != expected and not (name == "threshold" and tensor.dim() == 0):
-            raise ArtifactError(
-                f"sae: {file} has {name} of shape {list(tensor.shape)}, W_enc {shape} asks for {expected}; "
-                "the file was written by something else or is damaged"
-            )
+            what = f"{name} of shape {list(tensor.shape)}, W_enc {shape} asks for {expected}"
+            raise ArtifactError(f"sae: {file} has {what}; the file was written by something else or is damaged")
         if not tensor.isfinite().all():
             raise ArtifactError(f"sae: {name} of {file} holds NaN or infinite values; take an earlier checkpoint")
 
@@ -111,27 +100,16 @@ def assemble(
     architecture: str, tensors: Tensors, file: Path, *, subtract_b_dec: bool, k: int | None = None
 ) -> Autoencoder:
     """An SAE with these weights, in this package's layout and names, as float32; a threshold may be one number for all
-    latents. Training settings, which no file holds, have no meaning here.
-
-    Raises ArtifactError for shapes that do not fit together, NaN or infinite weights, k out of range.
-    """
+    latents. Raises ArtifactError for shapes that do not fit together, NaN or infinite weights, k out of range."""
     check_shapes(tensors, file)
     d_in, d_sae = tensors["W_enc"].shape
     if k is not None and not 0 < k <= d_sae:
         raise ArtifactError(f"sae: {file} gives k = {k}, which must lie in 1 .. d_sae = {d_sae}")
     # Only training aims at an L0; every JumpReLU configuration must have one.
     sparsity: dict[str, dict[str, Any]] = {"topk": {"k": k}, "jumprelu": {"target_l0": d_sae}}
-    config = sae_config(
-        {
-            "architecture": architecture,
-            "d_sae": d_sae,
-            "subtract_b_dec": subtract_b_dec,
-            "normalize_inputs": False,
-            "unit_norm_decoder": False,
-            **sparsity.get(architecture, {}),
-        }
-    )
-    sae = build_autoencoder(config, d_in)
+    settings = {"architecture": architecture, "d_sae": d_sae, "subtract_b_dec": subtract_b_dec}
+    off = {"normalize_inputs": False, "unit_norm_decoder": False}  # what only training uses
+    sae = build_autoencoder(sae_config(settings | off | sparsity.get(architecture, {})), d_in)
     shapes = {name: parameter.shape for name, parameter in sae.state_dict().items()}
     sae.load_state_dict({name: tensor.to(torch.float32).expand(shapes[name]) for name, tensor in tensors.items()})
     return sae
@@ -151,8 +129,7 @@ class InferenceForm:
         jumprelu    f = ReLU(u + b_enc) where u + b_enc > threshold, else 0
         gated       f = ReLU(exp(r_mag) u + b_mag) where u + b_gate > 0, else 0
 
-    `tensors`: W_enc `[d_in, d_sae]`, W_dec `[d_sae, d_in]`, b_dec `[d_in]`, and of the others, each `[d_sae]`, those
-    that the form names.
+    `tensors`: W_enc `[d_in, d_sae]`, W_dec `[d_sae, d_in]`, b_dec `[d_in]`, and those that the form names, `[d_sae]`.
     """
 
     architecture: Form
@@ -161,11 +138,8 @@ class InferenceForm:
     k: int | None = None
 
     def centred(self, subtract_b_dec: bool) -> InferenceForm:
-        """The same SAE with b_dec taken off its input, or not: what that changes goes into the encoder's biases.
-
-        Exact but for rounding. Computed in float64, since b_dec is large beside the biases where the residual stream
-        has a large mean.
-        """
+        """The same SAE with b_dec taken off its input, or not: what that changes goes into the encoder's biases, in
+        float64, since b_dec is large beside them where the residual stream has a large mean."""
         if subtract_b_dec == self.subtract_b_dec:
             return self
         sign = 1.0 if subtract_b_dec else -1.0
@@ -179,13 +153,8 @@ class InferenceForm:
 
 
 def inference_form(sae: Autoencoder) -> InferenceForm:
-    """An SAE as other libraries can hold it.
-
-    BatchTopK and Matryoshka have one threshold and keep what is *at or* above it; a JumpReLU keeps what is above. The
-    next smaller float32 makes the two the same for every input.
-
-    Raises ArtifactError for an SAE that has none of the four.
-    """
+    """An SAE as other libraries can hold it: BatchTopK and Matryoshka as JumpReLU. Raises ArtifactError for an SAE that
+    has none of the four forms."""
     if not sae.exportable:
         known = f"{sae.cfg.architecture} encodes in a way that no other library's format holds"
         raise ArtifactError(f"sae: {known}; it stays a run folder of this project")
@@ -198,9 +167,6 @@ def inference_form(sae: Autoencoder) -> InferenceForm:
 
 
 def strict_threshold(threshold: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """The t for which z > t says the same as z >= threshold, for every float32 z.
-
-    0 stays 0: what it keeps beyond z > 0 is zero already.
-    """
+    """The t for which z > t says the same as z >= threshold, for every float32 z; 0 stays 0, which keeps zeros more."""
     below = torch.nextafter(threshold, torch.full_like(threshold, -torch.inf))
     return torch.where(threshold == 0, threshold, below)

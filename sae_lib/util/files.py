@@ -139,7 +139,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     make_folder(path.parent)
     with explain_writing(path.parent):
-        building = _beside(path)
+        building, aside = _beside(path), _beside(path)
         with explain_writing(path.parent, refusals=True):
             building.mkdir()
         try:
