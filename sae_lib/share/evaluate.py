@@ -140,21 +140,24 @@ def evaluate_sae(
     if faults and not any_origin:
         raise ArtifactError(f"{'; '.join(faults[0])}, or set any_origin (--any-origin) to evaluate it all the same")
     lm = _open_model(model, layer, revision, device, dtype)
-    _check_width(sae, lm)
+    if sae.d_in != lm.d_in:
+        cause = "it was trained on another model, or on another place than the residual stream"
+        if sae.d_in == getattr(lm.model.config.get_text_config(), "intermediate_size", None):
+            cause = f"{sae.d_in} is the width of that model's MLP, so the SAE reads its neurons"
+        raise ArtifactError(f"sae: d_in is {sae.d_in}, the residual stream of {lm.name} is {lm.d_in} wide; {cause}")
     notes = [fault for fault, _ in faults]
     notes += [*(f"sae: {remark}" for remark in origin.remarks), *(f"model: {remark}" for remark in lm.remarks)]
     if centre:
         lm.centre()
     elif origin.centred != "no" and lm.can_be_centred:
-        seen = "was" if origin.centred == "yes" else "may have been"
-        notes.append(
-            f"sae: it {seen} trained on a model whose weights TransformerLens centred (center_writing_weights); "
-            "centre=True (--centre) gives it such a residual stream"
+        seen = f"it {'was' if origin.centred == 'yes' else 'may have been'} trained on a model whose weights"
+        centred = (
+            "TransformerLens centred (center_writing_weights); centre=True (--centre) gives it such a residual stream"
         )
+        notes.append(f"sae: {seen} {centred}")
 
     def held_out() -> Int[Tensor, "context position"]:
-        source = given(texts) if texts is not None else documents(files, text_field)
-        tokens, found = read(lm, source, contexts, context_length)
+        tokens, found = _read(lm, chosen_texts(texts, files, text_field), contexts, context_length)
         notes.extend(f"text: {note}" for note in found)
         return tokens
 
@@ -215,31 +218,18 @@ def _open_model(model: str | LanguageModel, layer: int, revision: str | None, de
     return LanguageModel.load(config, whole=True)
 
 
-def _check_width(sae: Autoencoder, lm: LanguageModel) -> None:
-    if sae.d_in == lm.d_in:
-        return
-    if sae.d_in == getattr(lm.model.config.get_text_config(), "intermediate_size", None):
-        cause = f"{sae.d_in} is the width of that model's MLP, so the SAE reads its neurons"
-    else:
-        cause = "it was trained on another model, or on another place than the residual stream"
-    raise ArtifactError(f"sae: d_in is {sae.d_in}, the residual stream of {lm.name} is {lm.d_in} wide; {cause}")
-
-
-def documents(files: Sequence[Path | str], text_field: str) -> Texts:
-    """All texts of the user's files; without files, the held-out documents of the packaged corpus."""
-    if files:
+def chosen_texts(texts: Iterable[str] | None, files: Sequence[Path | str], text_field: str) -> Texts:
+    """The texts that are given, or those of the user's files, or the held-out documents of the packaged corpus."""
+    if texts is None and files:
         config = CorpusConfig(source="files", files=tuple(str(file) for file in files), text_field=text_field)
         return Texts(load_documents(config), text_field, "text_field")
-    packaged = load_profile("pocket").corpus
-    return given(documents_of("held_out", load_documents(packaged, corpus_cache()), packaged))
-
-
-def given(texts: Iterable[str] | str) -> Texts:
-    """Texts that somebody holds in their hands."""
+    if texts is None:
+        packaged = load_profile("pocket").corpus
+        texts = documents_of("held_out", load_documents(packaged, corpus_cache()), packaged)
     return Texts(({"text": text} for text in ([texts] if isinstance(texts, str) else texts)), "text", "texts")
 
 
-def read(
+def _read(
     lm: LanguageModel, texts: Texts, contexts: int, length: int
 ) -> tuple[Int[Tensor, "context position"], list[str]]:
     """As many contexts as were asked for, or as the text fills, and what there is to say about them."""

@@ -21,7 +21,7 @@ from sae_lib.data.tokens import SPLITS, load_tokens, pack, special_ids, tokenize
 from sae_lib.data.words import alphabetic_words
 from sae_lib.metrics.probing.config import LabelledFiles
 from sae_lib.metrics.probing.datasets import _read_file
-from sae_lib.share.evaluate import documents, given
+from sae_lib.share.evaluate import chosen_texts
 from sae_lib.util.errors import ArtifactError
 from tests.data.test_corpus import EOS, TEXTS, TOKENIZER, parts, sizes, word_tokenizer
 from tests.tiny_models import VOCABULARY, save_tiny_model
@@ -55,7 +55,7 @@ def test_a_column_that_holds_something_else_is_named_with_its_type(tmp_path, val
     with pytest.raises(ArtifactError, match=told):
         list(texts_of(file))
     with pytest.raises(ArtifactError, match=rf"^text_field: column 'text' holds a {kind}"):
-        list(documents([file], "text"))
+        list(chosen_texts(None, [file], "text"))
 
 
 def test_a_column_that_no_row_has(tmp_path):
@@ -87,7 +87,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 def test_half_a_surrogate_pair_is_replaced(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "w1 \\ud83d w2"}\n{"text": "\\ud83d\\ude00"}\n')
     assert [text for _, text in texts_of(str(tmp_path / "a.jsonl"))] == ["w1 ? w2", "😀"]
-    assert [text for _, text in given(["w1 \ud83d w2"])] == ["w1 ? w2"]
+    assert [text for _, text in chosen_texts(["w1 \ud83d w2"], (), "text")] == ["w1 ? w2"]
     assert pack((text for _, text in texts_of(str(tmp_path / "a.jsonl"))), TOKENIZER, 4).shape == (2, 4)
 
 
@@ -138,7 +138,7 @@ def test_building_and_evaluating_read_the_same_text(tmp_path):
     profile = sizes(file, 100)
     rows = list(load_documents(profile.corpus))
     read = {split: list(documents_of(split, rows, profile.corpus)) for split in SPLITS}
-    evaluated = [text for _, text in documents([file], "text") if text]
+    evaluated = [text for _, text in chosen_texts(None, [file], "text") if text]
     assert sorted(text for each in read.values() for text in each) == sorted(evaluated)
     build_tokens(*parts(profile), TOKENIZER, tmp_path / "tokens", tmp_path)
     for split in SPLITS:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from sae_lib.share.dictionary_learning import KINDS
-from sae_lib.share.evaluate import documents
+from sae_lib.share.evaluate import chosen_texts
 from sae_lib.share.load import load_with_origin
 from sae_lib.share.origin import origin_faults
 from sae_lib.util.errors import ArtifactError
@@ -180,7 +180,7 @@ def test_a_file_of_text(
 ) -> None:
     text = joint.join(json.dumps(row) for row in rows)
     (tmp_path / f"text.{ending}").write_bytes(text.encode(encoding, "replace")[:cut])
-    found = one_line(lambda: [text for _, text in documents([tmp_path / f"text.{ending}"], field)])
+    found = one_line(lambda: [text for _, text in chosen_texts(None, [tmp_path / f"text.{ending}"], field)])
     assert found is None or all(text is None or isinstance(text, str) for text in found)
 
 
@@ -188,5 +188,5 @@ def test_a_file_of_text(
 @given(content=st.binary(max_size=200), ending=st.sampled_from(["jsonl", "txt", "parquet"]))
 def test_a_file_of_anything(tmp_path: Path, content: bytes, ending: str) -> None:
     (tmp_path / f"text.{ending}").write_bytes(content)
-    found = one_line(lambda: [text for _, text in documents([tmp_path / f"text.{ending}"], "text")])
+    found = one_line(lambda: [text for _, text in chosen_texts(None, [tmp_path / f"text.{ending}"], "text")])
     assert found is None or all(text is None or isinstance(text, str) for text in found)

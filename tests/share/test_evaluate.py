@@ -192,7 +192,7 @@ def test_without_text_the_held_out_documents_are_read(monkeypatch, tmp_path):
     profile = load_profile("smoke")
     corpus = profile.corpus.model_copy(update={"packages": ("tornado",)})
     monkeypatch.setattr(evaluate, "load_profile", lambda name: profile.model_copy(update={"corpus": corpus}))
-    texts = list(evaluate.documents((), "text"))
+    texts = list(evaluate.chosen_texts(None, (), "text"))
     assert 0 < len(texts) < 0.12 * len(list(evaluate.load_documents(corpus, output_root() / "corpus")))
 
 
