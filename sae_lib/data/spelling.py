@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_lib.data import words as vocabulary
-from sae_lib.data.words import ALPHABETIC
-from sae_lib.data.words import QUESTION as ASK
+from sae_lib.data import words
+from sae_lib.data.words import ALPHABETIC, QUESTION
 from sae_lib.util.errors import ArtifactError
 
-LETTERS = vocabulary.LETTERS.upper()
+TokensAndLabels = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+LETTERS = words.LETTERS.upper()
 IGNORED = -100  # label of a position that the loss leaves out
 
 
@@ -49,31 +50,24 @@ class SpellingLines:
         self.answers = np.array(self.letters)[[LETTERS.index(letter) for letter in first]]  # aligned with self.words
         self.newline = single_token(tokenizer, "\n")
         self.colon = single_token(tokenizer, ":")
-        self.ask = np.array(tokenizer(ASK, add_special_tokens=False)["input_ids"])
+        self.ask = np.array(tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
 
-    def windows(
-        self, rng: np.random.Generator, n: int, length: int, dense: bool
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def windows(self, rng: np.random.Generator, n: int, length: int, dense: bool) -> TokensAndLabels:
         """`n` windows of `length` tokens: BOS, newline, then lines; tokens and labels int64 `[n, length]`."""
         middle = np.array([self.colon]) if dense else self.ask
         line = len(middle) + 3  # word, middle, letter, newline
         lines = (length - 2) // line + 1
         chosen = rng.integers(len(self.words), size=(n, lines))
-        block = np.empty((n, lines, line), dtype=np.int64)
-        block[:, :, 0] = self.words[chosen]
-        block[:, :, 1:-2] = middle
-        block[:, :, -2] = self.answers[chosen]
-        block[:, :, -1] = self.newline
+        block = np.full((n, lines, line), self.newline, dtype=np.int64)
+        block[:, :, 0], block[:, :, 1:-2], block[:, :, -2] = self.words[chosen], middle, self.answers[chosen]
         labelled = np.full_like(block, IGNORED)
         labelled[:, :, -2] = self.answers[chosen]
         head = np.tile([self.bos, self.newline], (n, 1))
-        tokens = np.concatenate([head, block.reshape(n, lines * line)], axis=1)[:, :length]
-        labels = np.concatenate([np.full_like(head, IGNORED), labelled.reshape(n, lines * line)], axis=1)[:, :length]
+        tokens = np.concatenate([head, block.reshape(n, -1)], axis=1)[:, :length]
+        labels = np.concatenate([np.full_like(head, IGNORED), labelled.reshape(n, -1)], axis=1)[:, :length]
         return tokens, labels
 
-    def mixed_windows(
-        self, rng: np.random.Generator, n: int, length: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def mixed_windows(self, rng: np.random.Generator, n: int, length: int) -> TokensAndLabels:
         """As `windows`, with each line in a form drawn at random: at a word the model cannot know whether its letter is
         asked for at once, so the letter has to be there."""
         middles = [[], [self.colon], self.ask.tolist()]

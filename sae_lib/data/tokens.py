@@ -35,14 +35,12 @@ Result = TypeVar("Result")
 
 
 def boundary_tokens(tokenizer: Any) -> tuple[int, int]:
-    """The token that opens a context (BOS, or EOS where there is none) and the one that closes a document (EOS, or
-    BOS). Raises ArtifactError when the tokenizer has neither."""
+    """What opens a context (BOS, or else EOS) and closes a document (EOS, or else BOS). Raises ArtifactError when the
+    tokenizer has neither."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None and eos is None:
-        raise ArtifactError(
-            f"model.name: the tokenizer {tokenizer.name_or_path} has neither BOS nor EOS to open a context with; "
-            "set bos_token in its tokenizer_config.json"
-        )
+        fault = f"the tokenizer {tokenizer.name_or_path} has neither BOS nor EOS to open a context with"
+        raise ArtifactError(f"model.name: {fault}; set bos_token in its tokenizer_config.json")
     return int(eos if bos is None else bos), int(bos if eos is None else eos)
 
 
@@ -89,11 +87,6 @@ class ContextWriter:
     @property
     def full(self) -> bool:
         return self.contexts >= self._contexts and self.rows >= self._rows
-
-    @property
-    def enough(self) -> bool:
-        """Whether what there is will do."""
-        return self.rows >= self._rows if self._rows else self.full
 
     def add(self, ids: NDArray[np.int32]) -> None:
         """Go on with these tokens."""
@@ -155,7 +148,7 @@ def write_contexts(
             if all(writer.full for writer in writers.values()):
                 break
         for split, writer in writers.items():
-            if not writer.enough:
+            if not writer.full and (split != "train" or writer.rows < data.train_tokens):
                 raise _too_little_text(split, writer, data)
         return {split: writer.finish() for split, writer in writers.items()}
 

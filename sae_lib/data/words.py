@@ -1,11 +1,8 @@
 """Words of the first-letter task and the prompts they are read in.
 
-A word is a token: every vocabulary entry that is one or more ASCII letters after at most one leading space.
-With and without the space, upper and lower case are separate words.
-
-Prompts are built from token ids, not from text, so each word *is* one token and its position is known.
-SAEBench tokenises text and reads position -6, which is another token whenever ` has the first letter:` is not
-five tokens.
+A word is a token: every vocabulary entry that is one or more ASCII letters after at most one leading space. Prompts are
+built from token ids, so each word *is* one token and its position is known. SAEBench tokenises text and reads position
+-6, which is another token whenever ` has the first letter:` is not five tokens.
 """
 
 import random
@@ -59,17 +56,13 @@ def alphabetic_words(tokenizer: Any, special_ids: frozenset[int]) -> list[Word]:
 
 
 def single_token_words(tokenizer: Any, words: Sequence[Word], pieces: PromptPieces) -> list[Word]:
-    """The words that stay one token when the prompt's text around them is tokenised.
-
-    A vocabulary may hold entries that its own merges never produce from text; the model has not seen them.
-    """
+    """The words that stay one token when the prompt's text around them is tokenised: merges may never produce a
+    vocabulary's entry from text, and the model has not seen it."""
     if not words:
         return []
-    texts = [f"\n{word.text}{QUESTION}" for word in words]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [
-        word for word, ids in zip(words, encoded, strict=True) if ids == [*pieces.opening, word.token, *pieces.question]
-    ]
+    encoded = tokenizer([f"\n{word.text}{QUESTION}" for word in words], add_special_tokens=False)["input_ids"]
+    alone = ([*pieces.opening, word.token, *pieces.question] for word in words)
+    return [word for word, ids, as_one in zip(words, encoded, alone, strict=True) if ids == as_one]
 
 
 def choose_words(words: Sequence[Word], max_words: int | None, seed: int) -> list[Word]:
@@ -95,28 +88,22 @@ def split_words(words: Sequence[Word], train_fraction: float, seed: int) -> tupl
 
 
 def prompt_pieces(tokenizer: Any) -> PromptPieces:
-    """Tokenise what stands between the words, in the surroundings it has in a prompt. Raises ModelLacks: the tokenizer
-    joins a piece with its neighbour."""
+    """What stands between the words, tokenised in its surroundings. Raises ModelLacks: the tokenizer joins a piece with
+    its neighbour."""
 
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False))
 
-    def rest(text: str, start: str) -> list[int]:
-        ids, known = encode(text), encode(start)
+    def behind(start: str, end: str) -> list[int]:
+        ids, known = encode(start + end), encode(start)
         if ids[: len(known)] != known or len(ids) == len(known):
-            raise ModelLacks(
-                f"its tokenizer does not keep {start!r} and what follows apart in {text!r}, so first-letter "
-                "absorption cannot be measured on it"
-            )
+            joined = f"its tokenizer does not keep {start!r} and what follows apart in {start + end!r}"
+            raise ModelLacks(f"{joined}, so first-letter absorption cannot be measured on it")
         return ids[len(known) :]
 
     line = f"\nX{QUESTION}"
-    return PromptPieces(
-        opening=encode("\n"),
-        question=rest(line, "\nX"),
-        answers=[rest(f"{line} {letter}", line) for letter in LETTERS.upper()],
-        separator=rest(f"{line} X\n", f"{line} X"),
-    )
+    answers = [behind(line, f" {letter}") for letter in LETTERS.upper()]
+    return PromptPieces(encode("\n"), behind("\nX", QUESTION), answers, behind(f"{line} X", "\n"))
 
 
 def build_prompts(
@@ -124,18 +111,15 @@ def build_prompts(
 ) -> Prompts:
     """One prompt for each word: BOS, a newline, answered example lines, and the question about the word.
 
-    For the word " cat" and the single example "Dog":
-
         <bos>\\nDog has the first letter: D\\n cat has the first letter:
 
-    `pool`: where examples are drawn from, without replacement; a prompt's own word is never drawn; `examples`: example
-    lines in a prompt. Raises ArtifactError: the pool is too small.
+    So many `examples` are drawn from `pool`, without replacement and never the word itself. Raises ArtifactError: the
+    pool is too small.
     """
     if len(pool) < examples + 1:
-        raise ArtifactError(
-            f"evaluation.absorption: {examples} examples need {examples + 1} words or more in each split, "
-            f"there are {len(pool)}; raise max_words or use a tokenizer with more alphabetic tokens"
-        )
+        need = f"{examples} examples need {examples + 1} words or more in each split, there are {len(pool)}"
+        fix = "raise max_words or use a tokenizer with more alphabetic tokens"
+        raise ArtifactError(f"evaluation.absorption: {need}; {fix}")
     generator = random.Random(seed)
     rows, positions = [], []
     for word in words:
@@ -146,14 +130,11 @@ def build_prompts(
             row += [example.token, *pieces.question, *pieces.answers[example.letter], *pieces.separator]
         positions.append(len(row))
         rows.append([*row, word.token, *pieces.question])
-    # Rows are as long as each other unless answers differ in length. The model is causal: padding on the
-    # right cannot reach the word.
-    length = max((len(row) for row in rows), default=0)
+    # Answers may differ in length. The model is causal: padding on the right cannot reach the word.
+    length = max(map(len, rows), default=0)
     padded = [row + [bos] * (length - len(row)) for row in rows]
     tokens = torch.tensor(padded, dtype=torch.long).view(len(rows), length)
-    position = torch.tensor(positions, dtype=torch.long)
-    assert tokens[torch.arange(len(words)), position].tolist() == [word.token for word in words]
-    return Prompts(tokens, position)
+    return Prompts(tokens, torch.tensor(positions, dtype=torch.long))
 
 
 def entry_text(tokenizer: Any, entry: str) -> str:

@@ -71,8 +71,8 @@ def origin_faults(origin: Origin, model: str, layer: int) -> list[tuple[str, str
     """Where an SAE's files name another place than block `layer` of `model`, and what to do."""
     faults = []
     if origin.hook is not None and origin.layer is None:
-        fault = f"sae: {origin.file} says that it reads {origin.hook}, which is no residual stream after a block"
-        faults.append((fault, "choose another SAE"))
+        what = f"it reads {origin.hook}, which is no residual stream after a block"
+        faults.append((f"sae: {origin.file} says that {what}", "choose another SAE"))
     if origin.layer is not None and origin.layer != layer:
         named = f"{origin.hook} (layer {origin.layer})" if origin.hook != f"layer {origin.layer}" else origin.hook
         fault = f"layer: {layer} is asked for, {origin.file} says that the SAE was trained at {named}"
