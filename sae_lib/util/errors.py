@@ -13,20 +13,12 @@ class ModelLacks(ArtifactError):
 
 
 def shortened(value: str, most: int = 60) -> str:
-    """What a user gave, for a message: its beginning where it is long.
-
-    >>> shortened("1" + 100 * "0", 8)
-    '1000000…'
-    """
+    """What a user gave, for a message: its beginning where it is long."""
     return value if len(value) <= most else value[: most - 1] + "…"
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says first, for a message of one line.
-
-    >>> first_line(ValueError("the field is wrong:\\n  a number\\nmore"))
-    'the field is wrong: a number'
-    """
+    """What another library's error says first, with what follows a colon at the end of its first line."""
     lines = str(error).strip().splitlines() or [""]
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
 

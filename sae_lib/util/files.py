@@ -70,14 +70,9 @@ def explain_writing(place: Path, *, refusals: bool = False) -> Iterator[None]:
         else:
             fault, after = f"cannot write into {place} ({error.strerror or error}); ", ""
             fault += "remove what has that name, or " if error.errno in (errno.EEXIST, errno.EISDIR) else ""
-        raise ArtifactError(f"{fault}{_elsewhere(place)}{after}") from error
-
-
-def _elsewhere(place: Path) -> str:
-    place = place.resolve()
-    if any(place.is_relative_to(folder.resolve()) for folder in (output_root(), *COMMITTED.values())):
-        return f"set {OUTPUT_VARIABLE} to a folder of yours"
-    return "name a folder of yours"
+        ours = any(place.resolve().is_relative_to(known.resolve()) for known in (output_root(), *COMMITTED.values()))
+        named = f"set {OUTPUT_VARIABLE} to" if ours else "name"
+        raise ArtifactError(f"{fault}{named} a folder of yours{after}") from error
 
 
 def check_writable(folder: Path, field: str = "") -> None:
@@ -109,65 +104,72 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
     if mode not in ("w", "wb"):
         raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
     path = Path(path)
-    make_folder(path.parent)
     if path.is_char_device() or path.is_block_device() or path.is_fifo() or path.is_socket():
         raise ArtifactError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
-    with explain_writing(path.parent):
+    with _replacing(path) as name:
         with explain_writing(path.parent, refusals=True):
-            name = _beside(path)
             # Unlike mkstemp's, as readable as any other file of the user.
             handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            with os.fdopen(handle, mode, encoding=encoding, newline=newline) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            with explain_writing(path, refusals=True):
-                os.replace(name, path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(name)
-            raise
-        _sync_folder(path.parent)
+        with os.fdopen(handle, mode, encoding=encoding, newline=newline) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextmanager
 def atomic_folder(path: Path | str) -> Iterator[Path]:
-    """Build a folder beside `path`; when the block ends well it replaces what was there. Raises ArtifactError: the disk
-    is full, or nothing can be written there; the unfinished folder is removed."""
+    """Build a folder beside `path`; when the block ends well it replaces what was there. Raises as `atomic_write`."""
     path = Path(path)
-    make_folder(path.parent)
-    with explain_writing(path.parent):
-        building, aside = _beside(path), _beside(path)
+    with _replacing(path) as building:
         with explain_writing(path.parent, refusals=True):
             building.mkdir()
+        yield building
+        for file in building.rglob("*"):
+            if file.is_file():
+                _sync(file)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """What is made under the name that this gives, beside `path`, becomes `path` when the block ends well."""
+    building, aside = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for _ in range(2))
+    make_folder(path.parent)
+    with explain_writing(path.parent):
         try:
             yield building
-            for file in sorted(building.rglob("*")):
-                if file.is_file():
-                    with open(file, "rb") as opened:
-                        os.fsync(opened.fileno())
-            if path.exists():  # two folders cannot be exchanged in one step
+            if building.is_dir() and path.is_dir():  # two folders cannot be exchanged in one step
                 os.replace(path, aside)
-            os.replace(building, path)
-            shutil.rmtree(aside, ignore_errors=True)
+            with explain_writing(path, refusals=True):
+                os.replace(building, path)
+            _remove(aside)
         except BaseException:
-            shutil.rmtree(building, ignore_errors=True)
+            _remove(building)
             raise
-        _sync_folder(path.parent)
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)  # it may have lain in a folder that is gone by now
 
 
 def remove_unfinished(folder: Path | str, untouched_s: float = 0.0) -> None:
     """Remove what killed runs were writing into `folder` and the folders in it, but for what changed in the last
     `untouched_s` seconds; with 0 nobody may be writing there."""
     for left in [*Path(folder).rglob(".*.tmp")]:
-        if untouched_s and time.time() - left.stat().st_mtime < untouched_s:
-            continue
-        if left.is_dir():
-            shutil.rmtree(left)
-        else:
-            left.unlink(missing_ok=True)  # it may have lain in a folder that is gone by now
+        if not untouched_s or time.time() - left.stat().st_mtime >= untouched_s:
+            _remove(left)
 
 
 def write_json(path: Path | str, value: object) -> None:
@@ -229,11 +231,7 @@ def is_unaltered(path: Path | str, known: Mapping[str, Any]) -> bool:
 
 
 def json_key(value: object) -> str:
-    """Hexadecimal sha256 of canonical JSON: sorted keys, no spaces. NaN is refused (ValueError).
-
-    >>> json_key({"k": 16, "seed": 42}) == json_key({"seed": 42, "k": 16})
-    True
-    """
+    """Hexadecimal sha256 of canonical JSON: sorted keys, no spaces. NaN is refused (ValueError)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
@@ -268,10 +266,8 @@ def FolderLock(folder: Path | str) -> Iterator[None]:
             with suppress(OSError, ArtifactError, KeyError, TypeError):
                 known = read_json(note)
                 holder = f"process {known['pid']} on {known['host']}"
-            raise ArtifactError(
-                f"{folder} is in use by {holder}; wait for that run to end, stop it, "
-                f"or set SAE_LIB_OUTPUT to another folder"
-            ) from None
+            fix = "wait for that run to end, stop it, or set SAE_LIB_OUTPUT to another folder"
+            raise ArtifactError(f"{folder} is in use by {holder}; {fix}") from None
     try:
         write_json(note, {"pid": os.getpid(), "host": socket.gethostname()})
         os.environ[HELD] = os.pathsep.join([*_held(), str(folder.resolve())])
@@ -280,15 +276,3 @@ def FolderLock(folder: Path | str) -> Iterator[None]:
         os.environ[HELD] = os.pathsep.join(held for held in _held() if held != str(folder.resolve()))
         note.unlink(missing_ok=True)
         lock.release()
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -26,11 +26,7 @@ def keep_freed_memory() -> None:
 
 
 def readable_bytes(count: float) -> str:
-    """A number of bytes as people read it.
-
-    >>> readable_bytes(5_583_457_484)
-    '5.2 GiB'
-    """
+    """A number of bytes as people read it, such as 5.2 GiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -75,17 +71,14 @@ def require_address_space() -> None:
     """Raises ArtifactError for a limit (`ulimit -v`) below which libraries end without a word while they load."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
     if allowed != resource.RLIM_INFINITY and allowed < ADDRESSES:
-        raise ArtifactError(
-            f"memory: this shell allows a process {readable_bytes(allowed)} of addresses (ulimit -v), and "
-            f"{readable_bytes(ADDRESSES)} are needed to begin; raise it, or take it off with ulimit -v unlimited"
-        )
+        has = f"this shell allows a process {readable_bytes(allowed)} of addresses (ulimit -v)"
+        fix = "raise it, or take it off with ulimit -v unlimited"
+        raise ArtifactError(f"memory: {has}, and {readable_bytes(ADDRESSES)} are needed to begin; {fix}")
 
 
 def require_memory(what: str, needed: int, device: str, fix: str) -> None:
     """Raises ArtifactError, with the fix, when `needed` bytes are more than `device` has free."""
     free = free_memory(device)
     if needed > free:
-        kind = "CPU" if device == "cpu" else "GPU"
-        raise ArtifactError(
-            f"{what} needs {readable_bytes(needed)} of {kind} memory, {readable_bytes(free)} are free: {fix}"
-        )
+        of = f"of {'CPU' if device == 'cpu' else 'GPU'} memory"
+        raise ArtifactError(f"{what} needs {readable_bytes(needed)} {of}, {readable_bytes(free)} are free: {fix}")

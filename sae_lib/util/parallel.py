@@ -50,10 +50,10 @@ def _by_processes(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], worker
                 future.result()
                 bar.update(len(futures[future]))
         except BrokenProcessPool:
+            script = 'in a script, all that it does belongs under `if __name__ == "__main__":`, since workers import it'
+            memory = "else see whether memory was short, and set training.workers to 1"
             raise ArtifactError(
-                "training.workers: a worker process ended at once or was killed. In a script, everything that it does "
-                'belongs under `if __name__ == "__main__":`, since workers import it; else see whether memory was '
-                "short, and set training.workers to 1"
+                f"training.workers: a worker process ended at once or was killed; {script}; {memory}"
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

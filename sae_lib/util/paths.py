@@ -25,7 +25,6 @@ def output_root() -> Path:
 
 
 def _redirected() -> str:
-    """What `SAE_LIB_OUTPUT` names; blanks are nothing."""
     return os.environ.get(OUTPUT_VARIABLE, "").strip()
 
 
@@ -68,8 +67,7 @@ class Paths:
         self.logs = root / "logs"
         self.keys = root / "keys"  # what each finished notebook was made from
         # Figures and tables; the committed folder for profiles that have one, if output is not redirected.
-        redirected = bool(_redirected())
-        self.figures = root / "figures" if redirected else COMMITTED.get(self.profile, root / "figures")
+        self.figures = root / "figures" if _redirected() else COMMITTED.get(self.profile, root / "figures")
 
     @property
     def known_results(self) -> Path:
@@ -78,7 +76,7 @@ class Paths:
 
 
 def verdicts_file(profile: str) -> Path:
-    """The committed verdicts of a profile. No notebook writes them: a run is compared with them."""
+    """The committed verdicts of a profile, which a run is compared with."""
     return ROOT / "figures" / f"verdicts_{profile}.json"
 
 
