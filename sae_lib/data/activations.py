@@ -63,9 +63,8 @@ class ActivationStore:
         for file, fault in damaged_files(folder, manifest, check):
             # The runner of the notebooks sees that a file is gone, not that it was altered.
             fix = "remove it and harvest" if fault == "altered" else "harvest"
-            raise ArtifactError(
-                f"store: {file} in {folder} is {fault}; {fix} again (notebook 01_data), that file alone is made again"
-            )
+            fix = f"{fix} again (notebook 01_data), that file alone is made again"
+            raise ArtifactError(f"store: {file} in {folder} is {fault}; {fix}")
         return cls(folder, manifest)
 
     @property
@@ -145,10 +144,8 @@ class WindowStream:
         self.n_windows = store.n_rows // window
         self.windows_per_batch = batch_rows // window
         if self.windows_per_batch > self.n_windows:
-            raise ArtifactError(
-                f"data.batch_tokens: {batch_rows} rows in windows of {window} are more than the "
-                f"{store.n_rows} rows of the store; lower it"
-            )
+            fault = f"{batch_rows} rows in windows of {window} are more than the {store.n_rows} rows of the store"
+            raise ArtifactError(f"data.batch_tokens: {fault}; lower it")
         contexts, positions = (index[: self.n_windows * window] for index in (store.contexts, store.positions))
         linked = np.zeros(len(contexts), dtype=bool)
         linked[1:] = (contexts[1:] == contexts[:-1]) & (positions[1:] == positions[:-1] + 1)

@@ -71,7 +71,13 @@ class Texts:
                 known = known or self._column in row
                 if not known and self.read == ROWS_WITHOUT_COLUMN:
                     break
-                text = self._text(row)
+                value = row.get(self._column)
+                if value is not None and not isinstance(value, str):
+                    fix = ", ".join(name for name, other in row.items() if isinstance(other, str)) or "there is none"
+                    what = f"column '{self._column}' holds a {type(value).__name__}, not text, in row {self.read}"
+                    raise ArtifactError(f"{self._field}: {what}; name a column of text ({fix})")
+                # Half of a surrogate pair, which JSON may hold, is no text for a tokenizer.
+                text = (value or "").encode("utf8", "replace").decode("utf8")
                 self.without_text += not text
                 yield row, text
         if self.read and not known:
@@ -83,17 +89,6 @@ class Texts:
         """What there is to say about the rows so far."""
         what = f"of {self.read:,} rows have no text in '{self._column}' and are left out"
         return f"{self.without_text:,} {what}" if self.without_text else None
-
-    def _text(self, row: Row) -> str:
-        value = row.get(self._column)
-        if value is not None and not isinstance(value, str):
-            others = [name for name, other in row.items() if isinstance(other, str)]
-            raise ArtifactError(
-                f"{self._field}: column '{self._column}' holds a {type(value).__name__}, not text, in row {self.read}; "
-                f"name a column of text ({', '.join(others) or 'there is none'})"
-            )
-        # Half of a surrogate pair, which JSON may hold, is no text for a tokenizer.
-        return (value or "").encode("utf8", "replace").decode("utf8")
 
 
 def documents_of(split: Split, rows: Iterable[Row], config: CorpusConfig) -> Iterator[str]:
@@ -138,9 +133,8 @@ def file_rows(file: Path, field: str = "corpus.files") -> Iterator[Row]:
     except UnicodeDecodeError:
         raise ArtifactError(f"{field}: {file} is not UTF-8 after row {number}; convert it (iconv -t utf-8)") from None
     except Exception as error:  # of whichever library reads it
-        raise ArtifactError(
-            f"{field}: {file} cannot be read after row {number} ({type(error).__name__}: {first_line(error)})"
-        ) from error
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise ArtifactError(f"{field}: {file} cannot be read after row {number} ({why})") from error
 
 
 def _rows_of(file: Path) -> Iterator[Any]:

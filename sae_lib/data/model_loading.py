@@ -168,9 +168,8 @@ def _load_weights(auto: Any, folder: Path, kept: PreTrainedConfig, dtype: torch.
         shape = f"{tensor} of {name} has shape {stored} where config.json asks for {asked}"
         raise ArtifactError(f"model.name: {shape}; take the configuration that belongs to the weights")
     if missing := report["missing_keys"]:
-        raise ArtifactError(
-            f"model.name: the weights of {name} lack {len(missing)} tensors, the first is {min(missing)}"
-        )
+        lack = f"lack {len(missing)} tensors, the first is {min(missing)}"
+        raise ArtifactError(f"model.name: the weights of {name} {lack}")
     return model
 
 

@@ -25,10 +25,8 @@ def check_source(folder: Path, manifest: Mapping[str, Any], asked: Mapping[str, 
         if manifest.get(field) != value
     ]
     if differing:
-        raise ArtifactError(
-            f"store: {folder} was made from something else ({', '.join(differing)}; "
-            f"its model is {manifest.get('model')}); remove that folder or set SAE_LIB_OUTPUT to another"
-        )
+        fault = f"was made from something else ({', '.join(differing)}; its model is {manifest.get('model')})"
+        raise ArtifactError(f"store: {folder} {fault}; remove that folder or set SAE_LIB_OUTPUT to another")
 
 
 def finished_manifest(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,10 +37,8 @@ def finished_manifest(folder: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(folder / MANIFEST)
     check_source(folder, manifest, {"format": FORMAT, **asked})
     if any(shard["sha256"] is None for shard in manifest["shards"]):
-        raise ArtifactError(
-            f"store: the shards in {folder} are not all made yet; "
-            "harvest again (notebook 01_data), it goes on from there"
-        )
+        fix = "harvest again (notebook 01_data), it goes on from there"
+        raise ArtifactError(f"store: the shards in {folder} are not all made yet; {fix}")
     return manifest
 
 

@@ -99,7 +99,8 @@ def test_every_revision_is_a_whole_commit_or_said_to_be_missing() -> None:
 def test_models_are_pinned_and_say_their_width() -> None:
     widths = {"google/gemma-2-2b": 2304, "openai-community/gpt2": 768, "EleutherAI/pythia-70m-deduped": 512}
     pins = {name: hub.model(name) for name in widths}
-    assert {name: pin.d_in for name, pin in pins.items() if pin and pin.revision} == widths
+    found = {name: pin.config for name, pin in pins.items() if pin and pin.revision}
+    assert {name: config.get("hidden_size") or config["n_embd"] for name, config in found.items()} == widths
     assert [name for name, pin in pins.items() if pin and pin.gated] == ["google/gemma-2-2b"]
 
 
