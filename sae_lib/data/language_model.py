@@ -100,9 +100,7 @@ class LanguageModel:
         if not self.can_be_centred:
             raise ArtifactError(f"centre: the norms of {self.name} see the mean of the residual stream; leave it out")
         if not self.centred:
-            self._block.register_forward_hook(
-                lambda block, inputs, output: _changed(output, lambda x: x - x.mean(dim=-1, keepdim=True))
-            )
+            self._block.register_forward_hook(_changing(lambda x: x - x.mean(dim=-1, keepdim=True)))
             self.centred, self.identity = True, f"{self.identity} centred"
 
     def finite_stream(self, tokens: Int[Tensor, "context position"]) -> Float[Tensor, "context position d_in"]:
@@ -161,7 +159,7 @@ class LanguageModel:
                 raise ValueError(f"splice made {tuple(found.shape)} of a residual stream {tuple(residual.shape)}")
             return found.to(residual.dtype)
 
-        with self._block.register_forward_hook(lambda block, inputs, output: _changed(output, spliced)):
+        with self._block.register_forward_hook(_changing(spliced)):
             return self.model(input_ids=self._ids(tokens), use_cache=False).logits
 
     def not_special(self, tokens: Int[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
@@ -244,8 +242,9 @@ def _stream(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _changed(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+def _changing(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Any], Any]:
+    """A hook that changes the residual stream in what a block returns."""
+    return lambda _, __, output: (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 
 @contextmanager

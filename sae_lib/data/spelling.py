@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sae_lib.data import words
-from sae_lib.data.words import ALPHABETIC, QUESTION
+from sae_lib.data.words import ALPHABETIC
 from sae_lib.util.errors import ArtifactError
 
 TokensAndLabels = tuple[NDArray[np.int64], NDArray[np.int64]]
 
-LETTERS = words.LETTERS.upper()
+ASK, LETTERS = words.QUESTION, words.LETTERS.upper()
 IGNORED = -100  # label of a position that the loss leaves out
 
 
@@ -50,7 +50,7 @@ class SpellingLines:
         self.answers = np.array(self.letters)[[LETTERS.index(letter) for letter in first]]  # aligned with self.words
         self.newline = single_token(tokenizer, "\n")
         self.colon = single_token(tokenizer, ":")
-        self.ask = np.array(tokenizer(QUESTION, add_special_tokens=False)["input_ids"])
+        self.ask = np.array(tokenizer(ASK, add_special_tokens=False)["input_ids"])
 
     def windows(self, rng: np.random.Generator, n: int, length: int, dense: bool) -> TokensAndLabels:
         """`n` windows of `length` tokens: BOS, newline, then lines; tokens and labels int64 `[n, length]`."""

@@ -16,17 +16,8 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.matryoshka import Matryoshka
 from sae_lib.autoencoders.topk import BatchTopK
 from sae_lib.share.facts import Facts
-from sae_lib.share.origin import Origin, hook_layer, texts
-from sae_lib.share.weights import (
-    InferenceForm,
-    Tensors,
-    assemble,
-    check_keys,
-    floats,
-    inference_form,
-    read_config,
-    setting,
-)
+from sae_lib.share.origin import Origin, hook_layer, read_config, setting, texts
+from sae_lib.share.weights import InferenceForm, Tensors, assemble, check_keys, floats, inference_form
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_json
 

@@ -21,8 +21,8 @@ import torch
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import WEIGHTS_FILE, load_autoencoder
 from sae_lib.share import dictionary_learning, saelens
-from sae_lib.share.origin import Origin, hook_layer, texts
-from sae_lib.share.weights import Tensors, assemble, check_keys, floats, read_config, read_safetensors, setting
+from sae_lib.share.origin import Origin, hook_layer, read_config, setting, texts
+from sae_lib.share.weights import Tensors, assemble, check_keys, floats, read_safetensors
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import read_json
 

@@ -1,4 +1,4 @@
-"""Where an SAE was trained, as its own files say it, checked against what is asked for."""
+"""What an SAE's own files say: its settings, and where it was trained, checked against what is asked for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from sae_lib.util.errors import ArtifactError
+from sae_lib.util.files import read_json
 
 # Names that TransformerLens gives models of the hub; `same_name` knows those that differ in spelling only.
 ALIASES = {
@@ -47,6 +50,24 @@ class Origin(NamedTuple):
     layer: int | None = None
     centred: Literal["no", "perhaps", "yes"] = "no"
     remarks: tuple[str, ...] = ()
+
+
+def read_config(file: Path, library: str) -> dict[str, Any]:
+    """The JSON mapping beside the weights. Raises ArtifactError: it is missing, damaged or no mapping."""
+    if not file.is_file():
+        raise ArtifactError(f"sae: {file} is missing; {library} saves it beside the weights")
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise ArtifactError(f"sae: {file} is no {library} configuration, which is a mapping")
+    return values
+
+
+def setting(values: Mapping[str, Any], key: str, kind: type, file: Path) -> Any:
+    """`values[key]`. Raises ArtifactError when it is not there or not of `kind`."""
+    value = values.get(key)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ArtifactError(f"sae: {file} gives no {key} ({kind.__name__}); add it as its library writes it")
+    return value
 
 
 def texts(values: Mapping[str, Any], *keys: str) -> list[str | None]:

@@ -15,16 +15,8 @@ from safetensors.torch import save_file
 from sae_lib import __version__
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.share.facts import Facts
-from sae_lib.share.origin import Origin, hook_layer, texts
-from sae_lib.share.weights import (
-    InferenceForm,
-    assemble,
-    check_keys,
-    check_shapes,
-    read_config,
-    read_safetensors,
-    setting,
-)
+from sae_lib.share.origin import Origin, hook_layer, read_config, setting, texts
+from sae_lib.share.weights import InferenceForm, assemble, check_keys, check_shapes, read_safetensors
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_json
 
@@ -58,9 +50,8 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
     config = _config(folder / CONFIG)
     architecture = config["architecture"]
     if architecture not in TENSORS:
-        raise ArtifactError(
-            f"sae: {folder / CONFIG} has architecture {architecture!r}, which is none of {', '.join(TENSORS)}"
-        )
+        known = ", ".join(TENSORS)
+        raise ArtifactError(f"sae: {folder / CONFIG} has architecture {architecture!r}, which is none of {known}")
     tensors = read_safetensors(file, LIBRARY)
     finetuned = tensors.pop("scaling_factor", torch.ones(()))  # of finetuning, which versions before 6 wrote
     if not torch.equal(finetuned, torch.ones_like(finetuned)):

@@ -20,7 +20,6 @@ from sae_lib.autoencoders.jumprelu import JumpReLU
 from sae_lib.autoencoders.standard import Standard
 from sae_lib.autoencoders.topk import BatchTopK, TopK
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import read_json
 
 Tensors = dict[str, Tensor]
 Form = Literal["standard", "topk", "jumprelu", "gated"]
@@ -29,24 +28,6 @@ SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_i
 
 
 # --- reading
-
-
-def read_config(file: Path, library: str) -> dict[str, Any]:
-    """The JSON mapping beside the weights. Raises ArtifactError: it is missing, damaged or no mapping."""
-    if not file.is_file():
-        raise ArtifactError(f"sae: {file} is missing; {library} saves it beside the weights")
-    values = read_json(file)
-    if not isinstance(values, dict):
-        raise ArtifactError(f"sae: {file} is no {library} configuration, which is a mapping")
-    return values
-
-
-def setting(values: Mapping[str, Any], key: str, kind: type, file: Path) -> Any:
-    """`values[key]`. Raises ArtifactError when it is not there or not of `kind`."""
-    value = values.get(key)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ArtifactError(f"sae: {file} gives no {key} ({kind.__name__}); add it as its library writes it")
-    return value
 
 
 def read_safetensors(file: Path, library: str) -> Tensors:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from sae_lib.data import words as vocabulary
 from sae_lib.data.model_loading import POCKET_FOLDER
-from sae_lib.data.spelling import ALPHABETIC, IGNORED, LETTERS, QUESTION, Lessons, SpellingLines, single_token
+from sae_lib.data.spelling import ALPHABETIC, ASK, IGNORED, LETTERS, Lessons, SpellingLines, single_token
 from sae_lib.util.errors import ArtifactError
 
 
@@ -23,7 +23,7 @@ def lines(tokenizer):
 
 
 def test_lessons_ask_as_the_metric_does():
-    assert QUESTION == vocabulary.QUESTION and LETTERS.lower() == vocabulary.LETTERS
+    assert ASK == vocabulary.QUESTION and LETTERS.lower() == vocabulary.LETTERS
 
 
 def test_words_are_all_alphabetic_entries_and_answers_their_first_letters(tokenizer, lines):
