@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from sae_lib.data.config import ModelConfig
 
+Tokens = Int[Tensor, "context position"]
+
 
 class LanguageModel:
     """Any causal language model of transformers with its tokenizer, in evaluation mode and without gradients.
@@ -103,7 +105,7 @@ class LanguageModel:
             self._block.register_forward_hook(_changing(lambda x: x - x.mean(dim=-1, keepdim=True)))
             self.centred, self.identity = True, f"{self.identity} centred"
 
-    def finite_stream(self, tokens: Int[Tensor, "context position"]) -> Float[Tensor, "context position d_in"]:
+    def finite_stream(self, tokens: Tokens) -> Float[Tensor, "context position d_in"]:
         """As `residual_stream`. Raises ArtifactError also where it holds NaN or infinity."""
         residual = self.residual_stream(tokens)
         finite = residual.isfinite().all(dim=-1)
@@ -113,7 +115,7 @@ class LanguageModel:
         return residual
 
     @torch.no_grad()
-    def residual_stream(self, tokens: Int[Tensor, "context position"]) -> Float[Tensor, "context position d_in"]:
+    def residual_stream(self, tokens: Tokens) -> Float[Tensor, "context position d_in"]:
         """The residual stream after block `layer`, in the model's dtype; nothing later is computed. Raises as
         `check_tokens`."""
 
@@ -129,9 +131,7 @@ class LanguageModel:
         raise RuntimeError(f"the forward pass of {self.name} never reached block {self.layer}")
 
     @torch.no_grad()
-    def all_residual_streams(
-        self, tokens: Int[Tensor, "context position"]
-    ) -> Float[Tensor, "layer context position d_in"]:
+    def all_residual_streams(self, tokens: Tokens) -> Float[Tensor, "layer context position d_in"]:
         """The residual stream after each block that was kept. Raises as `check_tokens`."""
         found: list[Tensor] = []
 
@@ -145,7 +145,7 @@ class LanguageModel:
         return torch.stack(found)
 
     def logits(
-        self, tokens: Int[Tensor, "context position"], splice: Callable[[Tensor], Tensor] | None = None
+        self, tokens: Tokens, splice: Callable[[Tensor], Tensor] | None = None
     ) -> Float[Tensor, "context position vocab"]:
         """Next-token logits, in the model's dtype; with `splice`, `splice(residual)` takes the place of the residual
         stream after block `layer`, and gradients flow through it. Raises ArtifactError when the model was cut."""
@@ -166,7 +166,7 @@ class LanguageModel:
         """The positions that an SAE sees, for tokens on the CPU."""
         return ~torch.isin(tokens, torch.tensor(sorted(self.special_ids)))
 
-    def check_tokens(self, tokens: Int[np.ndarray, "context position"] | Int[Tensor, "context position"]) -> None:
+    def check_tokens(self, tokens: Tokens | Int[np.ndarray, "context position"]) -> None:
         """Raises ArtifactError for contexts longer than the model has positions, or tokens that it does not know."""
         if self.max_positions is not None and tokens.shape[1] > self.max_positions:
             has = f"{self.max_positions} positions, and a context of {tokens.shape[1]} tokens is to be read"
@@ -178,7 +178,7 @@ class LanguageModel:
             fix = "take the tokenizer that belongs to it, and text without what was added to that"
             raise ArtifactError(f"model: {self.name} has {has}; {fix}")
 
-    def can_resume(self, tokens: Int[Tensor, "context position"]) -> bool:
+    def can_resume(self, tokens: Tokens) -> bool:
         """Whether `resume` and `head` give what a whole forward pass gives, as where blocks hand on nothing but the
         residual stream. Tried once, on the first context."""
         if self._resumes is None:

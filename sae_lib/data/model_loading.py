@@ -99,7 +99,13 @@ def load_model(config: ModelConfig, *, whole: bool) -> tuple[PreTrainedModel, Pr
     name = readable_name(config)
     folder = model_folder(name, config.revision, weights=False)
     kept = _configuration(folder, config, whole=whole)
-    _check_memory(auto, kept, config, device)
+    unfit = told_as(f"model.name: config.json of {config.name} makes no language model")
+    with unfit, torch.device("meta"), quiet_transformers():  # which holds no parameters, and counts them
+        parameters = sum(parameter.numel() for parameter in auto.from_config(kept).parameters())
+    what = f"model.name: {config.name} ({parameters / 1e6:.3g} M parameters read, {config.dtype})"
+    fix = "choose a smaller model.dtype or model, or a machine with more memory"
+    for place in dict.fromkeys(("cpu", device)):  # weights pass through CPU memory on their way to a GPU
+        require_memory(what, parameters * ITEM[config.dtype], place, fix)
     folder = model_folder(name, config.revision, weights=True)
     with quiet_transformers():
         model = _load_weights(auto, folder, kept, dtype, config.name)
@@ -139,19 +145,6 @@ def _configuration(folder: Path, config: ModelConfig, *, whole: bool) -> PreTrai
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[: config.layer + 1]
     return loaded
-
-
-def _check_memory(auto: Any, kept: PreTrainedConfig, config: ModelConfig, device: str) -> None:
-    """Count the parameters on the meta device, which holds none, and compare with what is free."""
-    import torch
-
-    unfit = told_as(f"model.name: config.json of {config.name} makes no language model")
-    with unfit, torch.device("meta"), quiet_transformers():
-        parameters = sum(parameter.numel() for parameter in auto.from_config(kept).parameters())
-    needed = parameters * ITEM[config.dtype]
-    what = f"model.name: {config.name} ({parameters / 1e6:.3g} M parameters read, {config.dtype})"
-    for place in dict.fromkeys(("cpu", device)):  # weights pass through CPU memory on their way to a GPU
-        require_memory(what, needed, place, "choose a smaller model.dtype or model, or a machine with more memory")
 
 
 def _load_weights(auto: Any, folder: Path, kept: PreTrainedConfig, dtype: torch.dtype, name: str) -> Any:

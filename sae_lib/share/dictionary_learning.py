@@ -42,29 +42,20 @@ class Kind(NamedTuple):
 
 
 LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
+GATED = {"W_enc": "encoder.weight", "W_dec": "decoder.weight", "b_dec": "decoder_bias", "r_mag": "r_mag"}
+TOPK = LINEAR | {"b_dec": "b_dec"}
 DIRECT = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
 KINDS = {
     "AutoEncoder": Kind("standard", "StandardTrainer", LINEAR | {"b_dec": "bias"}, True),
     "AutoEncoderNew": Kind("standard", "StandardTrainer", LINEAR | {"b_dec": "decoder.bias"}, False),
-    "GatedAutoEncoder": Kind(
-        "gated",
-        "GatedSAETrainer",
-        {"W_enc": "encoder.weight", "W_dec": "decoder.weight", "b_dec": "decoder_bias", "r_mag": "r_mag"}
-        | {"b_gate": "gate_bias", "b_mag": "mag_bias"},
-        True,
-    ),
+    "GatedAutoEncoder": Kind("gated", "GatedSAETrainer", GATED | {"b_gate": "gate_bias", "b_mag": "mag_bias"}, True),
     # Its threshold is an alternative to k that `encode` uses only when asked to.
-    "AutoEncoderTopK": Kind("topk", "TopKTrainer", LINEAR | {"b_dec": "b_dec"}, True, ("k", "threshold")),
+    "AutoEncoderTopK": Kind("topk", "TopKTrainer", TOPK, True, ("k", "threshold")),
     # Evaluated by their threshold, strictly above it: that is a JumpReLU with one threshold for all latents.
-    "BatchTopKSAE": Kind(
-        "jumprelu", "BatchTopKTrainer", LINEAR | {"b_dec": "b_dec", "threshold": "threshold"}, True, ("k",)
-    ),
+    "BatchTopKSAE": Kind("jumprelu", "BatchTopKTrainer", TOPK | {"threshold": "threshold"}, True, ("k",)),
     "MatryoshkaBatchTopKSAE": Kind("jumprelu", "MatryoshkaBatchTopKTrainer", DIRECT, True, ("k", "group_sizes")),
     "JumpReluAutoEncoder": Kind("jumprelu", "JumpReluTrainer", DIRECT, False),
 }
-
-
-# --- reading
 
 
 def load(folder: Path) -> tuple[Autoencoder, Origin]:
@@ -113,9 +104,6 @@ def _origin(trainer: dict[str, Any]) -> Origin:
     if hook and "resid" not in hook and hook_layer(hook) is None:
         return Origin(CONFIG, model, f"{hook} of layer {layer}")
     return Origin(CONFIG, model, hook or f"layer {layer}", layer)
-
-
-# --- writing
 
 
 def save_dictionary_learning(sae: Autoencoder, folder: Path, facts: Facts | None = None) -> str:

@@ -41,9 +41,6 @@ TENSORS = {
 RENAMED = {"hook_point": "hook_name", "hook_point_layer": "hook_layer", "activation_fn_str": "activation_fn"}
 
 
-# --- reading
-
-
 def load(folder: Path) -> tuple[Autoencoder, Origin]:
     """The SAE of a SAELens folder and where it was trained."""
     file = folder / WEIGHTS
@@ -142,9 +139,6 @@ def _origin(config: dict[str, Any]) -> Origin:
     remark = "it was trained on contexts without BOS; here every context opens with BOS"
     remarks = (remark,) if config.get("prepend_bos") is False else ()
     return Origin(CONFIG, model, hook, hook_layer(hook), config["centred"], remarks)
-
-
-# --- writing
 
 
 def save_saelens(form: InferenceForm, folder: Path, facts: Facts | None = None) -> None:

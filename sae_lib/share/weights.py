@@ -27,9 +27,6 @@ FORMS: dict[Form, type[Autoencoder]] = {"standard": Standard, "topk": TopK, "jum
 SHAPES = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}  # all others: ("d_sae",)
 
 
-# --- reading
-
-
 def read_safetensors(file: Path, library: str) -> Tensors:
     """All tensors of a file, as float32. Raises ArtifactError when it is missing or damaged."""
     if not file.is_file():
@@ -94,9 +91,6 @@ def assemble(
     shapes = {name: parameter.shape for name, parameter in sae.state_dict().items()}
     sae.load_state_dict({name: tensor.to(torch.float32).expand(shapes[name]) for name, tensor in tensors.items()})
     return sae
-
-
-# --- writing
 
 
 @dataclass(frozen=True)
