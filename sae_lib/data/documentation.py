@@ -42,12 +42,11 @@ def _docstrings(tree: ast.Module) -> Iterator[tuple[str, str]]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             if text := ast.get_docstring(node):
                 yield {"Module": "module", "ClassDef": "class"}.get(type(node).__name__, "function"), text
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            call = node.value
+        elif isinstance(node, ast.Expr) and isinstance(call := node.value, ast.Call):
             name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-            parts = (part.value for part in ast.walk(call) if isinstance(part, ast.Constant))
-            texts = (part for part in parts if isinstance(part, str) and len(part) >= SHORTEST_TEXT)
-            yield from (("compiled", inspect.cleandoc(text)) for text in texts if name in DOCSTRING_CALLS)
+            parts = ast.walk(call) if name in DOCSTRING_CALLS else ()
+            texts = (part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str))
+            yield from (("compiled", inspect.cleandoc(text)) for text in texts if len(text) >= SHORTEST_TEXT)
         # Definitions hide only in statements, so expressions are never entered: ten times faster than ast.walk.
         for field in ("body", "orelse", "handlers", "finalbody"):
             stack.extend(reversed([n for n in getattr(node, field, []) if isinstance(n, ast.stmt | ast.excepthandler)]))
