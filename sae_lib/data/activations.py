@@ -5,10 +5,8 @@ The store, which `harvest.py` makes, is a folder of .npy shards `[row, d_in]` (b
 because the temporal mechanisms compare a token with the one before it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -51,7 +49,7 @@ class ActivationStore:
         self._shards = [np.load(folder / shard["file"], mmap_mode="r") for shard in manifest["shards"]]
 
     @classmethod
-    def open(cls, folder: Path | str, *, check: Check = "size", **source: Any) -> ActivationStore:
+    def open(cls, folder: Path | str, *, check: Check = "size", **source: Any) -> Self:
         """Open a finished store.
 
         `check`: compare the size of every file, or ("full") its sha256; `source`: fields of the manifest (identity,

@@ -5,8 +5,6 @@
 - `files`: local .jsonl, .json, .parquet or .txt files; text may be packed (.gz, .xz, .bz2, .zst).
 """
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import hashlib

@@ -4,8 +4,6 @@ Real technical English (about 35 MB), there without a download and the same on e
 files are read in sorted order and texts are deduplicated. Source is parsed (`ast`); no package is imported.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib.metadata

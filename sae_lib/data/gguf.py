@@ -4,8 +4,6 @@ A file is converted once, into `models/` under the output root: configuration, t
 float32 safetensors. The bytes of that folder depend on the file alone, so its content key is the same everywhere.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -6,8 +6,6 @@ damaged is made again by itself, byte for byte, by whichever process. A shard th
 `manifest.json` and enters what all ranks have made.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext

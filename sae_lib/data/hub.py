@@ -1,7 +1,5 @@
 """The Hugging Face hub: which commit of what is read (pinned in `hub.yaml`), and what its refusals mean."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -7,8 +7,6 @@ layers, drawn at random and scaled to E||x||^2 = 1.
 Source: 2410.21508.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -7,8 +7,6 @@ Three forms, all ending a line with the upper-case first letter after a space:
 - prompt: ``{word} has the first letter: {X}`` (8 tokens a line), the form that the absorption metric asks in.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The manifest of an activation store: what it was made from, and whether its files are what they were. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Text to tokens to contexts: documents of any length become contexts of one length, written as they fill up."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import sys

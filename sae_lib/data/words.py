@@ -8,6 +8,7 @@ built from token ids, so each word *is* one token and its position is known. SAE
 import random
 import re
 from collections.abc import Sequence
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -70,13 +71,10 @@ def choose_words(words: Sequence[Word], max_words: int | None, seed: int) -> lis
     if max_words is None or len(words) <= max_words:
         return list(words)
     generator = random.Random(seed)
-    shuffled = generator.sample(words, len(words))
-    waiting = [[word for word in shuffled if word.letter == letter] for letter in range(len(LETTERS))]
-    chosen: set[Word] = set()
-    while len(chosen) < max_words:
-        for of_letter in waiting:
-            if of_letter and len(chosen) < max_words:
-                chosen.add(of_letter.pop())
+    shuffled = generator.sample(words, len(words))[::-1]
+    by_letter = [[word for word in shuffled if word.letter == letter] for letter in range(len(LETTERS))]
+    in_turn = (word for round_ in zip_longest(*by_letter) for word in round_ if word is not None)
+    chosen = set(islice(in_turn, max_words))
     return [word for word in words if word in chosen]
 
 

@@ -4,8 +4,6 @@ Its `nn.Linear` weights are transposed to this package's layout (`encoder.weight
 W_enc and W_dec have it already.
 """
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -5,8 +5,6 @@
 What depends on model, layer and text alone (clean losses, words, probes) is computed once and kept in a cache folder.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@
 FOLDER then holds README.md and a folder for each format, which is also the SAE's id in a repository on the hub.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a run folder, and what lies beside it, say about an SAE. Nothing is added to it."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path

@@ -9,8 +9,6 @@ own class; decoder rows that are not of norm 1 stay so. Here are the formats tha
   names of the folders where they were kept: `gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71`.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What an SAE's own files say: its settings, and where it was trained, checked against what is asked for."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

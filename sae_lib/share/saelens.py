@@ -4,8 +4,6 @@ them and `SAE.load_from_disk` of version 6 reads them.
 SAELens's own layout is this package's: W_enc `[d_in, d_sae]`, W_dec `[d_sae, d_in]`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

@@ -1,11 +1,9 @@
 """Between tensors and an `Autoencoder`: what is read is checked, what is written is what inference uses."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -112,7 +110,7 @@ class InferenceForm:
     subtract_b_dec: bool
     k: int | None = None
 
-    def centred(self, subtract_b_dec: bool) -> InferenceForm:
+    def centred(self, subtract_b_dec: bool) -> Self:
         """The same SAE with b_dec taken off its input, or not: what that changes goes into the encoder's biases, in
         float64, since b_dec is large beside them where the residual stream has a large mean."""
         if subtract_b_dec == self.subtract_b_dec:

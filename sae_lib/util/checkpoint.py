@@ -1,7 +1,5 @@
 """One checkpoint file: tensors and plain state together, of one moment."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Files that are whole or absent (written beside, flushed, renamed), folders held by one run, room on the disk."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import io

@@ -4,8 +4,6 @@ A stage turns inputs into a result that is kept (tokens, an SAE, a score) and de
 whenever it gives other results; `tests/test_stage_code.py` notices code that changed without it.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Work on many SAEs at a time: by worker processes on one core each, or by the ranks of a distributed run."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time
@@ -41,7 +39,7 @@ def for_each(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], workers: in
     ranks.barrier()
 
 
-def _by_processes(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], workers: int, bar: tqdm[Any]) -> None:
+def _by_processes(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], workers: int, bar: "tqdm[Any]") -> None:
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=begin_worker)
     with pool:
         futures = {pool.submit(work, owner, job): job for job in jobs}

@@ -3,8 +3,6 @@
 Collectives go through gloo, also on GPUs: what is sent is small, and a rank that waits must not keep its GPU busy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """What every configuration is made of."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
