@@ -6,7 +6,7 @@ because the temporal mechanisms compare a token with the one before it.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class ActivationStore:
         self._shards = [np.load(folder / shard["file"], mmap_mode="r") for shard in manifest["shards"]]
 
     @classmethod
-    def open(cls, folder: Path | str, *, check: Check = "size", **source: Any) -> Self:
+    def open(cls, folder: Path | str, *, check: Check = "size", **source: Any) -> "ActivationStore":
         """Open a finished store.
 
         `check`: compare the size of every file, or ("full") its sha256; `source`: fields of the manifest (identity,

@@ -1,6 +1,6 @@
 """The model, the text and their sizes: what a profile says about its data."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -62,7 +62,7 @@ class CorpusConfig(Strict):
         return hub.read_revision(hub.dataset(info.data.get("name") or ""), revision)
 
     @model_validator(mode="after")
-    def _has_source(self) -> Self:
+    def _has_source(self) -> "CorpusConfig":
         needed = {"documentation": "packages", "hub": "name", "files": "files"}[self.source]
         if not getattr(self, needed):
             raise ValueError(f"source '{self.source}' needs corpus.{needed}")
@@ -93,7 +93,7 @@ class DataConfig(Strict):
     """Order of the windows: the same for every method and seed."""
 
     @model_validator(mode="after")
-    def _whole_windows(self) -> Self:
+    def _whole_windows(self) -> "DataConfig":
         if self.batch_tokens % self.window:
             nearest = max(1, round(self.batch_tokens / self.window)) * self.window
             raise ValueError(f"batch_tokens {self.batch_tokens} is no multiple of window {self.window}; try {nearest}")

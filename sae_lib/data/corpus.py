@@ -104,7 +104,7 @@ def split_of(text: str, config: CorpusConfig) -> Split:
     return "calibration" if share < config.held_out_fraction + config.calibration_fraction else "train"
 
 
-def text_files(names: Sequence[str], field: str = "corpus.files") -> list[Path]:
+def text_files(names: Sequence[Path | str], field: str = "corpus.files") -> list[Path]:
     """The files with these names. Raises ArtifactError: one is missing, empty or of an unknown type."""
     files = [Path(name).expanduser() for name in names]
     missing = [str(file) for file in files if not file.is_file()]

@@ -28,6 +28,7 @@ DOCUMENTS_PER_BATCH = 256  # tokenised together
 BATCHES_AHEAD = 4
 
 Document = tuple[Split, NDArray[np.int32]]  # its tokens with the one that closes it
+Binary = IO[bytes] | io.BytesIO
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -66,13 +67,7 @@ class ContextWriter:
     """
 
     def __init__(
-        self,
-        file: IO[bytes] | io.BytesIO,
-        tokenizer: Any,
-        length: int,
-        contexts: int,
-        rows: int = 0,
-        lessons: Lessons | None = None,
+        self, file: Binary, tokenizer: Any, length: int, contexts: int, rows: int = 0, lessons: Lessons | None = None
     ) -> None:
         self._file, self._length, self._contexts, self._rows, self._lessons = file, length, contexts, rows, lessons
         self._bos, _ = boundary_tokens(tokenizer)

@@ -8,6 +8,7 @@ What depends on model, layer and text alone (clean losses, words, probes) is com
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
-from sae_lib.data.config import CorpusConfig, ModelConfig
-from sae_lib.data.corpus import Texts, documents_of, load_documents
+from sae_lib.data.config import ModelConfig
+from sae_lib.data.corpus import Texts, documents_of, file_rows, load_documents, text_files
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.tokens import pack
 from sae_lib.metrics.registry import Inputs, Measured, with_needs
@@ -219,8 +220,8 @@ def _open_model(model: str | LanguageModel, layer: int, revision: str | None, de
 def chosen_texts(texts: Iterable[str] | None, files: Sequence[Path | str], text_field: str) -> Texts:
     """The texts that are given, or those of the user's files, or the held-out documents of the packaged corpus."""
     if texts is None and files:
-        config = CorpusConfig(source="files", files=tuple(str(file) for file in files), text_field=text_field)
-        return Texts(load_documents(config), text_field, "text_field")
+        rows = chain.from_iterable(map(file_rows, text_files(files)))
+        return Texts(rows, text_field, "text_field")
     if texts is None:
         packaged = load_profile("pocket").corpus
         texts = documents_of("held_out", load_documents(packaged, corpus_cache()), packaged)

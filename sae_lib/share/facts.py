@@ -1,7 +1,6 @@
 """What a run folder, and what lies beside it, say about an SAE. Nothing is added to it."""
 
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +60,7 @@ def place(model: str | None, layer: int | None) -> Place:
     return found
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """One trained SAE: the name of its run folder, its key in `METHODS`, the hub id of its text, ... None or empty:
     nothing says."""
 

@@ -12,24 +12,12 @@ from sae_lib.util.files import read_json
 
 # Names that TransformerLens gives models of the hub; `same_name` knows those that differ in spelling only.
 ALIASES = {
-    "gpt2-small": "gpt2",
-    "distillgpt2": "distilgpt2",
-    "distill-gpt2": "distilgpt2",
-    "gpt2-xs": "distilgpt2",
-    "gpt-neo-small": "gpt-neo-125m",
-    "gpt-neo-medium": "gpt-neo-1.3b",
-    "gpt-neo-large": "gpt-neo-2.7b",
-    "gpt-j": "gpt-j-6b",
-    "gpt-neox": "gpt-neox-20b",
-    "pythia": "pythia-70m",
-    "opt-small": "opt-125m",
-    "opt-medium": "opt-1.3b",
-    "mistral-7b": "mistral-7b-v0.1",
-    "mistral-7b-instruct": "mistral-7b-instruct-v0.1",
-    "mixtral-8x7b": "mixtral-8x7b-v0.1",
-    "mixtral-8x7b-instruct": "mixtral-8x7b-instruct-v0.1",
-    "pocket_lm": "pocket",
-}
+    "gpt2-small": "gpt2", "distillgpt2": "distilgpt2", "distill-gpt2": "distilgpt2", "gpt2-xs": "distilgpt2",
+    "gpt-neo-small": "gpt-neo-125m", "gpt-neo-medium": "gpt-neo-1.3b", "gpt-neo-large": "gpt-neo-2.7b",
+    "gpt-j": "gpt-j-6b", "gpt-neox": "gpt-neox-20b", "pythia": "pythia-70m", "opt-small": "opt-125m",
+    "opt-medium": "opt-1.3b", "mistral-7b": "mistral-7b-v0.1", "mistral-7b-instruct": "mistral-7b-instruct-v0.1",
+    "mixtral-8x7b": "mixtral-8x7b-v0.1", "mixtral-8x7b-instruct": "mixtral-8x7b-instruct-v0.1", "pocket_lm": "pocket",
+}  # fmt: skip
 # TransformerLens's hooks, and those of its bridge to transformers, where a block's output has no name of its own.
 RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|in|out)")
 BLOCK = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.(\d+)(?:\.output)?")

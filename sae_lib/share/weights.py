@@ -1,9 +1,8 @@
 """Between tensors and an `Autoencoder`: what is read is checked, what is written is what inference uses."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -91,8 +90,7 @@ def assemble(
     return sae
 
 
-@dataclass(frozen=True)
-class InferenceForm:
+class InferenceForm(NamedTuple):
     """The four forms that every SAE of this package has at inference, in float32 on the CPU.
 
     With u = x W_enc, or (x - b_dec) W_enc where `subtract_b_dec`:
@@ -110,7 +108,7 @@ class InferenceForm:
     subtract_b_dec: bool
     k: int | None = None
 
-    def centred(self, subtract_b_dec: bool) -> Self:
+    def centred(self, subtract_b_dec: bool) -> "InferenceForm":
         """The same SAE with b_dec taken off its input, or not: what that changes goes into the encoder's biases, in
         float64, since b_dec is large beside them where the residual stream has a large mean."""
         if subtract_b_dec == self.subtract_b_dec:
@@ -122,7 +120,7 @@ class InferenceForm:
             if name in self.tensors:
                 scale = self.tensors[gain].double().exp() if gain else 1.0
                 moved[name] = (self.tensors[name].double() + scale * shift).float()
-        return replace(self, tensors=self.tensors | moved, subtract_b_dec=subtract_b_dec)
+        return self._replace(tensors=self.tensors | moved, subtract_b_dec=subtract_b_dec)
 
 
 def inference_form(sae: Autoencoder) -> InferenceForm:
