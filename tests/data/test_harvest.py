@@ -12,6 +12,7 @@ from sae_lib.data import harvest as harvest_module
 from sae_lib.data.activations import ActivationStore
 from sae_lib.data.harvest import harvest, row_chunks, tokens_sha256
 from sae_lib.data.language_model import LanguageModel
+from sae_lib.data.store_manifest import lost_file
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import FolderLock, read_json
 from tests.tiny_models import BOS, EOS, FAMILIES, VOCABULARY, random_tokens, save_tiny_model
@@ -170,6 +171,7 @@ def test_a_damaged_shard_is_named_and_made_again_alone(lm, folder, spoil, check,
     spoil(folder / "activations-00002.npy")
     with pytest.raises(ArtifactError, match=rf"activations-00002.npy in .* is {word}"):
         ActivationStore.open(folder, check=check)
+    assert lost_file(folder) == (None if word == "altered" else "activations-00002.npy")
     mended, calls = counting(lm)
     make(mended, folder)
     assert files(folder) == before

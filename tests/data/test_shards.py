@@ -13,12 +13,11 @@ from sae_lib.data import harvest as harvest_module
 from sae_lib.data.activations import ActivationStore
 from sae_lib.data.harvest import harvest
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.data.store_manifest import lost_file
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write, read_json, write_json
 from tests.data.test_activations import fake_model
 from tests.data.test_corpus import peak_memory
-from tests.data.test_harvest import SHARD_ROWS, TOKENS, counting, files
+from tests.data.test_harvest import SHARD_ROWS, TOKENS, counting, files, make
 from tests.tiny_models import random_tokens, save_tiny_model
 
 
@@ -36,15 +35,11 @@ def lm(model):
 def alone(lm, tmp_path_factory):
     """The store as one process makes it."""
     folder = tmp_path_factory.mktemp("alone")
-    harvest(lm, TOKENS, folder, shard_rows=SHARD_ROWS, batch=3)
+    make(lm, folder)
     return folder
 
 
 SHARDS = 6
-
-
-def make(lm, folder, **changes):
-    return harvest(lm, TOKENS, folder, **({"shard_rows": SHARD_ROWS, "batch": 3} | changes))
 
 
 def test_files_are_those_of_numpy(alone, tmp_path):
@@ -197,14 +192,3 @@ def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path, monkeypatch):
 
     peak(100)
     assert peak(4000) < peak(400) + 100_000, "the index alone would be 750 kB, the tokens 500 kB"
-
-
-def test_a_store_that_lost_all_its_shards_is_made_again(lm, alone, tmp_path):
-    make(lm, tmp_path)
-    for shard in tmp_path.glob("activations-*.npy"):
-        shard.unlink()
-    assert lost_file(tmp_path) == "activations-00000.npy"
-    with pytest.raises(ArtifactError, match=r"activations-00000.npy in .* is missing; harvest again"):
-        ActivationStore.open(tmp_path)
-    make(lm, tmp_path)
-    assert files(tmp_path) == files(alone)

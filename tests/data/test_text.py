@@ -112,14 +112,14 @@ def test_forms_of_json(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b'{"text": "fine"}\n["w1"]\n', r"after row 1 \(ValueError: a list, not an object"),
-        (b'{"text": "fine"}\n{"text": \n', r"after row 1 \(JSONDecodeError"),
-        (b"", "is empty"),
+        (b'{"text": "fine"}\n["w1"]\n', r"cannot be read after row 1 \(ValueError: a list, not an object"),
+        (b'{"text": "fine"}\n{"text": \n', r"cannot be read after row 1 \(JSONDecodeError: "),
+        (b"", "is empty; give files that hold text"),
     ],
 )
 def test_what_is_no_table_is_named_at_its_row(tmp_path, content, says):
     (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(ArtifactError, match=says) as caught:
+    with pytest.raises(ArtifactError, match=rf"^corpus\.files: {tmp_path}/a\.jsonl {says}") as caught:
         list(texts_of(str(tmp_path / "a.jsonl")))
     assert "\n" not in str(caught.value)
 
