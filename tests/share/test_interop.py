@@ -83,35 +83,32 @@ def assert_same(folder: Path, f: torch.Tensor, x_hat: torch.Tensor) -> None:
 # --- SAELens
 
 
-@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
-def test_saelens_standard(tmp_path, apply_b_dec_to_input):
-    w = weights()
-    f = torch.relu((X - w["b_dec"] * apply_b_dec_to_input) @ w["W_enc"] + w["b_enc"])
-    folder = saelens_folder(tmp_path, w, architecture="standard", apply_b_dec_to_input=apply_b_dec_to_input)
-    assert_same(folder, f, f @ w["W_dec"] + w["b_dec"])
-    assert torch.equal(load_sae(folder).W_dec, w["W_dec"]), "decoder rows keep their norms"
+W = weights() | gate_weights() | {"threshold": draw(D_SAE, seed=9)}  # a threshold of both signs
+U = (X - W["b_dec"]) @ W["W_enc"]
+PRE, RAW, NORMS = U + W["b_enc"], X @ W["W_enc"] + W["b_enc"], W["W_dec"].norm(dim=1)
+GATED = (U + W["b_gate"] > 0) * torch.relu(U * W["r_mag"].exp() + W["b_mag"])
 
 
-def test_saelens_topk(tmp_path):
-    w = weights()
-    f = topk((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"], K)
-    assert_same(saelens_folder(tmp_path, w, architecture="topk", k=K), f, f @ w["W_dec"] + w["b_dec"])
-
-
-def test_saelens_topk_rescaled_by_decoder_norm(tmp_path):
-    w = weights()
-    norms = w["W_dec"].norm(dim=1)
-    f = topk(((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norms, K)
-    folder = saelens_folder(tmp_path, w, architecture="topk", k=K, rescale_acts_by_decoder_norm=True)
-    assert_same(folder, f, (f / norms) @ w["W_dec"] + w["b_dec"])
-    assert not torch.equal(f != 0, topk((X - w["b_dec"]) @ w["W_enc"] + w["b_enc"], K) != 0), "the norms decide"
-
-
-def test_saelens_jumprelu(tmp_path):
-    w = weights() | {"threshold": draw(D_SAE, seed=9)}  # of both signs
-    pre = (X - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
-    f = torch.relu(pre) * (pre > w["threshold"])
-    assert_same(saelens_folder(tmp_path, w, architecture="jumprelu"), f, f @ w["W_dec"] + w["b_dec"])
+@pytest.mark.parametrize(
+    ("settings", "names", "f", "norms"),
+    [
+        ({"architecture": "standard"}, ["b_enc"], torch.relu(PRE), 1),
+        ({"architecture": "standard", "apply_b_dec_to_input": False}, ["b_enc"], torch.relu(RAW), 1),
+        ({"architecture": "topk", "k": K}, ["b_enc"], topk(PRE, K), 1),
+        (
+            {"architecture": "topk", "k": K, "rescale_acts_by_decoder_norm": True},
+            ["b_enc"],
+            topk(PRE * NORMS, K),
+            NORMS,
+        ),
+        ({"architecture": "jumprelu"}, ["b_enc", "threshold"], torch.relu(PRE) * (PRE > W["threshold"]), 1),
+        ({"architecture": "gated"}, ["b_gate", "b_mag", "r_mag"], GATED, 1),
+    ],
+)
+def test_saelens(tmp_path, settings, names, f, norms):
+    folder = saelens_folder(tmp_path, {name: W[name] for name in ("W_enc", "W_dec", "b_dec", *names)}, **settings)
+    assert_same(folder, f, (f / norms) @ W["W_dec"] + W["b_dec"])
+    assert norms is NORMS or torch.equal(load_sae(folder).W_dec, W["W_dec"]), "decoder rows keep their norms"
 
 
 def test_saelens_batchtopk_checkpoint(tmp_path):
@@ -123,15 +120,6 @@ def test_saelens_batchtopk_checkpoint(tmp_path):
     for architecture in ("batchtopk", "matryoshka_batchtopk"):
         folder = saelens_folder(tmp_path, stored, architecture=architecture, rescale_acts_by_decoder_norm=True)
         assert_same(folder, f, (f / norms) @ w["W_dec"] + w["b_dec"])
-
-
-def test_saelens_gated(tmp_path):
-    w = weights() | gate_weights()
-    del w["b_enc"]
-    x = X - w["b_dec"]
-    gate = (x @ w["W_enc"] + w["b_gate"] > 0).float()
-    f = gate * torch.relu(x @ (w["W_enc"] * w["r_mag"].exp()) + w["b_mag"])
-    assert_same(saelens_folder(tmp_path, w, architecture="gated"), f, f @ w["W_dec"] + w["b_dec"])
 
 
 def test_saelens_scaled_inputs_are_folded(tmp_path):
@@ -262,67 +250,31 @@ def linear_state(w: dict[str, torch.Tensor], **renamed: str) -> dict[str, torch.
     return state | {theirs: w[own] for own, theirs in renamed.items()}
 
 
-def test_dictionary_learning_autoencoder(tmp_path):
-    w = weights()
-    state = linear_state(w, b_dec="bias") | {"encoder.bias": w["b_enc"]}
-    f = torch.relu((X - state["bias"]) @ state["encoder.weight"].T + state["encoder.bias"])
-    folder = dictionary_folder(tmp_path, state, "AutoEncoder")
-    assert_same(folder, f, f @ state["decoder.weight"].T + state["bias"])
+LINEAR = linear_state(W, b_enc="encoder.bias")
+TOPK = LINEAR | {"b_dec": W["b_dec"], "k": torch.tensor(K), "threshold": torch.tensor(0.9)}
+NEVER = TOPK | {"threshold": torch.tensor(-1.0)}  # training never reached it: every positive latent fires
+GATE = linear_state(W, b_dec="decoder_bias", b_gate="gate_bias", b_mag="mag_bias", r_mag="r_mag")
+ABOVE = torch.relu(PRE) * (PRE > 0.9)
+NESTED = weights() | {"k": torch.tensor(K), "threshold": torch.tensor(0.9), "group_sizes": torch.tensor([5, 10])}
 
 
-def test_dictionary_learning_autoencoder_new_does_not_centre_its_input(tmp_path):
-    w = weights()
-    state = linear_state(w) | {"encoder.bias": w["b_enc"], "decoder.bias": w["b_dec"]}
-    f = torch.relu(X @ state["encoder.weight"].T + state["encoder.bias"])
-    folder = dictionary_folder(tmp_path, state, "AutoEncoderNew")
-    assert_same(folder, f, f @ state["decoder.weight"].T + state["decoder.bias"])
-
-
-def test_dictionary_learning_gated(tmp_path):
-    w = weights() | gate_weights()
-    state = linear_state(w, b_dec="decoder_bias", b_gate="gate_bias", b_mag="mag_bias", r_mag="r_mag")
-    u = (X - state["decoder_bias"]) @ state["encoder.weight"].T
-    f = (u + state["gate_bias"] > 0) * torch.relu(state["r_mag"].exp() * u + state["mag_bias"])
-    folder = dictionary_folder(tmp_path, state, "GatedAutoEncoder")
-    assert_same(folder, f, f @ state["decoder.weight"].T + state["decoder_bias"])
-
-
-@pytest.mark.parametrize("extras", [("k", "threshold"), ("k",), ()])
-def test_dictionary_learning_topk_ignores_its_optional_threshold(tmp_path, extras):
-    w = weights()
-    state = linear_state(w, b_dec="b_dec") | {"encoder.bias": w["b_enc"]}
-    state |= {name: {"k": torch.tensor(K), "threshold": torch.tensor(0.9)}[name] for name in extras}
-    f = topk((X - state["b_dec"]) @ state["encoder.weight"].T + state["encoder.bias"], K)
-    folder = dictionary_folder(tmp_path, state, "AutoEncoderTopK", k=K)
-    assert_same(folder, f, f @ state["decoder.weight"].T + state["b_dec"])
-
-
-@pytest.mark.parametrize("threshold", [0.9, -1.0])
-def test_dictionary_learning_batchtopk_is_evaluated_by_its_threshold(tmp_path, threshold):
-    """-1 is a threshold that training never reached: every positive latent fires."""
-    w = weights()
-    state = linear_state(w, b_dec="b_dec") | {"encoder.bias": w["b_enc"]}
-    state |= {"k": torch.tensor(K), "threshold": torch.tensor(threshold)}
-    post = torch.relu((X - state["b_dec"]) @ state["encoder.weight"].T + state["encoder.bias"])
-    f = post * (post > threshold)
-    folder = dictionary_folder(tmp_path, state, "BatchTopKSAE", k=K)
-    assert_same(folder, f, f @ state["decoder.weight"].T + state["b_dec"])
-
-
-def test_dictionary_learning_matryoshka(tmp_path):
-    state = weights() | {"k": torch.tensor(K), "threshold": torch.tensor(0.9), "group_sizes": torch.tensor([5, 10])}
-    post = torch.relu((X - state["b_dec"]) @ state["W_enc"] + state["b_enc"])
-    f = post * (post > 0.9)
-    folder = dictionary_folder(tmp_path, state, "MatryoshkaBatchTopKSAE", k=K)
-    assert_same(folder, f, f @ state["W_dec"] + state["b_dec"])
-
-
-def test_dictionary_learning_jumprelu_does_not_centre_its_input(tmp_path):
-    state = weights() | {"threshold": draw(D_SAE, seed=9).abs()}
-    pre = X @ state["W_enc"] + state["b_enc"]
-    f = torch.relu(pre * (pre > state["threshold"]))
-    folder = dictionary_folder(tmp_path, state, "JumpReluAutoEncoder")
-    assert_same(folder, f, f @ state["W_dec"] + state["b_dec"])
+@pytest.mark.parametrize(
+    ("name", "state", "f"),
+    [
+        ("AutoEncoder", LINEAR | {"bias": W["b_dec"]}, torch.relu(PRE)),
+        ("AutoEncoderNew", LINEAR | {"decoder.bias": W["b_dec"]}, torch.relu(RAW)),  # its input is not centred
+        ("GatedAutoEncoder", GATE, GATED),
+        ("AutoEncoderTopK", TOPK, topk(PRE, K)),  # whatever its threshold
+        ("AutoEncoderTopK", {name: value for name, value in TOPK.items() if name != "threshold"}, topk(PRE, K)),
+        ("AutoEncoderTopK", LINEAR | {"b_dec": W["b_dec"]}, topk(PRE, K)),
+        ("BatchTopKSAE", TOPK, ABOVE),
+        ("BatchTopKSAE", NEVER, torch.relu(PRE)),
+        ("MatryoshkaBatchTopKSAE", NESTED, ABOVE),
+        ("JumpReluAutoEncoder", weights() | {"threshold": W["threshold"].abs()}, RAW * (W["threshold"].abs() < RAW)),
+    ],
+)
+def test_dictionary_learning(tmp_path, name, state, f):
+    assert_same(dictionary_folder(tmp_path, state, name, k=K), f, f @ W["W_dec"] + W["b_dec"])
 
 
 def autoencoder_state() -> dict[str, torch.Tensor]:
