@@ -86,6 +86,7 @@ def assert_same(folder: Path, f: torch.Tensor, x_hat: torch.Tensor) -> None:
 W = weights() | gate_weights() | {"threshold": draw(D_SAE, seed=9)}  # a threshold of both signs
 U = (X - W["b_dec"]) @ W["W_enc"]
 PRE, RAW, NORMS = U + W["b_enc"], X @ W["W_enc"] + W["b_enc"], W["W_dec"].norm(dim=1)
+RESCALED = {"architecture": "topk", "k": K, "rescale_acts_by_decoder_norm": True}
 GATED = (U + W["b_gate"] > 0) * torch.relu(U * W["r_mag"].exp() + W["b_mag"])
 
 
@@ -95,13 +96,8 @@ GATED = (U + W["b_gate"] > 0) * torch.relu(U * W["r_mag"].exp() + W["b_mag"])
         ({"architecture": "standard"}, ["b_enc"], torch.relu(PRE), 1),
         ({"architecture": "standard", "apply_b_dec_to_input": False}, ["b_enc"], torch.relu(RAW), 1),
         ({"architecture": "topk", "k": K}, ["b_enc"], topk(PRE, K), 1),
-        (
-            {"architecture": "topk", "k": K, "rescale_acts_by_decoder_norm": True},
-            ["b_enc"],
-            topk(PRE * NORMS, K),
-            NORMS,
-        ),
-        ({"architecture": "jumprelu"}, ["b_enc", "threshold"], torch.relu(PRE) * (PRE > W["threshold"]), 1),
+        (RESCALED, ["b_enc"], topk(PRE * NORMS, K), NORMS),
+        ({"architecture": "jumprelu"}, ["b_enc", "threshold"], torch.relu(PRE) * (W["threshold"] < PRE), 1),
         ({"architecture": "gated"}, ["b_gate", "b_mag", "r_mag"], GATED, 1),
     ],
 )
