@@ -53,7 +53,8 @@ class LanguageModel:
         self.layer, self.whole = layer, whole
         config = model.config.get_text_config()
         self.d_in: int = config.hidden_size
-        self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
+        embedding: Any = model.get_input_embeddings()
+        self.vocab_size: int = embedding.weight.shape[0]
         self.max_positions = learned_positions(model)
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype

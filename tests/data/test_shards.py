@@ -147,7 +147,7 @@ def test_a_shard_is_written_while_the_next_one_is_computed(tmp_path, monkeypatch
         assert number == SHARDS - 1 or begun[number + 1].wait(timeout=30)
         taken.append(number)
 
-    slow.residual_stream = residual_stream
+    slow.residual_stream = residual_stream  # type: ignore[method-assign]
     when_written(monkeypatch, take)
     make(slow, tmp_path, progress=lambda done, total: computed.insert(0, done))
     assert taken == list(range(SHARDS))
