@@ -25,6 +25,7 @@ from sae_lib.data.tokens import SPLITS, Split, contexts_needed, load_tokens, tok
 from sae_lib.util.errors import ArtifactError, first_line, told_as
 from sae_lib.util.files import file_sha256, json_key, read_json, write_json, write_parquet
 from sae_lib.util.keys import Stage, result_key
+from sae_lib.util.paths import corpus_cache
 
 TOKENS, DOCUMENTATION = Stage("tokens", 1), Stage("documentation", 1)
 
@@ -36,7 +37,7 @@ TOKEN_SIZES = {"context_length", "train_tokens", "held_out_contexts", "calibrati
 
 
 def load_documents(config: CorpusConfig, cache: Path | None = None) -> Iterable[Row]:
-    """Rows with a text column (`config.text_field`); the packaged corpus is kept in `cache` between calls. Raises
+    """Rows with a text column (`config.text_field`); the packaged corpus is kept in `cache`, or `corpus_cache`. Raises
     ArtifactError for a source that cannot be read: unknown file type, missing file, no network or revision."""
     if config.source == "documentation":
         return _documentation_rows(config, cache)
@@ -178,14 +179,12 @@ def _documentation_rows(config: CorpusConfig, cache: Path | None) -> Iterator[Ro
     import pyarrow.parquet as pq
 
     key = result_key(DOCUMENTATION, documentation.versions(config.packages))
-    file = cache / f"documentation-{key[:16]}.parquet" if cache else None
-    if file:
-        with suppress(OSError, ValueError):  # one that is damaged is made again
-            table = pq.read_table(file)
-            return (row for batch in table.to_batches(1024) for row in batch.to_pylist())
+    file = (cache or corpus_cache()) / f"documentation-{key[:16]}.parquet"
+    with suppress(OSError, ValueError):  # one that is damaged is made again
+        table = pq.read_table(file)
+        return (row for batch in table.to_batches(1024) for row in batch.to_pylist())
     documents = documentation.extract(config.packages)
-    if file:
-        write_parquet(file, pd.DataFrame(documents), index=False)
+    write_parquet(file, pd.DataFrame(documents), index=False)
     return (document._asdict() for document in documents)
 
 

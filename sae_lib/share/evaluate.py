@@ -166,7 +166,7 @@ def evaluate_sae(
     summary = {
         "model": lm.name, "layer": lm.layer, "architecture": sae.cfg.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae,
     }  # fmt: skip
-    tables: dict[str, pd.DataFrame] = {}
+    tables = {"letters": pd.DataFrame(), "tasks": pd.DataFrame()}
     for metric, measured in zip(metrics, found, strict=True):
         summary |= measured.summary
         tables |= measured.tables
@@ -174,8 +174,7 @@ def evaluate_sae(
     if beyond := [name for name, value in summary.items() if isinstance(value, float) and math.isinf(value)]:
         raise ArtifactError(f"sae: {', '.join(beyond)} are beyond what float32 can hold: its weights are broken")
     density = next((measured.density for measured in found if measured.density is not None), None)
-    nothing = pd.DataFrame()
-    return SAEEvaluation(summary, tables.get("letters", nothing), tables.get("tasks", nothing), density, notes)
+    return SAEEvaluation(summary, tables["letters"], tables["tasks"], density, notes)
 
 
 def _measure(sae: Autoencoder, inputs: Inputs, asked: Sequence[str]) -> list[Measured]:
@@ -233,8 +232,7 @@ def _read(
 ) -> tuple[Int[Tensor, "context position"], list[str]]:
     """As many contexts as were asked for, or as the text fills, and what there is to say about them."""
     notes = []
-    longest = lm.max_positions
-    if longest is not None and length > longest:
+    if (longest := lm.max_positions) is not None and length > longest:
         notes.append(f"contexts have {longest} tokens, the most that {lm.name} takes, not {length}")
         length = longest
     if length < 2 or contexts < 1:
