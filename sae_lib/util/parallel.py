@@ -48,11 +48,10 @@ def _by_processes(work: Work[Job], owner: Any, jobs: Sequence[list[Job]], worker
                 future.result()
                 bar.update(len(futures[future]))
         except BrokenProcessPool:
-            script = 'in a script, all that it does belongs under `if __name__ == "__main__":`, since workers import it'
-            memory = "else see whether memory was short, and set training.workers to 1"
-            raise ArtifactError(
-                f"training.workers: a worker process ended at once or was killed; {script}; {memory}"
-            ) from None
+            script = 'in a script, what it does belongs under `if __name__ == "__main__":`, since workers import it'
+            fault = f"a worker process ended at once or was killed; {script}"
+            fix = "else see whether memory was short, and set training.workers to 1"
+            raise ArtifactError(f"training.workers: {fault}; {fix}") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -111,7 +111,9 @@ def test_another_place_than_the_saes_own_is_refused_unless_asked_for(model, sae_
         evaluate_sae(sae_folder, model, 2, **asked)
     with pytest.raises(ArtifactError, match=r"model: pocket is asked for, .* trained on someone/tiny"):
         evaluate_sae(sae_folder, "pocket", 1, **asked)
-    assert evaluate_sae(sae_folder, model, 2, any_origin=True, **asked).summary["layer"] == 2
+    found = evaluate_sae(sae_folder, model, 2, any_origin=True, **asked)
+    (note,) = found.notes
+    assert found.summary["layer"] == 2 and "2 is asked for" in note and "blocks.1.hook_resid_post (layer 1)" in note
 
 
 def test_a_wrong_width_names_both_and_the_likely_cause(model, tmp_path):
@@ -342,12 +344,6 @@ def test_an_sae_of_a_centred_model(tmp_path):
     assert evaluate_sae(folder, str(tmp_path / "llama"), 1, **asked).notes == [], "RMSNorm: nothing can be centred"
     with pytest.raises(ArtifactError, match=r"centre: the norms of .* see the mean"):
         evaluate_sae(folder, str(tmp_path / "llama"), 1, centre=True, **asked)
-
-
-def test_another_place_that_was_asked_for_is_noted(model, sae_folder):
-    found = evaluate_sae(sae_folder, model, 2, any_origin=True, texts=tiny_texts(), metrics=["core"], **SMALL)
-    (note,) = found.notes
-    assert "2 is asked for" in note and "blocks.1.hook_resid_post (layer 1)" in note
 
 
 def test_a_model_that_overflows_is_told_in_one_line(model, sae_folder):
