@@ -102,8 +102,6 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
     if mode not in ("w", "wb"):
         raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
     path = Path(path)
-    if path.is_char_device() or path.is_block_device() or path.is_fifo() or path.is_socket():
-        raise ArtifactError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
     with _replacing(path) as name:
         with explain_writing(path.parent, refusals=True):
@@ -133,6 +131,8 @@ def _replacing(path: Path) -> Iterator[Path]:
     """What is made under the name that this gives, beside `path`, becomes `path` when the block ends well."""
     building, aside = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for _ in range(2))
     make_folder(path.parent)
+    if path.is_char_device() or path.is_block_device() or path.is_fifo() or path.is_socket():
+        raise ArtifactError(f"cannot write {path}: it is a device or a pipe, which a file would replace; name a file")
     with explain_writing(path.parent):
         try:
             yield building
