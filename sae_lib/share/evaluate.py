@@ -186,9 +186,8 @@ def _measure(sae: Autoencoder, inputs: Inputs, asked: Sequence[str]) -> list[Mea
     for name in with_needs(asked):
         score = SCORES[name]
         try:
-            for need in score.needs:
-                if need in failures:
-                    raise failures[need]
+            if failed := [failures[need] for need in score.needs if need in failures]:
+                raise failed[0]
             if lacking := getattr(inputs.reference(name), "lacking", ""):
                 raise ModelLacks(lacking)
             earlier = {need: found[need].kept for need in score.needs}

@@ -118,10 +118,6 @@ def _dataset(folder: Path, read: tuple[str | None, int | None, int]) -> str | No
 
 def _scores(folder: Path) -> dict[str, float]:
     """Every score that is kept with the run, by name; what could not be measured is left out."""
-    scores: dict[str, float] = {}
-    for name in SCORES:
-        file = folder / f"{name}.json"
-        if file.is_file():
-            summary = read_json(file).get("summary", {})
-            scores |= {key: value for key, value in summary.items() if isinstance(value, int | float)}
-    return scores
+    files = (folder / f"{name}.json" for name in SCORES)
+    summaries = [read_json(file).get("summary", {}) for file in files if file.is_file()]
+    return {key: value for summary in summaries for key, value in summary.items() if isinstance(value, int | float)}
