@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import shutil
 from copy import copy
 from types import SimpleNamespace

@@ -4,8 +4,6 @@ The hub is a transport that answers as the real one does, beneath huggingface_hu
 errors that are explained.
 """
 
-from __future__ import annotations
-
 import errno
 import re
 import time

@@ -1,7 +1,5 @@
 """Distances between layers, their groups, and rows of several layers in one store."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

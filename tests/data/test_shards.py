@@ -1,7 +1,5 @@
 """How shards are made: ahead of the disk, in bounded memory, by any number of ranks."""
 
-from __future__ import annotations
-
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor

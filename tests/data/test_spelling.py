@@ -1,7 +1,5 @@
 """Spelling lessons: each line ends with the right letter, and only letters are labelled."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from transformers import AutoTokenizer

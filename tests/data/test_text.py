@@ -1,7 +1,5 @@
 """Whatever users call text: each row is read, left out and counted, or refused in one line; never half of each."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tiny language models written as GGUF files, as llama.cpp's converter writes large ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

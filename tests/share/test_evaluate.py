@@ -1,7 +1,5 @@
 """Any SAE on any model: known answers on tiny models, and the packaged model end to end."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """Exported folders, read back by this package, and their README."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

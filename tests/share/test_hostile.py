@@ -1,7 +1,5 @@
 """Wrong inputs of `evaluate`, each told in one line."""
 
-from __future__ import annotations
-
 import errno
 import io
 import json

@@ -1,7 +1,5 @@
 """Folders written by hand as each library writes them, against that library's formulas in plain PyTorch."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -1,8 +1,6 @@
 """Both directions, against the libraries' own classes: folders that they write, read here, and SAEs of this project,
 exported and read there. Skipped where a library is missing."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a key depends on: a stage's declared version, the packages that compute, what the result was made from."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is freed stays at hand."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

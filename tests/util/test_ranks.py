@@ -1,7 +1,5 @@
 """Two processes of torchrun share out work: the same SAEs as one process, and what a lost rank leaves behind."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Worker processes: one core each, and jobs that share what is costly to open."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
