@@ -145,5 +145,5 @@ LISTA: dict[str, Any] = TOPK | {
 }
 PRESENCE, TOY = LISTA | {"order": "presence"}, {"prefixes": TOY_PREFIXES}
 FERN, MINT = Look("#117733", "8", (0, (1, 1, 3, 1))), Look("#44aa99", "8", (0, (3, 1, 3, 1, 1, 1)))
-register(Method("lista_matryoshka", "LISTA-Matryoshka", LISTA, FERN, "field", None, 1e-2, (SOURCE,), TOY))
-register(Method("presence_matryoshka", "LISTA-Matryoshka by presence", PRESENCE, MINT, "field", None, 1e-2, (), TOY))
+register(Method("lista_matryoshka", "LISTA-Matryoshka", LISTA, FERN, "field", toy_rate=1e-2, papers=(SOURCE,), toy=TOY))
+register(Method("presence_matryoshka", "LISTA-Matryoshka by presence", PRESENCE, MINT, "field", toy_rate=1e-2, toy=TOY))

@@ -83,4 +83,6 @@ class MatchingPursuit(Autoencoder):
 RECIPE: dict[str, Any] = TOPK | {"architecture": "matching_pursuit"}
 SOURCE = "Costa et al. 2025, *From Flat to Hierarchical*, arXiv 2506.03093"
 PLUM = Look("#332288", "3", (0, (1, 3)))
-register(Method("matching_pursuit", "Matching pursuit", RECIPE, PLUM, "field", topk_rate, 1e-2, (SOURCE,)))
+register(
+    Method("matching_pursuit", "Matching pursuit", RECIPE, PLUM, "field", topk_rate, toy_rate=1e-2, papers=(SOURCE,))
+)

@@ -155,7 +155,7 @@ def _method(key: str, name: str, look: Look, shown: Shown, toy_rate: float | Non
     """A key that is an architecture's is that, any other a Matryoshka's."""
     recipe: dict[str, Any] = TOPK | {"architecture": key if key in CONFIGS else "matryoshka"} | values
     toy = {"prefixes": TOY_PREFIXES} if key == "balanced_matryoshka" else {}
-    register(Method(key, name, recipe, look, shown, topk_rate, toy_rate, (paper,), toy))
+    register(Method(key, name, recipe, look, shown, topk_rate, toy_rate, papers=(paper,), toy=toy))
 
 
 VIOLET, WINE = Look("#4b0092", "<", (0, (5, 1, 1, 1, 1, 1))), Look("#882255", ">", (0, (2, 1)))

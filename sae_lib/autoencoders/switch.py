@@ -114,4 +114,4 @@ def at_width(d_sae: int) -> dict[str, Any]:
 SWITCH: dict[str, Any] = TOPK | {"architecture": "switch", "auxk_coefficient": 0.0}
 SOURCE = "Mudide et al. 2024, *Efficient Dictionary Learning with Switch Sparse Autoencoders*, arXiv 2410.08201"
 STEEL = Look("#6699cc", "v", (0, (2, 2)))
-register(Method("switch", "Switch", SWITCH, STEEL, "field", at_width, 1e-2, (SOURCE,)))
+register(Method("switch", "Switch", SWITCH, STEEL, "field", at_width, toy_rate=1e-2, papers=(SOURCE,)))

@@ -223,4 +223,5 @@ register(Method("permuted", "Permuted decoder", TOPK, Look(GREY, "P", ":"), show
 # A threshold that averages over a thousand steps would be that of the larger k before.
 ANNEALED: dict[str, Any] = BATCHTOPK | {"k_annealing": {}, "threshold_momentum": 0.99}
 GOLD = Look("#b8860b", "d", (0, (4, 1, 1, 1, 1, 1)))
-register(Method("batchtopk_annealed", "BatchTopK, k annealed", ANNEALED, GOLD, "field", topk_rate, 1e-2, (BUSSMANN,)))
+NAME = "BatchTopK, k annealed"
+register(Method("batchtopk_annealed", NAME, ANNEALED, GOLD, "field", topk_rate, toy_rate=1e-2, papers=(BUSSMANN,)))

@@ -210,7 +210,7 @@ def _method(key: str, name: str, prefixes: tuple[float, ...], shares: tuple[floa
     recipe: dict[str, Any] = TOPK | {
         "architecture": "tree", "prefixes": prefixes, "shares": shares, "auxk_coefficient": 1 / 32 / len(prefixes),
     }  # fmt: skip
-    register(Method(key, name, recipe, look, "field", topk_rate, 1e-2, (SOURCE,)))
+    register(Method(key, name, recipe, look, "field", topk_rate, toy_rate=1e-2, papers=(SOURCE,)))
 
 
 # 6,144 and 18,432 latents; 1,536, 3,072, 9,216 and 10,752.

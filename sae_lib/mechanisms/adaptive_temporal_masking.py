@@ -175,4 +175,6 @@ register(Method("paper_atm", "ATM (paper's recipe)", PAPER_ATM, RED, shown="as w
 # The c and r that suited ATM best on pocket, on seeds that are judged nowhere.
 MASKED: dict[str, Any] = TOPK | {"architecture": "matryoshka", "prefixes": FOUR, "masking": {"c": 0.0, "r": 2.0}}
 NAME, SLATE = "Matryoshka (4 levels), ATM's mask", Look("#999999", "X", (0, (5, 1, 1, 1)))
-register(Method("masked_matryoshka", NAME, MASKED, SLATE, "field", topk_rate, 1e-2, toy={"prefixes": TOY_PREFIXES}))
+register(
+    Method("masked_matryoshka", NAME, MASKED, SLATE, "field", topk_rate, toy_rate=1e-2, toy={"prefixes": TOY_PREFIXES})
+)

@@ -68,5 +68,5 @@ TIED, ALIGNED = (BATCHTOPK | {"alignment": {"kind": kind}} for kind in ("tied", 
 CHANIN = "Chanin et al. 2024, *Toy Models of Feature Absorption in SAEs*, LessWrong"
 BRICK, CORAL = Look("#661100", "1", (0, (1, 2))), Look("#cc6677", "2", (0, (2, 4)))
 SOURCE = "*Aligned Training*, arXiv 2605.18629"
-register(Method("tied", "Tied weights", TIED, BRICK, "field", topk_rate, 1e-2, (CHANIN,)))
-register(Method("aligned", "Aligned training", ALIGNED, CORAL, "field", topk_rate, 1e-2, (SOURCE,)))
+register(Method("tied", "Tied weights", TIED, BRICK, "field", topk_rate, toy_rate=1e-2, papers=(CHANIN,)))
+register(Method("aligned", "Aligned training", ALIGNED, CORAL, "field", topk_rate, toy_rate=1e-2, papers=(SOURCE,)))

@@ -127,4 +127,4 @@ register(
 # all but the penalty is BatchTopK's, so that BatchTopK is the control.
 SOURCE = "Korznikov et al. 2025, *OrtSAE: Orthogonal Sparse Autoencoders Uncover Atomic Features*, arXiv 2509.22033"
 ORTSAE = BATCHTOPK | {"orthogonality": {}}
-register(Method("ortsae", "OrtSAE", ORTSAE, TEAL, "field", topk_rate, 1e-2, (SOURCE,)))
+register(Method("ortsae", "OrtSAE", ORTSAE, TEAL, "field", topk_rate, toy_rate=1e-2, papers=(SOURCE,)))
