@@ -61,8 +61,8 @@ class SpellingLines:
         labelled = np.full_like(block, IGNORED)
         labelled[:, :, -2] = self.answers[chosen]
         head = np.tile([self.bos, self.newline], (n, 1))
-        tokens = np.concatenate([head, block.reshape(n, -1)], axis=1)[:, :length]
-        labels = np.concatenate([np.full_like(head, IGNORED), labelled.reshape(n, -1)], axis=1)[:, :length]
+        tokens = np.concatenate([head, block.reshape(n, lines * line)], axis=1)[:, :length]
+        labels = np.concatenate([np.full_like(head, IGNORED), labelled.reshape(n, lines * line)], axis=1)[:, :length]
         return tokens, labels
 
     def mixed_windows(self, rng: np.random.Generator, n: int, length: int) -> TokensAndLabels:
