@@ -18,6 +18,8 @@ PRESENT = 0.75  # of a latent's mean activation
 
 
 class ListaMatryoshkaConfig(MatryoshkaConfig):
+    """The Matryoshka SAE's settings, and what is added to it; each can be switched off."""
+
     architecture: str = "lista_matryoshka"
     eta: float = Field(0.3, ge=0.0)
     """Length of the LISTA step; 0 for none."""

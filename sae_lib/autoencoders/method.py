@@ -19,6 +19,8 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Method:
+    """A variant with mechanisms and a recipe."""
+
     key: str
     name: str
     """In tables and figures."""

@@ -19,6 +19,8 @@ RUN = 97_657  # optimiser steps of the authors' runs, of 5 x 1,024 tokens each
 
 
 class TreeConfig(MatryoshkaConfig):
+    """The Tree SAE. Its levels are what `prefixes` add to one another."""
+
     annealed: ClassVar[bool] = False
     architecture: str = "tree"
     shares: tuple[float, ...]

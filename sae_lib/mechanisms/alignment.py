@@ -13,6 +13,8 @@ from sae_lib.mechanisms.base import Mechanism, mechanism
 
 
 class AlignmentConfig(MechanismConfig):
+    """e_i = d_i, or e_i . d_i = 1."""
+
     kind: Literal["tied", "aligned"] = "aligned"
 
     def check(self, config: SAEConfig) -> None:

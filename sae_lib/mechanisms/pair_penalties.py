@@ -47,6 +47,8 @@ class PairPenalty(Mechanism):
 
 
 class ConsistencyConfig(MechanismConfig):
+    """gamma mean_i sum_j relu(d_i . d_j) relu(d_i . d_j - e_i . d_j), encoder rows scaled to e_i . d_i = 1."""
+
     coefficient: float = Field(1.0, ge=0.0)
     latents: int = Field(2048, ge=2)
     """Pairs are those of so many latents, drawn anew at each step."""
@@ -80,6 +82,8 @@ def inhibition(encoder: Float[Tensor, "m d_in"], decoder: Float[Tensor, "m d_in"
 
 
 class OrthogonalityConfig(MechanismConfig):
+    """gamma mean_i (max_j cos(d_i, d_j))^2, j among the latents that share a random chunk with i."""
+
     coefficient: float = Field(0.25, ge=0.0)
     chunk: int = Field(8192, ge=2)
     """Latents are dealt anew at each step into as few chunks of equal size as hold at most so many."""

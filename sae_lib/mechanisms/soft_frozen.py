@@ -13,6 +13,8 @@ from sae_lib.mechanisms.base import Mechanism, mechanism
 
 
 class SoftFrozenConfig(MechanismConfig):
+    """Decoder rows stay near where they started."""
+
     min_cosine: float = Field(0.8, gt=0.0, lt=1.0)
 
 

@@ -81,6 +81,8 @@ SCALE_ROWS = 2**17  # rows over which E||x||^2 is estimated
 
 
 class Trainer:
+    """The state of one run, and its step."""
+
     def __init__(
         self,
         config: SAEConfig,

@@ -69,6 +69,7 @@ class AbsorptionReference:
 
     @cached_property
     def train_labels(self) -> Int[Tensor, " train"]:
+        """The letter of each training word, as an index into the alphabet."""
         return torch.tensor([self.class_of(word) for word in self.train_words], dtype=torch.long)
 
     @cached_property

@@ -23,6 +23,8 @@ from sae_lib.util.memory import portions
 
 
 class WordScores(NamedTuple):
+    """Scores of words. `full` is a verdict, the others are shares between 0 and 1."""
+
     fraction: Float[Tensor, " word"]
     full: Bool[Tensor, " word"]
     unthresholded: Float[Tensor, " word"]

@@ -113,6 +113,7 @@ def _group(results: Results, name: str, methods: Iterable[str]) -> dict[str, Row
 
 
 def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
+    """What the prose can name of the real language model, whichever profile the paper is made from."""
     evaluation, carriers, ablated = results.evaluation, results.carriers, results.perturbation
     collapse = evaluation[evaluation["group"] == "collapse"]
     seeds = sorted({*evaluation.loc[evaluation["group"] == "main", "seed"]})

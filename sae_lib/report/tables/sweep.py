@@ -147,6 +147,7 @@ def gap_between(first: Estimate, second: Estimate) -> tuple[Interval, float]:
 
 
 def curves(evaluation: pd.DataFrame, metric: str) -> dict[str, Curve]:
+    """Method -> its curve, in the order of tables; methods without a level are left out."""
     rows = by_method(rows_of(evaluation, "main", "sweep"))
     found = {method: Curve.of(part, metric) for method, part in rows.items() if method in MAIN_METHODS}
     return {method: curve for method, curve in found.items() if curve.levels}

@@ -77,6 +77,7 @@ def with_tables(text: str, root: Path) -> str:
 
 
 def fill_readme(root: Path = ROOT) -> None:
+    """Fill the tables of README.md in `root`."""
     readme = root / "README.md"
     with atomic_write(readme) as file:
         file.write(with_tables(readme.read_text(encoding="utf8"), root))
