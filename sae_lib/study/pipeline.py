@@ -149,10 +149,8 @@ def run(profile: Profile, parameters: Mapping[str, Any], *, notebooks: Path, onl
 
 def _run_one(notebook: Path, profile: Profile, paths: Paths, parameters: Mapping[str, Any]) -> None:
     """Run one notebook and record it. Its last manifest goes first, so that one that is there then is of this run."""
-    parts, manifest = (
-        made_from(notebook, profile, paths),
-        manifest_file(paths, notebook.stem),
-    )  # an edit meanwhile is seen
+    parts = made_from(notebook, profile, paths)  # before it runs, so that an edit meanwhile is seen
+    manifest = manifest_file(paths, notebook.stem)
     for folder in (paths.results, paths.keys):
         files.make_folder(folder)
     manifest.unlink(missing_ok=True)

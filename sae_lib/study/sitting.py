@@ -166,8 +166,10 @@ def _tables(experiment: Experiment) -> None:
         "layer_groups": (asked.layer_groups, comparisons.layer_groups_key, comparisons.compare_layer_groups),
     }  # fmt: skip
     for name, (is_wanted, key_of, make) in wanted.items():
+        if not is_wanted:
+            continue
         file, key = experiment.paths.figures / "results" / f"{name}.parquet", key_of(experiment)
-        if is_wanted and not (file.is_file() and pd.read_parquet(file).attrs.get("key") == key):
+        if not (file.is_file() and pd.read_parquet(file).attrs.get("key") == key):
             table = make(experiment)
             table.attrs["key"] = key
             write_parquet(file, table, index=False)

@@ -6,7 +6,18 @@ from sae_lib.metrics.registry import Column
 from sae_lib.report.names import METRICS, method_name
 from sae_lib.report.results import BESIDE, by_method, rows_of
 from sae_lib.report.statistics import difference, seeds_of, t_interval
-from sae_lib.report.tables.rows import ARROW_NOTE, Lines, Table, cell, gap_cell, intervals, record, seeds_note, table_of
+from sae_lib.report.tables.rows import (
+    ARROW_NOTE,
+    Lines,
+    Table,
+    by_name,
+    cell,
+    gap_cell,
+    intervals,
+    record,
+    seeds_note,
+    table_of,
+)
 from sae_lib.util.errors import ArtifactError
 
 CARRIER_METRICS: dict[str, Column] = {
@@ -90,7 +101,7 @@ def perturbation_table(perturbation: pd.DataFrame) -> Table:
 def interpretation_table(interpretation: pd.DataFrame) -> Table:
     """Automatic interpretation by the judges that need no other model."""
     rows = rows_of(interpretation, *BESIDE, otherwise="interpretation: no rows; make study interprets latents")
-    named = {method_name(method): part for method, part in by_method(rows).items()}
+    named = by_name(by_method(rows))
     caption = (
         "How well latents can be told from five examples of where they fire, on windows half of which have them: areas "
         "under the ROC curve, 0.5 by chance. Surprisal: what the language model gains by reading the examples first; "

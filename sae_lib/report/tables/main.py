@@ -14,6 +14,7 @@ from sae_lib.report.tables.rows import (
     ARROW_NOTE,
     UNRANKED,
     Table,
+    by_name,
     gap_cell,
     left_out,
     measurable,
@@ -21,7 +22,7 @@ from sae_lib.report.tables.rows import (
     record,
     seeds_note,
     table_of,
-)  # fmt: skip
+)
 
 MAIN_COLUMNS = (
     "l0", "explained_variance", "cosine", "ce_score", "absorption_fraction", "absorption_full", "letters", "words",
@@ -117,7 +118,7 @@ def stability_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> T
 
 def contexts_table(evaluation: pd.DataFrame) -> Table:
     """Stability across contexts in full: in prompts and in running text, with controls and ceilings."""
-    named = {method_name(method): part for method, part in main_rows(evaluation).items()}
+    named = by_name(main_rows(evaluation))
     caption = (
         "Stability across contexts. fires: share of a word's contexts in which its letter's first main latent fires, "
         "mean over words; any main latent: the same for any of the letter's; again: probability that it fires in "

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sae_lib.metrics.registry import Column
-from sae_lib.report.names import METRICS, NOT_MEASURABLE
+from sae_lib.report.names import METRICS, NOT_MEASURABLE, method_name
 from sae_lib.report.results import MATCHED_L0, why_empty
 from sae_lib.report.statistics import Interval, seeds_of, t_interval
 
@@ -65,6 +65,11 @@ class Table(NamedTuple):
         data = pd.DataFrame([record(row, metric, each, {metric: column}) for row, each in of.items()])
         shown = self.shown.assign(**{column.header: cells})
         return self._replace(shown=shown, data=pd.concat([self.data, data], ignore_index=True))
+
+
+def by_name(parts: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The rows of methods, by what the methods are called."""
+    return {method_name(method): part for method, part in parts.items()}
 
 
 def intervals(part: pd.DataFrame, columns: Iterable[str]) -> dict[str, Interval]:
