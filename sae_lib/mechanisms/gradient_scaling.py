@@ -48,21 +48,27 @@ class GradientScaling(Mechanism):
         """s_i of Eq. 7."""
         return (1.0 / (self.cfg.epsilon + self.rate)).clamp(self.cfg.s_min, self.cfg.s_max)
 
-    def _scale_along(self, dim: int, tensor: Tensor) -> Tensor:
-        return self.scale() if dim == tensor.ndim - 1 else self.scale()[:, None]
-
     @torch.no_grad()
     def before_update(self, sae: Autoencoder, step: Step) -> None:
         moving_average(self.rate, step.firing_rate, self.cfg.momentum)
         if self.cfg.placement == "post_adam":
             self._before = [tensor.detach().clone() for tensor, _ in sae.per_latent()]
             return
+        scale = self.scale()
         for tensor, dim in sae.per_latent():
             if tensor.grad is not None:
-                tensor.grad.mul_(self._scale_along(dim, tensor))
+                tensor.grad.mul_(along(scale, dim, tensor))
 
     @torch.no_grad()
     def after_update(self, sae: Autoencoder, optimizer: torch.optim.Optimizer, step: Step) -> None:
-        for before, (tensor, dim) in zip(self._before, sae.per_latent(), strict=False):  # none, before Adam
-            tensor.copy_(before + self._scale_along(dim, tensor) * (tensor - before))
+        if self.cfg.placement == "pre_adam":
+            return
+        scale = self.scale()
+        for before, (tensor, dim) in zip(self._before, sae.per_latent(), strict=True):
+            tensor.copy_(before + along(scale, dim, tensor) * (tensor - before))
         self._before = []
+
+
+def along(scale: Float[Tensor, " d_sae"], dim: int, tensor: Tensor) -> Float[Tensor, "..."]:
+    """`scale` in the shape in which it multiplies a tensor whose dimension `dim` counts latents."""
+    return scale if dim == tensor.ndim - 1 else scale[:, None]
