@@ -35,13 +35,14 @@ class Batch(NamedTuple):
 class ActivationStore:
     """The rows that one model gave for one corpus; opened with `open`, never changed.
 
-    `contexts`, `positions`: where each row comes from, int32 and uint16; `resident`: all rows in the memory of one
-    device, bf16, None while they are read from the disk.
+    `key`: `content_key`; `contexts`, `positions`: where each row comes from, int32 and uint16; `resident`: all rows in
+    the memory of one device, bf16, None while they are read from the disk.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.key = content_key(manifest)
         self.n_rows: int = manifest["rows"]
         self.d_in: int = manifest["d_in"]
         self.contexts, self.positions = (np.load(folder / name, mmap_mode="r") for name in INDEX_FILES)
@@ -64,11 +65,6 @@ class ActivationStore:
             fix = f"{fix} again (notebook 01_data), that file alone is made again"
             raise ArtifactError(f"store: {file} in {folder} is {fault}; {fix}")
         return cls(folder, manifest)
-
-    @property
-    def key(self) -> str:
-        """`store_manifest.content_key`."""
-        return content_key(self.manifest)
 
     def preload(self, device: str = "cpu") -> bool:
         """Take all rows into the memory of `device` as bf16, if they fit; says whether they did."""
@@ -106,14 +102,12 @@ class ActivationStore:
 
     def _gather(self, flat: NDArray[np.int64]) -> NDArray[np.uint16]:
         """From the memory-mapped shards, each read in ascending order."""
-        order = np.argsort(flat, kind="stable")
-        ascending = flat[order]
-        size = self.manifest["shard_rows"]
-        bounds = np.searchsorted(ascending, np.arange(len(self._shards) + 1) * size)
+        order, size = np.argsort(flat, kind="stable"), self.manifest["shard_rows"]
+        bounds = np.searchsorted(flat[order], np.arange(1, len(self._shards)) * size)
         values = np.empty((len(flat), self.d_in), dtype=np.uint16)
-        for i in np.flatnonzero(np.diff(bounds)):
-            part = slice(bounds[i], bounds[i + 1])
-            values[order[part]] = self._shards[int(i)][ascending[part] - i * size]
+        for i, part in enumerate(np.split(order, bounds)):
+            if len(part):
+                values[part] = self._shards[i][flat[part] - i * size]
         return values
 
 
@@ -128,17 +122,9 @@ class WindowStream:
     """
 
     def __init__(
-        self,
-        store: ActivationStore,
-        window: int,
-        batch_rows: int,
-        seed: int,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        self, store: ActivationStore, window: int, batch_rows: int, seed: int, device: str | torch.device = "cpu"
     ) -> None:
-        self.store, self.window, self.seed = store, window, seed
-        self.device, self.dtype = torch.device(device), dtype
+        self.store, self.window, self.seed, self.device = store, window, seed, torch.device(device)
         self.n_windows = store.n_rows // window
         self.windows_per_batch = batch_rows // window
         if self.windows_per_batch > self.n_windows:
@@ -161,25 +147,23 @@ class WindowStream:
             values = table.index_select(0, _sent(picked, resident.device))
         else:
             values = self.store.rows(windows[:, None] * self.window + np.arange(self.window), torch.bfloat16)
-        values = _sent(values.view(-1, self.window, self.store.d_in), self.device).to(self.dtype)
+        values = _sent(values.view(-1, self.window, self.store.d_in), self.device).float()
         return Batch(values, self._has_predecessor.index_select(0, _sent(picked, self.device)), index)
 
     def windows(self, index: int) -> Int[np.ndarray, "window"]:
         """Numbers of the windows in batch `index`: window j is rows j * window to (j + 1) * window - 1."""
         if index < 0:
             raise IndexError(f"batch {index}: batches are counted from 0")
-        first = index * self.windows_per_batch
-        epoch, offset = divmod(first, self.n_windows)
-        head = self._order(epoch)[offset : offset + self.windows_per_batch]
-        rest = self.windows_per_batch - len(head)
-        both = np.concatenate([head, self._order(epoch + 1)[:rest]]) if rest else head
-        return both.astype(np.int64)
+        epoch, offset = divmod(index * self.windows_per_batch, self.n_windows)
+        drawn = self._order(epoch)[offset : offset + self.windows_per_batch]
+        if rest := self.windows_per_batch - len(drawn):
+            drawn = np.concatenate([drawn, self._order(epoch + 1)[:rest]])
+        return drawn.astype(np.int64)
 
     def _order(self, epoch: int) -> NDArray[np.int32]:
         """The permutation of an epoch; the two in use are kept."""
         if epoch not in self._orders:
-            order = np.arange(self.n_windows, dtype=np.int32)
-            np.random.default_rng([self.seed, epoch]).shuffle(order)
+            order = np.random.default_rng([self.seed, epoch]).permutation(np.arange(self.n_windows, dtype=np.int32))
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1} | {epoch: order}
         return self._orders[epoch]
 

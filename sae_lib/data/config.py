@@ -1,6 +1,6 @@
 """The model, the text and their sizes: what a profile says about its data."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,10 +24,7 @@ class ModelConfig(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    @field_validator("revision")
-    @classmethod
-    def _pinned(cls, revision: str | None, info: Any) -> str | None:
-        return hub.read_revision(hub.model(info.data.get("name", "")), revision)
+    _pinned = field_validator("revision")(lambda given, of: hub.MODEL.read_revision(of.data.get("name"), given))
 
     def check_layer(self, depth: int) -> None:
         """Raises ArtifactError when the model, of `depth` blocks, has no such block."""
@@ -56,10 +53,7 @@ class CorpusConfig(Strict):
     calibration_fraction: float = Field(0.05, gt=0.0, lt=0.5)
     """Share of the documents on which sparsity is matched between methods; no metric is computed on it."""
 
-    @field_validator("revision")
-    @classmethod
-    def _pinned(cls, revision: str | None, info: Any) -> str | None:
-        return hub.read_revision(hub.dataset(info.data.get("name") or ""), revision)
+    _pinned = field_validator("revision")(lambda given, of: hub.CORPUS.read_revision(of.data.get("name"), given))
 
     @model_validator(mode="after")
     def _has_source(self) -> "CorpusConfig":

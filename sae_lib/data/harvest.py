@@ -8,7 +8,7 @@ damaged is made again by itself, byte for byte, by whichever process. A shard th
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,29 @@ def harvest(
         rows, to_do = (sum(shards[number]["rows"] for number in some) for some in (mine, missing))
         contexts, positions = (np.load(folder / name, mmap_mode="r") for name in INDEX_FILES)
 
-        def advance(made: int) -> None:
+        def compute(number: int) -> tuple[int, BFloat16[Tensor, "row d_in"], Bool[Tensor, " row"]]:
+            """The rows of one shard, and which are finite. Never waits for a GPU."""
             nonlocal to_do
-            to_do -= made
-            progress(rows - to_do, rows)
-
-        def computed() -> Iterator[tuple[int, Tensor, Tensor]]:
-            for number in missing:
-                of_shard = slice(number * shard_rows, (number + 1) * shard_rows)
-                yield number, *_shard(lm, tokens, contexts[of_shard], positions[of_shard], batch, advance)
+            of_shard = slice(number * shard_rows, (number + 1) * shard_rows)
+            at, length = np.asarray(contexts[of_shard]), tokens.shape[1]
+            first, last = int(at[0]), int(at[-1])
+            values = torch.empty(len(at), lm.d_in, dtype=torch.bfloat16, device=lm.device)
+            finite = torch.empty(len(at), dtype=torch.bool, device=lm.device)
+            ids = torch.from_numpy(np.array(tokens[first : last + 1], dtype=np.int64)).to(lm.device)
+            # Place of each row in the shard's own contexts, laid end to end.
+            places = torch.from_numpy((at.astype(np.int64) - first) * length + positions[of_shard]).to(lm.device)
+            starts = np.arange(first, last + 1, batch)
+            bounds = np.searchsorted(at, np.append(starts, last + 1).astype(at.dtype))
+            for start, low, high in zip(starts - first, bounds[:-1], bounds[1:], strict=True):
+                if low == high:
+                    continue
+                stop = int(at[high - 1]) - first + 1
+                residual = lm.residual_stream(ids[start:stop]).flatten(0, 1)
+                values[low:high] = residual.index_select(0, places[low:high] - start * length).to(torch.bfloat16)
+                finite[low:high] = values[low:high].isfinite().all(dim=1)
+                to_do -= int(high - low)
+                progress(rows - to_do, rows)
+            return number, values, finite
 
         def write(shard: tuple[int, Tensor, Tensor]) -> None:
             number, values, finite = shard
@@ -88,8 +102,7 @@ def harvest(
             with atomic_write(folder / shards[number]["file"], "wb") as file:
                 np.save(file, values.cpu().view(torch.int16).numpy().view(np.uint16))
 
-        for _ in ahead(write, computed(), 1):  # so that two shards are in memory, and a thread alone waits for a GPU
-            pass
+        list(ahead(write, map(compute, missing), 1))  # two shards are in memory, and a thread alone waits for a GPU
         barrier()
         if rank == 0:
             _take_in(folder, manifest)
@@ -98,42 +111,12 @@ def harvest(
     return ActivationStore.open(folder)
 
 
-def _shard(
-    lm: LanguageModel,
-    tokens: NDArray[np.int32],
-    contexts: NDArray[np.int32],
-    positions: NDArray[np.uint16],
-    batch: int,
-    advance: Callable[[int], object],
-) -> tuple[BFloat16[Tensor, "row d_in"], Bool[Tensor, " row"]]:
-    """The rows of one shard, by their contexts and positions, and which are finite. Never waits for a GPU."""
-    contexts, length = np.asarray(contexts), tokens.shape[1]
-    first, last = int(contexts[0]), int(contexts[-1])
-    values = torch.empty(len(contexts), lm.d_in, dtype=torch.bfloat16, device=lm.device)
-    finite = torch.empty(len(contexts), dtype=torch.bool, device=lm.device)
-    ids = torch.from_numpy(np.array(tokens[first : last + 1], dtype=np.int64)).to(lm.device)
-    # Place of each row in the shard's own contexts, laid end to end.
-    places = torch.from_numpy((contexts.astype(np.int64) - first) * length + positions).to(lm.device)
-    starts = np.arange(first, last + 1, batch)
-    bounds = np.searchsorted(contexts, np.append(starts, last + 1).astype(contexts.dtype))
-    for start, low, high in zip(starts - first, bounds[:-1], bounds[1:], strict=True):
-        if low == high:
-            continue
-        stop = int(contexts[high - 1]) - first + 1
-        residual = lm.residual_stream(ids[start:stop]).flatten(0, 1)
-        values[low:high] = residual.index_select(0, places[low:high] - start * length).to(torch.bfloat16)
-        finite[low:high] = values[low:high].isfinite().all(dim=1)
-        advance(int(high - low))
-    return values, finite
-
-
 def row_chunks(
     tokens: Int[np.ndarray, "context position"], special_ids: frozenset[int], rows: int | None = None
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.uint16]]]:
     """Context and position of the first `rows` rows (all, if None), some thousands of contexts at a time: every
     position whose token is not special is a row, in token order."""
-    special = np.array(sorted(special_ids))
-    left = rows
+    special, left = np.array(sorted(special_ids)), rows
     for start in range(0, len(tokens), CONTEXTS_PER_CHUNK):
         context, position = np.nonzero(~np.isin(tokens[start : start + CONTEXTS_PER_CHUNK], special))
         yield (context[:left] + start).astype(np.int32), position[:left].astype(np.uint16)
@@ -146,8 +129,7 @@ def row_chunks(
 def tokens_sha256(tokens: Int[np.ndarray, "context position"]) -> str:
     """Hexadecimal sha256 of the shape and the int32 values: the `corpus_sha256` of a store."""
     digest = hashlib.sha256(repr(tokens.shape).encode())
-    for start in range(0, len(tokens), CONTEXTS_PER_CHUNK):
-        digest.update(np.ascontiguousarray(tokens[start : start + CONTEXTS_PER_CHUNK], dtype="<i4").tobytes())
+    digest.update(np.ascontiguousarray(tokens, dtype="<i4").data)
     return digest.hexdigest()
 
 
@@ -198,15 +180,12 @@ def _take_in(folder: Path, manifest: dict[str, Any]) -> None:
     for shard in manifest["shards"]:
         path = folder / shard["file"]
         if shard["sha256"] is None and path.is_file():
-            try:
+            with suppress(ValueError, EOFError):  # of a file that is shorter than it says, and of an empty one
                 values = np.load(path, mmap_mode="r")
-                whole = values.shape == (shard["rows"], manifest["d_in"]) and values.dtype == np.uint16
-            except (ValueError, EOFError):  # of a file that is shorter than it says, and of an empty one
-                whole = False
-            if whole:
-                shard |= _entry(folder, shard["file"])
-            else:
-                path.unlink()
+                if values.shape == (shard["rows"], manifest["d_in"]) and values.dtype == np.uint16:
+                    shard |= _entry(folder, shard["file"])
+                    continue
+            path.unlink()
 
 
 def _entry(folder: Path, name: str) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import yaml
@@ -24,45 +22,32 @@ class Pin(NamedTuple):
     revision: str | None
     licence: str
     gated: bool
-    config: Mapping[str, Any] = MappingProxyType({})
+    config: Mapping[str, Any] = {}
+
+
+_pinned = yaml.safe_load(PINS.read_text(encoding="utf8"))
+MODELS, DATASETS = ({name: Pin(**pin) for name, pin in _pinned[kind].items()} for kind in ("models", "datasets"))
 
 
 class Source(NamedTuple):
-    """For messages: the fields that name a repository and its commit, the address before its name, and what to do
-    without the hub."""
+    """Pins, and for messages: the fields that name a repository and its commit, its address, what to do without it."""
 
+    pins: Mapping[str, Pin]
     name: str
     revision: str
     page: str
     instead: str
 
+    def read_revision(self, name: str | None, given: str | None = None) -> str | None:
+        """The revision that is read: the one given, or else that of the pin."""
+        return given or (self.pins[name].revision if name in self.pins else None)
 
-MODEL = Source("model.name", "model.revision", PAGE, "name a folder, or use the profile pocket")
+
+MODEL = Source(MODELS, "model.name", "model.revision", PAGE, "name a folder, or use the profile pocket")
 CORPUS, PROBING = (
-    Source(f"{of}.{name}", f"{of}.{revision}", f"{PAGE}/datasets", f"set {of}.source to documentation or files")
-    for of, name, revision in (("corpus", "name", "revision"), ("probing", "datasets", "revisions"))
+    Source(DATASETS, f"{of}.{name}", f"{of}.{commit}", f"{PAGE}/datasets", f"set {of}.source to documentation or files")
+    for of, name, commit in (("corpus", "name", "revision"), ("probing", "datasets", "revisions"))
 )
-
-
-@cache
-def _pins() -> dict[str, dict[str, Pin]]:
-    content = yaml.safe_load(PINS.read_text(encoding="utf8"))
-    return {kind: {name: Pin(**entry) for name, entry in entries.items()} for kind, entries in content.items()}
-
-
-def model(name: str) -> Pin | None:
-    """The pin of a model, None for one that is not in `hub.yaml`."""
-    return _pins()["models"].get(name)
-
-
-def dataset(name: str) -> Pin | None:
-    """The pin of a dataset, None for one that is not in `hub.yaml`."""
-    return _pins()["datasets"].get(name)
-
-
-def read_revision(found: Pin | None, revision: str | None) -> str | None:
-    """The revision that is read: the one given, or else that of the pin."""
-    return revision or (found.revision if found else None)
 
 
 def explain(error: BaseException, name: str, revision: str | None, source: Source) -> str | None:
@@ -70,12 +55,16 @@ def explain(error: BaseException, name: str, revision: str | None, source: Sourc
     None for one that neither the hub, the network nor the hub's cache has to do with."""
     from huggingface_hub import constants, get_token
 
-    chain = tuple(_chain(error))
+    chain: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and each not in chain:  # which may be a circle
+        chain.append(each)
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
     kinds = {kind.__name__ for each in chain for kind in type(each).__mro__}
     # datasets drops the causes of some of its errors; their text is all that is left.
     lost = " ".join(str(each) for each in chain if type(each).__name__ == "DatasetNotFoundError")
     page, asked = f"{source.page}/{name}", f"{name} at revision {revision or 'main'}"
-    pin = model(name) if source is MODEL else dataset(name)
+    pin = source.pins.get(name)
     codes = (getattr(getattr(each, "response", None), "status_code", None) for each in chain)
     status = next((code for code in codes if isinstance(code, int) and code >= 400), None)
     if "GatedRepoError" in kinds or "gated dataset" in lost or (pin and pin.gated and status in REFUSED):
@@ -106,21 +95,16 @@ def explain(error: BaseException, name: str, revision: str | None, source: Sourc
 
 @contextmanager
 def reading(name: str, revision: str | None, source: Source) -> Iterator[None]:
-    """Whatever goes wrong with reading a repository is told in one line (ArtifactError)."""
+    """Whatever goes wrong with reading a repository is told in one line (ArtifactError); but for faults of the code,
+    where no other library's code is run on what is read, as with a model."""
     try:
         yield
     except ArtifactError:
         raise
     except Exception as error:
+        told = explain(error, name, revision, source)
+        if told is None and source is MODEL:
+            raise
         kind = f"{type(error).__name__}: {first_line(error)}"
         cannot = f"{source.name}: cannot read '{name}' ({kind}); check the network and {source.revision}"
-        raise ArtifactError(explain(error, name, revision, source) or f"{cannot}, or {source.instead}") from error
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from, each once: a chain may be a circle."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        raise ArtifactError(told or f"{cannot}, or {source.instead}") from error

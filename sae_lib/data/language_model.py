@@ -61,20 +61,18 @@ class LanguageModel:
         self.bos_token_id, _ = boundary_tokens(tokenizer)
         unknown = frozenset(token for token in tokenizer.get_vocab().values() if token >= self.vocab_size)
         self.special_ids = special_ids(tokenizer) | unknown
-        self.remarks: list[str] = []
-        if tokenizer.bos_token_id is None:
-            opening = f"its EOS {tokenizer.eos_token!r} opens every context"
-            self.remarks.append(f"the tokenizer of {name} has no BOS: {opening}")
-        if unknown:
-            what = f"{len(unknown)} entries of its tokenizer: they are no words"
-            self.remarks.append(f"{name} has no embedding for {what}")
+        opening = f"its EOS {tokenizer.eos_token!r} opens every context"
+        remarks = {
+            f"the tokenizer of {name} has no BOS: {opening}": tokenizer.bos_token_id is None,
+            f"{name} has no embedding for {len(unknown)} entries of its tokenizer: they are no words": bool(unknown),
+        }
+        self.remarks = [remark for remark, holds in remarks.items() if holds]
         for remark in self.remarks:
             warnings.warn(remark, stacklevel=3)
         if (path := blocks_path(model.base_model)) is None:
             kind = type(model).__name__
             raise ArtifactError(f"model.name: {name} ({kind}) has no list of decoder blocks to read from")
-        blocks: Any = model.base_model.get_submodule(path)
-        self._blocks: nn.ModuleList = blocks
+        self._blocks: Any = model.base_model.get_submodule(path)  # an nn.ModuleList
         self._block = self._blocks[layer]
         self.centred = False
         self._returns_tuple = False
@@ -89,7 +87,12 @@ class LanguageModel:
         """
         model, tokenizer, identity = load_model(config, whole=whole)
         lm = cls(model, tokenizer, name=config.name, layer=config.layer, whole=whole, identity=identity)
-        lm._require_causal()
+        # transformers loads an encoder (BERT) as a causal model too.
+        first = lm.residual_stream(torch.tensor([[0, 0], [0, 1]]))[:, 0].float()
+        rounding = 16 * torch.finfo(lm.dtype).eps * float(first.abs().max())
+        if float((first[0] - first[1]).abs().max()) > rounding:
+            fault = "a token changes what was before it, so it is an encoder and no causal language model"
+            raise ArtifactError(f"model.name: in {lm.name} {fault}; choose another")
         return lm
 
     @property
@@ -117,8 +120,7 @@ class LanguageModel:
 
     @torch.no_grad()
     def residual_stream(self, tokens: Tokens) -> Float[Tensor, "context position d_in"]:
-        """The residual stream after block `layer`, in the model's dtype; nothing later is computed. Raises as
-        `check_tokens`."""
+        """The residual stream after block `layer`, in its dtype, and nothing later. Raises as `check_tokens`."""
 
         def stop(block: nn.Module, inputs: Any, output: Any) -> None:
             raise _Reached(output)
@@ -135,13 +137,9 @@ class LanguageModel:
     def all_residual_streams(self, tokens: Tokens) -> Float[Tensor, "layer context position d_in"]:
         """The residual stream after each block that was kept. Raises as `check_tokens`."""
         found: list[Tensor] = []
-
-        def take(block: nn.Module, inputs: Any, output: Any) -> None:
-            found.append(_stream(output))
-
         with ExitStack() as stack:
             for block in self._blocks:
-                stack.enter_context(block.register_forward_hook(take))
+                stack.enter_context(block.register_forward_hook(lambda *given: found.append(_stream(given[-1]))))
             self.model.base_model(input_ids=self._ids(tokens), use_cache=False)
         return torch.stack(found)
 
@@ -216,16 +214,6 @@ class LanguageModel:
         with _instead(self.model.base_model, given):
             logits: Tensor = self.model(input_ids=ids, use_cache=False).logits
         return logits.reshape(*hidden.shape[:-1], -1)
-
-    def _require_causal(self) -> None:
-        """transformers loads an encoder (BERT) as a causal model too."""
-        first = self.residual_stream(torch.tensor([[0, 0], [0, 1]]))[:, 0].float()
-        rounding = 16 * torch.finfo(self.dtype).eps * float(first.abs().max())
-        if float((first[0] - first[1]).abs().max()) > rounding:
-            fault = (
-                f"in {self.name} a token changes what was before it, so it is an encoder and no causal language model"
-            )
-            raise ArtifactError(f"model.name: {fault}; choose another")
 
     def _require_whole(self) -> None:
         if not self.whole:

@@ -34,21 +34,15 @@ WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def readable_name(config: ModelConfig) -> str:
-    """What `model_folder` reads: the name of a profile's model, or the folder that its GGUF file is converted into."""
-    if config.wheel is not None:
-        return str(gguf.converted_wheel(config.wheel))
-    return str(gguf.converted_file(config.name)) if config.name.lower().endswith(".gguf") else config.name
-
-
-def model_folder(name: str, revision: str | None, *, weights: bool) -> Path:
-    """The local folder of a model, downloaded first, with or without its `weights`, where `name` (of `readable_name`)
-    is a hub id; without a `revision` the newest commit is read, and a warning names it.
+def model_folder(config: ModelConfig, *, weights: bool) -> Path:
+    """The local folder of a model, with or without its `weights`; fetched and converted first, where it is not there.
+    Without a revision the newest commit of the hub is read, and a warning names it.
 
     Raises ArtifactError: no such folder or hub id, no network, gated without a token, no such revision, a cache that
-    cannot be written, no config.json, no safetensors.
+    cannot be written, no config.json, no safetensors; and as `gguf.converted_wheel`.
     """
-    folder = _local_folder(name) or _hub_folder(name, revision, weights=weights)
+    folder = _local_folder(config) or _hub_folder(config.name, config.revision, weights=weights)
+    name = folder if (folder / "source.json").is_file() else config.name  # which a conversion writes
     if not (folder / "config.json").is_file():
         raise ArtifactError(f"model.name: {name} has no config.json, so it is not a transformers model")
     if weights and not list(folder.glob(WEIGHT_FILES[0])):
@@ -57,12 +51,15 @@ def model_folder(name: str, revision: str | None, *, weights: bool) -> Path:
     return folder
 
 
-def _local_folder(name: str) -> Path | None:
-    if name == "pocket":
-        if not (POCKET_FOLDER / "config.json").is_file():
-            raise ArtifactError("model.name: the packaged model 'pocket' is not there; make it with `make pocket-lm`")
-        return POCKET_FOLDER
-    folder = Path(name).expanduser()
+def _local_folder(config: ModelConfig) -> Path | None:
+    """Of a model that is not on the hub."""
+    if config.wheel is not None:
+        return gguf.converted_wheel(config.wheel)
+    if config.name.lower().endswith(".gguf"):
+        return gguf.converted_file(config.name)
+    folder = POCKET_FOLDER if config.name == "pocket" else Path(config.name).expanduser()
+    if config.name == "pocket" and not (folder / "config.json").is_file():
+        raise ArtifactError("model.name: the packaged model 'pocket' is not there; make it with `make pocket-lm`")
     return folder.resolve() if folder.is_dir() else None
 
 
@@ -73,12 +70,8 @@ def _hub_folder(name: str, revision: str | None, *, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = [*DESCRIPTION_FILES, *(WEIGHT_FILES if weights else ())]
-    try:
+    with hub.reading(name, revision, hub.MODEL):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))  # tries several times
-    except Exception as error:
-        if told := hub.explain(error, name, revision, hub.MODEL):
-            raise ArtifactError(told) from error
-        raise
     if revision is None:
         fix = f"set revision to {folder.name} to read the same one again"
         warnings.warn(f"model.revision: {name} is not pinned, its newest commit is read; {fix}", stacklevel=2)
@@ -90,15 +83,23 @@ def load_model(config: ModelConfig, *, whole: bool) -> tuple[PreTrainedModel, Pr
     read), its tokenizer and its identity. What the configuration alone can tell is refused before weights are fetched.
     Raises as `LanguageModel.load`."""
     import torch
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
     device, dtype = device_of(config), getattr(torch, config.dtype)
     if device != "cpu" and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
         raise ArtifactError("model.dtype: bfloat16 is not available on this GPU; choose float32 or float16")
-    auto = AutoModelForCausalLM if whole else AutoModel
-    name = readable_name(config)
-    folder = model_folder(name, config.revision, weights=False)
-    kept = _configuration(folder, config, whole=whole)
+    auto, folder = AutoModelForCausalLM if whole else AutoModel, model_folder(config, weights=False)
+    with told_as(f"model.name: transformers does not know the model in {config.name}"):
+        kept = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if getattr(kept, "quantization_config", None):
+        quantised = f"the weights of {config.name} are quantised, so {config.dtype} is not available"
+        raise ArtifactError(f"model.dtype: {quantised}; name the original model")
+    text = kept.get_text_config()
+    config.check_layer(text.num_hidden_layers)
+    if not whole:
+        text.num_hidden_layers = config.layer + 1
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[: config.layer + 1]
     unfit = told_as(f"model.name: config.json of {config.name} makes no language model")
     with unfit, torch.device("meta"), quiet_transformers():  # which holds no parameters, and counts them
         parameters = sum(parameter.numel() for parameter in auto.from_config(kept).parameters())
@@ -106,45 +107,23 @@ def load_model(config: ModelConfig, *, whole: bool) -> tuple[PreTrainedModel, Pr
     fix = "choose a smaller model.dtype or model, or a machine with more memory"
     for place in dict.fromkeys(("cpu", device)):  # weights pass through CPU memory on their way to a GPU
         require_memory(what, parameters * ITEM[config.dtype], place, fix)
-    folder = model_folder(name, config.revision, weights=True)
+    folder = model_folder(config, weights=True)
     with quiet_transformers():
         model = _load_weights(auto, folder, kept, dtype, config.name)
         tokenizer = load_tokenizer(folder, config.name)
-    return model.to(torch.device(device)), tokenizer, _identity(folder, name, config)
+    return model.to(torch.device(device)), tokenizer, model_identity(config, folder)
 
 
-def model_identity(config: ModelConfig) -> str:
-    """The `identity` of a profile's model, without loading it."""
-    name = readable_name(config)
-    return _identity(model_folder(name, config.revision, weights=True), name, config)
-
-
-def _identity(folder: Path, name: str, config: ModelConfig) -> str:
-    """The commit of a hub snapshot, or the sha256 of each file of a local folder; and the layer and the type."""
-    if _local_folder(name) is None:
-        source = {"hub": name, "commit": folder.name}
+def model_identity(config: ModelConfig, folder: Path | None = None) -> str:
+    """The `identity` of a profile's model, whose folder may be known: of the commit of a hub snapshot, or the sha256 of
+    each file of a local folder; and the layer and the type."""
+    folder = folder or model_folder(config, weights=True)
+    if _local_folder(config) is None:
+        source = {"hub": config.name, "commit": folder.name}
     else:
         files = {path for pattern in (*DESCRIPTION_FILES, *WEIGHT_FILES) for path in folder.glob(pattern)}
         source = {path.name: remembered_sha256(path) for path in sorted(files)}
     return json_key({"source": source, "layer": config.layer, "dtype": config.dtype})
-
-
-def _configuration(folder: Path, config: ModelConfig, *, whole: bool) -> PreTrainedConfig:
-    """The model's configuration, for the blocks that are kept."""
-    from transformers import AutoConfig
-
-    with told_as(f"model.name: transformers does not know the model in {config.name}"):
-        loaded = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if getattr(loaded, "quantization_config", None):
-        quantised = f"the weights of {config.name} are quantised, so {config.dtype} is not available"
-        raise ArtifactError(f"model.dtype: {quantised}; name the original model")
-    text = loaded.get_text_config()
-    config.check_layer(text.num_hidden_layers)
-    if not whole:
-        text.num_hidden_layers = config.layer + 1
-        if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[: config.layer + 1]
-    return loaded
 
 
 def _load_weights(auto: Any, folder: Path, kept: PreTrainedConfig, dtype: torch.dtype, name: str) -> Any:

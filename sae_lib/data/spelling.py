@@ -30,22 +30,17 @@ def single_token(tokenizer: Any, text: str) -> int:
     return int(ids[0])
 
 
-def alphabetic_tokens(tokenizer: Any) -> NDArray[np.int64]:
-    """Ids of all vocabulary entries that are ASCII letters after at most one leading space, ascending."""
-    texts = ((token_id, tokenizer.decode([token_id])) for token_id in range(len(tokenizer)))
-    special = set(tokenizer.all_special_ids)
-    return np.array([i for i, text in texts if i not in special and ALPHABETIC.fullmatch(text)], dtype=np.int64)
-
-
 class SpellingLines:
     """Random windows of spelling lines for one tokenizer; only letters carry a label, since words are drawn."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.bos = int(tokenizer.bos_token_id)
-        self.words = alphabetic_tokens(tokenizer)
-        first = [tokenizer.decode([i]).strip()[0].upper() for i in self.words]
+        texts = {i: tokenizer.decode([i]) for i in sorted({*range(len(tokenizer))} - {*tokenizer.all_special_ids})}
+        words = {i: text for i, text in texts.items() if ALPHABETIC.fullmatch(text)}
+        self.words = np.array([*words], dtype=np.int64)
         self.letters = [single_token(tokenizer, f" {letter}") for letter in LETTERS]
-        self.answers = np.array(self.letters)[[LETTERS.index(letter) for letter in first]]  # aligned with self.words
+        first = [LETTERS.index(text.strip()[0].upper()) for text in words.values()]
+        self.answers = np.array(self.letters)[first]  # aligned with self.words
         self.newline = single_token(tokenizer, "\n")
         self.colon = single_token(tokenizer, ":")
         self.ask = np.array(tokenizer(ASK, add_special_tokens=False)["input_ids"])

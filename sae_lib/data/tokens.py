@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Int
@@ -28,14 +28,12 @@ DOCUMENTS_PER_BATCH = 256  # tokenised together
 BATCHES_AHEAD = 4
 
 Document = tuple[Split, NDArray[np.int32]]  # its tokens with the one that closes it
-Binary = IO[bytes] | io.BytesIO
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def boundary_tokens(tokenizer: Any) -> tuple[int, int]:
-    """What opens a context (BOS, or else EOS) and closes a document (EOS, or else BOS). Raises ArtifactError when the
-    tokenizer has neither."""
+    """What opens a context (BOS, else EOS) and closes a document (EOS, else BOS). Raises ArtifactError: neither."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     if bos is None and eos is None:
         fault = f"the tokenizer {tokenizer.name_or_path} has neither BOS nor EOS to open a context with"
@@ -67,7 +65,7 @@ class ContextWriter:
     """
 
     def __init__(
-        self, file: Binary, tokenizer: Any, length: int, contexts: int, rows: int = 0, lessons: Lessons | None = None
+        self, file: Any, tokenizer: Any, length: int, contexts: int, rows: int = 0, lessons: Lessons | None = None
     ) -> None:
         self._file, self._length, self._contexts, self._rows, self._lessons = file, length, contexts, rows, lessons
         self._bos, _ = boundary_tokens(tokenizer)
@@ -75,18 +73,18 @@ class ContextWriter:
         self.rest = np.empty(0, dtype=np.int32)  # tokens that fill no context yet
         self._digest = hashlib.sha256()
         self.contexts = self.rows = 0
-        self._write_header()
+        self.finish()
 
     @property
     def full(self) -> bool:
         return self.contexts >= self._contexts and self.rows >= self._rows
 
-    def add(self, ids: NDArray[np.int32]) -> None:
-        """Go on with these tokens."""
+    def add(self, documents: Sequence[NDArray[np.int32]]) -> None:
+        """Go on with the tokens of these."""
         if self.full:
             return
         body = self._length - 1
-        stream = np.concatenate([self.rest, ids])
+        stream = np.concatenate([self.rest, *documents])
         n = len(stream) // body
         self.rest = stream[n * body :].copy()
         block = np.empty((n, self._length), dtype=np.int32)
@@ -102,15 +100,11 @@ class ContextWriter:
         self._file.write(block.data)
 
     def finish(self) -> dict[str, Any]:
-        """How many contexts there are, and the sha256 of their values."""
-        self._write_header()
-        return {"contexts": self.contexts, "sha256": self._digest.hexdigest()}
-
-    def _write_header(self) -> None:
-        """The .npy header for the contexts so far; it has room for any number of them."""
+        """How many contexts there are, and the sha256 of their values. Writes their header, whose size is fixed."""
         self._file.seek(0)
         description = {"descr": "<i4", "fortran_order": False, "shape": (self.contexts, self._length)}
         np.lib.format.write_array_header_1_0(self._file, description)
+        return {"contexts": self.contexts, "sha256": self._digest.hexdigest()}
 
 
 def contexts_needed(data: DataConfig) -> dict[Split, int]:
@@ -136,26 +130,22 @@ def write_contexts(
             writers[split] = ContextWriter(file, tokenizer, data.context_length, count, rows, taught)
         for batch in documents:
             for split, writer in writers.items():
-                if ids := [ids for own, ids in batch if own == split]:
-                    writer.add(np.concatenate(ids))
+                writer.add([ids for own, ids in batch if own == split])
             if all(writer.full for writer in writers.values()):
                 break
         for split, writer in writers.items():
-            if not writer.full and (split != "train" or writer.rows < data.train_tokens):
-                raise _too_little_text(split, writer, data)
+            if writer.full or (split == "train" and writer.rows >= data.train_tokens):
+                continue
+            if split == "train":
+                field, given, share = "data.train_tokens", writer.rows, ""
+                what = f"the training documents give {given:,} tokens, needed: {data.train_tokens:,}"
+            else:
+                field, given, share = f"data.{split}_contexts", writer.contexts, f" or raise corpus.{split}_fraction"
+                asked = f"{data.context_length}, needed: {contexts_needed(data)[split]:,}"
+                what = f"their documents fill {given:,} contexts of {asked}"
+            lower = f"lower it to {given} or less, or " if given else ""
+            raise ArtifactError(f"{field}: {what}; {lower}give more text{share}")
         return {split: writer.finish() for split, writer in writers.items()}
-
-
-def _too_little_text(split: Split, found: ContextWriter, data: DataConfig) -> ArtifactError:
-    if split == "train":
-        field, given, share = "data.train_tokens", found.rows, ""
-        what = f"the training documents give {given:,} tokens, needed: {data.train_tokens:,}"
-    else:
-        field, given, share = f"data.{split}_contexts", found.contexts, f" or raise corpus.{split}_fraction"
-        asked = contexts_needed(data)[split]
-        what = f"their documents fill {given:,} contexts of {data.context_length}, needed: {asked:,}"
-    lower = f"lower it to {given} or less, or " if given else ""
-    return ArtifactError(f"{field}: {what}; {lower}give more text{share}")
 
 
 def tokenised(rows: Iterable[tuple[Split, str]], tokenizer: Any) -> Iterator[list[Document]]:
@@ -199,7 +189,7 @@ def pack(texts: Iterable[str], tokenizer: Any, context_length: int, contexts: in
     file, texts = io.BytesIO(), iter(texts)
     writer = ContextWriter(file, tokenizer, context_length, contexts)
     while not writer.full and (batch := list(islice(texts, DOCUMENTS_PER_BATCH))):
-        writer.add(np.concatenate(encode(batch, tokenizer, closing)))
+        writer.add(encode(batch, tokenizer, closing))
     if not writer.contexts:
         few = f"{len(writer.rest):,} tokens fill no context of {context_length}"
         raise ArtifactError(f"text: {few}; give more text")
@@ -215,8 +205,7 @@ def with_masked(contexts: NDArray[np.int32], share: float, seed: int = 0) -> Int
 
 
 def load_tokens(folder: Path, split: Split) -> NDArray[np.int32]:
-    """The contexts of one split, memory-mapped: int32 `[context, position]`. Raises ArtifactError when they are not
-    there or the file is cut short."""
+    """The contexts of one split, mapped: int32 `[context, position]`. Raises ArtifactError: none, or cut short."""
     file = folder / f"{split}.npy"
     if not file.is_file():
         raise ArtifactError(f"tokens: there is no {split}.npy in {folder}; make it first (notebook 01_data)")

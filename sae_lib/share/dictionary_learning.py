@@ -15,7 +15,7 @@ from sae_lib.autoencoders.matryoshka import Matryoshka
 from sae_lib.autoencoders.topk import BatchTopK
 from sae_lib.share.facts import Facts
 from sae_lib.share.origin import Origin, hook_layer, read_config, setting, texts
-from sae_lib.share.weights import InferenceForm, Tensors, assemble, check_keys, floats, inference_form
+from sae_lib.share.weights import Tensors, assemble, check_keys, floats, inference_form
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import write_json
 
@@ -76,7 +76,13 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
     if "encoder.weight" in state:
         tensors |= {"W_enc": tensors["W_enc"].T, "W_dec": tensors["W_dec"].T}
     sae = assemble(kind.architecture, tensors, file, subtract_b_dec=kind.subtract_b_dec, k=k)
-    return sae, _origin(trainer)
+    # `layer` counts blocks from 0; `submodule_name` names the place, where a name was given.
+    (model, hook), layer = texts(trainer, "lm_name", "submodule_name"), trainer.get("layer")
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        return sae, Origin(CONFIG, model)
+    if hook and "resid" not in hook and hook_layer(hook) is None:
+        return sae, Origin(CONFIG, model, f"{hook} of layer {layer}")
+    return sae, Origin(CONFIG, model, hook or f"layer {layer}", layer)
 
 
 def _state(file: Path) -> Tensors:
@@ -93,22 +99,20 @@ def _state(file: Path) -> Tensors:
     return state
 
 
-def _origin(trainer: dict[str, Any]) -> Origin:
-    """`layer` counts blocks from 0; `submodule_name` names the place, where a name was given."""
-    model, hook = texts(trainer, "lm_name", "submodule_name")
-    layer = trainer.get("layer")
-    if not isinstance(layer, int) or isinstance(layer, bool):
-        return Origin(CONFIG, model)
-    if hook and "resid" not in hook and hook_layer(hook) is None:
-        return Origin(CONFIG, model, f"{hook} of layer {layer}")
-    return Origin(CONFIG, model, hook or f"layer {layer}", layer)
-
-
 def save_dictionary_learning(sae: Autoencoder, folder: Path, facts: Facts | None = None) -> str:
     """Write an SAE as dictionary_learning does; returns the class, which fixes whether b_dec is taken off the input:
     where ours does otherwise the difference goes into the encoder's biases (`InferenceForm.centred`)."""
     form = inference_form(sae)
-    name = _dict_class(sae, form)
+    classes = {"gated": "GatedAutoEncoder", "topk": "AutoEncoderTopK", "jumprelu": "JumpReluAutoEncoder"}
+    if isinstance(sae, BatchTopK):
+        name = "MatryoshkaBatchTopKSAE" if isinstance(sae, Matryoshka) else "BatchTopKSAE"
+    elif form.architecture == "standard":
+        # `load_dictionary` divides the decoder rows of an `AutoEncoder` by their norms.
+        norms = form.tensors["W_dec"].norm(dim=1)
+        unit = torch.allclose(norms, torch.ones_like(norms))  # by its own tolerance
+        name = "AutoEncoder" if form.subtract_b_dec and unit else "AutoEncoderNew"
+    else:
+        name = classes[form.architecture]
     kind = KINDS[name]
     form = form.centred(kind.subtract_b_dec)
     state = {theirs: form.tensors[own] for own, theirs in kind.names.items()}
@@ -135,18 +139,3 @@ def save_dictionary_learning(sae: Autoencoder, folder: Path, facts: Facts | None
     torch.save(state, folder / WEIGHTS)
     write_json(folder / CONFIG, {"trainer": trainer, "buffer": {"ctx_len": facts.context_length if facts else None}})
     return name
-
-
-def _dict_class(sae: Autoencoder, form: InferenceForm) -> str:
-    """The class that computes what `sae` computes. `load_dictionary` divides the decoder rows of an `AutoEncoder` by
-    their norms, so rows that are not of norm 1 are written as `AutoEncoderNew`."""
-    if isinstance(sae, Matryoshka):
-        return "MatryoshkaBatchTopKSAE"
-    if isinstance(sae, BatchTopK):
-        return "BatchTopKSAE"
-    if form.architecture == "standard":
-        norms = form.tensors["W_dec"].norm(dim=1)
-        unit = torch.allclose(norms, torch.ones_like(norms))  # by its own tolerance
-        return "AutoEncoder" if form.subtract_b_dec and unit else "AutoEncoderNew"
-    classes = {"gated": "GatedAutoEncoder", "topk": "AutoEncoderTopK", "jumprelu": "JumpReluAutoEncoder"}
-    return classes[form.architecture]

@@ -58,20 +58,16 @@ class SAEEvaluation:
 
     def as_text(self) -> str:
         """Names and values of the summary in two columns, notes below them."""
-        width = max(map(len, self.summary))
-        rows = [f"{name:<{width}}  {_shown(value)}" for name, value in _plain(self.summary).items()]
-        return "\n".join([*rows, *(f"note: {note}" for note in self.notes)])
+        width, lines = max(map(len, self.summary)), []
+        for name, value in _plain(self.summary).items():
+            digits = ".4f" if isinstance(value, float) and value != int(value) else ""
+            lines.append(f"{name:<{width}}  {'not defined' if value is None else format(value, digits)}")
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
     """JSON has no NaN: a value that is not there is null."""
     return {str(key): None if isinstance(value, float) and value != value else value for key, value in row.items()}
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "not defined"
-    return f"{value:.4f}" if isinstance(value, float) and value != int(value) else f"{value}"
 
 
 def default_settings() -> EvaluationConfig:
@@ -150,22 +146,15 @@ def evaluate_sae(
         lm.centre()
     elif origin.centred != "no" and lm.can_be_centred:
         seen = f"it {'was' if origin.centred == 'yes' else 'may have been'} trained on a model whose weights"
-        centred = (
-            "TransformerLens centred (center_writing_weights); centre=True (--centre) gives it such a residual stream"
-        )
-        notes.append(f"sae: {seen} {centred}")
-
-    def held_out() -> Int[Tensor, "context position"]:
-        tokens, found = _read(lm, chosen_texts(texts, files, text_field), contexts, context_length)
-        notes.extend(f"text: {note}" for note in found)
-        return tokens
-
-    packaged = load_profile("pocket").corpus
-    inputs = Inputs(lambda: lm, held_out, settings or default_settings(), folder, packaged, corpus_cache())
+        fix = "centre=True (--centre) gives it such a residual stream"
+        notes.append(f"sae: {seen} TransformerLens centred (center_writing_weights); {fix}")
+    inputs = Inputs(
+        lambda: lm, lambda: _read(lm, chosen_texts(texts, files, text_field), contexts, context_length, notes),
+        settings or default_settings(), folder, load_profile("pocket").corpus, corpus_cache(),
+    )  # fmt: skip
     found = _measure(sae.to(lm.device).eval(), inputs, asked)
-    summary = {
-        "model": lm.name, "layer": lm.layer, "architecture": sae.cfg.architecture, "d_in": sae.d_in, "d_sae": sae.d_sae,
-    }  # fmt: skip
+    summary = {"model": lm.name, "layer": lm.layer, "architecture": sae.cfg.architecture}
+    summary |= {"d_in": sae.d_in, "d_sae": sae.d_sae}
     tables = {"letters": pd.DataFrame(), "tasks": pd.DataFrame()}
     for metric, measured in zip(metrics, found, strict=True):
         summary |= measured.summary
@@ -227,12 +216,11 @@ def chosen_texts(texts: Iterable[str] | None, files: Sequence[Path | str], text_
 
 
 def _read(
-    lm: LanguageModel, texts: Texts, contexts: int, length: int
-) -> tuple[Int[Tensor, "context position"], list[str]]:
-    """As many contexts as were asked for, or as the text fills, and what there is to say about them."""
-    notes = []
+    lm: LanguageModel, texts: Texts, contexts: int, length: int, notes: list[str]
+) -> Int[Tensor, "context position"]:
+    """As many contexts as were asked for, or as the text fills; what there is to say about them goes into `notes`."""
     if (longest := lm.max_positions) is not None and length > longest:
-        notes.append(f"contexts have {longest} tokens, the most that {lm.name} takes, not {length}")
+        notes.append(f"text: contexts have {longest} tokens, the most that {lm.name} takes, not {length}")
         length = longest
     if length < 2 or contexts < 1:
         fix = "take 1 or more contexts of 2 or more tokens"
@@ -240,7 +228,7 @@ def _read(
     tokens = pack((text for _, text in texts if text), lm.tokenizer, length, contexts)
     lm.check_tokens(tokens)
     if texts.note:
-        notes.append(texts.note)
+        notes.append(f"text: {texts.note}")
     if len(tokens) < contexts:
-        notes.append(f"it fills {len(tokens)} contexts of {length} tokens, {contexts} were asked for")
-    return torch.from_numpy(tokens).long(), notes
+        notes.append(f"text: it fills {len(tokens)} contexts of {length} tokens, {contexts} were asked for")
+    return torch.from_numpy(tokens).long()

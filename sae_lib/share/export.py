@@ -20,21 +20,21 @@ from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_folder
 from sae_lib.util.paths import output_folder
 
-FORMATS = ("saelens", "dictionary_learning")
-LOADING = (
-    """\
+# How each is loaded.
+FORMATS = {
+    "saelens": """\
 ```python
 from sae_lens import SAE
 
 sae = SAE.load_from_disk("saelens")
 ```""",
-    """\
+    "dictionary_learning": """\
 ```python
 from dictionary_learning.utils import load_dictionary
 
 sae, config = load_dictionary("dictionary_learning", device="cpu")
 ```""",
-)
+}
 
 
 def export_run(run: Path | str, to: str, out: Path | str) -> Facts:
@@ -46,7 +46,7 @@ def export_run(run: Path | str, to: str, out: Path | str) -> Facts:
     `run`: its folder; `to`: "saelens", "dictionary_learning" or "both"; `out`: a folder that is new or empty. Raises
     ArtifactError: no such run, one that has not finished, an unknown format, a folder that is full or not writable.
     """
-    formats = FORMATS if to == "both" else (to,)
+    formats = [*FORMATS] if to == "both" else [to]
     if not set(formats) <= set(FORMATS):
         raise ArtifactError(f"to: {to!r} is no known format; choose {', '.join(FORMATS)} or both")
     out = output_folder(out, "out")
@@ -87,7 +87,7 @@ def readme(facts: Facts, formats: Sequence[str]) -> str:
         f"# {method_name(facts.method)} sparse autoencoder",
         "It takes the raw residual stream, where every context opens with BOS."
         + ("" if facts.steps else " It is **untrained**: the weights are as they were initialised."),
-        *(code for name, code in zip(FORMATS, LOADING, strict=True) if name in formats),
+        *(FORMATS[name] for name in formats),
         "## Training",
         _table(("setting", "value"), ((key, str(value)) for key, value in training.items() if value is not None)),
         "## Scores of this seed",

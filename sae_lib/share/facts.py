@@ -88,36 +88,23 @@ def read_run(folder: Path) -> tuple[Autoencoder, Facts]:
     run = read_json(folder / RUN_FILE)
     if not isinstance(run, dict) or not {"method", "seed", "steps", "tokens"} <= set(run):
         raise ArtifactError(f"run: {folder / RUN_FILE} names no method, seed, steps and tokens; train this SAE again")
-    sae = load_autoencoder(folder)
-    store = _store(folder, run)
+    sae, dataset, above = load_autoencoder(folder), None, folder.resolve().parent.parent
+    # The activations that it was trained on, if they lie where this project keeps them. An untrained SAE has read
+    # nothing: it names no store, and belongs to the one beside it.
+    file = above / "store" / MANIFEST
+    store: dict[str, Any] = read_json(file) if file.is_file() else {}
+    if run.get("store_key", key := content_key(store)) != key:
+        store = {}
     model, layer = (run.get(key, store.get(key)) for key in ("model", "layer"))
-    return sae, Facts(
-        run=folder.resolve().name, config=sae.cfg, place=place(model, layer), context_length=store.get("positions"),
-        dataset=_dataset(folder, (model, layer, sae.d_sae)), scores=_scores(folder),
-        **{key: run[key] for key in ("method", "seed", "steps", "tokens")},
-    )  # fmt: skip
-
-
-def _store(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of the activations that the SAE was trained on, if they lie where this project keeps them."""
-    file = folder.resolve().parent.parent / "store" / MANIFEST
-    manifest: dict[str, Any] = read_json(file) if file.is_file() else {}
-    key = content_key(manifest)
-    # An untrained SAE has read nothing: it names no store, and belongs to the one beside it.
-    return manifest if run.get("store_key", key) == key else {}
-
-
-def _dataset(folder: Path, read: tuple[str | None, int | None, int]) -> str | None:
-    """The text of the profile that the run lies in, if it has this model, layer and width."""
-    with suppress(ArtifactError):
-        found = load_profile(folder.resolve().parent.parent.name)
-        if (found.model.name, found.model.layer, found.training.d_sae) == read and found.corpus.source == "hub":
-            return found.corpus.name
-    return None
-
-
-def _scores(folder: Path) -> dict[str, float]:
-    """Every score that is kept with the run, by name; what could not be measured is left out."""
+    with suppress(ArtifactError):  # the text of the profile that the run lies in, if it has this model, layer and width
+        found = load_profile(above.name)
+        read = (found.model.name, found.model.layer, found.training.d_sae, found.corpus.source)
+        dataset = found.corpus.name if read == (model, layer, sae.d_sae, "hub") else None
     files = (folder / f"{name}.json" for name in SCORES)
     summaries = [read_json(file).get("summary", {}) for file in files if file.is_file()]
-    return {key: value for summary in summaries for key, value in summary.items() if isinstance(value, int | float)}
+    # What could not be measured is left out.
+    scores = {name: value for each in summaries for name, value in each.items() if isinstance(value, int | float)}
+    return sae, Facts(
+        run=folder.resolve().name, config=sae.cfg, place=place(model, layer), context_length=store.get("positions"),
+        dataset=dataset, scores=scores, **{key: run[key] for key in ("method", "seed", "steps", "tokens")},
+    )  # fmt: skip

@@ -89,8 +89,15 @@ def _sparsify(folder: Path) -> tuple[Autoencoder, Origin]:
 
 
 def _gemma_scope(folder: Path) -> tuple[Autoencoder, Origin]:
-    sae = _jumprelu(folder / "params.npz", _read_npz(folder / "params.npz"))
-    path = folder.resolve().as_posix()
+    file, path = folder / "params.npz", folder.resolve().as_posix()
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            # In this machine's byte order, which torch asks for.
+            stored = {name: arrays[name].astype(arrays[name].dtype.newbyteorder("=")) for name in arrays}
+        tensors = {name: torch.from_numpy(array) for name, array in stored.items()}
+    except Exception as error:  # of any kind, as for ae.pt
+        raise ArtifactError(f"sae: {file} is damaged or holds more than numbers; fetch it again") from error
+    sae = _jumprelu(file, floats(tensors, file))
     repository = re.search(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att)(?![a-z])", path)
     model = f"gemma-2-{repository[1]}{'-it' if repository[2] == 'it' else ''}" if repository else None
     layer, hook = re.search(r"/layer_(\d+)(?:/|$)", path), None
@@ -106,17 +113,6 @@ def _gemma_scope_2(folder: Path) -> tuple[Autoencoder, Origin]:
     sae = _jumprelu(file, read_safetensors(file, "Gemma Scope"))
     model, hook = texts(read_config(folder / "config.json", "Gemma Scope"), "model_name", "hf_hook_point_in")
     return sae, Origin("config.json", model and model.replace("-v3", "-3"), hook, hook_layer(hook))
-
-
-def _read_npz(file: Path) -> Tensors:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            # In this machine's byte order, which torch asks for.
-            stored = {name: arrays[name].astype(arrays[name].dtype.newbyteorder("=")) for name in arrays}
-        tensors = {name: torch.from_numpy(array) for name, array in stored.items()}
-    except Exception as error:  # of any kind, as for ae.pt
-        raise ArtifactError(f"sae: {file} is damaged or holds more than numbers; fetch it again") from error
-    return floats(tensors, file)
 
 
 def _jumprelu(file: Path, stored: Tensors) -> Autoencoder:

@@ -73,7 +73,10 @@ def load(folder: Path) -> tuple[Autoencoder, Origin]:
     for name, factor in (("W_enc", scale), ("W_dec", 1 / scale), ("b_dec", 1 / scale)):
         tensors[name] = tensors[name] * factor
     sae = assemble(architecture, tensors, file, subtract_b_dec=config["apply_b_dec_to_input"], k=k)
-    return sae, _origin(config)
+    model, hook = texts(config, "model_name", "hook_name")
+    remark = "it was trained on contexts without BOS; here every context opens with BOS"
+    remarks = (remark,) if config.get("prepend_bos") is False else ()
+    return sae, Origin(CONFIG, model, hook, hook_layer(hook), config["centred"], remarks)
 
 
 def _config(file: Path) -> dict[str, Any]:
@@ -132,36 +135,27 @@ def _input_scale(config: dict[str, Any], folder: Path) -> float:
     return float(factor)
 
 
-def _origin(config: dict[str, Any]) -> Origin:
-    model, hook = texts(config, "model_name", "hook_name")
-    remark = "it was trained on contexts without BOS; here every context opens with BOS"
-    remarks = (remark,) if config.get("prepend_bos") is False else ()
-    return Origin(CONFIG, model, hook, hook_layer(hook), config["centred"], remarks)
-
-
 def save_saelens(form: InferenceForm, folder: Path, facts: Facts | None = None) -> None:
     """Write an SAE as SAELens does. Its layout is ours, so no weight is changed."""
     d_in, d_sae = form.tensors["W_enc"].shape
-    metadata = {"sae_lens_version": FORMAT_VERSION, "sae_lens_training_version": None}
+    metadata: dict[str, Any] = {"sae_lens_version": FORMAT_VERSION, "sae_lens_training_version": None}
+    if facts:
+        model_class, hook = facts.place.saelens_hook
+        metadata |= {
+            "model_name": facts.place.model, "model_class_name": model_class, "model_from_pretrained_kwargs": {},
+            "hook_name": hook, "hf_hook_name": facts.place.block, "hook_head_index": None,
+            "context_size": facts.context_length, "dataset_path": facts.dataset,
+            "prepend_bos": True, "exclude_special_tokens": True,  # activations of special tokens are left out
+            "training_tokens": facts.tokens, "seed": facts.seed, "method": facts.method,
+            "trained_by": f"sae_lib {__version__}",
+        }  # fmt: skip
     config: dict[str, Any] = {
         "architecture": form.architecture, "d_in": d_in, "d_sae": d_sae, "dtype": "float32", "device": "cpu",
         "apply_b_dec_to_input": form.subtract_b_dec, "normalize_activations": "none", "reshape_activations": "none",
-        "metadata": metadata | (_metadata(facts) if facts else {}),
+        "metadata": metadata,
     }  # fmt: skip
     if form.architecture == "topk":
         config |= {"k": form.k, "rescale_acts_by_decoder_norm": False}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(form.tensors, folder / WEIGHTS, metadata={"format": "pt"})
     write_json(folder / CONFIG, config)
-
-
-def _metadata(facts: Facts) -> dict[str, Any]:
-    model_class, hook = facts.place.saelens_hook
-    return {
-        "model_name": facts.place.model, "model_class_name": model_class, "model_from_pretrained_kwargs": {},
-        "hook_name": hook, "hf_hook_name": facts.place.block, "hook_head_index": None,
-        "context_size": facts.context_length, "dataset_path": facts.dataset,
-        "prepend_bos": True, "exclude_special_tokens": True,  # activations of special tokens are left out
-        "training_tokens": facts.tokens, "seed": facts.seed, "method": facts.method,
-        "trained_by": f"sae_lib {__version__}",
-    }  # fmt: skip

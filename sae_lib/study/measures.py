@@ -42,14 +42,13 @@ def model_size(model: ModelConfig) -> ModelSize:
 
     from sae_lib.data import hub
     from sae_lib.data.language_model import blocks_path, learned_positions
-    from sae_lib.data.model_loading import model_folder, readable_name
+    from sae_lib.data.model_loading import model_folder
 
-    pin = hub.model(model.name)
     try:
-        if pin:
+        if pin := hub.MODELS.get(model.name):
             config = AutoConfig.for_model(**pin.config)
         else:
-            config = AutoConfig.from_pretrained(model_folder(readable_name(model), model.revision, weights=False))
+            config = AutoConfig.from_pretrained(model_folder(model, weights=False))
         with torch.device("meta"):
             whole = AutoModelForCausalLM.from_config(config)
         blocks, text = whole.base_model.get_submodule(blocks_path(whole.base_model) or ""), config.get_text_config()
@@ -84,14 +83,14 @@ def foreseen(profile: Profile, paths: Paths) -> dict[str, str]:
         return dict(known["measures"])
 
     from sae_lib.data import hub
-    from sae_lib.data.model_loading import load_tokenizer, model_folder, readable_name
+    from sae_lib.data.model_loading import load_tokenizer, model_folder
     from sae_lib.data.tokens import special_ids
     from sae_lib.metrics.absorption.reference import words_of_model
 
     name, later = profile.model.name, "how many letters the probe finds, notebook 01 says before anything is trained"
-    if hub.model(name):  # a plan fetches nothing
+    if name in hub.MODELS:  # a plan fetches nothing
         return {"absorption": later}
-    folder = model_folder(readable_name(profile.model), profile.model.revision, weights=False)
+    folder = model_folder(profile.model, weights=False)
     tokenizer, positions = load_tokenizer(folder, name), model_size(profile.model).positions
     try:
         words = words_of_model(tokenizer, special_ids(tokenizer), positions, name, profile.evaluation.absorption)[0]

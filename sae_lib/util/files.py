@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from filelock import FileLock, Timeout
 
@@ -51,9 +51,9 @@ def require_room(folder: Path, needed: int, what: str, fix: str = "make room") -
 
 
 @contextmanager
-def explain_writing(place: Path, *, refusals: bool = False) -> Iterator[None]:
+def explain_writing(place: Path, *, refusals: bool = False, field: str = "") -> Iterator[None]:
     """Raises ArtifactError, which names the place and the fix, for a full disk or quota and a file that is too large;
-    with `refusals`, also for whatever else the system says when it makes no folder or file."""
+    with `refusals`, also for whatever else the system says when it makes no folder or file. It begins with `field`."""
     try:
         yield
     except OSError as error:
@@ -70,19 +70,16 @@ def explain_writing(place: Path, *, refusals: bool = False) -> Iterator[None]:
             fault += "remove what has that name, or " if error.errno in (errno.EEXIST, errno.EISDIR) else ""
         ours = any(place.resolve().is_relative_to(known.resolve()) for known in (output_root(), *COMMITTED.values()))
         named = f"set {OUTPUT_VARIABLE} to" if ours else "name"
-        raise ArtifactError(f"{fault}{named} a folder of yours{after}") from error
+        raise ArtifactError(f"{f'{field}: ' if field else ''}{fault}{named} a folder of yours{after}") from error
 
 
 def check_writable(folder: Path, field: str = "") -> None:
     """Before the work for it: raises ArtifactError, which begins with `field`, the option that named the folder, when
     neither it nor the nearest above it that is there takes a file."""
-    try:
-        with explain_writing(folder, refusals=True):
-            there = next(place for place in (folder, *folder.parents) if place.exists())
-            # Some file systems refuse only the attempt. The file is gone when it is closed.
-            tempfile.TemporaryFile(dir=there).close()
-    except ArtifactError as error:
-        raise ArtifactError(f"{field}: {error}" if field else str(error)) from None
+    with explain_writing(folder, refusals=True, field=field):
+        there = next(place for place in (folder, *folder.parents) if place.exists())
+        # Some file systems refuse only the attempt. The file is gone when it is closed.
+        tempfile.TemporaryFile(dir=there).close()
 
 
 def make_folder(folder: Path) -> None:
@@ -92,15 +89,13 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_write(path: Path | str, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """A file beside `path`, open in mode "w" (UTF-8) or "wb", that takes its name only when the block ends well; its
     folder is made where it is missing.
 
     Raises ArtifactError: the disk is full, nothing can be written there, or `path` is a device or a pipe. It is then
     what it was before, and no part is left behind.
     """
-    if mode not in ("w", "wb"):
-        raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
     path = Path(path)
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
     with _replacing(path) as name:

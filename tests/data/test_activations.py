@@ -137,11 +137,6 @@ def test_the_stream_is_pinned():
     assert drawn == [4, 6, 2, 7, 3, 5, 9, 0, 8, 1, 9, 1, 3, 8, 7, 6, 0, 4, 2, 5]
 
 
-def test_reduced_precision_batches(folder):
-    stream = WindowStream(ActivationStore.open(folder), 4, 16, seed=0, dtype=torch.bfloat16)
-    assert stream.batch(0).activations.dtype == torch.bfloat16
-
-
 def test_batch_size_that_does_not_fit(folder):
     store = ActivationStore.open(folder)
     with pytest.raises(ArtifactError, match=f"more than the {store.n_rows} rows"):

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from sae_lib.data import hub
+from sae_lib.data.config import ModelConfig
 from sae_lib.data.model_loading import model_folder
 from sae_lib.metrics.probing.config import HUB_REVISIONS, ProbingConfig
 from sae_lib.metrics.probing.datasets import hub_texts
@@ -65,9 +66,14 @@ def unplugged(request: httpx2.Request) -> httpx2.Response:
     raise httpx2.ConnectError("no route to host", request=request)
 
 
+def folder_of(name: str, revision: str | None = SHA, weights: bool = True) -> Path:
+    """Of a model without a pin, whatever the file of pins says."""
+    return model_folder(ModelConfig.model_construct(name=name, revision=revision), weights=weights)
+
+
 def model_refusal(name: str, revision: str | None = SHA) -> str:
     with pytest.raises(ArtifactError) as caught:
-        model_folder(name, revision, weights=True)
+        folder_of(name, revision)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -85,42 +91,39 @@ def dataset_refusal(name: str = "someone/text", revision: str | None = SHA) -> s
 
 def test_every_revision_is_a_whole_commit_or_said_to_be_missing() -> None:
     content = yaml.safe_load(hub.PINS.read_text())
-    for kind, read in (("models", hub.model), ("datasets", hub.dataset)):
+    for kind, read in (("models", hub.MODELS), ("datasets", hub.DATASETS)):
         assert content[kind]
         for name, entry in content[kind].items():
             assert name.count("/") == 1 and entry["licence"] and isinstance(entry["gated"], bool)
             assert entry["revision"] is None or COMMIT.fullmatch(entry["revision"]), name
-            assert read(name) == hub.Pin(**entry)
-    assert hub.model("someone/else") is None and hub.dataset("someone/else") is None
+            assert read[name] == hub.Pin(**entry)
 
 
 def test_models_are_pinned_and_say_their_width() -> None:
     widths = {"google/gemma-2-2b": 2304, "openai-community/gpt2": 768, "EleutherAI/pythia-70m-deduped": 512}
-    pins = {name: hub.model(name) for name in widths}
-    found = {name: pin.config for name, pin in pins.items() if pin and pin.revision}
+    pins = {name: hub.MODELS[name] for name in widths}
+    found = {name: pin.config for name, pin in pins.items() if pin.revision}
     assert {name: config.get("hidden_size") or config["n_embd"] for name, config in found.items()} == widths
-    assert [name for name, pin in pins.items() if pin and pin.gated] == ["google/gemma-2-2b"]
+    assert [name for name, pin in pins.items() if pin.gated] == ["google/gemma-2-2b"]
 
 
 @pytest.mark.parametrize("name", [path.stem for path in PROFILES.glob("*.yaml")])
 def test_a_shipped_profile_reads_the_pinned_commits(name: str) -> None:
     profile = load_profile(name)
     if profile.model.name != "pocket" and profile.model.wheel is None:
-        pin = hub.model(profile.model.name)
-        assert pin is not None and profile.model.revision == pin.revision is not None
+        assert profile.model.revision == hub.MODELS[profile.model.name].revision is not None
     if profile.corpus.source == "hub":
-        text = hub.dataset(str(profile.corpus.name))
-        assert text is not None and profile.corpus.revision == text.revision is not None
+        assert profile.corpus.revision == hub.DATASETS[str(profile.corpus.name)].revision is not None
 
 
 def test_a_revision_that_is_given_goes_before_the_pinned_one() -> None:
-    assert hub.read_revision(hub.model("openai-community/gpt2"), "v2") == "v2"
-    assert hub.read_revision(hub.model("someone/else"), None) is None
-    assert hub.read_revision(hub.dataset("monology/pile-uncopyrighted"), "v2") == "v2"
+    assert hub.MODEL.read_revision("openai-community/gpt2", "v2") == "v2"
+    assert hub.MODEL.read_revision("someone/else") is None
+    assert hub.CORPUS.read_revision("monology/pile-uncopyrighted", "v2") == "v2"
 
 
 def test_probing_reads_the_pinned_commits() -> None:
-    assert {name: hub.read_revision(hub.dataset(name), None) for name in HUB_REVISIONS} == HUB_REVISIONS
+    assert {name: hub.PROBING.read_revision(name) for name in HUB_REVISIONS} == HUB_REVISIONS
     missing = {name for name, revision in HUB_REVISIONS.items() if revision is None}
     assert missing == {"canrager/amazon_reviews_mcauley_1and5", "codeparrot/github-code"}
 
@@ -157,7 +160,7 @@ def test_a_revision_that_does_not_exist_is_named_with_its_place(answers: Any) ->
         "model.revision: openai-community/gpt2 has no revision v9 on the hub; "
         "https://huggingface.co/openai-community/gpt2/commits/main lists them"
     )
-    pinned = hub.read_revision(hub.model("openai-community/gpt2"), None)
+    pinned = hub.MODEL.read_revision("openai-community/gpt2")
     assert f"no revision {pinned} (pinned in sae_lib/data/hub.yaml) on the hub" in model_refusal(
         "openai-community/gpt2", pinned
     )
@@ -229,10 +232,10 @@ def test_a_copy_in_the_cache_is_read_without_network_and_one_that_is_cut_short_i
         return httpx2.Response(200, headers=headers, content=b"" if request.method == "HEAD" else text, request=request)
 
     answers(serves)
-    folder = model_folder("someone/tiny", SHA, weights=True)
+    folder = folder_of("someone/tiny")
     assert folder.name == SHA and (folder / "model.safetensors").read_bytes() == b"weights"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert model_folder("someone/tiny", SHA, weights=True) == folder
+    assert folder_of("someone/tiny") == folder
     (folder / "model.safetensors").unlink()
     assert f"someone/tiny at revision {SHA} is not wholly in the hub's cache" in model_refusal("someone/tiny")
 
@@ -245,7 +248,7 @@ def test_a_model_without_a_revision_is_read_and_its_commit_is_named(
     (folder / "config.json").write_text("{}")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
     with pytest.warns(UserWarning, match=f"someone/tiny is not pinned.*set revision to {SHA}"):
-        assert model_folder("someone/tiny", None, weights=False) == folder
+        assert folder_of("someone/tiny", None, weights=False) == folder
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
@@ -264,7 +267,7 @@ def test_a_fault_of_the_code_is_not_explained_away(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
     with pytest.raises(ZeroDivisionError):
-        model_folder("someone/tiny", SHA, weights=False)
+        folder_of("someone/tiny", weights=False)
 
 
 # -- datasets, through datasets.load_dataset
@@ -281,7 +284,7 @@ def test_a_gated_dataset(answers: Any) -> None:
 def test_a_dataset_or_a_revision_that_is_not_there(answers: Any) -> None:
     answers(refuse(404, "RevisionNotFound"))
     assert dataset_refusal(revision="v9").startswith("corpus.revision: someone/text has no revision v9 on the hub; ")
-    pinned = hub.read_revision(hub.dataset("monology/pile-uncopyrighted"), None)
+    pinned = hub.CORPUS.read_revision("monology/pile-uncopyrighted")
     assert "(pinned in sae_lib/data/hub.yaml)" in dataset_refusal("monology/pile-uncopyrighted", pinned)
     answers(refuse(401, "RepoNotFound"))
     assert dataset_refusal().startswith("corpus.name: someone/text is no dataset on the hub that you may read; check")

@@ -87,7 +87,7 @@ TOKENIZER = SimpleNamespace(
 
 def language_model(watch: Watch, profile: Profile, *, whole: bool) -> LanguageModel:
     """The profile's model, by what is known of its configuration, in bfloat16."""
-    pin, layer = hub.model(profile.model.name), profile.model.layer
+    pin, layer = hub.MODELS.get(profile.model.name), profile.model.layer
     assert pin is not None
     config = AutoConfig.for_model(**pin.config, dtype=torch.bfloat16)
     if not whole:

@@ -11,7 +11,7 @@ from sae_lib.util.strict import Strict
 _SCORING_FIELDS = {"lm_batch", "ks"}
 
 HUB_REVISIONS: dict[str, str | None] = {
-    name: hub.read_revision(hub.dataset(name), None)
+    name: hub.DATASETS[name].revision
     for name in (
         "LabHC/bias_in_bios",
         "canrager/amazon_reviews_mcauley_1and5",
