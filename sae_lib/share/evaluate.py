@@ -52,9 +52,10 @@ class SAEEvaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Summary, letters, tasks and notes; what is not there is null."""
-        tables = {name: getattr(self, name).to_dict(orient="records") for name in ("letters", "tasks")}
-        plain = {name: [_plain(row) for row in rows] for name, rows in tables.items()}
-        return {"summary": _plain(self.summary), **plain, "notes": self.notes}
+        letters, tasks = (
+            [_plain(row) for row in rows.to_dict(orient="records")] for rows in (self.letters, self.tasks)
+        )
+        return {"summary": _plain(self.summary), "letters": letters, "tasks": tasks, "notes": self.notes}
 
     def as_text(self) -> str:
         """Names and values of the summary in two columns, notes below them."""

@@ -85,8 +85,7 @@ def assemble(
     settings = {"architecture": architecture, "d_sae": d_sae, "subtract_b_dec": subtract_b_dec}
     off = {"normalize_inputs": False, "unit_norm_decoder": False}  # what only training uses
     sae = build_autoencoder(sae_config(settings | off | sparsity.get(architecture, {})), d_in)
-    shapes = {name: parameter.shape for name, parameter in sae.state_dict().items()}
-    sae.load_state_dict({name: tensor.to(torch.float32).expand(shapes[name]) for name, tensor in tensors.items()})
+    sae.load_state_dict({name: tensors[name].expand(own.shape) for name, own in sae.state_dict().items()})
     return sae
 
 
