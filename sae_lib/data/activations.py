@@ -89,7 +89,14 @@ class ActivationStore:
         if self.resident is not None:
             values = self.resident.index_select(0, torch.from_numpy(flat).to(self.resident.device))
         else:
-            values = _bfloat16(self._gather(flat))
+            # From the memory-mapped shards, each read in ascending order.
+            order, size = np.argsort(flat, kind="stable"), self.manifest["shard_rows"]
+            bounds = np.searchsorted(flat[order], np.arange(1, len(self._shards)) * size)
+            patterns = np.empty((len(flat), self.d_in), dtype=np.uint16)
+            for i, part in enumerate(np.split(order, bounds)):
+                if len(part):
+                    patterns[part] = self._shards[i][flat[part] - i * size]
+            values = _bfloat16(patterns)
         return values.view(*np.shape(indices), self.d_in).to(dtype)
 
     def mean_squared_norm(self, n: int) -> float:
@@ -99,16 +106,6 @@ class ActivationStore:
         for start in range(0, len(picked), ROWS_PER_CHUNK):
             total += float(self.rows(picked[start : start + ROWS_PER_CHUNK]).square().sum(dtype=torch.float64))
         return total / len(picked)
-
-    def _gather(self, flat: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """From the memory-mapped shards, each read in ascending order."""
-        order, size = np.argsort(flat, kind="stable"), self.manifest["shard_rows"]
-        bounds = np.searchsorted(flat[order], np.arange(1, len(self._shards)) * size)
-        values = np.empty((len(flat), self.d_in), dtype=np.uint16)
-        for i, part in enumerate(np.split(order, bounds)):
-            if len(part):
-                values[part] = self._shards[i][flat[part] - i * size]
-        return values
 
 
 class WindowStream:

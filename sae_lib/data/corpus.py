@@ -46,10 +46,20 @@ TOKEN_SIZES = {"context_length", "train_tokens", "held_out_contexts", "calibrati
 def load_documents(config: CorpusConfig, cache: Path | None = None) -> Iterable[Row]:
     """Rows with a text column (`config.text_field`); the packaged corpus is kept in `cache`, or `corpus_cache`. Raises
     ArtifactError for a source that cannot be read: unknown file type, missing file, no network or revision."""
-    if config.source == "documentation":
-        return _documentation_rows(config, cache)
     if config.source == "files":
         return chain.from_iterable(map(file_rows, text_files(config.files)))
+    if config.source == "documentation":
+        import pandas as pd
+        import pyarrow.parquet as pq
+
+        key = result_key(DOCUMENTATION, documentation.versions(config.packages))
+        file = (cache or corpus_cache()) / f"documentation-{key[:16]}.parquet"
+        with suppress(OSError, ValueError):  # one that is damaged is made again
+            table = pq.read_table(file)
+            return (row for batch in table.to_batches(1024) for row in batch.to_pylist())
+        documents = documentation.extract(config.packages)
+        write_parquet(file, pd.DataFrame(documents), index=False)
+        return (document._asdict() for document in documents)
     import datasets  # half a second to import
 
     name, revision = str(config.name), config.revision
@@ -165,20 +175,6 @@ def _rows_of(file: Path) -> Iterator[Any]:
 def _type(file: Path) -> str:
     """data.jsonl.zst is a .jsonl file, as data.JSONL is."""
     return (file.with_suffix("") if file.suffix.lower() in PACKED else file).suffix.lower()
-
-
-def _documentation_rows(config: CorpusConfig, cache: Path | None) -> Iterator[Row]:
-    import pandas as pd
-    import pyarrow.parquet as pq
-
-    key = result_key(DOCUMENTATION, documentation.versions(config.packages))
-    file = (cache or corpus_cache()) / f"documentation-{key[:16]}.parquet"
-    with suppress(OSError, ValueError):  # one that is damaged is made again
-        table = pq.read_table(file)
-        return (row for batch in table.to_batches(1024) for row in batch.to_pylist())
-    documents = documentation.extract(config.packages)
-    write_parquet(file, pd.DataFrame(documents), index=False)
-    return (document._asdict() for document in documents)
 
 
 def build_tokens(config: CorpusConfig, data: DataConfig, tokenizer: Any, folder: Path, cache: Path) -> dict[str, Any]:

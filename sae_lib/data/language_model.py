@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class LanguageModel:
         if (path := blocks_path(model.base_model)) is None:
             kind = type(model).__name__
             raise ArtifactError(f"model.name: {name} ({kind}) has no list of decoder blocks to read from")
-        self._blocks: Any = model.base_model.get_submodule(path)  # an nn.ModuleList
+        self._blocks = cast(nn.ModuleList, model.base_model.get_submodule(path))
         self._block = self._blocks[layer]
         self.centred = False
         self._returns_tuple = False
@@ -192,8 +192,7 @@ class LanguageModel:
         return self._resumes
 
     def resume(self, residual: Float[Tensor, "context position d_in"]) -> Float[Tensor, "context position d_out"]:
-        """What the head reads, from the residual stream after block `layer`, by the later blocks alone. Raises
-        ArtifactError when the model was cut."""
+        """What the head reads, by the later blocks alone. Raises ArtifactError when the model was cut."""
         self._require_whole()
         residual = residual.to(self.device, self.dtype)
         output = (residual,) if self._returns_tuple else residual  # as this family's blocks return it
@@ -203,8 +202,7 @@ class LanguageModel:
             return self.model.base_model(inputs_embeds=residual, use_cache=False).last_hidden_state
 
     def head(self, hidden: Float[Tensor, "*position d_out"]) -> Float[Tensor, "*position vocab"]:
-        """Next-token logits of what `resume` gives, by the model's own code, in the model's dtype. Raises ArtifactError
-        when the model was cut."""
+        """Logits of what `resume` gives, by the model's code, in its dtype. Raises ArtifactError: the model was cut."""
         from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
         self._require_whole()

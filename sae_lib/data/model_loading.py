@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sae_lib.data import gguf, hub
 from sae_lib.util.errors import ArtifactError, first_line, told_as
 from sae_lib.util.files import json_key, remembered_sha256
-from sae_lib.util.memory import require_memory
+from sae_lib.util.memory import free_memory, readable_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -103,10 +103,13 @@ def load_model(config: ModelConfig, *, whole: bool) -> tuple[PreTrainedModel, Pr
     unfit = told_as(f"model.name: config.json of {config.name} makes no language model")
     with unfit, torch.device("meta"), quiet_transformers():  # which holds no parameters, and counts them
         parameters = sum(parameter.numel() for parameter in auto.from_config(kept).parameters())
-    what = f"model.name: {config.name} ({parameters / 1e6:.3g} M parameters read, {config.dtype})"
-    fix = "choose a smaller model.dtype or model, or a machine with more memory"
+    needed = parameters * ITEM[config.dtype]
     for place in dict.fromkeys(("cpu", device)):  # weights pass through CPU memory on their way to a GPU
-        require_memory(what, parameters * ITEM[config.dtype], place, fix)
+        if needed > (free := free_memory(place)):
+            what = f"{config.name} ({parameters / 1e6:.3g} M parameters read, {config.dtype})"
+            has = f"{'CPU' if place == 'cpu' else 'GPU'} memory, {readable_bytes(free)} are free"
+            fix = "choose a smaller model.dtype or model, or a machine with more memory"
+            raise ArtifactError(f"model.name: {what} needs {readable_bytes(needed)} of {has}: {fix}")
     folder = model_folder(config, weights=True)
     with quiet_transformers():
         model = _load_weights(auto, folder, kept, dtype, config.name)

@@ -61,8 +61,7 @@ def place(model: str | None, layer: int | None) -> Place:
 
 
 class Facts(NamedTuple):
-    """One trained SAE: the name of its run folder, its key in `METHODS`, the hub id of its text, ... None or empty:
-    nothing says."""
+    """One trained SAE: the name of its run folder, its key in `METHODS`, the hub id of its text; None: nothing says."""
 
     run: str
     method: str

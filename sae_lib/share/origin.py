@@ -97,11 +97,7 @@ def _names(model: str) -> set[str]:
     if config.is_file():
         with suppress(ValueError, AttributeError, RecursionError):  # reading the model will say what is wrong with it
             found.append(str(json.loads(config.read_text(encoding="utf-8")).get("_name_or_path")))
-    return {_plain_name(name) for name in found}
-
-
-def _plain_name(model: str) -> str:
-    """Without what libraries spell differently: tiny-stories-1L-21M is roneneldan/TinyStories-1Layer-21M."""
-    name = Path(model).name.lower()
-    name = ALIASES.get(name, name).removesuffix("-hf")
-    return re.sub(r"[^a-z0-9.]", "", re.sub(r"(?<=\d)layers?", "l", name))
+    last = [Path(name).name.lower() for name in found]
+    known = [ALIASES.get(name, name).removesuffix("-hf") for name in last]
+    # Without what libraries spell differently: tiny-stories-1L-21M is roneneldan/TinyStories-1Layer-21M.
+    return {re.sub(r"[^a-z0-9.]", "", re.sub(r"(?<=\d)layers?", "l", name)) for name in known}

@@ -123,8 +123,7 @@ class InferenceForm(NamedTuple):
 
 
 def inference_form(sae: Autoencoder) -> InferenceForm:
-    """An SAE as other libraries can hold it: BatchTopK and Matryoshka as JumpReLU. Raises ArtifactError for an SAE that
-    has none of the four forms."""
+    """As other libraries hold it: BatchTopK and Matryoshka as JumpReLU. Raises ArtifactError: no such form."""
     if not sae.exportable:
         known = f"{sae.cfg.architecture} encodes in a way that no other library's format holds"
         raise ArtifactError(f"sae: {known}; it stays a run folder of this project")

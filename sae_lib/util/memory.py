@@ -74,11 +74,3 @@ def require_address_space() -> None:
         has = f"this shell allows a process {readable_bytes(allowed)} of addresses (ulimit -v)"
         fix = "raise it, or take it off with ulimit -v unlimited"
         raise ArtifactError(f"memory: {has}, and {readable_bytes(ADDRESSES)} are needed to begin; {fix}")
-
-
-def require_memory(what: str, needed: int, device: str, fix: str) -> None:
-    """Raises ArtifactError, with the fix, when `needed` bytes are more than `device` has free."""
-    free = free_memory(device)
-    if needed > free:
-        of = f"of {'CPU' if device == 'cpu' else 'GPU'} memory"
-        raise ArtifactError(f"{what} needs {readable_bytes(needed)} {of}, {readable_bytes(free)} are free: {fix}")

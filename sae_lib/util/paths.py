@@ -18,8 +18,7 @@ COMMITTED = {"pocket": ROOT / "figures"} | {name: ROOT / "figures" / name for na
 
 
 def output_root() -> Path:
-    """Where all profiles write: the folder named by `SAE_LIB_OUTPUT`, or `build` in the repository. Raises as
-    `output_folder`."""
+    """Where all profiles write: the folder that `SAE_LIB_OUTPUT` names, or `build`. Raises as `output_folder`."""
     named = _redirected()
     return output_folder(named, OUTPUT_VARIABLE) if named else ROOT / "build"
 
@@ -82,5 +81,4 @@ def verdicts_file(profile: str) -> Path:
 
 def shown(path: Path) -> str:
     """A path as people should read it: relative to the repository where it lies inside."""
-    path = Path(path)
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

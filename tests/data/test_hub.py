@@ -68,7 +68,7 @@ def unplugged(request: httpx2.Request) -> httpx2.Response:
 
 def folder_of(name: str, revision: str | None = SHA, weights: bool = True) -> Path:
     """Of a model without a pin, whatever the file of pins says."""
-    return model_folder(ModelConfig.model_construct(name=name, revision=revision), weights=weights)
+    return model_folder(ModelConfig.model_construct(name=name, revision=revision, layer=0), weights=weights)
 
 
 def model_refusal(name: str, revision: str | None = SHA) -> str:

@@ -74,7 +74,7 @@ def test_a_gpu_without_the_dtype_or_the_memory(
     config = save_tiny_model(tmp_path / "model").model_copy(update={"device": "cuda", "dtype": "bfloat16"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: bf16)
-    monkeypatch.setattr("sae_lib.util.memory.free_memory", lambda device: 10**12 if device == "cpu" else free)
+    monkeypatch.setattr("sae_lib.data.model_loading.free_memory", lambda device: 10**12 if device == "cpu" else free)
     monkeypatch.setattr(model_loading, "_load_weights", lambda *_: pytest.fail("went on to load"))
     with pytest.raises(ArtifactError, match=says):
         LanguageModel.load(config, whole=False)
