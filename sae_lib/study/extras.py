@@ -133,8 +133,7 @@ def _interpreted(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
 
 def _perturbed(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
     inputs, config = score_inputs(experiment), score_inputs(experiment).settings("probing")
-    texts = inputs.lm, config, inputs.corpus, inputs.folder, inputs.corpus_cache
-    confounded = kept(experiment, "confounded", lambda: build_spurious_reference(*texts))
+    confounded = kept(experiment, "confounded", lambda: build_spurious_reference(inputs))
     return perturbation(sae, inputs.reference("probing"), confounded, config)
 
 

@@ -52,6 +52,7 @@ class LocalHub:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.load = datasets.load_dataset
         self.asked: list[tuple[str, str | None]] = []
         for name, table in hub_tables().items():
             file = folder / f"{name}.parquet"
@@ -68,12 +69,18 @@ class LocalHub:
         self.asked.append((repository, revision))
         file = str(self.folder / (repository if config is None else f"{repository}/{config}")) + ".parquet"
         splits = {"train": file} if "split" in options else {"train": file, "test": file}
-        return datasets.load_dataset("parquet", data_files=splits, cache_dir=str(self.folder / "cache"), **options)
+        return self.load("parquet", data_files=splits, cache_dir=str(self.folder / "cache"), **options)
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory) -> LocalHub:
+def tables(tmp_path_factory) -> LocalHub:
     return LocalHub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture
+def hub(tables, monkeypatch) -> LocalHub:
+    monkeypatch.setattr(datasets, "load_dataset", tables)
+    return tables
 
 
 def test_eight_datasets_of_35_tasks():
@@ -90,47 +97,48 @@ def test_half_of_a_task_for_each_class_at_the_revision_asked_for(hub, name):
     dataset = HUB_DATASETS[name]
     config = CONFIG.model_copy(update={"revisions": {dataset.repository: "abc123"}})
     hub.asked.clear()
-    train, test = hub_texts(name, config, hub)
+    train, test = hub_texts(name, config)
     assert set(hub.asked) == {(dataset.repository, "abc123")}
     assert tuple(train) == tuple(test) == dataset.classes
     assert {len(texts) for texts in train.values()} == {8} and {len(texts) for texts in test.values()} == {4}
     assert {len(set(texts)) for texts in train.values()} == {8}
-    assert hub_texts(name, config, hub) == (train, test)
-    assert hub_texts(name, config.model_copy(update={"seed": 1}), hub) != (train, test)
+    assert hub_texts(name, config) == (train, test)
+    assert hub_texts(name, config.model_copy(update={"seed": 1})) != (train, test)
 
 
 def test_bios_are_of_the_profession_and_of_both_genders_evenly(hub):
-    train, _ = hub_texts("bias_in_bios_class_set2", CONFIG, hub)
+    train, _ = hub_texts("bias_in_bios_class_set2", CONFIG)
     for profession, texts in train.items():
         assert {text.split()[2] for text in texts} == {profession}
         assert [text.split()[3] for text in texts] == ["0"] * 4 + ["1"] * 4
 
 
 def test_reviews_by_category_hold_both_ratings_evenly_and_by_rating_one(hub):
-    train, _ = hub_texts("amazon_reviews", CONFIG, hub)
+    train, _ = hub_texts("amazon_reviews", CONFIG)
     assert all([text.split()[3] for text in texts] == ["1.0"] * 4 + ["5.0"] * 4 for texts in train.values())
     assert all({text.split()[2] for text in texts} == {category} for category, texts in train.items())
-    train, _ = hub_texts("amazon_reviews_sentiment", CONFIG, hub)
+    train, _ = hub_texts("amazon_reviews_sentiment", CONFIG)
     assert all({text.split()[3] for text in texts} == {rating} for rating, texts in train.items())
 
 
 def test_sentences_and_code_are_in_their_language_and_never_in_both_splits(hub):
-    train, test = hub_texts("europarl", CONFIG, hub)
+    train, test = hub_texts("europarl", CONFIG)
     assert all({text.split()[0] for text in texts} == {language} for language, texts in train.items())
     assert not any(set(train[language]) & set(test[language]) for language in train)
-    train, test = hub_texts("github-code", CONFIG, hub)
+    train, test = hub_texts("github-code", CONFIG)
     endings = {language: {text.split()[2] for text in train[language] + test[language]} for language in train}
     assert endings["C"] <= {".c", ".h"} and endings["PHP"] <= {".php", ".phpt"} and endings["Python"] == {".py"}
     # The licence is cut off, and only files that hold a context beyond it are taken.
     assert all(text.startswith("code ") and len(text) == 400 for texts in train.values() for text in texts)
 
 
-def test_a_dataset_that_cannot_be_read():
+def test_a_dataset_that_cannot_be_read(monkeypatch):
     def no_network(*arguments: Any, **options: Any) -> Any:
         raise ConnectionError("Couldn't reach the Hub\nlong trace")
 
+    monkeypatch.setattr(datasets, "load_dataset", no_network)
     with pytest.raises(ArtifactError) as caught:
-        hub_texts("ag_news", CONFIG, no_network)
+        hub_texts("ag_news", CONFIG)
     message = str(caught.value)
     assert "\n" not in message and "long trace" not in message
     assert "fancyzhx/ag_news at revision" in message and "the hub cannot be reached" in message
@@ -150,7 +158,7 @@ def test_a_dataset_that_cannot_be_read():
 def test_a_class_that_is_too_small_is_named(hub, name, message):
     size = 4000 if name == "amazon_reviews_sentiment" else 400
     with pytest.raises(ArtifactError, match=message):
-        hub_texts(name, ProbingConfig(train_per_task=size, test_per_task=8), hub)
+        hub_texts(name, ProbingConfig(train_per_task=size, test_per_task=8))
 
 
 def test_unknown_datasets():

@@ -5,12 +5,14 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing import spurious
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.perturbation import NS, Texts, perturbation, train_probe
@@ -18,7 +20,7 @@ from sae_lib.metrics.probing.reference import ProbingPart
 from sae_lib.metrics.probing.spurious import HUB_PAIRS, PROBES, spurious_tasks
 from sae_lib.metrics.probing.tasks import ProbingTask
 from sae_lib.util.errors import ArtifactError
-from tests.metrics.tiny_saes import make_sae, sae_of
+from tests.metrics.tiny_saes import make_sae, probing_inputs, probing_part, sae_of
 
 CONFIG = ProbingConfig(source="files", files={"letters": {"train": "x.jsonl"}})
 ROWS, LENGTH = 1600, 3
@@ -33,7 +35,7 @@ def part_of(on: Tensor, tasks: list[ProbingTask], noise: float = 0.05) -> Probin
     """Texts of `LENGTH` tokens; dimension i is on at one token of those texts that `on[:, i]` says."""
     residual = torch.rand(len(on), LENGTH, on.shape[1], generator=torch.Generator().manual_seed(0)) * noise
     residual[:, 1] += LENGTH * on.float()
-    return ProbingPart(residual.flatten(0, 1), torch.full((len(on),), LENGTH), tasks, [])
+    return probing_part(residual.flatten(0, 1), torch.full((len(on),), LENGTH), tasks)
 
 
 def task(dataset: str, name: str, positive: Tensor, texts: Tensor | None = None) -> ProbingTask:
@@ -134,7 +136,7 @@ def test_nothing_is_removed_where_nothing_is_confounded():
 QUADRANTS = {"first": (0, 0, 1, 1), "second": (0, 1, 0, 1)}
 
 
-def test_pairs_on_the_packaged_corpus(tokenizer: Any, monkeypatch: pytest.MonkeyPatch):
+def test_pairs_on_the_packaged_corpus(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch):
     """Two packages each, by whether the text has an interactive example."""
     words = ["banana", "cedar", "dog", "egg"]
     filler = [" ".join(words[(i * 7 + j * j) % 4] + str((i * 31 + j) % 97) for j in range(40)) for i in range(240)]
@@ -142,15 +144,15 @@ def test_pairs_on_the_packaged_corpus(tokenizer: Any, monkeypatch: pytest.Monkey
         {"text": ">>> f(1) " * (i % 2) + text, "package": f"package{i % 3}", "kind": None}
         for i, text in enumerate(filler)
     ]
-    monkeypatch.setattr(spurious, "held_out_documents", lambda corpus, cache: iter(rows))
+    monkeypatch.setattr(spurious, "held_out_documents", lambda inputs: iter(rows))
     config = ProbingConfig(source="documentation", context=33, train_per_task=16, test_per_task=8, min_per_class=2)
-    texts, tasks = spurious_tasks(tokenizer, config, None, None)
+    texts, tasks = spurious_tasks(probing_inputs(lm, config))
     assert [each.name for each in tasks] == [*PROBES]
     assert len({each.dataset for each in tasks}) == 1 and tasks[0].dataset.endswith("by interactive example")
     first, second, both = tasks
 
     def has(task: ProbingTask) -> Tensor:
-        return torch.tensor([">>>" in tokenizer.decode(list(texts[i])) for i in task.train.tolist()])
+        return torch.tensor([">>>" in lm.tokenizer.decode(list(texts[i])) for i in task.train.tolist()])
 
     for each in tasks:
         assert len(each.train) == 16 and len(each.test) == 8 and each.train_labels.sum() == 8
@@ -158,10 +160,10 @@ def test_pairs_on_the_packaged_corpus(tokenizer: Any, monkeypatch: pytest.Monkey
     assert has(first)[first.train_labels].sum() == 4, "the other attribute is half and half"
     rows[:] = [row | {"text": row["text"].replace(" ", " >>> ")} for row in rows]
     with pytest.raises(ArtifactError, match=r"training texts of the smallest quadrant, .*: 0 texts, needed: 2"):
-        spurious_tasks(tokenizer, config, None, None)
+        spurious_tasks(probing_inputs(lm, config))
 
 
-def test_pairs_of_the_hub(tokenizer: Any):
+def test_pairs_of_the_hub(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch):
     """Eight pairs; labels are the columns' values; without a table's surplus."""
     tables = {}
     for repository, ((text, *attributes), pairs, values) in HUB_PAIRS.items():
@@ -183,15 +185,16 @@ def test_pairs_of_the_hub(tokenizer: Any):
     def load(name: str, revision: str | None) -> dict[str, Split]:
         return {"train": Split(tables[name]), "test": Split(tables[name])}
 
+    monkeypatch.setattr(datasets, "load_dataset", load)
     config = ProbingConfig(train_per_task=16, test_per_task=8)
     with pytest.raises(ArtifactError, match=r"training texts of the smallest quadrant, .*: 8 texts, needed: 10"):
-        spurious_tasks(tokenizer, config, None, None, load)
-    texts, tasks = spurious_tasks(tokenizer, config.model_copy(update={"min_per_class": 4}), None, None, load)
+        spurious_tasks(probing_inputs(lm, config))
+    texts, tasks = spurious_tasks(probing_inputs(lm, config.model_copy(update={"min_per_class": 4})))
     assert len(tasks) == 3 * 8
     assert tasks[0].dataset == "LabHC/bias_in_bios, profession 21 or 13 by gender"
-    first = [tokenizer.decode(list(texts[i])) for i in tasks[0].train[tasks[0].train_labels].tolist()]
+    first = [lm.tokenizer.decode(list(texts[i])) for i in tasks[0].train[tasks[0].train_labels].tolist()]
     assert len(first) == 8 and len({*first}) == 8
 
 
-def test_files_have_no_second_attribute(tokenizer: Any):
-    assert spurious_tasks(tokenizer, CONFIG, None, None) == ([], [])
+def test_files_have_no_second_attribute(lm: LanguageModel):
+    assert spurious_tasks(probing_inputs(lm, CONFIG)) == ([], [])

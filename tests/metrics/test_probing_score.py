@@ -12,14 +12,14 @@ from sae_lib.metrics.probing.reference import ProbingPart
 from sae_lib.metrics.probing.score import evaluate_probing
 from sae_lib.metrics.probing.tasks import ProbingTask
 from sae_lib.util.errors import ArtifactError
-from tests.metrics.tiny_saes import make_sae, sae_of
+from tests.metrics.tiny_saes import make_sae, probing_part, sae_of
 
 CONFIG = ProbingConfig(ks=(1, 2))
 
 
 def reference_of(residual: torch.Tensor, lengths: list[int], tasks: list[ProbingTask]) -> list[ProbingPart]:
     accuracies = [0.75 + 0.05 * i for i in range(len(tasks))]
-    return [ProbingPart(residual, torch.tensor(lengths), tasks, accuracies)]
+    return [probing_part(residual, torch.tensor(lengths), tasks, accuracies)]
 
 
 def task(dataset: str, name: str, positive: torch.Tensor, tested: int) -> ProbingTask:

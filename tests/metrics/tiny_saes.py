@@ -1,5 +1,6 @@
 """SAEs of a few latents, and words whose residual streams are given."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,8 +9,15 @@ from torch import Tensor
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
+from sae_lib.data.config import CorpusConfig
+from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.absorption.probes import LinearProbes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
+from sae_lib.metrics.probing.config import ProbingConfig
+from sae_lib.metrics.probing.reference import ProbingPart
+from sae_lib.metrics.probing.tasks import ProbingTask
+from sae_lib.metrics.registry import Inputs
+from sae_lib.profiles.profile import EvaluationConfig
 
 
 def make_sae(*, d_in: int, seed: int = 0, **config: Any) -> Autoencoder:
@@ -24,6 +32,25 @@ def sae_of(encoder: Tensor, decoder: Tensor) -> Autoencoder:
         sae.W_enc.copy_(encoder)
         sae.W_dec.copy_(decoder)
     return sae
+
+
+def probing_part(
+    residual: Tensor, lengths: Tensor, tasks: list[ProbingTask], accuracies: list[float] | None = None
+) -> ProbingPart:
+    """These tasks on texts of these lengths."""
+    texts = [each for task in tasks for each in (task.train, task.test)]
+    labels = [each for task in tasks for each in (task.train_labels, task.test_labels)]
+    sizes: list[list[Any]] = [[task.dataset, task.name, len(task.train), len(task.test)] for task in tasks]
+    none = torch.empty(0, dtype=torch.long)
+    drawn, truth = torch.cat([none, *texts]), torch.cat([none.bool(), *labels])
+    return ProbingPart(residual, lengths, drawn, truth, sizes, accuracies or [])
+
+
+def probing_inputs(
+    lm: LanguageModel, config: ProbingConfig, corpus: CorpusConfig | None = None, folder: Path = Path()
+) -> Inputs:
+    """What the references of sparse probing are built from."""
+    return Inputs(lambda: lm, lambda: torch.empty(0), EvaluationConfig(probing=config), folder, corpus)
 
 
 def words_with(

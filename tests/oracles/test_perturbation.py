@@ -19,6 +19,7 @@ from sae_lib.metrics.probing import perturbation as ours
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.reference import ProbingPart
 from sae_lib.metrics.probing.tasks import ProbingTask
+from tests.metrics.tiny_saes import probing_part
 
 D, LENGTH, TRAIN, TEST = 24, 6, 60, 40
 POSITIVE = [*dataset_info.PAIRED_CLASS_KEYS]
@@ -121,7 +122,7 @@ def accuracies(
 
 
 def part(x: Tensor, tasks: list[ProbingTask]) -> ProbingPart:
-    return ProbingPart(x.flatten(0, 1), torch.full((len(x),), LENGTH), tasks, [])
+    return probing_part(x.flatten(0, 1), torch.full((len(x),), LENGTH), tasks)
 
 
 CONFIG = ProbingConfig(source="files", files={"a": {"train": "a.jsonl"}})

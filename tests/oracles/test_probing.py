@@ -20,9 +20,9 @@ from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.topk import TopKConfig
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.reference import ProbingPart
 from sae_lib.metrics.probing.score import evaluate_probing
 from sae_lib.metrics.probing.tasks import LabelledTexts, Tokens, draw_tasks, top_dimensions
+from tests.metrics.tiny_saes import probing_part
 
 CLASSES, TRAIN, TEST, LENGTH = ("a", "b", "c"), 30, 16, 10
 CONFIG = ProbingConfig(seed=5, ks=(1, 2, 5))
@@ -42,7 +42,7 @@ def test_a_dataset_has_the_accuracies_of_saebench(
 
     distinct, tasks = draw_tasks([LabelledTexts("letters", train, test, CLASSES)], CONFIG.seed)
     tokens = torch.tensor([[pocket.bos_token_id, *text] for text in distinct])
-    part = ProbingPart(
+    part = probing_part(
         pocket.residual_stream(tokens)[:, 1:].flatten(0, 1), torch.full((len(distinct),), LENGTH), tasks, [0.5] * 3
     )
     ours = evaluate_probing(sae, [part], CONFIG).tables["tasks"].set_index("task")
@@ -64,7 +64,7 @@ def test_the_residual_stream_is_averaged_as_saebench_does(pocket: LanguageModel,
     for label, rows in texts.items():
         tokens = torch.tensor([[pocket.bos_token_id, *text] for text in rows])
         residual = pocket.residual_stream(tokens)[:, 1:].flatten(0, 1)
-        part = ProbingPart(residual, torch.full((len(rows),), LENGTH), [], [])
+        part = probing_part(residual, torch.full((len(rows),), LENGTH), [])
         torch.testing.assert_close(part.means(lambda x: x, torch.device("cpu")), theirs[label], rtol=1e-5, atol=1e-5)
 
 

@@ -38,7 +38,8 @@ def test_the_texts_of_every_hub_dataset(name, tmp_path, monkeypatch):
     full = NAMES.get(name, HUB_DATASETS[name].repository + (name[-11:] if "class_set" in name else ""))
     classes = dataset_info.chosen_classes_per_dataset[full]
     expected = dataset_utils.get_multi_label_train_test_data(full, 16, 8, 42)
-    ours = hub_texts(name, ProbingConfig(train_per_task=16, test_per_task=8), LocalHub(tmp_path))
+    monkeypatch.setattr(datasets, "load_dataset", LocalHub(tmp_path))
+    ours = hub_texts(name, ProbingConfig(train_per_task=16, test_per_task=8))
     assert tuple(ours[0]) == tuple(classes)
     for mine, theirs in zip(ours, expected, strict=True):
         assert mine == dataset_utils.filter_dataset(theirs, classes)

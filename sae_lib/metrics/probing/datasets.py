@@ -10,8 +10,7 @@ path tells the language, as in the loading script that SAEBench runs and that `d
 
 import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,13 +24,12 @@ from sae_lib.data.corpus import Texts, file_rows, text_files
 from sae_lib.metrics.probing.config import LabelledFiles, ProbingConfig
 from sae_lib.metrics.probing.documentation import DATASETS, documentation_texts
 from sae_lib.metrics.probing.tasks import LabelledTexts, require, tasks_of, tokenise
+from sae_lib.metrics.registry import Inputs
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import file_sha256
 
 Classes = dict[str, list[str]]
 """Texts by class."""
-Load = Callable[..., Any]
-"""`datasets.load_dataset`, or something in its place."""
 
 
 class HubDataset(NamedTuple):
@@ -69,40 +67,36 @@ LICENCE_CHARACTERS = 150
 CONTEXT_CHARACTERS = 384
 
 
-def hub_texts(name: str, config: ProbingConfig, load: Load | None = None) -> tuple[Classes, Classes]:
+def hub_texts(name: str, config: ProbingConfig) -> tuple[Classes, Classes]:
     """Training and test texts by class of one of `HUB_DATASETS`, half of a task's for each class. Raises ArtifactError:
     the dataset cannot be read, or a class has too few texts."""
     repository, classes, columns = HUB_DATASETS[name]
     if columns:
-        tables = hub_tables(repository, columns, config, load)
-        return _drawn(repository, tables, classes, columns, config)
+        return _drawn(repository, hub_tables(repository, columns, config), classes, columns, config)
+    import datasets  # half a second to import, so only where text is read
+
     needed = (config.train_per_task + config.test_per_task) // 2 + 1
-    with _reading(repository, config, load) as (load, revision):
+    revision = config.revisions.get(repository)
+    options: dict[str, Any] = {"split": "train", "streaming": True}
+    with hub.reading(repository, revision, hub.PROBING):
         if name == "europarl":
             found: Classes = {}
             for language in classes:
-                rows = load(repository, LANGUAGE_PAIRS[language], split="train", streaming=True, revision=revision)
+                rows = datasets.load_dataset(repository, LANGUAGE_PAIRS[language], revision=revision, **options)
                 found[language] = [row["translation"][language] for row in islice(rows, needed)]
         else:
             files = f"hf://datasets/{repository}@{revision or 'main'}/data/train-*.parquet"
-            found = _code(load("parquet", data_files=files, split="train", streaming=True), classes, needed)
+            found = _code(datasets.load_dataset("parquet", data_files=files, **options), classes, needed)
     return shuffled_split(repository, found, config)
 
 
-@contextmanager
-def _reading(repository: str, config: ProbingConfig, load: Load | None) -> Iterator[tuple[Load, str | None]]:
-    """What loads a dataset, and its revision; whatever goes wrong is told in one line."""
-    import datasets  # half a second to import, so only where text is read
+def hub_tables(repository: str, columns: Sequence[str], config: ProbingConfig) -> list[pd.DataFrame]:
+    """These columns of a dataset's training and test table. Raises ArtifactError: it cannot be read."""
+    import datasets
 
     revision = config.revisions.get(repository)
     with hub.reading(repository, revision, hub.PROBING):
-        yield load or datasets.load_dataset, revision
-
-
-def hub_tables(repository: str, columns: Sequence[str], config: ProbingConfig, load: Load | None) -> list[pd.DataFrame]:
-    """These columns of a dataset's training and test table. Raises ArtifactError: it cannot be read."""
-    with _reading(repository, config, load) as (load, revision):
-        splits = load(repository, revision=revision)
+        splits = datasets.load_dataset(repository, revision=revision)
         return [splits[split].select_columns([*columns]).to_pandas() for split in ("train", "test")]
 
 
@@ -223,21 +217,21 @@ def text_key(config: ProbingConfig, corpus: CorpusConfig | None) -> Any:
     return {str(path): file_sha256(path) for path in paths if path.is_file()}
 
 
-def held_out_documents(corpus: CorpusConfig | None, cache: Path | None) -> Iterator[dict[str, Any]]:
+def held_out_documents(inputs: Inputs) -> Iterator[dict[str, Any]]:
     """The documents of the packaged corpus that no SAE was trained on."""
-    assert corpus is not None  # `text_key` has checked it
-    for row, text in Texts(corpora.load_documents(corpus, cache), corpus.text_field):
-        if text and corpora.split_of(text, corpus) == "held_out":
+    assert inputs.corpus is not None  # `text_key` has checked it
+    rows = corpora.load_documents(inputs.corpus, inputs.corpus_cache)
+    for row, text in Texts(rows, inputs.corpus.text_field):
+        if text and corpora.split_of(text, inputs.corpus) == "held_out":
             yield row
 
 
-def load_part(
-    names: Sequence[str], config: ProbingConfig, tokenizer: Any, corpus: CorpusConfig | None, cache: Path | None
-) -> list[LabelledTexts]:
+def load_part(names: Sequence[str], inputs: Inputs) -> list[LabelledTexts]:
     """The texts of the datasets `names`, to be probed together: all of the packaged corpus, or one other dataset.
     Raises ArtifactError: text that cannot be read, a class with too few texts."""
+    config, tokenizer = inputs.settings("probing"), inputs.lm.tokenizer
     if config.source == "documentation":
-        return documentation_texts(held_out_documents(corpus, cache), tokenizer, config, tuple(names))
+        return documentation_texts(held_out_documents(inputs), tokenizer, config, tuple(names))
     (name,) = names
     splits = hub_texts(name, config) if config.source == "hub" else file_texts(name, config.files[name], config)
     train, test = (

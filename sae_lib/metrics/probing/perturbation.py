@@ -148,7 +148,7 @@ def _probed(
 ) -> Iterator[tuple[Texts, list[Probed]]]:
     """The tasks of each dataset with their probes: of those that are wanted (None: all) and have so many tasks."""
     sets: dict[str, list[ProbingTask]] = {}
-    for task in part.tasks:
+    for task in part.drawn:
         if wanted is None or task.dataset in wanted:
             sets.setdefault(task.dataset, []).append(task)
     if chosen := [tasks for tasks in sets.values() if len(tasks) >= least]:

@@ -7,8 +7,7 @@ which is mapped into memory and read a chunk at a time.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,12 +16,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from sae_lib.data.config import CorpusConfig
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.datasets import known_datasets, load_part, text_key
 from sae_lib.metrics.probing.spurious import spurious_tasks
 from sae_lib.metrics.probing.tasks import ProbingTask, Tokens, draw_tasks, logistic_accuracy
+from sae_lib.metrics.registry import Inputs
 from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.keys import Stage
@@ -37,15 +35,26 @@ SPURIOUS_REFERENCE = Stage("spurious reference", 1)
 
 @dataclass(frozen=True)
 class ProbingPart:
-    """Texts that are encoded together, and the tasks on them: all of the packaged corpus, or one other dataset."""
+    """Texts that are encoded together, all of the packaged corpus or one other dataset, and the tasks on them."""
 
     residual: Float[Tensor, "token d_in"]
     """At the tokens of text 0, then of text 1, ...; on the CPU, mapped from disk."""
     lengths: Int[Tensor, " text"]
     """Tokens of each text that are not special."""
-    tasks: list[ProbingTask]
+    texts: Int[Tensor, " drawn"]
+    """Those that a task is trained and tested on, one task after the other."""
+    labels: Bool[Tensor, " drawn"]
+    tasks: list[list[Any]]
+    """Dataset, name, how many texts to train on, how many to test on."""
     residual_accuracy: list[float]
     """Test accuracy of each task's logistic regression on all residual dimensions."""
+
+    @cached_property
+    def drawn(self) -> list[ProbingTask]:
+        """The tasks with their texts."""
+        sizes = [size for *_, train, test in self.tasks for size in (train, test)]
+        parts = zip(self.texts.split(sizes), self.labels.split(sizes), strict=True)
+        return [ProbingTask(dataset, name, *next(parts), *next(parts)) for dataset, name, *_ in self.tasks]
 
     def means(self, encode: Callable[[Tensor], Tensor], device: torch.device) -> Float[Tensor, "text dim"]:
         """The mean of `encode(residual)` over each text's tokens, on the CPU; zeros for a text without tokens."""
@@ -62,90 +71,62 @@ class ProbingPart:
         return torch.cat(means)
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """A `ProbingPart` as it is kept: the texts and labels of its tasks' training and test, end to end."""
-
-    residual: Float[Tensor, "token d_in"]
-    lengths: Int[Tensor, " text"]
-    texts: Int[Tensor, " drawn"]
-    labels: Bool[Tensor, " drawn"]
-    tasks: list[list[Any]]
-    """Dataset, name, how many texts to train on, how many to test on."""
-    residual_accuracy: list[float]
-
-    def part(self) -> ProbingPart:
-        sizes = [size for *_, train, test in self.tasks for size in (train, test)]
-        drawn = zip(self.texts.split(sizes), self.labels.split(sizes), strict=True)
-        tasks = [ProbingTask(dataset, name, *next(drawn), *next(drawn)) for dataset, name, *_ in self.tasks]
-        return ProbingPart(self.residual, self.lengths, tasks, self.residual_accuracy)
-
-
-def build_probing_reference(
-    lm: LanguageModel,
-    config: ProbingConfig,
-    corpus: CorpusConfig | None,
-    folder: Path | str,
-    cache: Path | None = None,
-) -> list[ProbingPart]:
-    """The parts, in the order of their datasets: computed, or read from `folder` where they have been before.
-
-    For source `documentation`, `corpus` is the packaged corpus, whose held-out documents are probed, and `cache` where
-    it is kept between calls.
+def build_probing_reference(inputs: Inputs) -> list[ProbingPart]:
+    """The parts, in the order of their datasets: computed, or read from disk where they have been before.
 
     Raises ArtifactError: an unknown dataset, text that cannot be read, a class with too few texts (names the task),
     another corpus than the packaged one for source `documentation`.
     """
-    names, parts = known_datasets(config), []
-    made_from = {"lm": lm.identity, "config": config.reference_fields(), "text": text_key(config, corpus)}
-    for some in [names] if config.source == "documentation" else [(name,) for name in names]:
-        compute = partial(_compute, lm, config, some, corpus, cache)
-        of_part = made_from | {"datasets": some}
-        parts.append(kept_reference(folder, PROBING_REFERENCE, of_part, _Stored, compute, mapped=True).part())
-    return parts
+    config = inputs.settings("probing")
+    names, made_from = known_datasets(config), _made_from(inputs)
+    parts = [names] if config.source == "documentation" else [(name,) for name in names]
+    return [
+        kept_reference(
+            inputs.folder, PROBING_REFERENCE, made_from | {"datasets": some}, ProbingPart,
+            partial(_compute, inputs, some), mapped=True,
+        )
+        for some in parts
+    ]  # fmt: skip
 
 
-def build_spurious_reference(
-    lm: LanguageModel,
-    config: ProbingConfig,
-    corpus: CorpusConfig | None,
-    folder: Path | str,
-    cache: Path | None = None,
-) -> ProbingPart:
+def build_spurious_reference(inputs: Inputs) -> ProbingPart:
     """The same for pairs of attributes that a training set confounds (`spurious`); raises as `spurious_tasks`."""
-
-    def compute() -> _Stored:
-        return _encoded(lm, *spurious_tasks(lm.tokenizer, config, corpus, cache), config)
-
-    made_from = {"lm": lm.identity, "config": config.reference_fields(), "text": text_key(config, corpus)}
-    return kept_reference(folder, SPURIOUS_REFERENCE, made_from, _Stored, compute, mapped=True).part()
+    return kept_reference(
+        inputs.folder, SPURIOUS_REFERENCE, _made_from(inputs), ProbingPart,
+        lambda: _encoded(inputs, *spurious_tasks(inputs)), mapped=True,
+    )  # fmt: skip
 
 
-def _compute(
-    lm: LanguageModel, config: ProbingConfig, names: tuple[str, ...], corpus: CorpusConfig | None, cache: Path | None
-) -> _Stored:
-    texts, tasks = draw_tasks(load_part(names, config, lm.tokenizer, corpus, cache), config.seed)
-    stored = _encoded(lm, texts, tasks, config)
-    if not stored.lengths.any():
+def _made_from(inputs: Inputs) -> dict[str, Any]:
+    config = inputs.settings("probing")
+    return {"lm": inputs.lm.identity, "config": config.reference_fields(), "text": text_key(config, inputs.corpus)}
+
+
+def _compute(inputs: Inputs, names: tuple[str, ...]) -> ProbingPart:
+    config = inputs.settings("probing")
+    texts, tasks = draw_tasks(load_part(names, inputs), config.seed)
+    part = _encoded(inputs, texts, tasks)
+    if not part.lengths.any():
         raise ArtifactError(f"probing: {names[0]}: its texts hold no tokens; check its text column")
-    means = stored.part().means(lambda rows: rows, torch.device("cpu"))
+    means = part.means(lambda rows: rows, torch.device("cpu"))
     accuracies = [
         logistic_accuracy(means, task, config.max_iter)
         for task in tqdm(tasks, desc=f"{names[0]}: all residual dimensions", unit="task", disable=None)
     ]
-    return replace(stored, residual_accuracy=accuracies)
+    return replace(part, residual_accuracy=accuracies)
 
 
-def _encoded(lm: LanguageModel, texts: list[Tokens], tasks: list[ProbingTask], config: ProbingConfig) -> _Stored:
-    lengths = torch.tensor([sum(token not in lm.special_ids for token in text) for text in texts], dtype=torch.long)
-    residual = torch.cat([torch.empty(0, lm.d_in, dtype=lm.dtype), *_residual_rows(lm, texts, config.lm_batch)])
-    none = torch.empty(0, dtype=torch.long)
-    return _Stored(
-        residual, lengths,
+def _encoded(inputs: Inputs, texts: list[Tokens], tasks: list[ProbingTask]) -> ProbingPart:
+    lm, none = inputs.lm, torch.empty(0, dtype=torch.long)
+    rows = _residual_rows(lm, texts, inputs.settings("probing").lm_batch)
+    return ProbingPart(
+        torch.cat([torch.empty(0, lm.d_in, dtype=lm.dtype), *rows]),
+        torch.tensor([sum(token not in lm.special_ids for token in text) for text in texts], dtype=torch.long),
         torch.cat([none, *(each for task in tasks for each in (task.train, task.test))]),
         torch.cat([none.bool(), *(each for task in tasks for each in (task.train_labels, task.test_labels))]),
-        [[task.dataset, task.name, len(task.train), len(task.test)] for task in tasks], [],
-    )  # fmt: skip
+        [[task.dataset, task.name, len(task.train), len(task.test)] for task in tasks],
+        [],
+    )
 
 
 def _residual_rows(lm: LanguageModel, texts: list[Tokens], batch: int) -> Iterator[Float[Tensor, "token d_in"]]:

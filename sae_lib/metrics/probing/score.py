@@ -36,7 +36,7 @@ def evaluate_probing(sae: Autoencoder, reference: Sequence[ProbingPart], config:
     for part in reference:
         means = part.means(lambda residual: sae.encode(residual.to(sae.dtype)), sae.device) * norms
         require_finite(means)
-        for task, of_residual in zip(part.tasks, part.residual_accuracy, strict=True):
+        for task, of_residual in zip(part.drawn, part.residual_accuracy, strict=True):
             accuracies = [*sparse_accuracies(means, task, config.ks, config.max_iter), of_residual]
             rows.append([task.dataset, task.name, *accuracies, len(task.train), len(task.test)])
     columns = [*(f"k{k}" for k in config.ks), "all"]
@@ -44,11 +44,6 @@ def evaluate_probing(sae: Autoencoder, reference: Sequence[ProbingPart], config:
     means_of = tasks.groupby("dataset")[columns].mean().mean()
     summary = {f"probing_{column}": float(means_of[column]) for column in columns}
     return Measured({**summary, "probing_chance": CHANCE}, {"tasks": tasks})
-
-
-def _reference(inputs: Inputs) -> list[ProbingPart]:
-    settings = inputs.settings("probing")
-    return build_probing_reference(inputs.lm, settings, inputs.corpus, inputs.folder, inputs.corpus_cache)
 
 
 def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Earlier]) -> list[Measured]:
@@ -60,7 +55,7 @@ register(
         name="probing",
         version=1,
         settings=ProbingConfig,
-        reference=_reference,
+        reference=build_probing_reference,
         evaluate=_evaluate,
         text_key=text_key,
         columns={

@@ -7,21 +7,19 @@ packages, and whether the text has an interactive example.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import product
-from pathlib import Path
-from typing import Any, NamedTuple
+from itertools import count, product
+from typing import Any
 
-import pandas as pd
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
-from sae_lib.data.config import CorpusConfig
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.datasets import AMAZON, BIOS, BY_GENDER, BY_RATING, Load, held_out_documents, hub_tables
+from sae_lib.metrics.probing.datasets import AMAZON, BIOS, BY_GENDER, BY_RATING, held_out_documents, hub_tables
 from sae_lib.metrics.probing.documentation import PATTERNS, Pieces
 from sae_lib.metrics.probing.tasks import ProbingTask, Tokens, require, tokenise
+from sae_lib.metrics.registry import Inputs
 
 PROBES = ("first", "second", "both")
 PACKAGE_PAIRS = 3
@@ -29,14 +27,8 @@ SECOND = "interactive example"
 
 Row = tuple[Tokens, bool, bool]
 """A text; whether it has the first attribute, and the second."""
-
-
-class Pair(NamedTuple):
-    name: str
-    train: list[Row]
-    test: list[Row]
-
-
+Pair = tuple[str, list[list[Row]]]
+"""Its name, and the rows for training and for testing."""
 Columns = tuple[str, str, str]
 Two = tuple[str, str]
 # SAEBench's: columns of texts and of both attributes, values of the first by pair, values of the second.
@@ -46,29 +38,28 @@ HUB_PAIRS: dict[str, tuple[Columns, tuple[Two, ...], Two]] = {
 }
 
 
-def spurious_tasks(
-    tokenizer: Any, config: ProbingConfig, corpus: CorpusConfig | None, cache: Path | None, load: Load | None = None
-) -> tuple[list[Tokens], list[ProbingTask]]:
+def spurious_tasks(inputs: Inputs) -> tuple[list[Tokens], list[ProbingTask]]:
     """The distinct texts, and three tasks for each pair, named as `PROBES`; none for source `files`, whose texts have
     one attribute. Source: SAEBench 0.6.0, `get_spurious_corr_data`.
 
     Raises ArtifactError: a dataset cannot be read, a quadrant has too few texts.
     """
-    if config.source == "hub":
-        pairs = _on_hub(tokenizer, config, load)
-    else:
-        pairs = _on_documentation(tokenizer, config, corpus, cache) if config.source == "documentation" else iter(())
-    sizes = (config.train_per_task, config.test_per_task)
-    number: dict[Tokens, int] = {}
+    config = inputs.settings("probing")
+    number: dict[Tokens, int] = defaultdict(count().__next__)
+    pairs = {"hub": _on_hub, "documentation": _on_documentation}.get(config.source)
     tasks: list[ProbingTask] = []
-    for pair in pairs:
-        train, test = (
-            _of_split(rows, size // 4, f"{pair.name}, {what} texts", config.min_per_class)
-            for rows, size, what in zip((pair.train, pair.test), sizes, ("training", "test"), strict=True)
-        )
+    for name, splits in pairs(inputs, config) if pairs else ():
+        sizes = (("training", config.train_per_task), ("test", config.test_per_task))
+        classes = [
+            _of_split(rows, size // 4, f"{name}, {what} texts", config.min_per_class)
+            for rows, (what, size) in zip(splits, sizes, strict=True)
+        ]
         for probe in PROBES:
-            drawn = (_numbered(split[probe], number) for split in (train, test))
-            tasks.append(ProbingTask(pair.name, probe, *next(drawn), *next(drawn)))
+            drawn: list[Tensor] = []
+            for positive, negative in (each[probe] for each in classes):
+                texts = torch.tensor([number[text] for text in positive + negative])
+                drawn += texts, torch.arange(len(texts)) < len(positive)
+            tasks.append(ProbingTask(name, probe, *drawn))
     return list(number), tasks
 
 
@@ -91,41 +82,35 @@ def _of_split(rows: Iterable[Row], quarter: int, where: str, least: int) -> dict
     }
 
 
-def _numbered(classes: Classes, number: dict[Tokens, int]) -> tuple[Int[Tensor, " text"], Bool[Tensor, " text"]]:
-    texts = [number.setdefault(text, len(number)) for texts in classes for text in texts]
-    return torch.tensor(texts), torch.arange(len(texts)) < len(classes[0])
-
-
-def _on_hub(tokenizer: Any, config: ProbingConfig, load: Load | None) -> Iterator[Pair]:
-    for repository, (columns, pairs, values) in HUB_PAIRS.items():
-        tables = hub_tables(repository, columns, config, load)
-        for pair in pairs:
-            name = f"{repository}, {columns[1]} {pair[0]} or {pair[1]} by {columns[2]}"
-            yield Pair(name, *(_hub_rows(table, columns, pair, values, tokenizer, config) for table in tables))
-
-
-def _hub_rows(
-    table: pd.DataFrame, columns: Columns, pair: Two, values: Two, tokenizer: Any, config: ProbingConfig
-) -> list[Row]:
+def _on_hub(inputs: Inputs, config: ProbingConfig) -> Iterator[Pair]:
     """The first texts of each quadrant, as many as any task can use."""
-    text, *both = columns
-    first, second = (table[column].astype(str) for column in both)
-    here = table[first.isin(pair) & second.isin(values)]
-    few = here.groupby(both, sort=False).head(config.train_per_task // 2)
-    tokens = tokenise(few[text].tolist(), tokenizer, config.context)
-    has = (first[few.index] == pair[0]).tolist(), (second[few.index] == values[0]).tolist()
-    return [*zip(tokens, *has, strict=True)]
+    for repository, (columns, pairs, values) in HUB_PAIRS.items():
+        (text, *both), tables = columns, hub_tables(repository, columns, config)
+        for pair in pairs:
+            splits = []
+            for table in tables:
+                first, second = (table[column].astype(str) for column in both)
+                here = table[first.isin(pair) & second.isin(values)]
+                few = here.groupby(both, sort=False).head(config.train_per_task // 2)
+                tokens = tokenise(few[text].tolist(), inputs.lm.tokenizer, config.context)
+                has = (first[few.index] == pair[0]).tolist(), (second[few.index] == values[0]).tolist()
+                splits.append([*zip(tokens, *has, strict=True)])
+            yield f"{repository}, {both[0]} {pair[0]} or {pair[1]} by {both[1]}", splits
 
 
-def _on_documentation(
-    tokenizer: Any, config: ProbingConfig, corpus: CorpusConfig | None, cache: Path | None
-) -> Iterator[Pair]:
-    pieces = Pieces(held_out_documents(corpus, cache), tokenizer, config)
+def _on_documentation(inputs: Inputs, config: ProbingConfig) -> Iterator[Pair]:
+    pieces = Pieces(held_out_documents(inputs), inputs.lm.tokenizer, config)
     found = re.compile(PATTERNS["layout"][SECOND]).search
     packages = pieces.largest("package", 2 * PACKAGE_PAIRS)
     for pair in zip(packages[::2], packages[1::2], strict=False):
-        train, test = (
-            [(each.tokens, each.package == pair[0], bool(found(each.text))) for each in split if each.package in pair]
-            for split in pieces.splits
+        yield (
+            f"{pair[0]} or {pair[1]} by {SECOND}",
+            [
+                [
+                    (each.tokens, each.package == pair[0], bool(found(each.text)))
+                    for each in split
+                    if each.package in pair
+                ]
+                for split in pieces.splits
+            ],
         )
-        yield Pair(f"{pair[0]} or {pair[1]} by {SECOND}", train, test)

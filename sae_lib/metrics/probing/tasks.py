@@ -2,7 +2,9 @@
 
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -60,18 +62,14 @@ def draw_tasks(datasets: Sequence[LabelledTexts], seed: int) -> tuple[list[Token
 
     Raises ArtifactError: the other classes hold too few texts; names the task.
     """
-    number: dict[Tokens, int] = {}
-
-    def numbered(classes: dict[str, list[Tokens]]) -> dict[str, Int[Tensor, " text"]]:
-        return {
-            label: torch.tensor([number.setdefault(text, len(number)) for text in texts], dtype=torch.long)
-            for label, texts in classes.items()
-        }
-
+    number: dict[Tokens, int] = defaultdict(count().__next__)
     tasks = []
     for name, of_train, of_test, labels in datasets:
         generator = torch.Generator().manual_seed(seed)
-        splits = {"training": numbered(of_train), "test": numbered(of_test)}
+        splits = {
+            what: {label: torch.tensor([number[text] for text in texts]) for label, texts in classes.items()}
+            for what, classes in (("training", of_train), ("test", of_test))
+        }
         for label in labels:
             train, test = (
                 _one_against_rest(classes, label, generator, f"{name}, task {label}, {what} texts")
