@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lib.data.corpus import DOCUMENTATION, TOKENS
-from sae_lib.metrics.absorption.circuits import CIRCUIT_REFERENCE
+from sae_lib.metrics.absorption.answers import CIRCUIT_REFERENCE
 from sae_lib.metrics.absorption.reference import ABSORPTION_REFERENCE
 from sae_lib.metrics.core_reference import CORE_REFERENCE
 from sae_lib.metrics.probing.reference import PROBING_REFERENCE, SPURIOUS_REFERENCE
@@ -34,18 +34,18 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     ABSORPTION_REFERENCE: ("sae_lib.metrics.absorption.reference",),
     STABILITY_REFERENCE: ("sae_lib.metrics.stability.reference",),
     PROBING_REFERENCE: ("sae_lib.metrics.probing.reference",),
-    CIRCUIT_REFERENCE: ("sae_lib.metrics.absorption.circuits",),
-    extras.CIRCUITS.stage: ("sae_lib.metrics.absorption.circuits",),
+    CIRCUIT_REFERENCE: ("sae_lib.metrics.absorption.answers",),
+    extras.CIRCUITS.stage: ("sae_lib.metrics.absorption.answers",),
     SPURIOUS_REFERENCE: ("sae_lib.metrics.probing.spurious",),
     **{score.stage: (score.evaluate.__module__,) for score in SCORES.values()},
     CALIBRATION_L0: ("sae_lib.autoencoders.build",),
     ACROSS_SEEDS: ("sae_lib.metrics.stability.seeds",),
-    extras.CARRIERS.stage: ("sae_lib.metrics.absorption.carrier",),
+    extras.CARRIERS.stage: ("sae_lib.metrics.absorption.answers",),
     extras.PERTURBED.stage: ("sae_lib.metrics.probing.perturbation",),
     extras.PLANTED_CURVE.stage: ("sae_lib.metrics.absorption.planted",),
     extras.TRAJECTORY.stage: ("sae_lib.training.trainer", "sae_lib.metrics.absorption.score"),
     LAYER_GROUPS: ("sae_lib.training.trainer", "sae_lib.data.layer_groups", "sae_lib.metrics.reconstruction"),
-    extras.ENDINGS.stage: ("sae_lib.metrics.absorption.endings",),
+    extras.ENDINGS.stage: ("sae_lib.metrics.absorption.null",),
     MASKED: ("sae_lib.training.run", "sae_lib.data.tokens", "sae_lib.data.harvest"),
     TOY: ("sae_lib.metrics.toy.experiments",),
     TOYS: ("sae_lib.metrics.toy.experiments", "sae_lib.metrics.toy.ideas"),

@@ -13,10 +13,9 @@ import pandas as pd
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import load_autoencoder
-from sae_lib.metrics.absorption.carrier import carrier_test
-from sae_lib.metrics.absorption.circuits import build_circuit_reference, letter_circuits
+from sae_lib.metrics.absorption.answers import build_circuit_reference, carrier_test, letter_circuits
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.endings import ending_absorption, ending_reference
+from sae_lib.metrics.absorption.null import ending_absorption, ending_reference
 from sae_lib.metrics.absorption.planted import planted_absorption
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.absorption.score import evaluate_absorption

@@ -9,8 +9,8 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.metrics.absorption import carrier
-from sae_lib.metrics.absorption.carrier import Questions, carrier_test
+from sae_lib.metrics.absorption import answers
+from sae_lib.metrics.absorption.answers import Questions, carrier_test
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import main_latents
 from sae_lib.metrics.absorption.planted import plant
@@ -80,7 +80,7 @@ def test_absorbers_are_taken_out_where_they_are_known(
     """Every word of the SAE above absorbed by a latent of its own, (p + o) / sqrt 2, which writes as much of p."""
     sae = along_probes(reference)
     mains = main_latents(sae, reference, CONFIG)
-    monkeypatch.setattr(carrier, "main_latents", lambda planted, *_: mains)
+    monkeypatch.setattr(answers, "main_latents", lambda planted, *_: mains)
     planted = plant(sae, reference, mains, 1.0)
     found = carrier_test(planted, lm, reference, CONFIG).set_index("kind")
     assert found.loc["found", "words"] == 0 and found.loc["absorbed", "words"] > 20
@@ -88,6 +88,6 @@ def test_absorbers_are_taken_out_where_they_are_known(
     here = torch.isin(reference.scored_labels, torch.tensor([*mains])).nonzero().flatten()
     own = planted.encode(reference.scored_activations[here])[:, sae.d_sae :] @ planted.W_dec[sae.d_sae :].detach()
     falls = Questions.of_scored(lm, reference, CONFIG).of(here).falls([own], 64)
-    if len(falls) <= carrier.MOST:
+    if len(falls) <= answers.MOST:
         assert found.loc["absorbed", "named"] == pytest.approx(float(falls.double().mean()), rel=1e-4)
     assert 0.0 <= found.loc["absorbed", "carried"] <= 1.0

@@ -10,12 +10,11 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.metrics.absorption import circuits
-from sae_lib.metrics.absorption.carrier import Questions
-from sae_lib.metrics.absorption.circuits import (
+from sae_lib.metrics.absorption import answers
+from sae_lib.metrics.absorption.answers import (
     ALONE,
     COLUMNS,
-    answer_gradients,
+    Questions,
     build_circuit_reference,
     letter_circuits,
 )
@@ -33,8 +32,8 @@ def reference(lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Ab
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(circuits, "FOUND_ON", 2)
-    monkeypatch.setattr(circuits, "TRIED_ON", 1)
+    monkeypatch.setattr(answers, "FOUND_ON", 2)
+    monkeypatch.setattr(answers, "TRIED_ON", 1)
 
 
 def circuits_of(sae: Autoencoder, lm: LanguageModel, reference: AbsorptionReference, folder: Path) -> pd.DataFrame:
@@ -56,7 +55,8 @@ def test_gradients_add_up_to_the_difference(
     monkeypatch.setattr(LanguageModel, "can_resume", lambda self, tokens: resumes)
     some = Questions.of_scored(lm, reference, CONFIG).of(slice(20))
     x, start = reference.scored_activations[:20], reference.scored_activations.mean(dim=0)
-    gradient = answer_gradients(some, x, start, 7, steps=40)
+    monkeypatch.setattr(answers, "STEPS", 40)
+    gradient = some.gradients(x, start, 7)
     (falls,) = some.falls([x - start], 7).T
     assert falls.abs().max() > 1e-3
     torch.testing.assert_close((gradient * (x - start)).sum(dim=1), falls, rtol=0.02, atol=1e-5)
@@ -119,7 +119,7 @@ def test_gradients_are_computed_once(
     lm: LanguageModel, reference: AbsorptionReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = build_circuit_reference(lm, reference, CONFIG, tmp_path)
-    monkeypatch.setattr(circuits, "answer_gradients", None)
+    monkeypatch.setattr(Questions, "gradients", None)
     again = build_circuit_reference(lm, reference, CONFIG, tmp_path)
     assert torch.equal(first.gradient, again.gradient) and torch.equal(first.tried_on, again.tried_on)
     assert not set(first.found_on.tolist()) & set(first.tried_on.tolist()), "found on some words, tried on others"

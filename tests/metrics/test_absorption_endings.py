@@ -7,7 +7,7 @@ import torch
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.endings import ALL, ENDINGS, OTHER, EndingReference, ending_absorption, ending_reference
+from sae_lib.metrics.absorption.null import ALL, ENDINGS, OTHER, EndingReference, ending_absorption, ending_reference
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from tests.metrics.tiny_saes import sae_of, words_with
 

@@ -1,17 +1,8 @@
 """Every number of the absorption metric, by name. Defaults are those of SAEBench 0.6.0 unless they say otherwise."""
 
-from typing import Any
-
 from pydantic import Field
 
 from sae_lib.util.strict import Strict
-
-# What only the scoring of an SAE reads: changing it does not make a language model's reference stale.
-_SCORING_FIELDS = {
-    "lm_batch", "min_probe_f1", "min_letters", "sparse_batch", "sparse_min_steps", "sparse_weight_decay", "sparse_l1",
-    "latent_bytes", "k_max", "f1_jump", "logistic_max_iter", "fraction_min_cosine", "full_min_cosine",
-    "min_projection_share", "max_absorbing_latents", "silent_below",
-}  # fmt: skip
 
 
 class AbsorptionConfig(Strict):
@@ -71,7 +62,3 @@ class AbsorptionConfig(Strict):
     """*fraction*: so many absorbers are added up."""
     silent_below: float = 1e-8
     """*full*: an activation below this is silent."""
-
-    def reference_fields(self) -> dict[str, Any]:
-        """The fields that a language model's reference depends on."""
-        return self.model_dump(exclude=_SCORING_FIELDS)

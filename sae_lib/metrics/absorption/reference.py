@@ -25,6 +25,12 @@ from sae_lib.util.errors import ModelLacks
 from sae_lib.util.keys import Stage
 
 LEFT_OUT_EXAMPLES = 5
+# What only the scoring of an SAE reads: changing it does not make a language model's reference stale.
+SCORING_FIELDS = {
+    "lm_batch", "min_probe_f1", "min_letters", "sparse_batch", "sparse_min_steps", "sparse_weight_decay", "sparse_l1",
+    "latent_bytes", "k_max", "f1_jump", "logistic_max_iter", "fraction_min_cosine", "full_min_cosine",
+    "min_projection_share", "max_absorbing_latents", "silent_below",
+}  # fmt: skip
 
 ABSORPTION_REFERENCE = Stage("absorption reference", 1)
 
@@ -84,7 +90,7 @@ class AbsorptionReference:
 def build_absorption_reference(lm: LanguageModel, config: AbsorptionConfig, folder: Path | str) -> AbsorptionReference:
     """Compute it, or read it from `folder` where it has been before. Raises ModelLacks: the tokenizer has too few
     alphabetic tokens, or does not keep the prompt's pieces apart, or the model has fewer positions than a prompt."""
-    made_from = {"lm": lm.identity, "config": config.reference_fields()}
+    made_from = {"lm": lm.identity, "config": config.model_dump(exclude=SCORING_FIELDS)}
     return kept_reference(
         folder, ABSORPTION_REFERENCE, made_from, AbsorptionReference, lambda: _compute(lm, config),
         {"probe": LinearProbes},
@@ -117,27 +123,27 @@ def words_of_model(
     return usable, sorted(set(alphabetic) - set(usable)), pieces
 
 
-def _drawn(usable: Sequence[Word], config: AbsorptionConfig) -> tuple[list[Word], list[Word], list[Word]]:
-    """The words that are used, those for training and those for testing."""
+def _drawn(
+    lm: LanguageModel, config: AbsorptionConfig
+) -> tuple[list[Word], list[Word], list[Word], list[Word], PromptPieces]:
+    """The words that are used, those for training and those for testing; what is left out, what stands between."""
+    usable, left_out, pieces = words_of_model(lm.tokenizer, lm.special_ids, lm.max_positions, lm.name, config)
     words = vocabulary.choose_words(usable, config.max_words, config.seed)
-    return words, *split_words(words, config.train_fraction, config.seed)
+    return words, *split_words(words, config.train_fraction, config.seed), left_out, pieces
 
 
 def prompts_of_scored(
     lm: LanguageModel, reference: AbsorptionReference, config: AbsorptionConfig
 ) -> tuple[Prompts, PromptPieces]:
     """The prompts in which the scored words were read, and what stands between their words."""
-    usable, _, pieces = words_of_model(lm.tokenizer, lm.special_ids, lm.max_positions, lm.name, config)
-    words, _, test = _drawn(usable, config)
-    scored = [test[index] for index in reference.scored.tolist()]
-    seed = config.absorption_prompt_seed
+    words, _, test, _, pieces = _drawn(lm, config)
+    scored, seed = [test[index] for index in reference.scored.tolist()], config.absorption_prompt_seed
     return build_prompts(scored, words, pieces, lm.bos_token_id, config.icl_examples, seed), pieces
 
 
 @torch.no_grad()
 def _compute(lm: LanguageModel, config: AbsorptionConfig) -> AbsorptionReference:
-    usable, left_out, pieces = words_of_model(lm.tokenizer, lm.special_ids, lm.max_positions, lm.name, config)
-    words, train, test = _drawn(usable, config)
+    words, train, test, left_out, pieces = _drawn(lm, config)
 
     def read(asked: list[Word], pool: list[Word], seed: int, what: str) -> Float[Tensor, "word d_in"]:
         prompts = build_prompts(asked, pool, pieces, lm.bos_token_id, config.icl_examples, seed)

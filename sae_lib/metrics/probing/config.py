@@ -1,14 +1,11 @@
 """Every number of sparse probing, by name. Defaults are those of SAEBench 0.6.0 unless they say otherwise."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from sae_lib.data import hub
 from sae_lib.util.strict import Strict
-
-# What only the scoring of an SAE reads: changing it does not make a language model's reference stale.
-_SCORING_FIELDS = {"lm_batch", "ks"}
 
 HUB_REVISIONS: dict[str, str | None] = {
     name: hub.DATASETS[name].revision
@@ -71,7 +68,3 @@ class ProbingConfig(Strict):
         if min(self.ks) < 1 or len(set(self.ks)) != len(self.ks):
             raise ValueError(f"ks must be distinct numbers of latents from 1 on, got {list(self.ks)}")
         return self
-
-    def reference_fields(self) -> dict[str, Any]:
-        """The fields that a language model's reference depends on."""
-        return self.model_dump(exclude=_SCORING_FIELDS)

@@ -99,7 +99,8 @@ def build_spurious_reference(inputs: Inputs) -> ProbingPart:
 
 def _made_from(inputs: Inputs) -> dict[str, Any]:
     config = inputs.settings("probing")
-    return {"lm": inputs.lm.identity, "config": config.reference_fields(), "text": text_key(config, inputs.corpus)}
+    read = config.model_dump(exclude={"lm_batch", "ks"})  # these two only the scoring of an SAE reads
+    return {"lm": inputs.lm.identity, "config": read, "text": text_key(config, inputs.corpus)}
 
 
 def _compute(inputs: Inputs, names: tuple[str, ...]) -> ProbingPart:
