@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.absorption.main_latents import unit_latents
-from sae_lib.metrics.registry import Column, Earlier, Inputs, Measured, Score, register
+from sae_lib.metrics.registry import Column, Measured, Score, register
 from sae_lib.metrics.stored_reference import require_width
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.strict import Seed, Strict
@@ -203,18 +203,16 @@ def chat(config: InterpretationConfig, prompt: str) -> str:
         ) from None
 
 
-def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Earlier]) -> list[Measured]:
-    config, windows = inputs.settings("interpretation"), inputs.reference("interpretation")
-    return [Measured(interpret(sae, inputs.lm, windows, config)) for sae in saes]
-
-
 register(
     Score(
         name="interpretation",
         version=1,
         settings=InterpretationConfig,
         reference=lambda inputs: read_windows(inputs.lm, inputs.held_out, inputs.settings("interpretation")),
-        evaluate=_evaluate,
+        evaluate=lambda saes, inputs, earlier: [
+            Measured(interpret(sae, inputs.lm, inputs.reference("interpretation"), inputs.settings("interpretation")))
+            for sae in saes
+        ],
         optional=True,
         columns={
             "interpretation_surprisal": Column("surprisal, AUC", "higher", 3),

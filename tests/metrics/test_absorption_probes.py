@@ -15,9 +15,9 @@ from sae_lib.metrics.absorption.probes import (
     f1_score,
     initial_probes,
     train_probes,
-    train_probes_together,
 )
 from sae_lib.metrics.absorption.reference import AbsorptionReference
+from tests.metrics.tiny_saes import train_one
 
 TRAINING: dict[str, Any] = {
     "epochs": 6, "batch": 16, "learning_rate": 0.05, "final_learning_rate": 0.001, "weight_decay": 1e-3, "l1": 0.02,
@@ -66,7 +66,7 @@ def test_training_is_adam_with_one_decay_per_epoch(l1):
     x, y = torch.randn(10, 5), torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, 1, 2])
     initial = initial_probes(5, 3, seed=1)
     options = TRAINING | {"l1": l1, "batch": 4, "epochs": 4, "seed": 7}
-    trained = train_probes(lambda index: x[index], y, initial, **options)
+    trained = train_one(lambda index: x[index], y, initial, **options)
     weight, bias = adam_by_hand(x.numpy(), y.numpy(), initial.weight.numpy(), initial.bias.numpy(), **options)
     np.testing.assert_allclose(trained.weight.numpy(), weight, atol=1e-5)
     np.testing.assert_allclose(trained.bias.numpy(), bias, atol=1e-5)
@@ -77,7 +77,7 @@ def test_probe_separates_what_is_separable_and_generalises():
     labels = torch.randint(0, 26, (1500,))
     x = torch.randn(26, 40)[labels] * 2 + 0.3 * torch.randn(1500, 40)
     options = TRAINING | {"epochs": 20, "batch": 64, "learning_rate": 0.01, "l1": 0.0}
-    trained = train_probes(lambda index: x[:1200][index], labels[:1200], initial_probes(40, 26, seed=0), **options)
+    trained = train_one(lambda index: x[:1200][index], labels[:1200], initial_probes(40, 26, seed=0), **options)
     found = trained.logits(x[1200:]) > 0
     f1 = [f1_score(found[:, letter], labels[1200:] == letter) for letter in range(26)]
     assert min(f1) > 0.95
@@ -86,7 +86,7 @@ def test_probe_separates_what_is_separable_and_generalises():
 def test_a_letter_without_words_does_no_harm():
     x, y = torch.eye(3), torch.tensor([0, 1, 1])
     options = TRAINING | {"epochs": 30, "learning_rate": 0.1, "weight_decay": 0.0, "l1": 0.0}
-    trained = train_probes(lambda index: x[index], y, initial_probes(3, 4, seed=0), **options)
+    trained = train_one(lambda index: x[index], y, initial_probes(3, 4, seed=0), **options)
     assert trained.weight.isfinite().all()
     assert (trained.logits(x) > 0).tolist() == [[i == label for i in range(4)] for label in y.tolist()]
 
@@ -97,9 +97,9 @@ def test_silent_latents_do_not_change_the_training_of_the_others():
     x[:, [1, 4]] = 0
     live = torch.tensor([True, False, True, True, False, True])
     initial = initial_probes(6, 3, seed=0)
-    everything = train_probes(lambda index: x[index], y, initial, **TRAINING)
+    everything = train_one(lambda index: x[index], y, initial, **TRAINING)
     only_live = LinearProbes(initial.weight[:, live], initial.bias)
-    restricted = train_probes(lambda index: x[index][:, live], y, only_live, **TRAINING)
+    restricted = train_one(lambda index: x[index][:, live], y, only_live, **TRAINING)
     torch.testing.assert_close(restricted.weight, everything.weight[:, live])
     torch.testing.assert_close(restricted.bias, everything.bias)
 
@@ -116,9 +116,9 @@ def test_trained_together_each_input_gets_the_probes_it_gets_alone():
     inputs = [some_latents(width, 0.5) for width in (12, 7, 20)]
     rows = [lambda index, x=x: x[index] for x in inputs]
     initial = [initial_probes(x.shape[1], 5, seed=1) for x in inputs]
-    together = train_probes_together(rows, labels, initial, **TRAINING)
+    together = train_probes(rows, labels, initial, **TRAINING)
     for own_rows, start, probes in zip(rows, initial, together, strict=True):
-        alone = train_probes(own_rows, labels, start, **TRAINING)
+        alone = train_one(own_rows, labels, start, **TRAINING)
         torch.testing.assert_close(probes.weight, alone.weight, rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(probes.bias, alone.bias, rtol=1e-6, atol=1e-7)
         assert not torch.allclose(probes.weight, start.weight, atol=1e-2)
@@ -127,8 +127,8 @@ def test_trained_together_each_input_gets_the_probes_it_gets_alone():
 def test_sparse_rows_train_the_probes_of_dense_rows():
     labels, x = torch.arange(60) % 5, some_latents(30, 0.1)
     sparse, initial = csr_array(x.numpy()), initial_probes(30, 5, seed=1)
-    one = train_probes(lambda index: x[index], labels, initial, **TRAINING)
-    other = train_probes(lambda index: sparse[index.numpy()], labels, initial, **TRAINING)
+    one = train_one(lambda index: x[index], labels, initial, **TRAINING)
+    other = train_one(lambda index: sparse[index.numpy()], labels, initial, **TRAINING)
     torch.testing.assert_close(other.weight, one.weight, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(other.bias, one.bias, rtol=1e-5, atol=1e-6)
 

@@ -11,7 +11,7 @@ from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.data.config import CorpusConfig
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.metrics.absorption.probes import LinearProbes
+from sae_lib.metrics.absorption.probes import LinearProbes, Rows, train_probes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.reference import ProbingPart
@@ -51,6 +51,11 @@ def probing_inputs(
 ) -> Inputs:
     """What the references of sparse probing are built from."""
     return Inputs(lambda: lm, lambda: torch.empty(0), EvaluationConfig(probing=config), folder, corpus)
+
+
+def train_one(rows: Rows, labels: Tensor, initial: LinearProbes, **training: Any) -> LinearProbes:
+    """The probes of one input alone."""
+    return train_probes([rows], labels, [initial], **training)[0]
 
 
 def words_with(

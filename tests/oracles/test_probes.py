@@ -11,7 +11,8 @@ from sae_bench.evals.absorption.k_sparse_probing import train_sparse_multi_probe
 from sae_bench.evals.absorption.probing import gen_probe_stats, train_linear_probe_for_task
 from torch.nn import functional as F
 
-from sae_lib.metrics.absorption.probes import f1_score, initial_probes, train_probes
+from sae_lib.metrics.absorption.probes import f1_score, initial_probes
+from tests.metrics.tiny_saes import train_one
 from tests.oracles.same_draws import share_draws
 from tests.oracles.word_data import word_data
 
@@ -26,7 +27,7 @@ def test_the_ground_truth_probe_has_the_weights_of_saebench(monkeypatch: pytest.
     theirs, _ = train_linear_probe_for_task(
         frame, frame, torch.device("cpu"), x.numpy(), x.numpy(), batch_size=64, num_epochs=EPOCHS, lr=1e-2
     )
-    ours = train_probes(
+    ours = train_one(
         lambda index: x[index], y, initial_probes(24, 26, SEED), epochs=EPOCHS, batch=64, learning_rate=0.01,
         final_learning_rate=1e-5, weight_decay=1e-4, seed=SEED,
     )  # fmt: skip
@@ -41,7 +42,7 @@ def test_the_sparse_probe_has_the_weights_of_saebench(monkeypatch: pytest.Monkey
     theirs = train_sparse_multi_probe(
         x, F.one_hot(y, 26), device=torch.device("cpu"), batch_size=batch, num_epochs=EPOCHS, show_progress=False
     )
-    ours = train_probes(
+    ours = train_one(
         lambda index: x[index], y, initial_probes(24, 26, SEED), epochs=EPOCHS, batch=batch, learning_rate=0.01,
         final_learning_rate=1e-5, weight_decay=1e-6, l1=0.01, seed=SEED,
     )  # fmt: skip

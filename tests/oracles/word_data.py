@@ -13,8 +13,9 @@ from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.probes import f1_score, initial_probes, train_probes
+from sae_lib.metrics.absorption.probes import f1_score, initial_probes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
+from tests.metrics.tiny_saes import train_one
 
 KINDS = 4  # kinds of words within a letter, each with a direction of its own
 BLURRED = (3, 16, 21)  # letters whose direction is almost that of the letter before: no probe finds them
@@ -54,7 +55,7 @@ def word_reference(data: WordData, config: AbsorptionConfig) -> AbsorptionRefere
     split = int(config.train_fraction * len(data.words))
     train, test = data.activations[:split], data.activations[split:]
     labels, test_labels = data.labels[:split], data.labels[split:]
-    probe = train_probes(
+    probe = train_one(
         lambda index: train[index], labels, initial_probes(train.shape[1], 26, config.seed),
         epochs=config.probe_epochs, batch=config.probe_batch, learning_rate=config.probe_learning_rate,
         final_learning_rate=config.probe_final_learning_rate, weight_decay=config.probe_weight_decay,

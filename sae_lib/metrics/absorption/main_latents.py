@@ -16,7 +16,7 @@ from torch import Tensor
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.probes import LinearProbes, Rows, f1_score, initial_probes, train_probes_together
+from sae_lib.metrics.absorption.probes import LinearProbes, Rows, f1_score, initial_probes, train_probes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.stored_reference import require_finite
 
@@ -85,7 +85,7 @@ def main_latents_of_many(
     for sae, live in zip(saes, lives, strict=True):
         weight, bias = (tensor.to(sae.device) for tensor in initial_probes(sae.d_sae, len(LETTERS), config.seed))
         initial.append(LinearProbes(weight[:, live], bias))
-    probes = train_probes_together(
+    probes = train_probes(
         rows, reference.train_labels.to(saes[0].device), initial, epochs=config.probe_epochs,
         batch=steps_batch(words, config.sparse_batch, config.sparse_min_steps),
         learning_rate=config.probe_learning_rate, final_learning_rate=config.probe_final_learning_rate,

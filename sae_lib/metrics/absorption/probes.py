@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,13 +32,8 @@ def initial_probes(width: int, letters: int, seed: int) -> LinearProbes:
     return LinearProbes(weight, torch.empty(letters).uniform_(-bound, bound, generator=generator))
 
 
-def train_probes(rows: Rows, labels: Int[Tensor, " row"], initial: LinearProbes, **training: Any) -> LinearProbes:
-    """The probes of one input; `training` are the keyword arguments of `train_probes_together`."""
-    return train_probes_together([rows], labels, [initial], **training)[0]
-
-
 @torch.no_grad()
-def train_probes_together(
+def train_probes(
     rows: Sequence[Rows],
     labels: Int[Tensor, " row"],
     initial: Sequence[LinearProbes],

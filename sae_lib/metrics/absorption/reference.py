@@ -176,8 +176,8 @@ def ground_truth_probe(
     """The probe of these words' classes, of which there are at most as many as letters; trained on `device`."""
     rows = rows.to(device)
     initial = LinearProbes(*(each.to(device) for each in initial_probes(rows.shape[1], len(LETTERS), config.seed)))
-    trained = train_probes(
-        lambda index: rows[index], labels.to(device), initial, epochs=config.probe_epochs, batch=config.probe_batch,
+    (trained,) = train_probes(
+        [lambda index: rows[index]], labels.to(device), [initial], epochs=config.probe_epochs, batch=config.probe_batch,
         learning_rate=config.probe_learning_rate, final_learning_rate=config.probe_final_learning_rate,
         weight_decay=config.probe_weight_decay, seed=config.seed,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import ROWS, MainLatents, latent_bytes, main_latents_of_many, unit_latents
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
-from sae_lib.metrics.registry import Column, Earlier, Inputs, Measured, Score, register
+from sae_lib.metrics.registry import Column, Inputs, Measured, Score, register
 from sae_lib.metrics.stored_reference import require_width
 from sae_lib.util.errors import ModelLacks
 from sae_lib.util.memory import portions
@@ -216,17 +216,15 @@ def lacking(inputs: Inputs) -> str:
     return str(reference.lacking or ("" if reference.counted(least) else none))
 
 
-def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Earlier]) -> list[Measured]:
-    return evaluate_absorption_many(saes, inputs.reference("absorption"), inputs.settings("absorption"))
-
-
 register(
     Score(
         name="absorption",
         version=2,
         settings=AbsorptionConfig,
         reference=_reference,
-        evaluate=_evaluate,
+        evaluate=lambda saes, inputs, earlier: evaluate_absorption_many(
+            saes, inputs.reference("absorption"), inputs.settings("absorption")
+        ),
         columns={
             "absorption_fraction": Column("absorption, fraction", "lower", 3),
             "absorption_full": Column("absorption, full", "lower", 3),

@@ -10,7 +10,7 @@ from sae_lib.metrics.probing.config import ProbingConfig
 from sae_lib.metrics.probing.datasets import text_key
 from sae_lib.metrics.probing.reference import ProbingPart, build_probing_reference
 from sae_lib.metrics.probing.tasks import sparse_accuracies
-from sae_lib.metrics.registry import Column, Earlier, Inputs, Measured, Score, register
+from sae_lib.metrics.registry import Column, Measured, Score, register
 from sae_lib.metrics.stored_reference import require_finite, require_width
 
 CHANCE = 0.5  # every task has as many positives as negatives
@@ -46,17 +46,15 @@ def evaluate_probing(sae: Autoencoder, reference: Sequence[ProbingPart], config:
     return Measured({**summary, "probing_chance": CHANCE}, {"tasks": tasks})
 
 
-def _evaluate(saes: Sequence[Autoencoder], inputs: Inputs, earlier: Sequence[Earlier]) -> list[Measured]:
-    return [evaluate_probing(sae, inputs.reference("probing"), inputs.settings("probing")) for sae in saes]
-
-
 register(
     Score(
         name="probing",
         version=1,
         settings=ProbingConfig,
         reference=build_probing_reference,
-        evaluate=_evaluate,
+        evaluate=lambda saes, inputs, earlier: [
+            evaluate_probing(sae, inputs.reference("probing"), inputs.settings("probing")) for sae in saes
+        ],
         text_key=text_key,
         columns={
             "probing_k1": Column("probing, k = 1", "higher", 3),
