@@ -12,7 +12,8 @@ from sae_lib.data.corpus import DOCUMENTATION, TOKENS
 from sae_lib.metrics.absorption.answers import CIRCUIT_REFERENCE
 from sae_lib.metrics.absorption.reference import ABSORPTION_REFERENCE
 from sae_lib.metrics.core_reference import CORE_REFERENCE
-from sae_lib.metrics.probing.reference import PROBING_REFERENCE, SPURIOUS_REFERENCE
+from sae_lib.metrics.probing.perturbation import SPURIOUS_REFERENCE
+from sae_lib.metrics.probing.reference import PROBING_REFERENCE
 from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.reference import STABILITY_REFERENCE
 from sae_lib.metrics.toy.training import TOY
@@ -36,7 +37,7 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     PROBING_REFERENCE: ("sae_lib.metrics.probing.reference",),
     CIRCUIT_REFERENCE: ("sae_lib.metrics.absorption.answers",),
     extras.CIRCUITS.stage: ("sae_lib.metrics.absorption.answers",),
-    SPURIOUS_REFERENCE: ("sae_lib.metrics.probing.spurious",),
+    SPURIOUS_REFERENCE: ("sae_lib.metrics.probing.perturbation",),
     **{score.stage: (score.evaluate.__module__,) for score in SCORES.values()},
     CALIBRATION_L0: ("sae_lib.autoencoders.build",),
     ACROSS_SEEDS: ("sae_lib.metrics.stability.seeds",),

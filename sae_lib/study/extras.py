@@ -13,14 +13,13 @@ import pandas as pd
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import load_autoencoder
-from sae_lib.metrics.absorption.answers import build_circuit_reference, carrier_test, letter_circuits
+from sae_lib.metrics.absorption.answers import carrier_test, letter_circuits
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.null import ending_absorption, ending_reference
 from sae_lib.metrics.absorption.planted import planted_absorption
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.absorption.score import evaluate_absorption
-from sae_lib.metrics.probing.perturbation import perturbation
-from sae_lib.metrics.probing.reference import build_spurious_reference
+from sae_lib.metrics.probing.perturbation import build_spurious_reference, perturbation
 from sae_lib.metrics.scores import SCORES
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.study.experiment import Experiment, concat, tag
@@ -112,13 +111,11 @@ def _planted(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
 
 
 def _carriers(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
-    return carrier_test(sae, score_inputs(experiment).lm, *_letters(experiment))
+    return carrier_test(sae, score_inputs(experiment))
 
 
 def _circuits(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:
-    inputs, (reference, config) = score_inputs(experiment), _letters(experiment)
-    circuits = build_circuit_reference(inputs.lm, reference, config, inputs.folder)
-    return letter_circuits(sae, inputs.lm, reference, circuits, config)
+    return letter_circuits(sae, score_inputs(experiment))
 
 
 def _endings(experiment: Experiment, sae: Autoencoder) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from sae_lib.metrics.absorption.reference import (
     prompts_of_scored,
     residual_at_words,
 )
-from tests.metrics.tiny_saes import sae_of
+from tests.metrics.tiny_saes import absorption_inputs, sae_of
 
 CONFIG = AbsorptionConfig(icl_examples=2, probe_epochs=20, lm_batch=16)
 
@@ -68,7 +68,7 @@ def test_falls_are_those_of_whole_passes(
 
 def test_what_a_main_latent_writes_is_what_the_probe_reads(lm: LanguageModel, reference: AbsorptionReference):
     """So 'named' and 'direction' are one. No word is absorbed."""
-    found = carrier_test(along_probes(reference), lm, reference, CONFIG).set_index("kind")
+    found = carrier_test(along_probes(reference), absorption_inputs(lm, reference, CONFIG)).set_index("kind")
     assert found.loc["absorbed", "words"] == 0 and math.isnan(found.loc["absorbed", "carried"])
     assert found.loc["found", "words"] > 20
     assert found.loc["found", "named"] == pytest.approx(found.loc["found", "direction"], rel=1e-4)
@@ -82,7 +82,7 @@ def test_absorbers_are_taken_out_where_they_are_known(
     mains = main_latents(sae, reference, CONFIG)
     monkeypatch.setattr(answers, "main_latents", lambda planted, *_: mains)
     planted = plant(sae, reference, mains, 1.0)
-    found = carrier_test(planted, lm, reference, CONFIG).set_index("kind")
+    found = carrier_test(planted, absorption_inputs(lm, reference, CONFIG)).set_index("kind")
     assert found.loc["found", "words"] == 0 and found.loc["absorbed", "words"] > 20
     # Taken out by hand: the activation of the word's own latent, which is behind the others, times its decoder row.
     here = torch.isin(reference.scored_labels, torch.tensor([*mains])).nonzero().flatten()

@@ -20,7 +20,7 @@ from sae_lib.metrics.absorption.answers import (
 )
 from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.reference import AbsorptionReference, build_absorption_reference
-from tests.metrics.tiny_saes import sae_of
+from tests.metrics.tiny_saes import absorption_inputs, sae_of
 
 CONFIG = AbsorptionConfig(icl_examples=2, probe_epochs=20, lm_batch=16, min_probe_f1=0.0)
 
@@ -37,8 +37,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def circuits_of(sae: Autoencoder, lm: LanguageModel, reference: AbsorptionReference, folder: Path) -> pd.DataFrame:
-    found = build_circuit_reference(lm, reference, CONFIG, folder)
-    return letter_circuits(sae, lm, reference, found, CONFIG)
+    return letter_circuits(sae, absorption_inputs(lm, reference, CONFIG, folder))
 
 
 def exact(d: int, share: float = 1.0) -> Autoencoder:
@@ -82,8 +81,8 @@ def test_an_sae_that_finds_nothing(lm: LanguageModel, reference: AbsorptionRefer
 
 def test_a_circuit_written_out_word_by_word(lm: LanguageModel, reference: AbsorptionReference, tmp_path: Path) -> None:
     """n = 3: the latents of a letter by their effects, all else at its mean, in whole forward passes."""
-    sae, of = exact(lm.d_in), build_circuit_reference(lm, reference, CONFIG, tmp_path)
-    found = letter_circuits(sae, lm, reference, of, CONFIG).set_index("n")
+    sae, of = exact(lm.d_in), build_circuit_reference(absorption_inputs(lm, reference, CONFIG, tmp_path))
+    found = circuits_of(sae, lm, reference, tmp_path).set_index("n")
     asks = Questions.of_scored(lm, reference, CONFIG)
     x = reference.scored_activations
     with torch.no_grad():
@@ -118,16 +117,14 @@ def test_a_circuit_written_out_word_by_word(lm: LanguageModel, reference: Absorp
 def test_gradients_are_computed_once(
     lm: LanguageModel, reference: AbsorptionReference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = build_circuit_reference(lm, reference, CONFIG, tmp_path)
+    first = build_circuit_reference(absorption_inputs(lm, reference, CONFIG, tmp_path))
     monkeypatch.setattr(Questions, "gradients", None)
-    again = build_circuit_reference(lm, reference, CONFIG, tmp_path)
+    again = build_circuit_reference(absorption_inputs(lm, reference, CONFIG, tmp_path))
     assert torch.equal(first.gradient, again.gradient) and torch.equal(first.tried_on, again.tried_on)
     assert not set(first.found_on.tolist()) & set(first.tried_on.tolist()), "found on some words, tried on others"
 
 
 def test_without_letters_there_is_no_row(lm: LanguageModel, reference: AbsorptionReference, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"min_probe_f1": 1.0})
-    none = letter_circuits(
-        exact(lm.d_in), lm, reference, build_circuit_reference(lm, reference, config, tmp_path), config
-    )
+    none = letter_circuits(exact(lm.d_in), absorption_inputs(lm, reference, config, tmp_path))
     assert none.empty and {"n", *COLUMNS, *ALONE} <= set(none.columns)

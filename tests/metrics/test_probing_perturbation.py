@@ -13,11 +13,18 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.language_model import LanguageModel
-from sae_lib.metrics.probing import spurious
+from sae_lib.metrics.probing import perturbation as module
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.perturbation import NS, Texts, perturbation, train_probe
+from sae_lib.metrics.probing.perturbation import (
+    HUB_PAIRS,
+    NS,
+    PROBES,
+    Texts,
+    perturbation,
+    spurious_tasks,
+    train_probe,
+)
 from sae_lib.metrics.probing.reference import ProbingPart
-from sae_lib.metrics.probing.spurious import HUB_PAIRS, PROBES, spurious_tasks
 from sae_lib.metrics.probing.tasks import ProbingTask
 from sae_lib.util.errors import ArtifactError
 from tests.metrics.tiny_saes import make_sae, probing_inputs, probing_part, sae_of
@@ -144,7 +151,7 @@ def test_pairs_on_the_packaged_corpus(lm: LanguageModel, monkeypatch: pytest.Mon
         {"text": ">>> f(1) " * (i % 2) + text, "package": f"package{i % 3}", "kind": None}
         for i, text in enumerate(filler)
     ]
-    monkeypatch.setattr(spurious, "held_out_documents", lambda inputs: iter(rows))
+    monkeypatch.setattr(module, "held_out_documents", lambda inputs: iter(rows))
     config = ProbingConfig(source="documentation", context=33, train_per_task=16, test_per_task=8, min_per_class=2)
     texts, tasks = spurious_tasks(probing_inputs(lm, config))
     assert [each.name for each in tasks] == [*PROBES]

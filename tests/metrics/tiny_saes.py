@@ -11,6 +11,7 @@ from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.data.config import CorpusConfig
 from sae_lib.data.language_model import LanguageModel
+from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.probes import LinearProbes, Rows, train_probes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.probing.config import ProbingConfig
@@ -44,6 +45,15 @@ def probing_part(
     none = torch.empty(0, dtype=torch.long)
     drawn, truth = torch.cat([none, *texts]), torch.cat([none.bool(), *labels])
     return ProbingPart(residual, lengths, drawn, truth, sizes, accuracies or [])
+
+
+def absorption_inputs(
+    lm: LanguageModel, reference: AbsorptionReference, config: AbsorptionConfig, folder: Path = Path()
+) -> Inputs:
+    """What the language model is asked with about the words of this reference."""
+    inputs = Inputs(lambda: lm, lambda: torch.empty(0), EvaluationConfig(absorption=config), folder)
+    inputs._references["absorption"] = reference
+    return inputs
 
 
 def probing_inputs(

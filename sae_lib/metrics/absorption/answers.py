@@ -22,7 +22,6 @@ Source: 2403.19647, at one layer.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -36,6 +35,7 @@ from sae_lib.metrics.absorption.config import AbsorptionConfig
 from sae_lib.metrics.absorption.main_latents import ROWS, main_latents, unit_latents
 from sae_lib.metrics.absorption.reference import AbsorptionReference, prompts_of_scored
 from sae_lib.metrics.absorption.score import letters_of, score_words_of_letters
+from sae_lib.metrics.registry import Inputs
 from sae_lib.metrics.stored_reference import kept_reference
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.keys import Stage
@@ -127,9 +127,7 @@ class Questions:
 
 
 @torch.no_grad()
-def carrier_test(
-    sae: Autoencoder, lm: LanguageModel, reference: AbsorptionReference, config: AbsorptionConfig
-) -> pd.DataFrame:
+def carrier_test(sae: Autoencoder, inputs: Inputs) -> pd.DataFrame:
     """A row for words that are 'absorbed' (by the score *full*) and one for those 'found', whose main latents fire: at
     most `MOST` of each, drawn evenly. Columns, NaN without words, are means over words of how much the logit of the
     letter falls, less the mean of all letters', where the residual stream x at the word loses
@@ -143,6 +141,7 @@ def carrier_test(
 
     Raises ArtifactError: two letters' answers begin with the same token.
     """
+    lm, reference, config = inputs.lm, inputs.reference("absorption"), inputs.settings("absorption")
     questions, mains = Questions.of_scored(lm, reference, config), main_latents(sae, reference, config)
     letters, labels, x = letters_of(sae, reference, mains), reference.scored_labels, reference.scored_activations
     here = torch.isin(labels, torch.tensor([*mains], dtype=torch.long)).nonzero().flatten()
@@ -184,11 +183,10 @@ class CircuitReference:
     """Mean of grad m on the way to the words `found_on` from their mean."""
 
 
-def build_circuit_reference(
-    lm: LanguageModel, reference: AbsorptionReference, config: AbsorptionConfig, folder: Path | str
-) -> CircuitReference:
-    """Compute it, or read it from `folder`: with the letters that the probe finds and that have enough words. Raises
+def build_circuit_reference(inputs: Inputs) -> CircuitReference:
+    """Compute it, or read it from disk: with the letters that the probe finds and that have enough words. Raises
     ArtifactError: two letters' answers begin with the same token."""
+    lm, reference, config = inputs.lm, inputs.reference("absorption"), inputs.settings("absorption")
 
     def compute() -> CircuitReference:
         labels = reference.scored_labels
@@ -202,17 +200,11 @@ def build_circuit_reference(
         return CircuitReference(found_on, tried_on, questions.gradients(x, x.mean(dim=0), config.lm_batch))
 
     made_from = {"lm": lm.identity, "config": config.model_dump(), "words": [FOUND_ON, TRIED_ON], "steps": STEPS}
-    return kept_reference(folder, CIRCUIT_REFERENCE, made_from, CircuitReference, compute)
+    return kept_reference(inputs.folder, CIRCUIT_REFERENCE, made_from, CircuitReference, compute)
 
 
 @torch.no_grad()
-def letter_circuits(
-    sae: Autoencoder,
-    lm: LanguageModel,
-    reference: AbsorptionReference,
-    circuits: CircuitReference,
-    config: AbsorptionConfig,
-) -> pd.DataFrame:
+def letter_circuits(sae: Autoencoder, inputs: Inputs) -> pd.DataFrame:
     """One row for each n of `SIZES`, over words of all letters; none where no letter has enough words.
 
     Columns: n; faithful, of n latents alone; outside, of everything but those latents; all_latents and error, of every
@@ -220,6 +212,8 @@ def letter_circuits(
     is the mean over words of its numerator, by that of its denominator, `whole`: where that is small, the letter is not
     read from this place, and a share means little.
     """
+    lm, reference, config = inputs.lm, inputs.reference("absorption"), inputs.settings("absorption")
+    circuits = build_circuit_reference(inputs)
     found_on, tried_on = circuits.found_on, circuits.tried_on
     if not len(found_on):
         return pd.DataFrame(columns=["n", *COLUMNS, *ALONE, "whole", "letters", "words"])

@@ -12,13 +12,22 @@ A is the accuracy, on texts labelled by one attribute, of a probe that learned f
 goes along with it; A_ablated without the latents of the other attribute's probe; A_clean that of a probe that learned
 where it does not. Of the two attributes it is the one with the lower A.
 
+The texts of SCR have two attributes that a training set confounds; each has the first or not and the second or not:
+four quadrants. The probe `both` learns from texts that have both or neither, so that either attribute would do; `first`
+and `second` learn theirs alone. SAEBench takes professions and gender, and product categories and ratings, from the
+hub; on the packaged corpus it is two packages, and whether the text has an interactive example.
+
 Both are to be read with care: on data with known features TPP falls while SAEs are trained, and SCR goes against the
 truth for large N (2605.18229). So untrained SAEs stand in the table, and it decides nothing.
 
 Source: 2411.18895; SAEBench 0.6.0, `scr_and_tpp`.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, groupby, product
+from typing import Any
 
 import pandas as pd
 import torch
@@ -29,11 +38,15 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.absorption.main_latents import unit_latents
 from sae_lib.metrics.absorption.probes import LinearProbes, initial_probes
 from sae_lib.metrics.probing.config import ProbingConfig
-from sae_lib.metrics.probing.documentation import MOST_CLASSES
-from sae_lib.metrics.probing.reference import ProbingPart
-from sae_lib.metrics.probing.tasks import ProbingTask
-from sae_lib.metrics.stored_reference import require_width
+from sae_lib.metrics.probing.datasets import AMAZON, BIOS, BY_GENDER, BY_RATING, held_out_documents, hub_tables
+from sae_lib.metrics.probing.documentation import MOST_CLASSES, PATTERNS, Pieces
+from sae_lib.metrics.probing.reference import ProbingPart, encoded, made_from_texts
+from sae_lib.metrics.probing.tasks import ProbingTask, Tokens, require, tokenise
+from sae_lib.metrics.registry import Inputs
+from sae_lib.metrics.stored_reference import kept_reference, require_width
+from sae_lib.util.keys import Stage
 
+SPURIOUS_REFERENCE = Stage("spurious reference", 1)
 NS = (2, 5, 10, 20, 50, 100, 500)
 SEED, BATCH, EPOCHS, LEARNING_RATE, L1 = 42, 16, 20, 1e-3, 1e-3
 LEAST_GAP = 0.001  # A_clean - A below which nothing is there to be removed: SCR is 0
@@ -41,6 +54,21 @@ LEAST_GAP = 0.001  # A_clean - A below which nothing is there to be removed: SCR
 TPP_DATASETS: dict[str, tuple[str, ...] | None] = {
     "documentation": tuple(MOST_CLASSES), "hub": ("bias_in_bios_class_set1", "amazon_reviews"), "files": None
 }  # fmt: skip
+PROBES = ("first", "second", "both")
+PACKAGE_PAIRS = 3
+SECOND = "interactive example"
+
+Row = tuple[Tokens, bool, bool]
+"""A text; whether it has the first attribute, and the second."""
+Pair = tuple[str, list[list[Row]]]
+"""Its name, and the rows for training and for testing."""
+Columns = tuple[str, str, str]
+Two = tuple[str, str]
+# SAEBench's: columns of texts and of both attributes, values of the first by pair, values of the second.
+HUB_PAIRS: dict[str, tuple[Columns, tuple[Two, ...], Two]] = {
+    BIOS: (BY_GENDER, (("21", "13"), ("1", "11"), ("25", "22"), ("2", "26")), ("0", "1")),
+    AMAZON: (BY_RATING, (("24", "26"), ("30", "6"), ("18", "11"), ("3", "1")), ("1.0", "5.0")),
+}
 
 
 @torch.no_grad()
@@ -111,7 +139,7 @@ def targeted(texts: Texts, classes: Sequence[Probed], ns: Sequence[int]) -> Floa
 
 
 def removed(texts: Texts, pair: Sequence[Probed], ns: Sequence[int]) -> Float[Tensor, " n"]:
-    """SCR for each N of one pair of attributes, the tasks and probes of `spurious.PROBES`."""
+    """SCR for each N of one pair of attributes, the tasks and probes of `PROBES`."""
     first, second, (_, both) = pair
     scores = []
     for (task, clean), other in ((first, second), (second, first)):
@@ -147,11 +175,95 @@ def _probed(
     sae: Autoencoder, part: ProbingPart, wanted: Sequence[str] | None = None, least: int = 1
 ) -> Iterator[tuple[Texts, list[Probed]]]:
     """The tasks of each dataset with their probes: of those that are wanted (None: all) and have so many tasks."""
-    sets: dict[str, list[ProbingTask]] = {}
-    for task in part.drawn:
-        if wanted is None or task.dataset in wanted:
-            sets.setdefault(task.dataset, []).append(task)
-    if chosen := [tasks for tasks in sets.values() if len(tasks) >= least]:
+    names = groupby(part.drawn, key=lambda task: task.dataset)
+    sets = [[*tasks] for name, tasks in names if wanted is None or name in wanted]
+    if chosen := [tasks for tasks in sets if len(tasks) >= least]:
         texts = Texts(sae, part)
         for tasks in chosen:
             yield texts, [(task, train_probe(texts.residual, task)) for task in tasks]
+
+
+def build_spurious_reference(inputs: Inputs) -> ProbingPart:
+    """What `build_probing_reference` gives, of the pairs; raises as `spurious_tasks`."""
+    return kept_reference(
+        inputs.folder, SPURIOUS_REFERENCE, made_from_texts(inputs), ProbingPart,
+        lambda: encoded(inputs, *spurious_tasks(inputs)), mapped=True,
+    )  # fmt: skip
+
+
+def spurious_tasks(inputs: Inputs) -> tuple[list[Tokens], list[ProbingTask]]:
+    """The distinct texts, and three tasks for each pair, named as `PROBES`; none for source `files`, whose texts have
+    one attribute. Source: SAEBench 0.6.0, `get_spurious_corr_data`.
+
+    Raises ArtifactError: a dataset cannot be read, a quadrant has too few texts.
+    """
+    config = inputs.settings("probing")
+    number: dict[Tokens, int] = defaultdict(count().__next__)
+    pairs = {"hub": _on_hub, "documentation": _on_documentation}.get(config.source)
+    tasks: list[ProbingTask] = []
+    for name, splits in pairs(inputs, config) if pairs else ():
+        sizes = (("training", config.train_per_task), ("test", config.test_per_task))
+        classes = [
+            _of_split(rows, size // 4, f"{name}, {what} texts", config.min_per_class)
+            for rows, (what, size) in zip(splits, sizes, strict=True)
+        ]
+        for probe in PROBES:
+            drawn: list[Tensor] = []
+            for positive, negative in (each[probe] for each in classes):
+                texts = torch.tensor([number[text] for text in positive + negative])
+                drawn += texts, torch.arange(len(texts)) < len(positive)
+            tasks.append(ProbingTask(name, probe, *drawn))
+    return list(number), tasks
+
+
+Classes = tuple[list[Tokens], list[Tokens]]
+
+
+def _of_split(rows: Iterable[Row], quarter: int, where: str, least: int) -> dict[str, Classes]:
+    """Positives and negatives of each probe: half of the one's and half of the other's with each value of the second
+    attribute, for `first`; the same turned round for `second`."""
+    quadrants: dict[Any, list[Tokens]] = {each: [] for each in product((True, False), repeat=2)}
+    for tokens, first, second in rows:
+        quadrants[first, second].append(tokens)
+    both, only_first, only_second, neither = quadrants.values()
+    quarter = min(quarter, len(only_first), len(only_second), len(both) // 2, len(neither) // 2)
+    require(2 * quarter, least, f"{where} of the smallest quadrant, with as many again of both and neither")
+    return {
+        "first": (both[:quarter] + only_first[:quarter], only_second[:quarter] + neither[:quarter]),
+        "second": (both[:quarter] + only_second[:quarter], only_first[:quarter] + neither[:quarter]),
+        "both": (both[: 2 * quarter], neither[: 2 * quarter]),
+    }
+
+
+def _on_hub(inputs: Inputs, config: ProbingConfig) -> Iterator[Pair]:
+    """The first texts of each quadrant, as many as any task can use."""
+    for repository, (columns, pairs, values) in HUB_PAIRS.items():
+        (text, *both), tables = columns, hub_tables(repository, columns, config)
+        for pair in pairs:
+            splits = []
+            for table in tables:
+                first, second = (table[column].astype(str) for column in both)
+                here = table[first.isin(pair) & second.isin(values)]
+                few = here.groupby(both, sort=False).head(config.train_per_task // 2)
+                tokens = tokenise(few[text].tolist(), inputs.lm.tokenizer, config.context)
+                has = (first[few.index] == pair[0]).tolist(), (second[few.index] == values[0]).tolist()
+                splits.append([*zip(tokens, *has, strict=True)])
+            yield f"{repository}, {both[0]} {pair[0]} or {pair[1]} by {both[1]}", splits
+
+
+def _on_documentation(inputs: Inputs, config: ProbingConfig) -> Iterator[Pair]:
+    pieces = Pieces(held_out_documents(inputs), inputs.lm.tokenizer, config)
+    found = re.compile(PATTERNS["layout"][SECOND]).search
+    packages = pieces.largest("package", 2 * PACKAGE_PAIRS)
+    for pair in zip(packages[::2], packages[1::2], strict=False):
+        yield (
+            f"{pair[0]} or {pair[1]} by {SECOND}",
+            [
+                [
+                    (each.tokens, each.package == pair[0], bool(found(each.text)))
+                    for each in split
+                    if each.package in pair
+                ]
+                for split in pieces.splits
+            ],
+        )

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.metrics.probing.datasets import known_datasets, load_part, text_key
-from sae_lib.metrics.probing.spurious import spurious_tasks
 from sae_lib.metrics.probing.tasks import ProbingTask, Tokens, draw_tasks, logistic_accuracy
 from sae_lib.metrics.registry import Inputs
 from sae_lib.metrics.stored_reference import kept_reference
@@ -30,7 +29,6 @@ from sae_lib.util.memory import portions
 _ROWS = {"cpu": 1024, "cuda": 16384}
 
 PROBING_REFERENCE = Stage("probing reference", 1)
-SPURIOUS_REFERENCE = Stage("spurious reference", 1)
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def build_probing_reference(inputs: Inputs) -> list[ProbingPart]:
     another corpus than the packaged one for source `documentation`.
     """
     config = inputs.settings("probing")
-    names, made_from = known_datasets(config), _made_from(inputs)
+    names, made_from = known_datasets(config), made_from_texts(inputs)
     parts = [names] if config.source == "documentation" else [(name,) for name in names]
     return [
         kept_reference(
@@ -89,15 +87,8 @@ def build_probing_reference(inputs: Inputs) -> list[ProbingPart]:
     ]  # fmt: skip
 
 
-def build_spurious_reference(inputs: Inputs) -> ProbingPart:
-    """The same for pairs of attributes that a training set confounds (`spurious`); raises as `spurious_tasks`."""
-    return kept_reference(
-        inputs.folder, SPURIOUS_REFERENCE, _made_from(inputs), ProbingPart,
-        lambda: _encoded(inputs, *spurious_tasks(inputs)), mapped=True,
-    )  # fmt: skip
-
-
-def _made_from(inputs: Inputs) -> dict[str, Any]:
+def made_from_texts(inputs: Inputs) -> dict[str, Any]:
+    """What every reference of sparse probing is made from."""
     config = inputs.settings("probing")
     read = config.model_dump(exclude={"lm_batch", "ks"})  # these two only the scoring of an SAE reads
     return {"lm": inputs.lm.identity, "config": read, "text": text_key(config, inputs.corpus)}
@@ -106,7 +97,7 @@ def _made_from(inputs: Inputs) -> dict[str, Any]:
 def _compute(inputs: Inputs, names: tuple[str, ...]) -> ProbingPart:
     config = inputs.settings("probing")
     texts, tasks = draw_tasks(load_part(names, inputs), config.seed)
-    part = _encoded(inputs, texts, tasks)
+    part = encoded(inputs, texts, tasks)
     if not part.lengths.any():
         raise ArtifactError(f"probing: {names[0]}: its texts hold no tokens; check its text column")
     means = part.means(lambda rows: rows, torch.device("cpu"))
@@ -117,7 +108,8 @@ def _compute(inputs: Inputs, names: tuple[str, ...]) -> ProbingPart:
     return replace(part, residual_accuracy=accuracies)
 
 
-def _encoded(inputs: Inputs, texts: list[Tokens], tasks: list[ProbingTask]) -> ProbingPart:
+def encoded(inputs: Inputs, texts: list[Tokens], tasks: list[ProbingTask]) -> ProbingPart:
+    """The tasks with the residual streams of their texts."""
     lm, none = inputs.lm, torch.empty(0, dtype=torch.long)
     rows = _residual_rows(lm, texts, inputs.settings("probing").lm_batch)
     return ProbingPart(
