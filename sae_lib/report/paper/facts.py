@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,8 @@ NOTHING = "not computed"
 # Beside the results: what notebook 05 knows of the run (`provenance`).
 PROVENANCE_FILE = "provenance.json"
 VERSIONS = ("torch", "transformers", "numpy", "scikit-learn", "pandas", "matplotlib", "typst")
+ALONG = ("topk", "matryoshka_4", "jumprelu")  # absorption along whose runs the prose tells
+SHARES = ("none", "most", "all", "known")  # full absorption where so much is planted; with silenced latents named
 TEN = 10  # latents that are ablated where the prose gives TPP and SCR, or make a circuit
 # Metric -> decimals; the last ones are of single tables on the real model.
 _DECIMALS = {name: column.decimals for name, column in METRICS.items()}
@@ -86,16 +88,16 @@ class Number:
         return "below" if self.interval.high < 0 else "above" if self.interval.low > 0 else "not told apart from"
 
 
+@dataclass(frozen=True)
 class Rows:
     """A set of SAEs: `rows.l0` is what `find` gives for that metric."""
 
-    def __init__(self, find: Callable[[str], pd.Series | Interval]) -> None:
-        self._find = find
+    find: Callable[[str], pd.Series | Interval]
 
     def __getitem__(self, metric: str) -> Number:
         if metric not in _DECIMALS:
             raise KeyError(metric)
-        found = self._find(metric)
+        found = self.find(metric)
         return Number(found, metric) if isinstance(found, Interval) else Number(t_interval(found), metric, found)
 
 
@@ -107,26 +109,32 @@ def _by_method(rows: pd.DataFrame) -> dict[str, Rows]:
     return _by((*METHODS, *TOY_METHODS), lambda method, metric: seeds_of(rows[rows["method"] == method], metric))
 
 
-def _group(results: Results, name: str, methods: Iterable[str]) -> dict[str, Rows]:
+def _group(results: Results, name: str, methods: Iterable[str] = METHODS) -> dict[str, Rows]:
     """The rows of each of `methods` in a group; without `name`, those that the main table shows."""
     return _by(methods, lambda method, metric: results.seeds(name or group_of(method), method, metric))
 
 
+def _texts(rows: pd.DataFrame, of: Callable[[pd.DataFrame], Mapping[Any, float]], form: str, *names: str) -> Any:
+    """The numbers that `of` reads off `rows`, by name; that they were not computed where there are no rows."""
+    found = {name: f"{value:{form}}" for name, value in of(rows).items()} if len(rows) else {}
+    return found or dict.fromkeys(names, NOTHING)
+
+
 def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
-    """What the prose can name of the real language model, whichever profile the paper is made from."""
-    evaluation, carriers, ablated = results.evaluation, results.carriers, results.perturbation
+    """What the prose can name of the SAEs on one language model: on the profile's, and, as `real`, on the real one."""
+    evaluation, planted, carriers, ablated = results.evaluation, results.planted, results.carriers, results.perturbation
     collapse = evaluation[evaluation["group"] == "collapse"]
     seeds = sorted({*evaluation.loc[evaluation["group"] == "main", "seed"]})
     return {
-        **_group(results, "", METHODS),
+        **_group(results, ""),
         "profile": profile,
         "seeds": ", ".join(map(str, seeds)) or NOTHING,
-        "as_written": _group(results, "as_written", METHODS),
+        "as_written": _group(results, "as_written"),
         "fair": _group(results, "atm_fair", FAIR),
-        "chosen": _chosen(evaluation),
+        "chosen": _texts(select(evaluation, "atm_fair", "atm"), lambda rows: rows[["c", "r"]].iloc[0], "g", "c", "r"),
         "collapse": _by(ALONE, lambda name, metric: seeds_of(collapse[collapse["label"] == ALONE[name]], metric)),
-        "planted": {method: _planted(results, method) for method in PLANTED},
-        "along": {method: _along(results, method) for method in ("topk", "matryoshka_4", "jumprelu")},
+        "planted": {m: _texts(planted[planted["method"] == m], _planted, ".2f", *SHARES) for m in PLANTED},
+        "along": {m: _texts(select(results.trajectory, "main", m), _along, ".2f", "half", "end") for m in ALONG},
         "perturbation": {
             "ten": _by_method(ablated[ablated["n"] == TEN]),
             "most": _by_method(ablated[ablated["n"] == ablated["n"].max()]),
@@ -138,24 +146,16 @@ def real_facts(profile: Profile, results: Results) -> dict[str, Any]:
     }
 
 
-def _along(results: Results, method: str) -> dict[str, str]:
+def _along(rows: pd.DataFrame) -> dict[str, float]:
     """Full absorption halfway along the run of an SAE of the main table, and at its end."""
-    rows = select(results.trajectory, "main", method)
-    if rows.empty:
-        return dict.fromkeys(("half", "end"), NOTHING)
     full = rows.set_index("step")["absorption_full"].sort_index()
-    return {"half": f"{full.loc[: full.index[-1] // 2].iloc[-1]:.2f}", "end": f"{full.iloc[-1]:.2f}"}
+    return {"half": full.loc[: full.index[-1] // 2].iloc[-1], "end": full.iloc[-1]}
 
 
-def _planted(results: Results, method: str) -> dict[str, str]:
-    """Full absorption where nothing is planted, at most, where all is, and there with silenced latents named."""
-    rows = results.planted[results.planted["method"] == method]
-    if rows.empty:
-        return dict.fromkeys(("none", "most", "all", "known"), NOTHING)
+def _planted(rows: pd.DataFrame) -> dict[str, float]:
     full = rows.groupby("planted")[["absorption_full", "absorption_full_known"]].mean()
     found, known = full["absorption_full"], full["absorption_full_known"].iloc[-1]
-    values = {"none": found.iloc[0], "most": found.max(), "all": found.iloc[-1], "known": known}
-    return {name: f"{value:.2f}" for name, value in values.items()}
+    return dict(zip(SHARES, (found.iloc[0], found.max(), found.iloc[-1], known), strict=True))
 
 
 def facts(
@@ -168,7 +168,7 @@ def facts(
 ) -> dict[str, Any]:
     """The names of the template. `evaluated` are the evaluated `entries` of claims.yaml; `real` is the real language
     model's profile with its results, this one's if not given; `of_field` the results of `make field`."""
-    group, evaluation = partial(_group, results), results.evaluation
+    evaluation = results.evaluation
     factorial, parts = (evaluation[evaluation["group"] == name] for name in ("factorial", "atm_importance"))
     published = {claim.id: {number.name: number.value for number in claim.published} for claim in entries}
     answered, counted = evaluated.set_index("id"), findings(evaluated)
@@ -176,22 +176,18 @@ def facts(
     temporal, the_field = TemporalConfig(), of_field or Results()
     toys = the_field.toy_summary
     return {
-        **group("", METHODS),
+        **real_facts(profile, results),
         "real": real_facts(*(real or (profile, results))),
-        "field": _group(the_field, "", METHODS),
+        "field": _group(the_field, ""),
         "bar": _bar(the_field),
         "hidden": _hidden(the_field),
         "known_features": {toy: _by_method(toy_rows(toys, "field", toy)) for toy in ("synthetic", "loud")},
-        "profile": profile,
         "gemma": profile.model.name == PAPERS_MODEL,
         "sae_count": evaluation["run"].nunique(),
         "toy_count": len(results.toy_summary),
-        "as_written": group("as_written", METHODS),
-        "sequence": group("sequence", PAPER_RUNS),
+        "sequence": _group(results, "sequence", PAPER_RUNS),
         "bare": Rows(lambda metric: seeds_of(bare(factorial), metric)),
         "effect": _by(MECHANISMS, lambda name, metric: main_effect(factorial, metric, name)),
-        "fair": group("atm_fair", FAIR),
-        "chosen": _chosen(evaluation),
         "without": _by(COMPONENTS, lambda part, metric: drop_effect(parts, metric, part)),
         "truth": _by_method(toy_rows(results.toy_summary, "matched", "tree")),
         "order": _order(results.toy_summary),
@@ -230,11 +226,6 @@ def _hidden(results: Results) -> dict[str, Any]:
     shares = {"none": 0.0, "most": rows["masked"].max()}
     of = _by(shares, lambda name, metric: seeds_of(rows[rows["masked"] == shares[name]], metric))
     return {**of, "share": f"{100 * shares['most']:.0f} %" if len(rows) else NOTHING}
-
-
-def _chosen(evaluation: pd.DataFrame) -> dict[str, str]:
-    rows = select(evaluation, "atm_fair", "atm")
-    return {name: f"{rows[name].iloc[0]:g}" if len(rows) else NOTHING for name in ("c", "r")}
 
 
 def _order(toys: pd.DataFrame) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def collapse_table(evaluation: pd.DataFrame) -> Table:
     for name, values in PUBLISHED.items():
         found = {c: t_interval([value]) for c, value in values.items() if not why_empty(rows, c)}
         published.add({"SAE": name}, name, found)
-    above = published.table("")
+    above = published.table("", ())
     shown = pd.concat([above.shown.reindex(columns=table.shown.columns), table.shown], ignore_index=True).fillna("–")
     return table._replace(shown=shown, data=pd.concat([above.data, table.data], ignore_index=True))
 

@@ -10,7 +10,7 @@ from sae_lib.metrics.registry import Column
 from sae_lib.report.names import MAIN_METHODS, METRICS, method_name
 from sae_lib.report.results import Results, main_rows
 from sae_lib.report.statistics import ROUNDING, Interval, difference, guarded
-from sae_lib.report.tables.rows import ARROW_NOTE, Table, by_name, left_out, table_of
+from sae_lib.report.tables.rows import ARROW_NOTE, Table, left_out, table_of
 
 UNTRAINED = "untrained"
 MARK = "‡"
@@ -72,7 +72,7 @@ def no_better(results: Results, metric: str, control: str = UNTRAINED) -> tuple[
 
 def method_table(evaluation: pd.DataFrame, columns: Sequence[str], caption: str, without: Iterable[str] = ()) -> Table:
     """One row per method of the main table, and the controls; measures that tell nothing are marked."""
-    named = by_name({method: part for method, part in main_rows(evaluation).items() if method not in without})
+    named = {method: part for method, part in main_rows(evaluation).items() if method not in without}
     table, results = table_of("method", named, columns, caption), Results(evaluation=evaluation)
     mute = {METRICS[m].header: f"{METRICS[m].header} {MARK}" for m in columns if no_better(results, m)}
     note = f" {MARK_NOTE}." if mute else ""
@@ -107,11 +107,11 @@ def null_table(evaluation: pd.DataFrame) -> Table:
     """Absorption beside the absorption score of nothing, and how well the main latents find their letters."""
     known = {name: pd.to_numeric(evaluation[name]) for name in NULL_METRICS if name in evaluation}
     gaps = {name: known[a] - known[b] for name, (a, b) in ABOVE_NULL.items() if a in known and b in known}
-    named = by_name(main_rows(evaluation.assign(**gaps)))
+    named = main_rows(evaluation.assign(**gaps))
     caption = (
         "Absorption beside the score of nothing, at matched L0. random directions: with random unit vectors for the "
         "letters' directions; shuffled letters: with main latents chosen for letters that were dealt out anew, what an "
         "SAE gets whose latents know no letter. Main latent F1: how well a letter's best latent finds its words. "
         "Mean ± sd over seeds"
     )
-    return table_of("method", named, NULL_METRICS, caption, metrics=NULL_METRICS)
+    return table_of("method", named, NULL_METRICS, caption)

@@ -6,18 +6,7 @@ from sae_lib.metrics.registry import Column
 from sae_lib.report.names import METRICS, method_name
 from sae_lib.report.results import BESIDE, by_method, rows_of
 from sae_lib.report.statistics import difference, seeds_of, t_interval
-from sae_lib.report.tables.rows import (
-    ARROW_NOTE,
-    Lines,
-    Table,
-    by_name,
-    cell,
-    gap_cell,
-    intervals,
-    record,
-    seeds_note,
-    table_of,
-)
+from sae_lib.report.tables.rows import ARROW_NOTE, Lines, Table, cell, gap_cell, intervals, record, table_of
 from sae_lib.util.errors import ArtifactError
 
 CARRIER_METRICS: dict[str, Column] = {
@@ -52,31 +41,32 @@ def carriers_table(carriers: pd.DataFrame) -> Table:
         for kind, part in of_method.groupby("kind"):
             keys = {"method": method_name(method), "latents": str(kind)}
             lines.add(keys, method_name(method), intervals(part, CARRIER_METRICS), kind=kind)
-    return lines.table(
+    caption = (
         "Whether latents carry letters to the model's answer; mean ± sd over seeds. absorbed: the latent by which a "
         "word counts as absorbed (full); found: the main latents of a word on which they fire. Logit lost: how much "
         "the logit of the word's letter, less the mean of all letters', falls where the residual stream at the word "
         "loses what those latents write; what another latent writes that is on there; all that the probe reads. "
-        "carried: words in which these latents cost more than the other one; 0.5 where nothing is carried. "
-        f"{seeds_note([rows])}"
+        "carried: words in which these latents cost more than the other one; 0.5 where nothing is carried"
     )
+    return lines.table(caption, [rows])
 
 
 def endings_table(endings: pd.DataFrame, evaluation: pd.DataFrame) -> Table:
     """Absorption of word endings, mean over endings, beside that of first letters by the same SAEs."""
     missing = "endings: no rows; make study measures the absorption of word endings"
     rows, lines = rows_of(endings[endings["ending"] == "all"], *BESIDE, otherwise=missing), Lines(ENDING_METRICS)
+    letters = evaluation.drop_duplicates("run").set_index("run").reindex(columns=["absorption_full"]).squeeze(axis=1)
+    rows = rows.assign(letters_full=rows["run"].map(letters))
     for method, part in by_method(rows).items():
-        found = intervals(part, [metric for metric in ENDING_METRICS if metric != "letters_full"])
-        letters = t_interval(seeds_of(evaluation[evaluation["run"].isin(part["run"])], "absorption_full"))
-        lines.add({"method": method_name(method)}, method_name(method), found | {"letters_full": letters})
+        lines.add({"method": method_name(method)}, method_name(method), intervals(part, ENDING_METRICS))
     named = endings.loc[endings["ending"] != "all"].groupby("ending", sort=False)["words"].max()
     counts = ", ".join(f"{ending} ({int(words)})" for ending, words in named.items())
-    return lines.table(
+    caption = (
         "Absorption by the same rules where the general feature is how a word ends and not its first letter; mean ± sd "
         f"over seeds. Endings that the probe finds, with their words: {counts}. random directions, shuffled endings: "
-        f"the score of nothing. {ARROW_NOTE}. {seeds_note([rows])}"
+        "the score of nothing"
     )
+    return lines.table(caption, [rows], ARROW_NOTE)
 
 
 def perturbation_table(perturbation: pd.DataFrame) -> Table:
@@ -88,27 +78,26 @@ def perturbation_table(perturbation: pd.DataFrame) -> Table:
         wide.columns = [f"{metric}_{n}" for metric, n in wide.columns]
         found = intervals(wide.reset_index(), [column for column in PERTURBATION_METRICS if column in wide])
         lines.add({"method": method_name(method)}, method_name(method), found)
-    return lines.table(
+    caption = (
         "Targeted probe perturbation (TPP: the accuracy that a probe loses without the N latents of the largest effect "
         "on it, less what other classes' probes lose) and spurious correlation removal (SCR: the share of a biased "
         "probe's lost accuracy that comes back without the other attribute's N latents), by SAEBench's algorithms; "
         "mean ± sd over seeds. They rank nothing here: where features are known TPP falls while SAEs learn, and SCR "
-        "goes against the truth for large N (2605.18229); compare trained SAEs with the untrained. "
-        f"{seeds_note([rows])}"
+        "goes against the truth for large N (2605.18229); compare trained SAEs with the untrained"
     )
+    return lines.table(caption, [rows])
 
 
 def interpretation_table(interpretation: pd.DataFrame) -> Table:
     """Automatic interpretation by the judges that need no other model."""
     rows = rows_of(interpretation, *BESIDE, otherwise="interpretation: no rows; make study interprets latents")
-    named = by_name(by_method(rows))
     caption = (
         "How well latents can be told from five examples of where they fire, on windows half of which have them: areas "
         "under the ROC curve, 0.5 by chance. Surprisal: what the language model gains by reading the examples first; "
         "embedding: how alike residual streams are to those of the examples (2410.13928). Latents: how many a mean is "
         "taken of. Mean ± sd over seeds"
     )
-    return table_of("method", named, INTERPRETED, caption, "compare trained SAEs with the untrained")
+    return table_of("method", by_method(rows), INTERPRETED, caption, "compare trained SAEs with the untrained")
 
 
 def masked_table(masked: pd.DataFrame) -> Table:
@@ -138,11 +127,11 @@ def layer_groups_table(layer_groups: pd.DataFrame) -> Table:
         change = difference(of["shared"], of["own"])
         lines.shown.append(line | {"difference": gap_cell(change, decimals)})
         found = {kind: t_interval(values) for kind, values in of.items()} | {"difference": change}
-        lines.data += [record(f"layer {layer}, {what}", metric, each) for what, each in found.items()]
-    return lines.table(
+        lines.data += [record(f"layer {layer}, {what}", metric, each, METRICS[metric]) for what, each in found.items()]
+    caption = (
         "TopK SAEs of single layers, and one for each group of neighbouring layers whose residual streams point the "
         "same way, trained for as many steps on windows each from one of its layers; explained variance on held-out "
         "text, mean ± sd over seeds, and the difference with its 95 % interval. Angle within: the largest angular "
-        f"distance of two layers of the group, in units of pi; mean over groups {layer_groups['amad'].iloc[0]:.3f}. "
-        f"{seeds_note([layer_groups])}"
+        f"distance of two layers of the group, in units of pi; mean over groups {layer_groups['amad'].iloc[0]:.3f}"
     )
+    return lines.table(caption, [layer_groups])

@@ -8,9 +8,9 @@ from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import METRICS, method_name
 from sae_lib.report.results import by_method, main_rows, select, toy_rows
-from sae_lib.report.statistics import Interval, difference, seeds_of, t_interval
+from sae_lib.report.statistics import difference, seeds_of, t_interval
 from sae_lib.report.tables.controls import method_table
-from sae_lib.report.tables.rows import ARROW_NOTE, Lines, Table, gap_cell, intervals, left_out, record, seeds_note
+from sae_lib.report.tables.rows import ARROW_NOTE, Lines, Table, gap_cell, intervals, left_out, record
 from sae_lib.util.errors import ArtifactError
 
 COLUMNS = (
@@ -93,7 +93,7 @@ def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
             of_seed = {m: seeds_of(part, metric) for m, part in known.items()}
             # A parent that is missed more often alone than under its child is not absorbed.
             columns[column] = {m: values.clip(lower=0.0) for m, values in of_seed.items()}
-    lines, data = [], []
+    lines = Lines()
     for column, of in columns.items():
         means = {m: float(of[m].mean()) for m in (*TO_BEAT, ON_TOY) if m in of and len(of[m])}
         if not means:
@@ -103,26 +103,23 @@ def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
         for method in ours:
             gap = difference(of[method], of[best]) if method in of else t_interval([])
             line[method_name(method)] = gap_cell(gap, 3)
-            row = record(method_name(method), column.label, gap, {column.label: column})
-            data.append(row | {"against": best, "met": _met(column, gap, means[best])})
-        lines.append(line)
-    found = pd.DataFrame(data)
-    met = {row: f"{part['met'].sum()} of {len(part)}" for row, part in found.groupby("row")}
-    lines.append({"measure": "met", "best of the four": "–"} | met)
-    lacking, used = left_out(evaluation, ON_MODEL), [toys, *(model[m] for m in ours if m in model)]
+            row = record(method_name(method), column.label, gap, column)
+            if column.direction == "higher":
+                met = gap.n > 1 and gap.high >= 0
+            else:
+                met = gap.n > 1 and (gap.low <= 0 if means[best] <= FLOOR else gap.high < 0)
+            lines.data.append(row | {"against": best, "met": met})
+        lines.shown.append(line)
+    counts = {row: f"{part['met'].sum()} of {len(part)}" for row, part in pd.DataFrame(lines.data).groupby("row")}
+    lines.shown.append({"measure": "met", "best of the four": "–"} | counts)
+    used = [toys, *(model[m] for m in ours if m in model)]
     caption = (
         "Ideas against the best of Matryoshka-4, Tree-4, OrtSAE and LISTA-Matryoshka, measure by measure: its mean, "
         "then each idea's difference from it with the 95 % t interval over seeds. Met: absorption is lower (no higher, "
         f"where the best has at most {FLOOR:g}; an excess below zero counts as none), and anything else no worse, "
-        f"beyond the interval. A method that is better meets all. {ARROW_NOTE}.{lacking} {seeds_note(used)}"
+        "beyond the interval. A method that is better meets all"
     )
-    return Table(pd.DataFrame(lines).fillna("–"), found, caption)
-
-
-def _met(column: Column, gap: Interval, best: float) -> bool:
-    if column.direction == "higher":
-        return gap.n > 1 and gap.high >= 0
-    return gap.n > 1 and (gap.low <= 0 if best <= FLOOR else gap.high < 0)
+    return lines.table(caption, used, ARROW_NOTE, lacking=left_out(evaluation, ON_MODEL))
 
 
 def ground_truth_table(toy_summary: pd.DataFrame) -> Table:
@@ -137,13 +134,13 @@ def ground_truth_table(toy_summary: pd.DataFrame) -> Table:
         printed = [*(f"{value:.3f}" for value in values), "25"]
         line = {METRICS[column].header: text for column, text in zip(TOY_COLUMNS, printed, strict=False)}
         lines.shown.append({"method": method, "data": "SynthSAEBench-16k, published"} | line)
-    return lines.table(
+    caption = (
         "Methods where the true features are known, at the true L0 of the features that can have a latent, or as near "
         "as they come; mean ± sd over seeds. Loud children: the tree of the other toys, children five times as loud as "
         "parents. Synthetic: 512 features in SynthSAEBench's shape, 128 latents; its published rows (arXiv 2602.14687) "
-        "have 32 times as many of both. Excess absorption: P(parent silent | child) - P(parent missed | parent alone). "
-        f"{ARROW_NOTE}. {seeds_note(used)}"
+        "have 32 times as many of both. Excess absorption: P(parent silent | child) - P(parent missed | parent alone)"
     )
+    return lines.table(caption, used, ARROW_NOTE)
 
 
 def ideas_table(toy_summary: pd.DataFrame) -> Table:
@@ -153,10 +150,10 @@ def ideas_table(toy_summary: pd.DataFrame) -> Table:
         place, name = f"{toy}, rho = {rho:g}" if toy == "chain" else str(toy), method_name(str(method))
         keys = {"idea": idea, "data": place, "method": name, "change": label}
         lines.add(keys, name, intervals(part, IDEA_COLUMNS), idea=idea, toy=place, change=label)
-    return lines.table(
+    caption = (
         "Ideas against absorption where the true features are known; mean ± sd over seeds. order: what fills the "
         "prefixes of a LISTA-Matryoshka, k = 2. consistency: weight of a penalty on encoders that are inhibited along "
         "similar decoder rows. onset: share of the L1 penalty that a latent is let off where it was on at the token "
-        "before; chain: parents and singles persist with rho. The last two at the true L0, or as near as they come. "
-        f"{ARROW_NOTE}. {seeds_note([rows])}"
+        "before; chain: parents and singles persist with rho. The last two at the true L0, or as near as they come"
     )
+    return lines.table(caption, [rows], ARROW_NOTE)

@@ -7,14 +7,13 @@ from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.names import BASELINE, METRICS, method_name
-from sae_lib.report.results import by_method, main_rows, rows_of, select
-from sae_lib.report.statistics import CONFIDENCE, difference, holm, p_value, pair_values, seeds_of, t_interval
+from sae_lib.report.results import Results, by_method, main_rows, rows_of
+from sae_lib.report.statistics import CONFIDENCE, difference, holm, p_value, seeds_of, t_interval
 from sae_lib.report.tables.controls import method_table
 from sae_lib.report.tables.rows import (
     ARROW_NOTE,
     UNRANKED,
     Table,
-    by_name,
     gap_cell,
     left_out,
     measurable,
@@ -109,16 +108,15 @@ def stability_table(evaluation: pd.DataFrame, seed_stability: pd.DataFrame) -> T
         "each with shuffled tokens as control. Mean ± sd over seeds"
     )
     table = method_table(evaluation, STABILITY_COLUMNS, caption)
-    pairs = {method_name(method): select(seed_stability, "main", method) for method in main_rows(evaluation)}
+    pairs = Results(seed_stability=seed_stability)
     for column in (c for c in PAIR_COLUMNS if c in seed_stability):
-        found = {name: t_interval(pair_values(part, column)) for name, part in pairs.items()}
+        found = {method_name(m): t_interval(pairs.seeds("main", m, column)) for m in main_rows(evaluation)}
         table = table.with_column(column, METRICS[column], found, range_cell)
     return table
 
 
 def contexts_table(evaluation: pd.DataFrame) -> Table:
     """Stability across contexts in full: in prompts and in running text, with controls and ceilings."""
-    named = by_name(main_rows(evaluation))
     caption = (
         "Stability across contexts. fires: share of a word's contexts in which its letter's first main latent fires, "
         "mean over words; any main latent: the same for any of the letter's; again: probability that it fires in "
@@ -126,7 +124,7 @@ def contexts_table(evaluation: pd.DataFrame) -> Table:
         "letter's; probe: the ground-truth probe, the ceiling. Contexts are prompts with different examples, then the "
         "words' occurrences in held-out text. Mean ± sd over seeds"
     )
-    table = table_of("method", named, CONTEXT_METRICS, caption, "", CONTEXT_METRICS)
+    table = table_of("method", main_rows(evaluation), CONTEXT_METRICS, caption, "")
     return table._replace(data=table.data[["row", "metric", "better", "mean", "sd", "n", "low", "high"]])
 
 
@@ -144,7 +142,7 @@ def difference_table(evaluation: pd.DataFrame) -> Table:
         for name, gap, p in zip(names.values(), gaps, adjusted, strict=True):
             star = " *" if p < 1 - CONFIDENCE and column != "l0" else ""
             cells.append(gap_cell(gap, METRICS[column].decimals) + star)
-            data.append(record(name, column, gap) | {"p": p_value(gap), "p_holm": p})
+            data.append(record(name, column, gap, METRICS[column]) | {"p": p_value(gap), "p_holm": p})
         shown[METRICS[column].header] = cells
     caption = (
         f"Each method minus {method_name(BASELINE)} at matched L0, seed by seed: mean [95 % t interval over seeds]. * "

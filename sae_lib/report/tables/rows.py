@@ -45,9 +45,8 @@ def range_cell(interval: Interval, decimals: int, sign: str = "") -> str:
 gap_cell = partial(range_cell, sign="+")
 
 
-def record(row: str, column: str, interval: Interval, metrics: Mapping[str, Column] = METRICS) -> dict[str, Any]:
-    direction = metrics[column].direction
-    return {"row": row, "n": interval.n, "metric": column, "better": direction, "mean": interval.mean,
+def record(row: str, metric: str, interval: Interval, column: Column) -> dict[str, Any]:
+    return {"row": row, "n": interval.n, "metric": metric, "better": column.direction, "mean": interval.mean,
             "sd": interval.sd, "low": interval.low, "high": interval.high}  # fmt: skip
 
 
@@ -62,14 +61,9 @@ class Table(NamedTuple):
     def with_column(self, metric: str, column: Column, of: Mapping[str, Interval], text: Text = cell) -> Table:
         """With another metric, of those rows that have it."""
         cells = [text(of[row], column.decimals) if row in of else "–" for row in self.shown.iloc[:, 0]]
-        data = pd.DataFrame([record(row, metric, each, {metric: column}) for row, each in of.items()])
+        data = pd.DataFrame([record(row, metric, each, column) for row, each in of.items()])
         shown = self.shown.assign(**{column.header: cells})
         return self._replace(shown=shown, data=pd.concat([self.data, data], ignore_index=True))
-
-
-def by_name(parts: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The rows of methods, by what the methods are called."""
-    return {method_name(method): part for method, part in parts.items()}
 
 
 def intervals(part: pd.DataFrame, columns: Iterable[str]) -> dict[str, Interval]:
@@ -78,10 +72,10 @@ def intervals(part: pd.DataFrame, columns: Iterable[str]) -> dict[str, Interval]
 
 
 class Lines:
-    """A table in the making; `metrics` say how its columns are shown."""
+    """A table in the making; `columns` are shown as they say themselves, or as `METRICS` do."""
 
-    def __init__(self, metrics: Mapping[str, Column] = METRICS) -> None:
-        self.metrics = metrics
+    def __init__(self, columns: Iterable[str] = METRICS) -> None:
+        self.metrics = columns if isinstance(columns, Mapping) else METRICS
         self.shown: list[dict[str, Any]] = []
         self.data: list[dict[str, Any]] = []
 
@@ -91,9 +85,12 @@ class Lines:
         """A line of `keys` and of the intervals of metrics. The data calls it `row`, with `more` before."""
         cells = {self.metrics[m].header: text(each, self.metrics[m].decimals) for m, each in of.items()}
         self.shown.append({**keys, **cells})
-        self.data += [more | record(row, metric, each, self.metrics) for metric, each in of.items()]
+        self.data += [more | record(row, metric, each, self.metrics[metric]) for metric, each in of.items()]
 
-    def table(self, caption: str) -> Table:
+    def table(self, caption: str, parts: Iterable[pd.DataFrame], *notes: str, lacking: str = "") -> Table:
+        """What was added. The caption, which comes without its last stop, gets the `notes`, what is `lacking`
+        (`left_out`), and the seeds of the rows' `parts`."""
+        caption = f"{'. '.join(filter(None, (caption, *notes)))}.{lacking} {seeds_note(parts)}"
         return Table(pd.DataFrame(self.shown).fillna("–"), pd.DataFrame(self.data), caption)
 
 
@@ -103,29 +100,24 @@ def table_of(
     columns: Iterable[str],
     caption: str,
     note: str = MATCHED,
-    metrics: Mapping[str, Column] = METRICS,
     effects: Mapping[str, Callable[[str], Interval]] | None = None,
 ) -> Table:
-    """One row for each named set of SAEs that is not empty, one column for each metric; below, each of `effects` on the
-    metrics. The caption, which comes without its last stop, gets the `note`, the metrics that the language model does
-    not allow, and the rows' seeds."""
-    named = {name: part for name, part in named.items() if len(part)}
-    rows = pd.concat(named.values())
-    ending = f"{left_out(rows, columns, metrics)} {seeds_note(named.values())}"
-    columns = measurable(rows, columns)
+    """One row for each named set of SAEs that is not empty, methods by what they are called, one column for each
+    metric; below, each of `effects` on the metrics. The caption is as in `Lines.table`."""
+    named = {method_name(name) if first == "method" else name: part for name, part in named.items() if len(part)}
+    rows, lines = pd.concat(named.values()), Lines(columns)
+    lacking, columns = left_out(rows, columns), measurable(rows, columns)
     l0 = pd.Series({name: t_interval(seeds_of(part, "l0")).mean for name, part in named.items()})
     common = {MATCHED: l0.median(), VARIANTS: l0.iloc[0]}.get(note, math.nan)
     off = np.abs(np.log(l0 / common)) > math.log(MATCHED_L0)
-    lines = Lines(metrics)
     for name, part in named.items():
         lines.add({first: name, "seeds": str(part["seed"].nunique())}, name, intervals(part, columns))
         if "l0" in columns and off[name]:
-            lines.shown[-1][metrics["l0"].header] += " †"
+            lines.shown[-1][lines.metrics["l0"].header] += " †"
     for name, effect in (effects or {}).items():
         of = {column: effect(column) for column in columns if column not in COUNTS and not why_empty(rows, column)}
         lines.add({first: name, "seeds": str(max((each.n for each in of.values()), default=0))}, name, of, gap_cell)
-    notes = ". ".join(filter(None, (caption, ARROW_NOTE, note)))
-    return lines.table(f"{notes}.{ending}")
+    return lines.table(caption, named.values(), ARROW_NOTE, note, lacking=lacking)
 
 
 def measurable(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
@@ -133,9 +125,10 @@ def measurable(rows: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     return [column for column in columns if why_empty(rows, column) != NOT_MEASURABLE]
 
 
-def left_out(rows: pd.DataFrame, columns: Iterable[str], metrics: Mapping[str, Column] = METRICS) -> str:
+def left_out(rows: pd.DataFrame, columns: Iterable[str]) -> str:
     """The end of a caption that says what the language model does not allow; empty without any."""
-    names = ", ".join(metrics[column].label for column in columns if column not in measurable(rows, columns))
+    metrics, allowed = Lines(columns).metrics, measurable(rows, columns)
+    names = ", ".join(metrics[column].label for column in columns if column not in allowed)
     return f" {NOT_MEASURABLE.capitalize()}: {names}." if names else ""
 
 
