@@ -94,20 +94,17 @@ def write_stage_manifest(paths: Paths, stage: str, outputs: Iterable[Path]) -> P
     Raises ArtifactError: an output is missing, or lies neither in the profile's folder nor in that of its figures.
     """
     hashes = {}
+    homes = {FIGURES: paths.figures.resolve(), "": paths.root.resolve()}
     for file in sorted({Path(output).resolve() for output in outputs}):
         if not file.is_file():
             raise ArtifactError(f"{stage}: the output {shown(file)} was not written; run the notebook from its top")
-        hashes[_output_name(paths, file)] = file_sha256(file)
+        inside = [prefix for prefix, home in homes.items() if file.is_relative_to(home)]
+        if not inside:
+            raise ArtifactError(f"the output {shown(file)} lies outside {shown(paths.root)} and {shown(paths.figures)}")
+        hashes[inside[0] + file.relative_to(homes[inside[0]]).as_posix()] = file_sha256(file)
     write_json(manifest_file(paths, stage), {"profile": paths.profile, "outputs": hashes})
     return manifest_file(paths, stage)
 
 
 def output_path(paths: Paths, name: str) -> Path:
     return paths.figures / name.removeprefix(FIGURES) if name.startswith(FIGURES) else paths.root / name
-
-
-def _output_name(paths: Paths, file: Path) -> str:
-    for folder, prefix in ((paths.figures.resolve(), FIGURES), (paths.root.resolve(), "")):
-        if file.is_relative_to(folder):
-            return prefix + file.relative_to(folder).as_posix()
-    raise ArtifactError(f"the output {shown(file)} lies outside {shown(paths.root)} and {shown(paths.figures)}")

@@ -58,22 +58,17 @@ def lacking(results: Results, metric: str) -> bool:
 
 
 class Scale:
-    """What a check is made on: the language model's SAEs, of the group that `options` name, or those of one `toy`, with
-    their `rows` in the experiment that the check reads."""
+    """What a check is made on: SAEs of the group that `options` name, of the language model, or of one `toy`."""
 
-    def __init__(self, results: Results, options: Options, toy: str = "", rows: pd.DataFrame | None = None) -> None:
-        self.results, self.toy, self.rows, self.group = results, toy, rows, options.get("group", "main")
+    def __init__(self, results: Results, options: Options, toy: str = "") -> None:
+        self.results, self.toy, self.group = results, toy, options.get("group", "main")
         groups = results.evaluation["group"]
         self.factorial, self.importance = (results.evaluation[groups == g] for g in ("factorial", "atm_importance"))
-        if rows is not None:
-            self.factorial, self.importance = toy_rows(results.toy_summary, "factorial", toy), rows
         self.place = f"{toy}, " if toy else ""  # what the name of a comparison begins with
 
     def seeds(self, method: str, metric: str) -> pd.Series:
         if method == RECIPE:
             return seeds_of(bare(self.factorial), metric)
-        if self.rows is not None:
-            return seeds_of(self.rows[self.rows["method"] == method], metric)
         return self.results.seeds(self.group, method, metric)
 
     def mean(self, method: str, metric: str) -> float:
@@ -94,14 +89,6 @@ class Scale:
             return f"; {self.toy}: L0 {l0}"
         told = {method: [f"{metric_label(m)} {self.mean(method, m):.3g}" for m in _BESIDE] for method in methods}
         return "".join(f"; {method_name(method)} at {', '.join(values)}" for method, values in told.items())
-
-    def on_l0(self, effects: Iterable[Interval]) -> str:
-        return "" if self.toy else "; on L0 " + ", ".join(f"{effect.mean:+.3g}" for effect in effects)
-
-    def is_matched(self, methods: Sequence[str]) -> bool:
-        """Whether L0 allows to conclude from a contrast; of runs as written it is a result."""
-        as_made = not self.toy and self.group not in ("main", "atm_fair")
-        return as_made or l0_is_matched(self.mean(method, "l0") for method in methods)
 
     def compare(
         self, name: str, interval: Interval, want: Options, of: float, other: float = 0.0, why: str = ""
@@ -144,7 +131,10 @@ def contrast(scale: Scale, options: Options) -> Found:
         ours = decide(comparisons((other,)))
         note += f"; our question, against {method_name(other)}: {ours.verdict}, {ours.reason}"
     every = (first, *against, *asked)
-    return Found(comparisons(against), note + scale.beside(every), scale.is_matched(every))
+    # Of runs as written L0 is a result.
+    matched = not scale.toy and scale.group not in ("main", "atm_fair")
+    matched = matched or l0_is_matched(scale.mean(method, "l0") for method in every)
+    return Found(comparisons(against), note + scale.beside(every), matched)
 
 
 def level(scale: Scale, options: Options) -> Found:
@@ -165,37 +155,33 @@ def level(scale: Scale, options: Options) -> Found:
 
 
 def effects(scale: Scale, options: Options) -> Found:
-    """Main effects of mechanisms in the 2x2x2 factorial."""
-    comparisons, rows = [], scale.factorial
+    """Main effects of mechanisms in the 2x2x2 factorial; or what ATM without each part of its importance has more."""
+    factorial = options["kind"] == "main_effects"
+    effect: Callable[[pd.DataFrame, str, str], Interval] = main_effect if factorial else drop_effect
+    rows, parts = (scale.factorial, options["factors"]) if factorial else (scale.importance, COMPONENTS)
+    whole = bare(rows) if factorial else rows[rows["dropped"] == "nothing"] if "dropped" in rows else rows.iloc[:0]
+    of = 0.5 if factorial else 2.0  # four cells minus four
+    comparisons = []
     for want in options["wants"]:
-        metric, none = want["metric"], scale.mean(RECIPE, want["metric"])
-        why = at_the_end(want, [seeds_of(rows, metric)]) or scale.untestable(metric)
-        for factor in options["factors"]:
-            name = f"effect of {MECHANISMS[factor]} on {metric_label(metric)}:"
-            effect = main_effect(rows, metric, factor)  # four cells minus four
-            comparisons.append(scale.compare(name, effect, want, of=1 / 2, other=none, why=why))
-    return Found(comparisons, scale.on_l0(main_effect(rows, "l0", factor) for factor in options["factors"]))
+        metric, label, other = want["metric"], metric_label(want["metric"]), seeds_of(whole, want["metric"])
+        why = at_the_end(want, [seeds_of(rows, metric)]) if factorial else ""
+        why = why or scale.untestable(metric)
+        for part in parts:
+            name = f"effect of {MECHANISMS[part]} on {label}:" if part in MECHANISMS else f"{label} without {part}:"
+            change = effect(rows, metric, part)
+            comparisons.append(scale.compare(name, change, want, of, t_interval(other).mean, why))
+    on_l0 = ", ".join(f"{effect(rows, 'l0', part).mean:+.3g}" for part in parts)
+    return Found(comparisons, "" if scale.toy else f"; on L0 {on_l0}")
 
 
-def drop_one(scale: Scale, options: Options) -> Found:
-    """Each part of ATM's importance dropped, against all parts."""
-    comparisons, rows = [], scale.importance
-    kept = rows[rows["dropped"] == "nothing"] if "dropped" in rows else rows.iloc[:0]
-    for want in options["wants"]:
-        metric = want["metric"]
-        all_parts, why = t_interval(seeds_of(kept, metric)).mean, scale.untestable(metric)
-        for part in COMPONENTS:
-            name, change = f"{metric_label(metric)} without {part}:", drop_effect(rows, metric, part)
-            comparisons.append(scale.compare(name, change, want, of=2, other=all_parts, why=why))
-    return Found(comparisons, scale.on_l0(drop_effect(rows, "l0", part) for part in COMPONENTS))
-
-
+# Experiment on toy data -> the group of the language model's SAEs that it is like.
+GROUPS = {"matched": "main", "factorial": "factorial", "importance": "atm_importance"}
 # Kind of check -> what makes it, and the toys' experiment that it reads.
 KINDS: dict[str, tuple[Callable[[Scale, Options], Found], str]] = {
     "contrast": (contrast, "matched"),
     "level": (level, "matched"),
     "main_effects": (effects, "factorial"),
-    "drop_one": (drop_one, "importance"),
+    "drop_one": (effects, "importance"),
 }
 
 
@@ -362,8 +348,9 @@ def check_on_data(results: Results, options: Options) -> Outcome:
 
 def check_on_toys(results: Results, options: Options) -> Outcome:
     """On the `toy` that `options` name; without one, every toy of the experiment has to agree."""
-    rows = toy_rows(results.toy_summary, KINDS[options["kind"]][1], options.get("toy"))
-    return _agreed([Scale(results, options, str(toy), part) for toy, part in rows.groupby("toy", sort=True)], options)
+    rows = results.toy_summary.assign(group=results.toy_summary["experiment"].map(GROUPS))
+    toys = sorted({*toy_rows(rows, KINDS[options["kind"]][1], options.get("toy"))["toy"]})
+    return _agreed([Scale(Results(rows[rows["toy"] == toy]), options, str(toy)) for toy in toys], options)
 
 
 def _agreed(scales: Sequence[Scale], options: Options) -> Outcome:

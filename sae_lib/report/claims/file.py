@@ -51,8 +51,8 @@ class Claim(Strict):
     """One entry of claims.yaml; its head explains the fields."""
 
     id: str
-    claim: str
     short: str = Field(max_length=36)
+    claim: str
     paraphrase: bool = False
     where: str
     about: Literal["model", "method", "paper", "setting"]

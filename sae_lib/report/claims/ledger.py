@@ -22,6 +22,7 @@ from sae_lib.util.paths import shown, verdicts_file
 
 DETAILS = "claims_details.md"  # all evidence, beside the ledger
 _SHORT = {Verdict.INCONSISTENT: "inconsistent", Verdict.NOT_RUN: "not run", Verdict.UNTESTABLE: "untestable", "": "–"}
+_KEPT = {"short", "claim", "where", "about", "same_as", "metric", "direction"}  # of a claim, in its row
 PAPERS = {"T": "TemporalSAE", "M": "ATM"}
 # What `verify` compares.
 VERDICT_COLUMNS = {"verdict": "as stated", "at_this_scale": "at this scale", "ground_truth": "ground truth"}
@@ -43,6 +44,8 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
         scale = check_on_data(results, claim.data_check) if claim.data_check else None
         toy = check_on_toys(results, claim.toy_check) if claim.toy_check else None
         made = [found for found in (scale, toy) if found]
+        checks = {"": claim.data_check, "toy data: ": claim.toy_check}
+        sizes = "; ".join(f"{where}{check['because']}" for where, check in checks.items() if "because" in check)
         outcome = _verdict(claim, profile, results, made) if consistent else Outcome(Verdict.INCONSISTENT, "")
         by_paper = arithmetic if claim.about in ("paper", "setting") or not consistent else ""
         reasons = [outcome.reason, arithmetic, scale.reason if scale else ""]
@@ -52,13 +55,8 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
             {
                 "id": claim.id,
                 "paper": PAPERS[claim.id[0]],
-                "short": claim.short,
-                "claim": claim.claim,
+                **claim.model_dump(include=_KEPT),
                 "where": claim.where + (" (our paraphrase)" if claim.paraphrase else ""),
-                "about": claim.about,
-                "same_as": claim.same_as,
-                "metric": claim.metric,
-                "direction": claim.direction,
                 "published": ", ".join(f"{name} {value}" for name, value in printed.items()),
                 "measured": ", ".join(f"{number.name} {ours}" for number, ours in _ours(claim, results) if ours.n),
                 "verdict": outcome.verdict,
@@ -68,7 +66,7 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
                 "number": by_paper or next((found.number for found in made if found.number), ""),
                 "reason": "; ".join(dict.fromkeys(reason for reason in reasons if reason)),
                 "toy_evidence": f"{claim.toy_check['evidence']}: {toy.reason}" if toy else "",
-                "argument": " ".join(filter(None, (claim.argument.strip(), _sizes(claim)))),
+                "argument": f"{claim.argument.strip()}{f' Sizes: {sizes}.' if sizes else ''}".strip(),
             }
         )
     return pd.DataFrame(rows)
@@ -77,12 +75,6 @@ def evaluate_claims(profile: Profile, results: Results, claims: list[Claim] | No
 def findings(evaluated: pd.DataFrame) -> pd.DataFrame:
     """The rows that count: each fact once, and no settings."""
     return evaluated[(evaluated["same_as"] == "") & (evaluated["about"] != "setting")]
-
-
-def _sizes(claim: Claim) -> str:
-    checks = (("", claim.data_check), ("toy data: ", claim.toy_check))
-    sizes = [f"{where}{check['because']}" for where, check in checks if check.get("because")]
-    return f"Sizes: {'; '.join(sizes)}." if sizes else ""
 
 
 def _verdict(claim: Claim, profile: Profile, results: Results, made: list[Outcome]) -> Outcome:

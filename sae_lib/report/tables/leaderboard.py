@@ -1,5 +1,5 @@
 """The rest of the field and ideas of our own: every method in one line, on the language model and where features are
-known; whether an idea is better than the best of them."""
+known; whether an idea is better than the best of them; masked regularisation, and SAEs that layers share."""
 
 import pandas as pd
 
@@ -10,7 +10,7 @@ from sae_lib.report.names import METRICS, method_name
 from sae_lib.report.results import by_method, main_rows, select, toy_rows
 from sae_lib.report.statistics import difference, seeds_of, t_interval
 from sae_lib.report.tables.controls import method_table
-from sae_lib.report.tables.rows import ARROW_NOTE, Lines, Table, gap_cell, intervals, left_out, record
+from sae_lib.report.tables.rows import ARROW_NOTE, Lines, Table, cell, gap_cell, intervals, left_out, record, table_of
 from sae_lib.util.errors import ArtifactError
 
 COLUMNS = (
@@ -44,9 +44,11 @@ ON_FEATURES: dict[str, tuple[float, float, float]] = {
     "JumpReLU": (0.732, 0.753, 0.795),
 }
 ASK = "set ablations.toy.field and run `make field`"  # where there are no toys of the field
-TOYS = {"loud": "loud children", "synthetic": "synthetic"}
 IDEA_COLUMNS = ("l0", "explained_variance", "f1", "parent_silent_rate", "miss_rate", "excess_absorption")
 TOY_COLUMNS = ("f1", "mcc", "explained_variance", "l0", "parent_silent_rate", "miss_rate", "excess_absorption")
+
+MASKED_COLUMNS = ("l0", "explained_variance", "kl_score", "absorption_full", "absorption_fraction", "probing_k1")
+LAYER_KINDS = {"own": "own SAE", "shared": "the group's"}
 
 
 def leaderboard_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
@@ -125,9 +127,9 @@ def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
 def ground_truth_table(toy_summary: pd.DataFrame) -> Table:
     """By toy and method, at the true L0; then the published rows."""
     rows, used, lines = toy_rows(toy_summary, "field", otherwise=ASK), [], Lines()
-    for toy, name in TOYS.items():
+    for toy in ("loud", "synthetic"):
         for method, part in by_method(rows[rows["toy"] == toy]).items():
-            keys = {"method": method_name(method), "data": name}
+            keys = {"method": method_name(method), "data": WHERE_KNOWN[toy]}
             lines.add(keys, method, intervals(part, TOY_COLUMNS), toy=toy)
             used.append(part)
     for method, values in ON_FEATURES.items():
@@ -157,3 +159,40 @@ def ideas_table(toy_summary: pd.DataFrame) -> Table:
         "before; chain: parents and singles persist with rho. The last two at the true L0, or as near as they come"
     )
     return lines.table(caption, [rows], ARROW_NOTE)
+
+
+def masked_table(masked: pd.DataFrame) -> Table:
+    """One method by the share of tokens that were hidden from the language model."""
+    if masked.empty:
+        raise ArtifactError("masked: no rows; make study trains on hidden tokens where ablations.masked_tokens is set")
+    named = {f"{share:g}": part for share, part in masked.groupby("masked")}
+    method = method_name(str(masked["method"].iloc[0]))
+    caption = (
+        f"Masked regularisation: {method} on activations of texts of which a share of the tokens was hidden from the "
+        "language model; every measure reads whole texts. Mean ± sd over seeds"
+    )
+    return table_of("share hidden", named, MASKED_COLUMNS, caption)
+
+
+def layer_groups_table(layer_groups: pd.DataFrame) -> Table:
+    """What it costs that neighbouring layers share an SAE: each layer by its own and by its group's."""
+    if layer_groups.empty:
+        raise ArtifactError("layer_groups: no rows; make study compares layers where ablations.layer_groups is set")
+    metric, lines = "explained_variance", Lines()
+    header, decimals = METRICS[metric].header, METRICS[metric].decimals
+    for layer, rows in layer_groups.groupby("layer"):
+        first = rows.iloc[0]
+        line = {"layer": str(layer), "group": str(first["group"]), "angle within": f"{first['distance']:.3f}"}
+        of = {kind: seeds_of(rows[rows["kind"] == kind], metric) for kind in LAYER_KINDS}
+        line |= {f"{name}: {header}": cell(t_interval(of[kind]), decimals) for kind, name in LAYER_KINDS.items()}
+        change = difference(of["shared"], of["own"])
+        lines.shown.append(line | {"difference": gap_cell(change, decimals)})
+        found = {kind: t_interval(values) for kind, values in of.items()} | {"difference": change}
+        lines.data += [record(f"layer {layer}, {what}", metric, each, METRICS[metric]) for what, each in found.items()]
+    caption = (
+        "TopK SAEs of single layers, and one for each group of neighbouring layers whose residual streams point the "
+        "same way, trained for as many steps on windows each from one of its layers; explained variance on held-out "
+        "text, mean ± sd over seeds, and the difference with its 95 % interval. Angle within: the largest angular "
+        f"distance of two layers of the group, in units of pi; mean over groups {layer_groups['amad'].iloc[0]:.3f}"
+    )
+    return lines.table(caption, [layer_groups])

@@ -26,7 +26,7 @@ from sae_lib.metrics.toy.methods import zero
 from sae_lib.report.names import BASELINE, MAIN_METHODS, METRICS, method_name
 from sae_lib.report.results import MATCHED_L0, by_method, rows_of
 from sae_lib.report.statistics import CONFIDENCE, Interval, difference, holm, p_value, seeds_of, t_interval, t_quantile
-from sae_lib.report.tables.rows import Table, left_out, measurable, range_cell
+from sae_lib.report.tables.rows import Lines, Table, left_out, measurable, range_cell
 
 # Tree SAE (arXiv 2605.07922), GPT-2 small, residual stream before block 5, 24,576 latents, 5 * 10^8 tokens.
 BY_L0: dict[str, dict[float, float]] = {
@@ -95,13 +95,6 @@ class Curve(NamedTuple):
     def at_level(self, level: Level) -> Interval:
         """A level's mean with its interval: of its own seeds for the main level, pooled elsewhere."""
         return t_interval(level.values) if level.label == MAIN_LEVEL else self._pooled((level, 1.0)).interval
-
-    def near(self, l0: float) -> Interval:
-        """The value at `l0`, or at a level within `NEAR` of it."""
-        if (found := self.at(l0).interval).n:
-            return found
-        levels = [level for level in self.levels if abs(level.log_l0 - math.log(l0)) <= math.log(NEAR)]
-        return self.at_level(levels[0]) if levels else t_interval([])
 
     def at(self, l0: float) -> Estimate:
         """The value at `l0`; of no seeds beyond the levels."""
@@ -198,23 +191,20 @@ def equal_ev_table(evaluation: pd.DataFrame) -> Table:
     mains = [curve.main.mean for curve in explained.values() if curve.main]
     target = float(np.median(mains)) if mains else math.nan
     of_metric = {m: curves(evaluation, m) for m in measurable(evaluation, EQUAL_EV_METRICS) if m in evaluation}
-    lines, data = [], []
+    lines = Lines()
     for method, curve in explained.items():
         log_l0 = zero(*np.array([(level.log_l0, level.mean - target) for level in curve.levels]).T)
         l0, name = math.nan if log_l0 is None else math.exp(log_l0), method_name(method)
-        line = {"method": name, METRICS["l0"].header: "–" if log_l0 is None else f"{l0:.1f}"}
-        for metric, of_method in of_metric.items():
-            found = of_method.get(method, Curve()).at(l0).interval
-            line[METRICS[metric].header] = range_cell(found, METRICS[metric].decimals)
-            keys = {"row": name, "explained_variance": target, "l0": l0, "metric": metric}
-            data.append(keys | found._asdict())
-        lines.append(line)
+        found = {metric: of_method.get(method, Curve()).at(l0).interval for metric, of_method in of_metric.items()}
+        keys = {"method": name, METRICS["l0"].header: "–" if log_l0 is None else f"{l0:.1f}"}
+        lines.add(keys, name, found, range_cell, explained_variance=target, l0=l0)
     caption = (
         f"Methods at equal explained variance, {target:.3f}, the median of the methods of the main table: the L0 that "
         "each needs for it, and its metrics there, mean [95 % t interval over seeds]. – it does not reach it within "
         "its levels. ↑ higher is better, ↓ lower is better."
     )
-    return Table(pd.DataFrame(lines), pd.DataFrame(data), caption + left_out(evaluation, EQUAL_EV_METRICS))
+    data = pd.DataFrame(lines.data, columns=["row", "explained_variance", "l0", "metric", *Interval._fields])
+    return Table(pd.DataFrame(lines.shown), data, caption + left_out(evaluation, EQUAL_EV_METRICS))
 
 
 def literature_table(evaluation: pd.DataFrame) -> Table:
@@ -226,7 +216,10 @@ def literature_table(evaluation: pd.DataFrame) -> Table:
     theirs = {(method, l0): value for method, of_l0 in BY_L0.items() for l0, value in of_l0.items()}
     ours: dict[tuple[str, float], float] = {}
     for (method, l0), value in theirs.items():
-        found = of_method.get(method, Curve()).near(l0)
+        curve = of_method.get(method, Curve())
+        levels = [level for level in curve.levels if abs(level.log_l0 - math.log(l0)) <= math.log(NEAR)]
+        found = curve.at(l0).interval
+        found = curve.at_level(levels[0]) if levels and not found.n else found
         if found.n:
             ours[method, l0] = found.mean
         line = {"method": method_name(method), "L0": f"{l0:g}", "GPT-2 small (Tree SAE's table)": f"{value:.3f}"}

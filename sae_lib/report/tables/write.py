@@ -11,7 +11,7 @@ import pandas as pd
 
 from sae_lib.profiles.profile import Profile
 from sae_lib.report.results import Results
-from sae_lib.report.tables import ablations, controls, extras, leaderboard, main, sweep
+from sae_lib.report.tables import ablations, controls, leaderboard, main, sweep
 from sae_lib.report.tables.rows import Table
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.files import atomic_write
@@ -23,8 +23,8 @@ BUILDERS: tuple[Callable[..., Table], ...] = (
     ablations.atm_table, ablations.atm_fair_table, ablations.sensitivity_table, main.stability_table,
     main.contexts_table, sweep.sweep_table, sweep.equal_ev_table, sweep.literature_table,
     leaderboard.ground_truth_table, leaderboard.ideas_table, leaderboard.leaderboard_table, controls.controls_table,
-    controls.null_table, extras.carriers_table, extras.endings_table, extras.perturbation_table,
-    extras.interpretation_table, extras.layer_groups_table, leaderboard.bar_table, extras.masked_table,
+    controls.null_table, controls.carriers_table, controls.endings_table, controls.perturbation_table,
+    controls.interpretation_table, leaderboard.layer_groups_table, leaderboard.bar_table, leaderboard.masked_table,
 )  # fmt: skip
 # File in the figures folder, without its ending -> the function that makes it; its parameters name what it reads.
 TABLES = {f"table_{make.__name__.removesuffix('_table')}": make for make in BUILDERS}
