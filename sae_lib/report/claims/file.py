@@ -1,8 +1,4 @@
-"""claims.yaml in typed and validated form.
-
->>> load_claims()[0].id
-'T-01'
-"""
+"""claims.yaml in typed and validated form."""
 
 from __future__ import annotations
 

@@ -10,11 +10,7 @@ Range = tuple[float, float]
 
 
 def rounding(value: Decimal) -> Range:
-    """The numbers that are printed as `value`.
-
-    >>> rounding(Decimal("0.009"))
-    (0.0085, 0.0095)
-    """
+    """The numbers that are printed as `value`: 0.0085 to 0.0095 for 0.009."""
     exponent = value.as_tuple().exponent
     half = Decimal(5).scaleb(int(exponent) - 1)
     return float(value - half), float(value + half)

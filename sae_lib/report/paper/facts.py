@@ -232,10 +232,8 @@ def _order(toys: pd.DataFrame) -> dict[str, Any]:
     """The temporal penalty minus the penalty on variance, in absorption, at each persistence of the chains."""
     rows, metric = toy_rows(toys, "rho"), "parent_silent_rate"
     rows = rows[rows["label"] == "strong"]
-    gaps = []
-    for _, part in rows.groupby("rho") if len(rows) else ():
-        strong, variance = (seeds_of(part[part["method"] == m], metric) for m in ("temporal_strong", "variance"))
-        gaps.append(Number(difference(strong, variance), metric))
+    tried = [_by_method(part) for _, part in rows.groupby("rho")] if len(rows) else []
+    gaps = [of["temporal_strong"][metric] - of["variance"][metric] for of in tried]
     largest = max(gaps, key=lambda gap: abs(gap.interval.mean), default=NOTHING)
     return {"tried": len(gaps), "apart": sum(gap.word in ("below", "above") for gap in gaps), "largest": largest}
 
