@@ -49,7 +49,7 @@ MODULES: dict[Stage, tuple[str, ...]] = {
     extras.ENDINGS.stage: ("sae_lib.metrics.absorption.null",),
     MASKED: ("sae_lib.training.run", "sae_lib.data.tokens", "sae_lib.data.harvest"),
     TOY: ("sae_lib.metrics.toy.experiments",),
-    TOYS: ("sae_lib.metrics.toy.experiments", "sae_lib.metrics.toy.ideas"),
+    TOYS: ("sae_lib.metrics.toy.experiments",),
     CHALLENGERS: ("sae_lib.metrics.toy.experiments",),
 }
 

@@ -31,7 +31,6 @@ from sae_lib.data.model_loading import device_of, model_identity
 from sae_lib.data.store_manifest import content_key, finished_manifest
 from sae_lib.data.tokens import load_tokens, with_masked
 from sae_lib.metrics.toy import experiments as toy
-from sae_lib.metrics.toy.ideas import ideas
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.profiles.runs import FAIR, Calibration, FairATM, RunSpec, fairly_compared, plan_runs, sweep_runs
@@ -204,9 +203,9 @@ class Experiment:
 
     def ground_truth(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The toys, one row per SAE: where the papers' mechanisms are taken apart `toy.experiments.ground_truth`, whose
-        latents `absorption_picture` shows; where a profile names the field `field` and `toy.ideas.ideas`."""
+        latents `absorption_picture` shows; where a profile names the field `field` and `ideas`."""
         folder, settings, papers = self.paths.runs / "toy", self.profile.ablations.toy, self.profile.ablations.papers
-        made = [*([toy.ground_truth] if papers else []), toy.field, ideas]
+        made = [*([toy.ground_truth] if papers else []), toy.field, toy.ideas]
         with self.writing():
             tables = [make(folder, settings, self.workers) for make in made]
             picture = toy.absorption_picture(folder, settings, self.workers) if papers else pd.DataFrame()

@@ -5,9 +5,9 @@ import torch
 
 from sae_lib.metrics.toy import experiments
 from sae_lib.metrics.toy.config import FieldConfig, ToyConfig
-from sae_lib.metrics.toy.data import LOUD, PAIR, SHUFFLED, TREE
+from sae_lib.metrics.toy.data import LOUD, PAIR, TREE
 from sae_lib.metrics.toy.score import held_out, leave_similar_out, recovery_metrics
-from sae_lib.metrics.toy.synthetic import FLAT, SMALL, synthetic
+from sae_lib.metrics.toy.synthetic import SMALL, synthetic
 from sae_lib.metrics.toy.training import ToyRun
 from sae_lib.util.errors import ArtifactError
 from tests.metrics.test_toy import SMALL as FEW
@@ -26,16 +26,14 @@ def test_children_of_the_loud_tree_are_loud():
     others = [i for i in range(20) if i not in children]
     torch.testing.assert_close(loud[:, children], 5 * tree[:, children])
     assert torch.equal(loud[:, others], tree[:, others])
-    shuffled = SHUFFLED.sample(100_000, 1)[1] > 0
-    assert float((shuffled[:, 3] & ~shuffled[:, 0]).float().mean()) == pytest.approx(0.03 * 0.85, abs=0.003)
 
 
 def test_keys_of_known_results_stay():
     config = experiments.toy_config("topk", TREE)
     run = ToyRun(TREE, config, 1, 10, 8)
     assert run.toy.key == [20, TREE.probability, TREE.parent, True, 0.0], "as it was before there were other toys"
-    keys = {dataclasses.replace(run, toy=toy).key("x") for toy in (TREE, LOUD, SHUFFLED, SMALL, FLAT)}
-    assert len(keys) == 5
+    keys = {dataclasses.replace(run, toy=toy).key("x") for toy in (TREE, LOUD, SMALL)}
+    assert len(keys) == 3
     assert dataclasses.replace(run, toy=dataclasses.replace(SMALL, seed=1)).key("x") not in keys
 
 
@@ -87,7 +85,7 @@ def test_sizes():
     toy = synthetic("synthsaebench", 16_384, 768, 4096, roots=128)
     assert (toy.n_features, toy.d_in, toy.n_latents, len(toy.children)) == (16_384, 768, 4096, 128 + 512 + 2048)
     assert toy.true_l0 == pytest.approx(25, abs=2), "as its authors say of the 4,096 most frequent features"
-    assert SMALL.true_l0 == pytest.approx(5.6, abs=0.1) and not FLAT.children
+    assert SMALL.true_l0 == pytest.approx(5.6, abs=0.1)
     with pytest.raises(ValueError, match="20 features are too few for trees of 340"):
         synthetic("no", 20, 8, 8, roots=4)
 
@@ -123,8 +121,9 @@ def test_the_field_asks_for_what_it_says(tmp_path):
     assert set(rows["experiment"]) == {"field"} and set(rows["seed"]) == {1, 2} and set(rows["toy"]) == {"synthetic"}
     assert {run.steps for run in study.asked} == {30} and {run.config.d_sae for run in study.asked} == {128}
     assert {run.config.optimizer.learning_rate for run in study.asked} == {0.3 * 5e-2, 0.3 * 1e-2}
-    swept = experiments.field_sweep(study, settings, SHUFFLED)
-    assert set(swept["seed"]) == {7} and swept.groupby("method").size().to_list() == [2, 2]
+    study = Recovered()
+    experiments.field_matched(study, settings, LOUD, ("standard",))
+    assert {run.steps for run in study.asked} == {FEW.steps}, "only the synthetic data has settings of its own"
     assert len(experiments.field(tmp_path, FEW)) == 0, "nothing without the section"
     wrong = FEW.model_copy(update={"field": FieldConfig(methods=("topk", "untrained"))})
     with pytest.raises(ArtifactError, match="no toy for 'untrained'"):
@@ -152,8 +151,3 @@ class Recovered(Recorded):
     def run(self, runs, description="", work=experiments.train_and_recover):
         assert work is experiments.train_and_recover
         return super().run(runs, description)
-
-
-def test_at_a_smaller_size_the_settings_are_those_of_the_toys():
-    settings = ToyConfig(field=FieldConfig())
-    assert experiments.at_size(settings, LOUD) is settings and experiments.at_size(settings, SMALL).steps == 2000

@@ -5,5 +5,5 @@ does. An SAE has absorbed the parent where parent and child are on and the paren
 taken over by the child's decoder row (Chanin et al. 2024, arXiv 2409.14507).
 
 `data` and `synthetic` hold the toys, `methods` what is trained on them, `training` how, `score` the metrics,
-`experiments` the tables, `ideas` what is tried against absorption.
+`experiments` the tables.
 """

@@ -1,6 +1,6 @@
 """The size of the ground-truth study. No torch."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,8 +15,8 @@ class FieldConfig(Strict):
     )
     challengers: tuple[str, ...] = ()
     """Methods that are to beat those that absorb least: on these toys, and beside those on the tree too."""
-    ranked: bool = False
-    """Whether they are also trained over a range of L0, on these toys and four more (experiment 'field_sweep')."""
+    ranked: Literal[False] = False
+    """Nothing is left of what this asked for; it stands in the keys of results."""
     steps: int = Field(2000, ge=10)
     """Of an SAE on the synthetic data, as are the next four."""
     batch: int = Field(512, ge=8, multiple_of=8)

@@ -120,10 +120,6 @@ TREE = Toy(
 RARE = replace(TREE, name="rare", probability=(0.01,) * 3 + TREE.probability[3:])
 # With children five times as loud as their parents: what is large, or explains much, comes first, and it is the child.
 LOUD = replace(TREE, name="loud", loudness=5.0)
-# The features of TREE, as often on, without any family: nothing can be absorbed.
-SHUFFLED = replace(
-    TREE, name="shuffled", probability=(0.15,) * 3 + (0.03,) * 9 + (0.05,) * 8, parent=(None,) * 20, exclusive=False
-)
 
 
 def chain(rho: float) -> Toy:

@@ -3,13 +3,14 @@
 Columns of every row: experiment, toy, method, label, seed, rho, sparsity (the l1_coefficient, k or target_l0 it was
 trained with), l0_ratio (l0 / true_l0: how close the match came), temporal_coefficient (NaN without a penalty), and the
 metrics of `training.train_and_score`, or, in the rest of the field, of `score.recovery_metrics`. Of some: temporal,
-resampling and gradient_scaling (factorial); importance and the part dropped from it ('nothing', None for other scores).
+resampling and gradient_scaling (factorial); importance and the part dropped from it ('nothing', None for other scores);
+idea (ideas).
 
 Methods are compared at one L0, the true one: the sparsity of each is chosen by a sweep with seeds of its own.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +21,9 @@ from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.mechanisms import METHODS
 from sae_lib.mechanisms.adaptive_temporal_masking import COMPONENTS
 from sae_lib.metrics.toy.config import ToyConfig
-from sae_lib.metrics.toy.data import LOUD, PAIR, RARE, SHUFFLED, TREE, Toy, chain
+from sae_lib.metrics.toy.data import LOUD, PAIR, RARE, TREE, Toy, chain
 from sae_lib.metrics.toy.methods import at_level, crossing, toy_config, toy_methods
-from sae_lib.metrics.toy.synthetic import FLAT, SIMILAR, SMALL, Synthetic
+from sae_lib.metrics.toy.synthetic import SMALL, Synthetic
 from sae_lib.metrics.toy.training import ToyPool, ToyRun, Work, train_and_picture, train_and_recover, train_and_score
 from sae_lib.util.errors import ArtifactError
 
@@ -31,6 +32,12 @@ TO_BEAT = ("matryoshka", "tree_4", "ortsae", "lista_matryoshka")
 MECHANISMS = ("temporal", "resampling", "gradient_scaling")
 # On tokens without order these are the same penalty as that on adjacent tokens: one L1 coefficient serves all three.
 ORDERLESS = {"temporal_previous": "temporal_strong", "variance": "temporal_strong"}
+# What the ideas change: see `ideas`.
+ORDERS = ("index", "magnitude", "frequency", "presence")
+ORDERED_K = 2  # a parent and its child
+WEIGHTS = (0.0, 0.1, 1.0, 10.0)
+INHIBITED = ("standard", "jumprelu", "batchtopk")
+DISCOUNTS = (0.0, 0.5, 0.9)
 
 
 class Cell(NamedTuple):
@@ -40,7 +47,14 @@ class Cell(NamedTuple):
     config: SAEConfig
 
 
-Group = tuple[dict[str, Any], Cell, float]  # columns of its rows, what is trained, at which sparsity
+class Group(NamedTuple):
+    """What is trained with every seed."""
+
+    columns: dict[str, Any]
+    """Of its rows. Without a label, that is the sparsity."""
+    cell: Cell
+    at: Cell | float
+    """The sparsity, or what it is matched for: mostly the cell itself."""
 
 
 def levels(cell: Cell, settings: ToyConfig) -> tuple[float, ...]:
@@ -56,59 +70,55 @@ def runs_of(cell: Cell, value: float, seeds: Iterable[int], settings: ToyConfig)
     return [ToyRun(cell.toy, config, seed, settings.steps, settings.batch) for seed in seeds]
 
 
-def match_l0(pool: ToyPool, cells: Sequence[Cell], settings: ToyConfig, work: Work = train_and_score) -> list[float]:
-    """For each cell the sparsity at which its L0 comes nearest to the true L0 of its toy.
+def match_l0(
+    pool: ToyPool, asked: Sequence[Cell | float], settings: ToyConfig, work: Work = train_and_score
+) -> list[float]:
+    """For each cell the sparsity at which its L0 comes nearest to the true L0 of its toy; a number is taken as it is.
 
     Where that is an L1 coefficient, it is interpolated between the levels of the sweep (`crossing`), trained, added to
     the levels and interpolated again, `settings.refinements` times. The others are told it, as `toy_config` has it.
     """
+    cells = [cell for cell in asked if isinstance(cell, Cell)]
     tried = {cell: list(levels(cell, settings)) for cell in cells if cell.config.knob == "l1_coefficient"}
-    chosen: dict[Cell, float] = {}
+    chosen: dict[Cell | float, float] = {cell: cell.config.get(cell.config.knob) for cell in cells}
     for _ in range(settings.refinements + 1):
-        asked = [(cell, value) for cell, values in tried.items() for value in values]
-        runs = [run for cell, value in asked for run in runs_of(cell, value, settings.sweep_seeds, settings)]
+        places = [(cell, value) for cell, values in tried.items() for value in values]
+        runs = [run for cell, value in places for run in runs_of(cell, value, settings.sweep_seeds, settings)]
         metrics = iter(pool.run(runs, "sweep", work))
-        l0 = {place: float(np.mean([next(metrics)["l0"] for _ in settings.sweep_seeds])) for place in asked}
+        l0 = {place: float(np.mean([next(metrics)["l0"] for _ in settings.sweep_seeds])) for place in places}
         for cell, values in tried.items():
             chosen[cell] = round(crossing(values, [l0[cell, value] for value in values], cell.toy.true_l0), 6)
             tried[cell] = sorted({*values, chosen[cell]})
-    return [chosen.get(cell, cell.config.get(cell.config.knob)) for cell in cells]
+    return [chosen[at] if isinstance(at, Cell) else at for at in asked]
 
 
 def toy_rows(
     pool: ToyPool,
     settings: ToyConfig,
     experiment: str,
-    groups: Iterable[Group],
-    seeds: Iterable[int],
+    groups: Sequence[Group],
+    seeds: Sequence[int] = (),
     work: Work = train_and_score,
 ) -> pd.DataFrame:
-    """Train every group with every seed; one row each."""
-    jobs = [(columns, run, value) for columns, cell, value in groups for run in runs_of(cell, value, seeds, settings)]
+    """Train every group with every seed of the settings, or with `seeds`; one row each."""
+    values = match_l0(pool, [group.at for group in groups], settings, work)
+    jobs = [
+        (columns, run, value)
+        for (columns, cell, _), value in zip(groups, values, strict=True)
+        for run in runs_of(cell, value, seeds or settings.seeds, settings)
+    ]
     rows = []
     for (columns, run, value), metrics in zip(jobs, pool.run([j[1] for j in jobs], experiment, work), strict=True):
-        temporal = run.config.get("temporal")
+        temporal, knob = run.config.get("temporal"), run.config.knob.replace("l1_coefficient", "l1")
         rows.append(
             {"experiment": experiment, "toy": run.toy.name, "seed": run.seed, "rho": run.toy.rho, "sparsity": value}
             | columns
+            | {"label": columns.get("label", f"{knob}={value:g}")}
             | metrics
             | {"l0_ratio": metrics["l0"] / metrics["true_l0"]}
             | {"temporal_coefficient": temporal.coefficient if temporal else np.nan}
         )
     return pd.DataFrame(rows)
-
-
-def _labelled(cells: Iterable[tuple[tuple[str, Cell], float]]) -> list[Group]:
-    """What is trained, from methods with their cells and the sparsity of each."""
-    return [
-        ({"method": method, "label": f"{cell.config.knob.replace('l1_coefficient', 'l1')}={value:g}"}, cell, value)
-        for (method, cell), value in cells
-    ]
-
-
-def _over_levels(cells: dict[str, Cell], settings: ToyConfig) -> list[Group]:
-    """Every cell at every level of its sparsity."""
-    return _labelled((item, value) for item in cells.items() for value in levels(item[1], settings))
 
 
 def _cell(pool: ToyPool, settings: ToyConfig, toy: Toy, method: str) -> Cell:
@@ -148,20 +158,21 @@ def absorption_picture(folder: Path | str, settings: ToyConfig, workers: int = 1
 def matched(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     """Every method at the true L0 of the toy, as near as it can come: on TREE, and a few on PAIR. The true L0 of TREE
     (1.12) lies between two whole numbers k: rows of experiment 'matched' have k = 1, those of 'next_k' k = 2."""
-    groups: list[Group] = []
-    for toy, methods in ((TREE, toy_methods()), (PAIR, PAIR_METHODS)):
-        cells = {method: _cell(pool, settings, toy, method) for method in methods}
-        stands_for = [_cell(pool, settings, toy, ORDERLESS.get(method, method)) for method in methods]
-        groups += _labelled(zip(cells.items(), match_l0(pool, stands_for, settings), strict=True))
-    above = [(c | {"label": "k=2"}, cell, 2.0) for c, cell, _ in groups if cell.config.knob == "k"]
+    groups = [
+        Group({"method": method}, *(_cell(pool, settings, toy, m) for m in (method, ORDERLESS.get(method, method))))
+        for toy, methods in ((TREE, toy_methods()), (PAIR, PAIR_METHODS))
+        for method in methods
+    ]
+    above = [group._replace(at=2.0) for group in groups if group.cell.config.knob == "k"]
     asked = {"matched": groups, "next_k": above}
-    return pd.concat([toy_rows(pool, settings, *each, settings.seeds) for each in asked.items()], ignore_index=True)
+    return pd.concat([toy_rows(pool, settings, *each) for each in asked.items()], ignore_index=True)
 
 
 def sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     """Every method over a range of L0 on TREE, with the seeds of the sweep: does a denser SAE absorb less?"""
     cells = {method: _cell(pool, settings, TREE, method) for method in toy_methods() if method not in ORDERLESS}
-    return toy_rows(pool, settings, "sweep", _over_levels(cells, settings), settings.sweep_seeds)
+    groups = [Group({"method": method}, cell, at) for method, cell in cells.items() for at in levels(cell, settings)]
+    return toy_rows(pool, settings, "sweep", groups, settings.sweep_seeds)
 
 
 def rho_sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
@@ -173,16 +184,14 @@ def rho_sweep(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     """
     strong = toy_config("temporal_strong", TREE, settings)
     published = toy_config("standard", TREE, settings, {"temporal": {}})
-    groups: list[Group] = []
-    for rho in settings.rhos:
-        adjacent = Cell(chain(rho), strong), Cell(chain(rho), published), Cell(TREE, strong)
-        at_rho, published_at, at_zero = match_l0(pool, adjacent, settings)
-        groups.append(({"method": "temporal_strong", "label": "strong"}, adjacent[0], at_rho))
-        groups.append(({"method": "temporal_strong", "label": "published"}, adjacent[1], published_at))
+    groups = []
+    for toy in map(chain, settings.rhos):
+        for label, config in (("strong", strong), ("published", published)):
+            groups.append(Group({"method": "temporal_strong", "label": label}, Cell(toy, config), Cell(toy, config)))
         for method in ORDERLESS:
-            cell = Cell(chain(rho), toy_config(method, TREE, settings))
-            groups.append(({"method": method, "label": "strong"}, cell, at_zero))
-    return toy_rows(pool, settings, "rho", groups, settings.seeds).assign(toy="chain")
+            cell = Cell(toy, toy_config(method, TREE, settings))
+            groups.append(Group({"method": method, "label": "strong"}, cell, Cell(TREE, strong)))
+    return toy_rows(pool, settings, "rho", groups)
 
 
 def factorial(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
@@ -192,14 +201,13 @@ def factorial(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     its effect.
     """
     full = toy_config("temporal_sae", TREE, settings, {"temporal": {"coefficient": settings.temporal_coefficient}})
-    (value,) = match_l0(pool, [Cell(TREE, full)], settings)
-    groups: list[Group] = []
+    groups = []
     for switches in itertools.product((False, True), repeat=len(MECHANISMS)):
         on = dict(zip(MECHANISMS, switches, strict=True))
         config = full.model_copy(update={name: None for name, used in on.items() if not used})
         label = " + ".join(name.replace("_", " ") for name, used in on.items() if used) or "none"
-        groups.append(({"method": "temporal_sae", "label": label, **on}, Cell(TREE, config), value))
-    return toy_rows(pool, settings, "factorial", groups, settings.seeds)
+        groups.append(Group({"method": "temporal_sae", "label": label, **on}, Cell(TREE, config), Cell(TREE, full)))
+    return toy_rows(pool, settings, "factorial", groups)
 
 
 def importance(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
@@ -210,14 +218,16 @@ def importance(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
         kept = tuple(other for other in COMPONENTS if other != part)
         variants["+".join(kept)] = ({"components": kept}, part)
     variants["product"] = ({"combine": "product"}, None)
-    cells = [Cell(TREE, toy_config("atm", TREE, settings, {"masking": change})) for change, _ in variants.values()]
-    cells.append(_cell(pool, settings, TREE, "dropout"))
-    named = [("atm", name, dropped) for name, (_, dropped) in variants.items()] + [("dropout", "uniform", None)]
-    groups: list[Group] = [
-        ({"method": method, "label": name, "importance": name, "dropped": dropped}, cell, value)
-        for (method, name, dropped), cell, value in zip(named, cells, match_l0(pool, cells, settings), strict=True)
+    cells = {
+        ("atm", name, dropped): Cell(TREE, toy_config("atm", TREE, settings, {"masking": change}))
+        for name, (change, dropped) in variants.items()
+    }
+    cells["dropout", "uniform", None] = _cell(pool, settings, TREE, "dropout")
+    groups = [
+        Group({"method": method, "label": name, "importance": name, "dropped": dropped}, cell, cell)
+        for (method, name, dropped), cell in cells.items()
     ]
-    return toy_rows(pool, settings, "importance", groups, settings.seeds)
+    return toy_rows(pool, settings, "importance", groups)
 
 
 def rare(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
@@ -225,31 +235,24 @@ def rare(pool: ToyPool, settings: ToyConfig) -> pd.DataFrame:
     'resampling', the same with TemporalSAE's resampling: 0.005 as published is above the 0.002 of RARE's children, so
     that latents that do their work are restarted; 1e-5 restarts the dead alone."""
     cell = _cell(pool, settings, RARE, "standard")
-    (value,) = match_l0(pool, [cell], settings)
-    restarted: list[Group] = []
+    restarted = []
     for threshold in (None, 1e-5, 0.005):
         change = {"resampling": {"threshold": threshold} if threshold else None}
-        changed = Cell(RARE, toy_config("standard", RARE, settings, change))
         label = "none" if threshold is None else f"threshold={threshold:g}"
-        restarted.append(({"method": "standard", "label": label}, changed, value))
-    asked = {"rare": _labelled([(("standard", cell), value)]), "resampling": restarted}
-    return pd.concat([toy_rows(pool, settings, *each, settings.seeds) for each in asked.items()], ignore_index=True)
+        changed = Cell(RARE, toy_config("standard", RARE, settings, change))
+        restarted.append(Group({"method": "standard", "label": label}, changed, cell))
+    asked = {"rare": [Group({"method": "standard"}, cell, cell)], "resampling": restarted}
+    return pd.concat([toy_rows(pool, settings, *each) for each in asked.items()], ignore_index=True)
 
 
 def field(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataFrame:
     """The rest of the field, one row per toy SAE; none where the settings name no field. Experiment 'field': methods at
     the true L0, or as near as they come, on a tree whose children are loud, and on synthetic data in SynthSAEBench's
-    shape. 'field_sweep': over a range of L0, with the sweep's seeds, on these, on TREE, and where nothing can be
-    absorbed: does a measure that knows no truth rank SAEs as the truth does, and is it silent without?
-    """
+    shape."""
     if settings.field is None:
         return pd.DataFrame()
-    methods = _with_toys("methods", settings.field.methods)
-    with ToyPool(folder, workers) as pool:
-        parts = [field_matched(pool, settings, toy, methods) for toy in (LOUD, SMALL)]
-        ranked = (TREE, LOUD, SMALL, SHUFFLED, SIMILAR, FLAT) if settings.field.ranked else ()
-        parts += [field_sweep(pool, settings, toy) for toy in ranked]
-    return pd.concat(parts, ignore_index=True)
+    asked = dict.fromkeys((LOUD, SMALL), settings.field.methods)
+    return _of_field("methods", asked, folder, settings, workers)
 
 
 def challengers(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataFrame:
@@ -257,52 +260,68 @@ def challengers(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd
     experiment 'field'."""
     if settings.field is None or not settings.field.challengers:
         return pd.DataFrame()
-    ours = _with_toys("challengers", settings.field.challengers)
+    ours = settings.field.challengers
     asked = {LOUD: ours, SMALL: ours, TREE: (*TO_BEAT, *ours)}
-    with ToyPool(folder, workers) as pool:
-        parts = [field_matched(pool, settings, toy, methods) for toy, methods in asked.items()]
-    return pd.concat(parts, ignore_index=True)
+    return _of_field("challengers", asked, folder, settings, workers)
 
 
-def _with_toys(name: str, asked: tuple[str, ...]) -> tuple[str, ...]:
+def _of_field(
+    name: str, asked: Mapping[Toy, Sequence[str]], folder: Path | str, settings: ToyConfig, workers: int
+) -> pd.DataFrame:
     known = [method for method in METHODS if METHODS[method].toy_rate is not None]
-    if unknown := [method for method in asked if method not in known]:
+    if unknown := [method for methods in asked.values() for method in methods if method not in known]:
         raise ArtifactError(f"ablations.toy.field.{name}: no toy for '{unknown[0]}'; known: {', '.join(known)}")
-    return asked
+    with ToyPool(folder, workers) as pool:
+        return pd.concat([field_matched(pool, settings, *each) for each in asked.items()], ignore_index=True)
 
 
 def field_matched(pool: ToyPool, settings: ToyConfig, toy: Toy, methods: Sequence[str]) -> pd.DataFrame:
-    """Methods of the field at the true L0 of `toy`, with every seed."""
-    sized, cells = at_size(settings, toy), _field_cells(settings, toy, methods)
-    values = match_l0(pool, [*cells.values()], sized, train_and_recover)
-    groups = _labelled(zip(cells.items(), values, strict=True))
-    return toy_rows(pool, sized, "field", groups, sized.seeds, train_and_recover)
+    """Methods of the field at the true L0 of `toy`, with every seed. The synthetic data has steps, levels and learning
+    rates of its own."""
+    share, own = 1.0, settings.field
+    if own is not None and isinstance(toy, Synthetic):
+        names = ("steps", "batch", "l1_levels", "k_levels")
+        share, settings = own.rate, settings.model_copy(update={name: getattr(own, name) for name in names})
+    groups = []
+    for method in methods:
+        rate = share * (METHODS[method].toy_rate or 0.0)
+        cell = Cell(toy, toy_config(method, toy, settings, {"optimizer": {"learning_rate": rate}}))
+        groups.append(Group({"method": method}, cell, cell))
+    return toy_rows(pool, settings, "field", groups, work=train_and_recover)
 
 
-def field_sweep(pool: ToyPool, settings: ToyConfig, toy: Toy) -> pd.DataFrame:
-    """Every method of the field over a range of L0 on `toy`, with the seeds of the sweep."""
-    assert settings.field is not None
-    sized = at_size(settings, toy)
-    groups = _over_levels(_field_cells(settings, toy, settings.field.methods), sized)
-    return toy_rows(pool, sized, "field_sweep", groups, sized.sweep_seeds, train_and_recover)
+def ideas(folder: Path | str, settings: ToyConfig, workers: int = 1) -> pd.DataFrame:
+    """Ideas against absorption, each with what would refute it; one row per toy SAE, none where the settings name no
+    field. Experiment 'ideas' has the metrics of `score.recovery_metrics`, the method that an idea changes, and the
+    change as label:
+
+    - order: what fills the prefixes of a LISTA-Matryoshka, two latents a row. Where children are loud, firing and
+      magnitude should put them first and presence their parents; if firing does as well, presence is not needed.
+    - consistency: the weight of the penalty on inhibited encoders. It should end absorption where an encoder does it
+      (L1, JumpReLU) at no cost; if it helps BatchTopK as much, which absorbs by selection, that is not why.
+    - onset: what lasting latents are let off. It should help the more the longer parents last, and not without order.
+    """
+    if settings.field is None:
+        return pd.DataFrame()
+    changed = [*_changed(settings)]
+    with ToyPool(folder, workers) as pool:
+        values = match_l0(pool, [group.at for group in changed], settings)
+        groups = [group._replace(at=value) for group, value in zip(changed, values, strict=True)]
+        return toy_rows(pool, settings, "ideas", groups, work=train_and_recover)
 
 
-def _field_cells(settings: ToyConfig, toy: Toy, methods: Sequence[str]) -> dict[str, Cell]:
-    sized, share = at_size(settings, toy), settings.field.rate if settings.field and _is_large(toy) else 1.0
-    rates = {method: share * (METHODS[method].toy_rate or 0.0) for method in methods}
-    return {
-        method: Cell(toy, toy_config(method, toy, sized, {"optimizer": {"learning_rate": rate}}))
-        for method, rate in rates.items()
-    }
+def _changed(settings: ToyConfig) -> Iterator[Group]:
+    def group(idea: str, toy: Toy, method: str, label: str, change: dict[str, Any]) -> Group:
+        cell = Cell(toy, toy_config(method, toy, settings, change))
+        return Group({"idea": idea, "method": method, "label": label}, cell, cell)
 
-
-def at_size(settings: ToyConfig, toy: Toy) -> ToyConfig:
-    """`settings` for `toy`: the synthetic data has steps and levels of its own."""
-    if not _is_large(toy) or settings.field is None:
-        return settings
-    names = ("steps", "batch", "l1_levels", "k_levels")
-    return settings.model_copy(update={name: getattr(settings.field, name) for name in names})
-
-
-def _is_large(toy: Toy) -> bool:
-    return isinstance(toy, Synthetic) and toy.width > 100
+    for toy in (TREE, LOUD):
+        for order in ORDERS:
+            yield group("order", toy, "lista_matryoshka", order, {"order": order, "k": ORDERED_K})
+        for method in INHIBITED:
+            for weight in WEIGHTS:
+                penalty = {"encoder_consistency": {"coefficient": weight} if weight else None}
+                yield group("consistency", toy, method, f"{weight:g}", penalty)
+    for rho in settings.rhos:
+        for discount in DISCOUNTS:
+            yield group("onset", chain(rho), "onset_priced", f"{discount:g}", {"discount": discount})

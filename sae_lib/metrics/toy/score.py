@@ -190,9 +190,9 @@ def leave_similar_out(
     - similar_missed = P(silent | present), over all latents
     - similar_excess = P(silent | present, another of N(i) on) - P(silent | present, none on)
 
-    Neither is to be ranked by: over seven methods at five levels of sparsity (experiment 'field_sweep'), Spearman of
-    similar_missed and excess_absorption is 0.48 on TREE and 0.2 on LOUD, where 0.8 was wanted, and where nothing can
-    be absorbed it is 0.3 to 0.6.
+    Neither is to be ranked by: over seven methods at five levels of sparsity, Spearman of similar_missed and
+    excess_absorption is 0.48 on TREE and 0.2 on LOUD, where 0.8 was wanted, and where nothing can be absorbed it is
+    0.3 to 0.6.
     """
     norm = sae.W_dec.norm(dim=1).clamp_min(1e-8)
     rows = normalize(sae.W_dec, dim=1)  # [d_sae, d_in]

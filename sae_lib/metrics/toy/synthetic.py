@@ -170,7 +170,3 @@ def synthetic(
 # rows, at 1 / 32 of the features. With one level less parents are as much more frequent than their children as there;
 # with 128 dimensions, not 24, nearly as much of what a latent reads is noise of other features (L0 / d_in).
 SMALL = synthetic("synthetic", 512, 128, 128, roots=16, depth=2)
-# Its features without trees: as frequent, as correlated, as similar to one another; nothing can be absorbed.
-FLAT = synthetic("flat", 512, 128, 128, roots=0, depth=0)
-# Few dimensions and strong correlations: directions up to a cosine of about 0.6.
-SIMILAR = synthetic("similar", 64, 20, 64, roots=0, depth=0, correlation=0.3, most=0.1, least=0.01)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
@@ -125,7 +126,6 @@ class ToyPool:
 
     def __init__(self, folder: Path | str, workers: int = 1) -> None:
         self.folder = Path(folder)
-        self._known: dict[tuple[Work, ToyRun], Numbers] = {}
         self._executor: ProcessPoolExecutor | None = None
         if workers > 1:
             self._executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=begin_worker)
@@ -139,8 +139,12 @@ class ToyPool:
 
     def run(self, runs: Iterable[ToyRun], description: str = "toy", work: Work = train_and_score) -> list[Numbers]:
         """`work` of each run (its metrics by default), in order; the same run is trained once."""
-        runs = list(runs)
-        waiting = [run for run in dict.fromkeys(runs) if not self._recall(work, run)]
+        runs, known = list(runs), {}
+        files = {run: self.folder / f"{run.key(work.__name__)[:32]}.json" for run in runs}
+        for run, file in files.items():
+            with suppress(FileNotFoundError, ArtifactError):  # a damaged file counts as not finished
+                known[run] = {name: math.nan if value is None else value for name, value in read_json(file)}
+        waiting = [run for run in files if run not in known]
         with tqdm(total=len(waiting), desc=description, unit="SAE", mininterval=1, disable=not waiting) as bar:
             if self._executor is None:
                 done = ((run, work(run)) for run in waiting)
@@ -148,22 +152,9 @@ class ToyPool:
                 futures = {self._executor.submit(work, run): run for run in waiting}
                 done = ((futures[future], future.result()) for future in as_completed(futures))
             for run, numbers in done:
-                self._known[work, run] = numbers
+                known[run] = numbers
                 # Pairs, since names of an object would be sorted; null, since JSON has no NaN.
                 values = [[name, None if math.isnan(value) else value] for name, value in numbers.items()]
-                write_json(self._file(work, run), values)
+                write_json(files[run], values)
                 bar.update()
-        return [self._known[work, run] for run in runs]
-
-    def _file(self, work: Work, run: ToyRun) -> Path:
-        return self.folder / f"{run.key(work.__name__)[:32]}.json"
-
-    def _recall(self, work: Work, run: ToyRun) -> bool:
-        """Whether the run was finished before; a damaged file counts as not finished."""
-        if (work, run) not in self._known:
-            try:
-                found = read_json(self._file(work, run))
-            except (FileNotFoundError, ArtifactError):
-                return False
-            self._known[work, run] = {name: math.nan if value is None else value for name, value in found}
-        return True
+        return [known[run] for run in runs]
