@@ -51,19 +51,18 @@ def context_stability(
     require_width(sae, reference.prompt_activations.shape[2])
     mains = {LETTERS.index(letter): [*latents] for letter, latents in main_latents.items() if len(latents)}
     words, contexts = reference.prompt_probe.shape
-    in_prompts = count_firing(
-        _on(sae, reference.prompt_activations.flatten(0, 1)), reference.prompt_probe.flatten(),
-        torch.arange(words).repeat_interleave(contexts), reference.prompt_letters, mains,
-    )  # fmt: skip
-    in_text = count_firing(
-        _on(sae, reference.text_activations[reference.occurrence_rows]), reference.text_probe,
-        reference.occurrence_words, reference.text_letters, mains,
-    )  # fmt: skip
-    return {
-        f"context_{name}{where}": value
-        for where, counts in (("", in_prompts), ("_text", in_text))
-        for name, value in _measures(*counts).items()
-    }
+    places = {
+        "": (reference.prompt_activations.flatten(0, 1), reference.prompt_probe.flatten(),
+             torch.arange(words).repeat_interleave(contexts), reference.prompt_letters),
+        "_text": (reference.text_activations[reference.occurrence_rows], reference.text_probe,
+                  reference.occurrence_words, reference.text_letters),
+    }  # fmt: skip
+    found: dict[str, float] = {}
+    for where, (rows, *of_words) in places.items():
+        on = torch.cat([sae.encode(chunk.to(sae.device, sae.dtype)) != 0 for chunk in rows.split(_ROWS)])
+        measures = _measures(*count_firing(on, *of_words, mains))
+        found |= {f"context_{name}{where}": value for name, value in measures.items()}
+    return found
 
 
 def count_firing(
@@ -96,10 +95,6 @@ def count_firing(
     counted = torch.isin(letters, torch.tensor(sorted(mains), dtype=torch.long))
     times = torch.zeros(len(letters), 3 + controls, dtype=torch.float64).index_add(0, word, fires)
     return times[counted], torch.bincount(word, minlength=len(letters)).double()[counted]
-
-
-def _on(sae: Autoencoder, rows: Float[Tensor, "row d_in"]) -> Bool[Tensor, "row d_sae"]:
-    return torch.cat([sae.encode(chunk.to(sae.device, sae.dtype)) != 0 for chunk in rows.split(_ROWS)])
 
 
 def _measures(times: Tensor, contexts: Tensor) -> dict[str, float]:

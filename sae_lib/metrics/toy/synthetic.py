@@ -108,13 +108,12 @@ class Synthetic(Toy):
 
     def _levels(self) -> list[tuple[slice, slice, int]]:
         """Level by level: parents, their children, and how many each has."""
-        found, start = [], 0
-        level = [i for i, parent in enumerate(self.parent) if parent is None and i in self.children]
+        children, found = self.children, []
+        level = [i for i in children if self.parent[i] is None]
         while level:
-            each = len(self.children[level[0]])
-            first = self.children[level[0]][0]
-            found.append((slice(start, start + len(level)), slice(first, first + each * len(level)), each))
-            start, level = first, [i for i in range(first, first + each * len(level)) if i in self.children]
+            below = [child for i in level for child in children[i]]
+            found.append((slice(level[0], level[-1] + 1), slice(below[0], below[-1] + 1), len(below) // len(level)))
+            level = [i for i in below if i in children]
         return found
 
 
