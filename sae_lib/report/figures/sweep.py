@@ -30,8 +30,8 @@ def pareto_figure(evaluation: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     for ax, metric in zip(grid.flat, SWEEP_METRICS, strict=True):
         of_metric = data[data["metric"] == metric]
         edge = _axis(ax, of_metric, metric, why_empty(evaluation, metric))
-        for method in in_order([*of_metric["method"]]):
-            _draw(ax, of_metric[of_metric["method"] == method], method, edge)
+        for method, part in by_method(of_metric).items():
+            _draw(ax, part, method, edge)
     for ax in grid[1]:
         ax.set_xlabel("L0 (active latents per token)")
     log_ticks(grid[0, 0].xaxis)

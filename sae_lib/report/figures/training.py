@@ -20,7 +20,11 @@ from sae_lib.report.statistics import Interval, t_interval
 
 _EFFECT_METRICS = ("absorption_fraction", "explained_variance", "ce_score", "l0")
 Effect = Callable[[pd.DataFrame, str, str], Interval]  # of rows, a metric and what is changed
-_UNEXPLAINED = ("reconstruction", "1 − explained variance\n(lower is better)")
+# What is drawn over training steps and is no metric of a table.
+_LABELS = {
+    "l0": "active latents\nper token", "unexplained": "1 − explained variance\n(lower is better)",
+    "restarted": "latents started again,\nin all",
+}  # fmt: skip
 
 
 def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -45,31 +49,24 @@ def training_curves(history: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 def collapse_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """The paper's two SAEs with its coefficients, one seed, over training steps: (a) L0, (b) the share of variance that
     is not explained, (c) latents started again until then, (d) *full* absorption, where it was measured."""
-    columns = {
-        "l0": ("L0", "active latents\nper token"),
-        "unexplained": _UNEXPLAINED,
-        "restarted": ("restarts", "latents started again,\nin all"),
-        "absorption_full": ("absorption", METRICS["absorption_full"].axis),
-    }
-    return _followed(history, trajectory, "as_written", columns)
+    titles = {"l0": "L0", "unexplained": "reconstruction", "restarted": "restarts", "absorption_full": "absorption"}
+    return _followed(history, trajectory, "as_written", titles)
 
 
 def tokens_figure(history: pd.DataFrame, trajectory: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Is training long enough? Methods of the main table, one seed, over training steps: (a) the share of variance that
     is not explained, (b) *full* absorption, (c) its fraction, (d) how well a letter's best latent finds its words."""
-    columns = {
-        "unexplained": _UNEXPLAINED,
-        "absorption_full": ("absorption, full", METRICS["absorption_full"].axis),
-        "absorption_fraction": ("absorption, fraction", METRICS["absorption_fraction"].axis),
-        "main_latent_f1": ("main latents", METRICS["main_latent_f1"].axis),
-    }
-    return _followed(history, trajectory, "main", columns)
+    titles = {
+        "unexplained": "reconstruction", "absorption_full": "absorption, full",
+        "absorption_fraction": "absorption, fraction", "main_latent_f1": "main latents",
+    }  # fmt: skip
+    return _followed(history, trajectory, "main", titles)
 
 
 def _followed(
-    history: pd.DataFrame, trajectory: pd.DataFrame, group: str, columns: Mapping[str, tuple[str, str]]
+    history: pd.DataFrame, trajectory: pd.DataFrame, group: str, titles: Mapping[str, str]
 ) -> tuple[Figure, pd.DataFrame]:
-    """One panel (title and label) for each column: of what was logged in training, for all methods that are to be
+    """One panel for each column and its title: of what was logged in training, for all methods that are to be
     followed, or measured along it, for those that were. Raises ArtifactError when none was."""
     missing = f"trajectory: no SAE of group {group} was followed along its run at this profile"
     rows = rows_of(trajectory, group, otherwise=missing)
@@ -77,9 +74,9 @@ def _followed(
     logged = logged[logged["seed"].isin(rows["seed"])]
     restarts = logged.sort_values("step").groupby("run")["resampled"].cumsum() if "resampled" in logged else np.nan
     logged = logged.assign(unexplained=1 - logged["explained_variance"], restarted=restarts)
-    fig, axes = panels((title for title, _ in columns.values()), 2.2, sharex=True)
+    fig, axes = panels(titles.values(), 2.2, sharex=True)
     data = []
-    for ax, (column, (_, label)) in zip(axes, columns.items(), strict=True):
+    for ax, column in zip(axes, titles, strict=True):
         source = rows if column in rows else logged
         if source[column].isna().all():
             say(ax, NOT_MEASURABLE)
@@ -90,7 +87,7 @@ def _followed(
         if column == "unexplained":
             ax.set_yscale("log")
             style.log_ticks(ax.yaxis)
-        ax.set(xlabel="optimiser step", ylabel=label)
+        ax.set(xlabel="optimiser step", ylabel=_LABELS.get(column) or METRICS[column].axis)
     style.legend(fig, ncols=3, handlelength=3.2)
     return fig, pd.concat(data, ignore_index=True)
 
