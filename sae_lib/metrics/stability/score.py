@@ -58,9 +58,9 @@ def context_stability(
                   reference.occurrence_words, reference.text_letters),
     }  # fmt: skip
     found: dict[str, float] = {}
-    for where, (rows, *of_words) in places.items():
+    for where, (rows, probe, word, letters) in places.items():
         on = torch.cat([sae.encode(chunk.to(sae.device, sae.dtype)) != 0 for chunk in rows.split(_ROWS)])
-        measures = _measures(*count_firing(on, *of_words, mains))
+        measures = _measures(*count_firing(on, probe, word, letters, mains))
         found |= {f"context_{name}{where}": value for name, value in measures.items()}
     return found
 
