@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
@@ -19,9 +19,9 @@ from sae_lib.data.config import CorpusConfig, DataConfig, ModelConfig
 from sae_lib.mechanisms import methods
 from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.toy.config import ToyConfig
-from sae_lib.training.recipes import TrainingConfig, distinct_seeds, merged, method_recipe
+from sae_lib.training.recipes import Seeds, TrainingConfig, merged, method_recipe
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.strict import Seed, Strict
+from sae_lib.util.strict import Strict
 
 PROFILES = Path(__file__).parent
 # What else lies in the output folder, beside the folders of profiles.
@@ -36,15 +36,13 @@ class SweepConfig(Strict):
     """
 
     target_l0: float = Field(gt=0.0)
-    seeds: tuple[Seed, ...] = Field((7, 8), min_length=1)
+    seeds: Seeds = Field((7, 8), min_length=1)
     levels: tuple[int, ...] = Field(min_length=2)
     """L0 of the methods that are told theirs; that of the main comparison is one more level."""
     compare_at: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(min_length=1)
     """L0 at which the methods' curves are read off and compared."""
     coefficients: dict[str, tuple[float, ...]]
     """Method -> values of l1_coefficient, the target's L0 inside their range."""
-
-    _seeds = field_validator("seeds")(distinct_seeds)
 
     @model_validator(mode="after")
     def _brackets(self) -> SweepConfig:
@@ -65,9 +63,9 @@ class AblationConfig(Strict):
     notebook 03, and `make study` compares methods alone."""
     atm_c: tuple[float, ...] = Field((-0.5, 0.0, 1.0), min_length=1)
     atm_r: tuple[Annotated[float, Field(ge=0.0)], ...] = Field((0.5, 1.0, 2.0), min_length=1)
-    atm_grid_seeds: tuple[Seed, ...] = Field((7, 8, 9), min_length=1)
+    atm_grid_seeds: Seeds = Field((7, 8, 9), min_length=1)
     """Seeds of the grid that ATM's c and r are chosen on; the choice is judged on `training.seeds`."""
-    as_written_seeds: tuple[Seed, ...] = ()
+    as_written_seeds: Seeds = ()
     """Seeds of the papers' coefficients as written; without, `training.seeds`."""
     temporal_coefficients: tuple[Annotated[float, Field(ge=0.0)], ...] = (1e-2, 1.0)
     """Values of lambda_2 beside the paper's."""
@@ -81,8 +79,6 @@ class AblationConfig(Strict):
     layer_groups: int = Field(0, ge=0)
     """Groups of layers that share an SAE each; 0: layers are not compared."""
     toy: ToyConfig = ToyConfig()
-
-    _seeds = field_validator("atm_grid_seeds", "as_written_seeds")(distinct_seeds)
 
 
 if TYPE_CHECKING:
@@ -180,11 +176,7 @@ class Profile(Strict):
         """
         values = merged(self.methods.get(method, {}), overrides or {})
         recipe = method_recipe(method, self.training.d_sae, values, self.training.schedule_scale)
-        kind = config_class(recipe["architecture"])
-        try:
-            return kind.model_validate(recipe)
-        except ValidationError as error:
-            raise ArtifactError(explain(error, kind, f"{section}.{method}")) from None
+        return validated(config_class(recipe["architecture"]), recipe, f"{section}.{method}")
 
 
 def nearest_hint(word: str, known: Any) -> str:
@@ -193,7 +185,18 @@ def nearest_hint(word: str, known: Any) -> str:
     return f"; did you mean '{match[0]}'?" if match else f"; known: {', '.join(sorted(known))}"
 
 
-def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], values: object, where: str) -> Model:
+    """`values` as a `model`. Raises ArtifactError, which names the first field that does not fit as one of `where`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ArtifactError(_explain(error, model, where)) from None
+
+
+def _explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """One line for the first problem of a validation error: the field, what is wrong, and the nearest known key."""
     errors = error.errors()
     # A misspelt key also leaves the right one missing: the misspelling is what to tell.
@@ -231,11 +234,7 @@ def load_profile(name: str | Path) -> Profile:
     packaged profile in another file, whose results it would overwrite, profiles that extend one another in a circle.
     """
     path = _file(name)
-    content = _content(path, ())
-    try:
-        profile = Profile.model_validate(content)
-    except ValidationError as error:
-        raise ArtifactError(explain(error, Profile, "")) from None
+    profile = validated(Profile, _content(path, ()), "")
     own = _packaged().get(profile.name.lower())
     if own is not None and not path.samefile(own):
         raise ArtifactError(f"name: '{profile.name}' is a packaged profile; give {path.name} a name of its own")

@@ -130,10 +130,10 @@ def plan_runs(
     alone where they are named."""
     known = calibration or expected_calibration(profile)
     left_out = () if profile.ablations.papers else ABLATION_GROUPS
-    wanted = [group for group in groups or (*MAIN_GROUPS, *ABLATION_GROUPS) if group not in left_out]
     return [
         spec
-        for group in wanted
+        for group in groups or (*MAIN_GROUPS, *ABLATION_GROUPS)
+        if group not in left_out
         for spec in _seeded(profile, group, _cells(profile, known, group))
         if (methods is None or spec.method in methods) and (seeds is None or spec.seed in seeds)
     ]

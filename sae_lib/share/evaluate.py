@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from pydantic import ValidationError
 from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
@@ -25,7 +24,7 @@ from sae_lib.data.language_model import LanguageModel
 from sae_lib.data.tokens import pack
 from sae_lib.metrics.registry import Inputs, Measured, with_needs
 from sae_lib.metrics.scores import SCORES
-from sae_lib.profiles.profile import EvaluationConfig, explain, load_profile
+from sae_lib.profiles.profile import EvaluationConfig, load_profile, validated
 from sae_lib.share.load import load_with_origin
 from sae_lib.share.origin import Origin, origin_faults
 from sae_lib.util.errors import ArtifactError, ModelLacks
@@ -198,11 +197,7 @@ def _open_model(model: str | LanguageModel, layer: int, revision: str | None, de
             raise ArtifactError(f"model: {loaded}; load it with whole=True for layer {layer}")
         return model
     values = {"name": model, "revision": revision, "layer": layer, "device": device, "dtype": dtype}
-    try:
-        config = ModelConfig.model_validate(values)
-    except ValidationError as error:
-        raise ArtifactError(explain(error, ModelConfig, "model")) from None
-    return LanguageModel.load(config, whole=True)
+    return LanguageModel.load(validated(ModelConfig, values, "model"), whole=True)
 
 
 def chosen_texts(texts: Iterable[str] | None, files: Sequence[Path | str], text_field: str) -> Texts:

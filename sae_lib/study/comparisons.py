@@ -1,5 +1,6 @@
 """What a study compares beside its SAEs: toys, one method on texts with hidden tokens, one SAE for several layers."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -20,7 +21,7 @@ from sae_lib.profiles.runs import RunSpec, plan_runs
 from sae_lib.study.experiment import Experiment, concat
 from sae_lib.study.scoring import evaluate, score_inputs, score_keys
 from sae_lib.training.trainer import Trainer
-from sae_lib.util.files import read_json, write_json
+from sae_lib.util.files import read_json, write_json, write_parquet
 from sae_lib.util.keys import Stage, result_key
 from sae_lib.util.paths import Paths
 
@@ -29,27 +30,37 @@ MASKED, MASKED_METHOD = Stage("masked regularisation", 1), "matryoshka_4"  # as 
 LAYER_GROUPS, SHARED_METHOD = Stage("layer groups", 1), "topk"
 
 
-def toys_key(experiment: Experiment) -> str:
-    """What the rows of `Experiment.ground_truth` depend on."""
-    asked = experiment.profile.ablations
-    return result_key(TOYS, asked.toy.model_dump(mode="json", exclude={"field": {"challengers"}}), asked.papers)
+def write_tables(experiment: Experiment) -> None:
+    """What a profile asks for beside its SAEs; a table is left as it is where its attributes hold the key of what its
+    rows depend on."""
+    profile, asked = experiment.profile, experiment.profile.ablations
 
+    def write(name: str, make: Callable[[Experiment], pd.DataFrame], stage: Stage, *made_from: object) -> None:
+        file, key = experiment.paths.figures / "results" / f"{name}.parquet", result_key(stage, *made_from)
+        if not (file.is_file() and pd.read_parquet(file).attrs.get("key") == key):
+            table = make(experiment)
+            table.attrs["key"] = key
+            write_parquet(file, table, index=False)
 
-def challengers_key(experiment: Experiment) -> str:
-    """What the rows of `compare_challengers` depend on."""
-    return result_key(CHALLENGERS, experiment.profile.ablations.toy.model_dump(mode="json"))
+    if field := asked.toy.field:
+        toys = asked.toy.model_dump(mode="json", exclude={"field": {"challengers"}})
+        write("toy_summary", lambda experiment: experiment.ground_truth()[0], TOYS, toys, asked.papers)
+        if field.challengers:
+            toys = asked.toy.model_dump(mode="json")
+            write("toy_summary_challengers", compare_challengers, CHALLENGERS, toys)
+    if asked.masked_tokens:
+        runs = [experiment.run_key(spec, experiment.store_key) for spec in _masked_runs(experiment)]
+        write("masked", compare_masked, MASKED, runs, list(asked.masked_tokens), score_keys(experiment))
+    if asked.layer_groups:
+        config, training = profile.sae_config(SHARED_METHOD).model_dump(), profile.training.model_dump(mode="json")
+        made_from = experiment.store_key, config, training, asked.layer_groups
+        write("layer_groups", compare_layer_groups, LAYER_GROUPS, *made_from)
 
 
 def compare_challengers(experiment: Experiment) -> pd.DataFrame:
     """The toys of those that are to beat the rest of the field (`toy.experiments.challengers`)."""
     with experiment.writing():
         return challengers(experiment.paths.runs / "toy", experiment.profile.ablations.toy, experiment.workers)
-
-
-def masked_key(experiment: Experiment) -> str:
-    """What the rows of `compare_masked` depend on."""
-    runs = [experiment.run_key(spec, experiment.store_key) for spec in _masked_runs(experiment)]
-    return result_key(MASKED, runs, list(experiment.profile.ablations.masked_tokens), score_keys(experiment))
 
 
 def compare_masked(experiment: Experiment) -> pd.DataFrame:
@@ -72,13 +83,6 @@ def compare_masked(experiment: Experiment) -> pd.DataFrame:
 
 def _masked_runs(experiment: Experiment) -> list[RunSpec]:
     return plan_runs(experiment.profile, None, ["main"], [MASKED_METHOD])
-
-
-def layer_groups_key(experiment: Experiment) -> str:
-    """What the rows of `compare_layer_groups` depend on."""
-    profile = experiment.profile
-    config, training = profile.sae_config(SHARED_METHOD).model_dump(), profile.training.model_dump(mode="json")
-    return result_key(LAYER_GROUPS, experiment.store_key, config, training, profile.ablations.layer_groups)
 
 
 def compare_layer_groups(experiment: Experiment) -> pd.DataFrame:
@@ -134,5 +138,4 @@ def _trained(
             numbers, _ = reconstruction_statistics(sae, texts[layer].float() * scale)
             found.append({"layer": layer} | {name: numbers[name] for name in ("explained_variance", "l0")})
         write_json(file, found)
-    rows: list[dict[str, Any]] = read_json(file)
-    return rows
+    return read_json(file)

@@ -2,13 +2,8 @@
 
 Every piece of work is kept under a content key and is never done twice: the ranks make tokens, activations, SAEs and
 scores with the calls that the notebooks make, and the notebooks, on one process as always, find all of it done.
-`make paper GPUS=4` starts ranks on one machine; on several, the same command on each does (with virtual local ranks,
-each sees its own GPU and no other, so that "cuda" is the right one in every thread):
-
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 --virtual-local-rank \\
-        -m sae_lib rank --profile gemma-2-2b
-
-Nothing is restarted in place: the same command, on as many ranks as there are then, goes on from what is finished.
+README.md says how ranks are started: with virtual local ranks, so that each sees its own GPU and no other, and "cuda"
+is the right one in every thread. Nothing is restarted in place.
 """
 
 from sae_lib.profiles.runs import ABLATION_GROUPS, ABLATION_SCORES, MAIN_GROUPS, plan_runs

@@ -23,7 +23,8 @@ from sae_lib.metrics.probing.perturbation import build_spurious_reference, pertu
 from sae_lib.metrics.scores import SCORES
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.study.experiment import Experiment, concat, tag
-from sae_lib.study.scoring import score_inputs, score_keys, stored, table_as_json, table_from_json
+from sae_lib.study.scoring import score_inputs, score_keys, table_as_json, table_from_json
+from sae_lib.training.run import stored
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.files import write_json
 from sae_lib.util.keys import Stage, result_key

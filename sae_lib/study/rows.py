@@ -17,8 +17,8 @@ from sae_lib.metrics.registry import usual_scores, with_needs
 from sae_lib.profiles.runs import ABLATION_GROUPS, ABLATION_SCORES, RunSpec
 from sae_lib.study.experiment import Experiment
 from sae_lib.study.extras import EXTRAS
-from sae_lib.study.scoring import score_keys, stored, table_from_json
-from sae_lib.training.run import WITHOUT_WEIGHTS, read_history
+from sae_lib.study.scoring import score_keys, table_from_json
+from sae_lib.training.run import WITHOUT_WEIGHTS, read_history, stored
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import atomic_write, read_json, write_json, write_parquet
 

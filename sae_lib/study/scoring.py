@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from sae_lib.metrics.scores import SCORES
 from sae_lib.metrics.stability.seeds import COLUMNS, seed_stability
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.study.experiment import Experiment, concat, tag
+from sae_lib.training.run import stored
 from sae_lib.util import ranks
 from sae_lib.util.files import read_json, write_json
 from sae_lib.util.keys import Stage, result_key
@@ -44,8 +44,7 @@ def score_inputs(experiment: Experiment) -> Inputs:
             profile.evaluation, paths.reference, profile.corpus, experiment.corpus_cache, experiment.writing,
         )  # fmt: skip
 
-    inputs: Inputs = kept(experiment, "inputs", make)
-    return inputs
+    return kept(experiment, "inputs", make)
 
 
 class Evaluation(NamedTuple):
@@ -156,13 +155,6 @@ def across_seeds(experiment: Experiment, specs: Sequence[RunSpec]) -> pd.DataFra
         with experiment.writing():
             write_json(file, {"key": key, "rows": concat(frames).to_dict(orient="records")})
     return pd.DataFrame(read_json(file)["rows"], columns=[*COLUMNS, "group", "method"])
-
-
-def stored(folder: Path, name: str, key: str) -> dict[str, Any] | None:
-    """The finished score in a run folder, if it is the one with this key."""
-    file = folder / f"{name}.json"
-    result = read_json(file) if file.is_file() else None
-    return result if isinstance(result, dict) and result.get("key") == key else None
 
 
 def table_as_json(table: pd.DataFrame) -> dict[str, Any]:

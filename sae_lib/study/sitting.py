@@ -8,9 +8,9 @@ written beside them.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
@@ -21,7 +21,8 @@ from sae_lib.report.claims.ledger import evaluate_claims, write_claims
 from sae_lib.report.figures.write import FIGURES, write_figure
 from sae_lib.report.results import Results
 from sae_lib.report.tables.write import TABLES, write_table
-from sae_lib.study import comparisons, extras
+from sae_lib.study import extras
+from sae_lib.study.comparisons import write_tables
 from sae_lib.study.experiment import Experiment, choose_atm
 from sae_lib.study.rows import is_known, keep, restore, scores_of
 from sae_lib.study.scoring import evaluate, score_inputs, score_keys
@@ -148,31 +149,9 @@ def sit(experiment: Experiment, hours: float) -> bool:
         known |= dict.fromkeys(finished)
         missing += todo
     if hours and not missing:
-        _tables(experiment)
+        write_tables(experiment)
     publish(experiment, [*known])
     return not missing
-
-
-def _tables(experiment: Experiment) -> None:
-    """What a profile asks for beside its SAEs; a table is left as it is where its attributes hold the key."""
-    asked = experiment.profile.ablations
-    field = asked.toy.field
-    wanted: dict[str, tuple[Any, Callable[[Experiment], str], Callable[[Experiment], pd.DataFrame]]] = {
-        "toy_summary": (field, comparisons.toys_key, lambda experiment: experiment.ground_truth()[0]),
-        "toy_summary_challengers": (
-            field and field.challengers, comparisons.challengers_key, comparisons.compare_challengers,
-        ),
-        "masked": (asked.masked_tokens, comparisons.masked_key, comparisons.compare_masked),
-        "layer_groups": (asked.layer_groups, comparisons.layer_groups_key, comparisons.compare_layer_groups),
-    }  # fmt: skip
-    for name, (is_wanted, key_of, make) in wanted.items():
-        if not is_wanted:
-            continue
-        file, key = experiment.paths.figures / "results" / f"{name}.parquet", key_of(experiment)
-        if not (file.is_file() and pd.read_parquet(file).attrs.get("key") == key):
-            table = make(experiment)
-            table.attrs["key"] = key
-            write_parquet(file, table, index=False)
 
 
 def publish(experiment: Experiment, specs: Sequence[RunSpec]) -> None:

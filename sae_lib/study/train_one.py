@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from sae_lib.autoencoders.config import config_class
 from sae_lib.autoencoders.method import METHODS
 from sae_lib.data.config import ModelConfig
 from sae_lib.data.language_model import LanguageModel
 from sae_lib.mechanisms import methods
-from sae_lib.profiles.profile import explain, load_profile, nearest_hint
+from sae_lib.profiles.profile import load_profile, nearest_hint, validated
 from sae_lib.profiles.runs import RunSpec
 from sae_lib.study.experiment import Experiment
 from sae_lib.util.errors import ArtifactError
@@ -64,10 +63,7 @@ def train_one(
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ArtifactError(f"name: '{name}' is to name a folder: letters, digits, '_', '-' and '.'")
     source = {"name": model, "revision": revision, "layer": layer, "device": device, "dtype": dtype}
-    try:
-        lm = LanguageModel.load(ModelConfig.model_validate(source), whole=False)
-    except ValidationError as error:
-        raise ArtifactError(explain(error, ModelConfig, "model")) from None
+    lm = LanguageModel.load(validated(ModelConfig, source, "model"), whole=False)
     level = 32 if sparsity is None else int(sparsity) if knob == "k" else sparsity
     # A profile's L1 methods have a sweep; it is not run.
     swept = {method: [float(level) / 2, 2 * float(level)]} if knob == "l1_coefficient" else {}

@@ -1,1 +1,1 @@
-"""Recipes, the trainer, one run and its log."""
+"""Recipes, the trainer, and one run."""

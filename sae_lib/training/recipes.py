@@ -1,20 +1,22 @@
 """What every training run of a profile shares; and a method's recipe at the length of the run, with values over it."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field
 
 from sae_lib.autoencoders.config import SECTIONS, Schedule, config_class
 from sae_lib.mechanisms import METHODS
 from sae_lib.util.strict import Seed, Strict
 
 
-def distinct_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    """A check for fields that list seeds."""
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds are repeated: {list(seeds)}; a mean over copies has no spread")
     return seeds
+
+
+Seeds = Annotated[tuple[Seed, ...], AfterValidator(_distinct)]
 
 
 class TrainingConfig(Strict):
@@ -24,8 +26,8 @@ class TrainingConfig(Strict):
     steps: int = Field(ge=1)
     schedule_scale: float = Field(1.0, gt=0.0)
     """Factor on every count of steps in the recipes (warm-ups, resampling intervals), for runs shorter than theirs."""
-    seeds: tuple[Seed, ...] = Field(min_length=1)
-    ablation_seeds: tuple[Seed, ...] = Field(min_length=1)
+    seeds: Seeds = Field(min_length=1)
+    ablation_seeds: Seeds = Field(min_length=1)
     workers: int = Field(1, ge=1)
     """SAEs trained or evaluated side by side, each on one core (CPU only)."""
     log_every: int = Field(ge=1)
@@ -35,8 +37,6 @@ class TrainingConfig(Strict):
     products: Literal["float32", "bfloat16"] = "float32"
     """On a CPU: what the factors of dense products are rounded to; sums and results are float32 in either case. A
     processor without units for that (AMX) multiplies in float32."""
-
-    _seeds = field_validator("seeds", "ablation_seeds")(distinct_seeds)
 
 
 def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

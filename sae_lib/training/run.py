@@ -41,13 +41,17 @@ def run_key(config: SAEConfig, store_key: str, data: DataConfig, training: Train
     return result_key(TRAINING, chosen, store_key, stream, shared, seed)
 
 
+def stored(folder: Path, name: str, key: str) -> dict[str, Any] | None:
+    """What is kept under a name in a run folder, if it is the one with this key."""
+    file = folder / f"{name}.json"
+    found = read_json(file) if file.is_file() else None
+    return found if isinstance(found, dict) and found.get("key") == key else None
+
+
 def is_finished(folder: Path, key: str, *, weights: bool = False) -> bool:
     """Whether `folder` holds the finished run with this key; with `weights`, not only the rows that are known of it."""
-    file = folder / "run.json"
-    run = read_json(file) if file.is_file() else None
-    if not isinstance(run, dict) or run.get("key") != key:
-        return False
-    return (folder / WEIGHTS_FILE).is_file() or (not weights and bool(run.get(WITHOUT_WEIGHTS)))
+    run = stored(folder, "run", key)
+    return run is not None and ((folder / WEIGHTS_FILE).is_file() or (not weights and bool(run.get(WITHOUT_WEIGHTS))))
 
 
 def read_history(folder: Path) -> pd.DataFrame:

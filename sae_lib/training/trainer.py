@@ -98,6 +98,8 @@ class Trainer:
         self.batches = Prefetched(self.stream, training.steps)
         self.sae = build_autoencoder(config, store.d_in, seed).to(self.device)
         self.mechanisms: list[Mechanism] = [m.to(self.device) for m in build_mechanisms(config)]
+        # By names that stay the same for one configuration.
+        self.modules = nn.ModuleDict({"sae": self.sae} | {f"mechanism{i}": m for i, m in enumerate(self.mechanisms)})
         self.input_scale = store.mean_squared_norm(SCALE_ROWS) ** -0.5 if config.normalize_inputs else 1.0
         if not 0.0 < self.input_scale < float("inf"):
             raise ArtifactError(
@@ -221,13 +223,11 @@ class Trainer:
     def finish(self) -> Autoencoder:
         """Once, after the last step: the trained SAE on the CPU; it takes raw inputs. Raises as `check_finite`."""
         self.check_finite()
-        return self._finished(self.sae, self.mechanisms)
+        return self.snapshot()
 
     def snapshot(self) -> Autoencoder:
         """What the SAE is by now, as `finish` would give it; the run goes on with its own."""
-        return self._finished(*copy.deepcopy((self.sae, self.mechanisms)))
-
-    def _finished(self, sae: Autoencoder, mechanisms: Sequence[Mechanism]) -> Autoencoder:
+        sae, mechanisms = copy.deepcopy((self.sae, self.mechanisms))
         sae = sae.cpu()
         for mechanism in mechanisms:
             mechanism.cpu().finish(sae)
@@ -236,11 +236,8 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything a checkpoint needs that is a tensor."""
-        weights = {
-            f"{at}.{name}": t for at, module in self._modules().items() for name, t in module.state_dict().items()
-        }
         others = {"generator": self.generator.get_state(), "since_fired": self.since_fired}
-        return weights | others | optimizer_tensors(self.optimizer)
+        return self.modules.state_dict() | others | optimizer_tensors(self.optimizer)
 
     def state(self) -> dict[str, Any]:
         """Everything else."""
@@ -248,21 +245,16 @@ class Trainer:
 
     def load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Go back to the moment of a checkpoint."""
-        for prefix, module in self._modules().items():
-            mine = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
-            for name, buffer in module.named_buffers():
-                if buffer.shape != mine[name].shape:  # a buffer that takes the batch's shape when first used
-                    setattr(module, name, torch.empty_like(mine[name]))
-            module.load_state_dict(mine)
+        for name, buffer in self.modules.named_buffers():
+            if buffer.shape != tensors[name].shape:  # a buffer that takes the batch's shape when first used
+                owner, _, own = name.rpartition(".")
+                setattr(self.modules.get_submodule(owner), own, torch.empty_like(tensors[name]))
+        self.modules.load_state_dict({name: tensors[name] for name in self.modules.state_dict()})
         load_optimizer_tensors(self.optimizer, tensors)
         self.generator.set_state(tensors["generator"].cpu())
         self.since_fired = tensors["since_fired"]
         self.index, self.seconds, self.any_dead = state["index"], state["seconds"], state["any_dead"]
         self.history = state["history"]
-
-    def _modules(self) -> dict[str, nn.Module]:
-        """Everything with weights or buffers, by a name that stays the same for one configuration."""
-        return {"sae": self.sae} | {f"mechanism{i}": m for i, m in enumerate(self.mechanisms)}
 
 
 def learning_rate(index: int, total: int, config: OptimizerConfig) -> float:

@@ -94,6 +94,9 @@ def test_two_processes_train_the_same_saes_as_one(opened):
         assert {str(file.parent.relative_to(events)) for file in events.rglob("events.out.tfevents.*")} == {
             f"main/{method}/-/seed-42" for method in ("topk", "atm")
         }
+        files = {file: file.stat().st_mtime_ns for file in events.rglob("events.out.tfevents.*")}
+        experiment.train(main_runs(experiment))
+        assert files == {file: file.stat().st_mtime_ns for file in events.rglob("events.out.tfevents.*")}
     assert_same_saes(alone, pair)
     for spec in main_runs(alone):
         run = read_json(alone.run_folder(spec, alone.store_key) / "run.json")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sae_lib.metrics.registry import Direction
-from sae_lib.profiles.profile import explain
+from sae_lib.profiles.profile import validated
 from sae_lib.report.claims.data_checks import KINDS, SINGLE
 from sae_lib.report.claims.paper_checks import PAPER_CHECKS
 from sae_lib.report.figures.write import FIGURES
@@ -94,11 +94,8 @@ def load_claims(path: Path | str = CLAIMS_FILE) -> list[Claim]:
         raise ArtifactError(f"claims: {path} cannot be read: {' '.join(str(error).split())}") from None
     claims: list[Claim] = []
     for entry in entries or []:
-        try:
-            claims.append(Claim.model_validate(entry))
-        except ValidationError as error:
-            name = entry.get("id", "an entry without id") if isinstance(entry, dict) else "an entry"
-            raise ArtifactError(explain(error, Claim, f"claims.{name}")) from None
+        name = entry.get("id", "an entry without id") if isinstance(entry, dict) else "an entry"
+        claims.append(validated(Claim, entry, f"claims.{name}"))
     require_claim_ids([claim.id for claim in claims], path.name)
     return sorted(claims, key=lambda claim: CLAIM_IDS.index(claim.id))
 
