@@ -227,12 +227,10 @@ def _variants(profile: Profile, group: str) -> Iterator[tuple[str, dict[str, Any
                 yield f"run {number}", change, {"paper_run": f"run_{number}"}
         case "sensitivity":
             default = profile.sae_config("temporal_sae").get("temporal").coefficient
-            for value in (default, *asked.temporal_coefficients):
-                change = {"temporal": {"coefficient": value}}
-                yield f"temporal coefficient {value:g}", change, {"varied": "temporal_coefficient"}
-            for value in asked.resampling_thresholds:
-                change = {"resampling": {"threshold": value}}
-                yield f"resampling threshold {value:g}", change, {"varied": "resampling_threshold"}
+            varied = [("temporal", "coefficient", value) for value in (default, *asked.temporal_coefficients)]
+            varied += [("resampling", "threshold", value) for value in asked.resampling_thresholds]
+            for part, setting, value in varied:
+                yield f"{part} {setting} {value:g}", {part: {setting: value}}, {"varied": f"{part}_{setting}"}
             yield "no warm-up", WITHOUT_WARM_UP, {"varied": WARM_UP}
         case "atm_importance":
             every = "+".join(COMPONENTS)

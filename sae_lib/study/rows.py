@@ -1,7 +1,6 @@
 """Rows of finished SAEs, kept with the repository: what is known of an SAE is never computed twice.
 
-A study of many hours is made in many sittings, on more than one machine, and no sitting has the weights of the one
-before. What a run gave is small: its `run.json`, its training curves, and every score with its key. It stands in
+What a run gave is small: its `run.json`, its training curves, and every score with its key. It stands in
 `figures/<profile>/rows/<run>.json.gz`. Whoever asks for an SAE to be trained (`Experiment.train`) has these files laid
 out in the run's folder again, if its scores have the keys that they would get now. Such a run counts as trained;
 whoever needs its weights trains it once more (`Experiment.need_weights`).

@@ -1,15 +1,12 @@
 """A study of many hours, a sitting at a time: `make study PROFILE=smollm2 HOURS=2`.
 
-SAEs are trained and scored in an order in which every hour ends with something to show (`steps`; README.md says it in
-words). What is finished is kept as rows (`rows`) in `figures/<profile>/rows`, to be committed, and is not computed
-again by the next sitting, wherever that is. At the end of a sitting the tables and figures that the rows allow are
-written beside them.
+README.md says in which order, and what is kept: rows (`rows`) in `figures/<profile>/rows`, and beside them, at the end
+of a sitting, the tables and figures that they allow.
 """
 
 import math
 import time
 from collections.abc import Iterator, Sequence
-from itertools import product
 from typing import NamedTuple
 
 import pandas as pd
@@ -67,9 +64,8 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     def lacks(group: str) -> bool:
         return any(spec.group == group for spec in missing)
 
-    def explaining(some: Sequence[int]) -> Iterator[Step]:
-        for seed, group in product(some, EXPLAINING):
-            yield Step(f"{group}, seed {seed}", by_seed([group], [seed], known))
+    def explaining(some: Sequence[int]) -> list[Step]:
+        return [Step(f"{group}, seed {seed}", by_seed([group], [seed], known)) for seed in some for group in EXPLAINING]
 
     def fair_atm() -> Iterator[Step]:
         grid = plan_runs(profile, known, ["atm_grid"])
