@@ -169,20 +169,6 @@ def products(config: SAEConfig) -> tuple[int, int]:
     return bf16, fp32
 
 
-def step_seconds(config: SAEConfig, d_in: int, batch: int, *, autocast: bool) -> float:
-    """Seconds that a training step takes at least.
-
-    >>> from sae_lib.autoencoders.config import sae_config
-    >>> topk = sae_config({"architecture": "topk", "d_sae": 16384, "k": 320})
-    >>> round(1000 * step_seconds(topk, 2304, 2048, autocast=True), 2)
-    1.41
-    """
-    bf16, fp32 = products(config)
-    bf16, fp32 = (bf16, fp32) if autocast else (0, bf16 + fp32)
-    flop = product_flop(d_in, config.d_sae, batch)
-    return flop * (bf16 / BF16 + fp32 / FP32) + adam_bytes(d_in, config.d_sae) / BANDWIDTH
-
-
 def product_flop(d_in: int, d_sae: int, batch: int) -> int:
     """Floating-point operations of one product."""
     return 2 * batch * d_in * d_sae
@@ -210,8 +196,12 @@ def bound_note(profile: Profile, model: ModelSize) -> str:
     training, data, d_in, layer = profile.training, profile.data, model.d_in, profile.model.layer
     batch, held_out = data.batch_tokens, data.held_out_contexts * data.context_length
     runs = [run for run in different(plan_runs(profile)) if run.trained]
-    autocast = training.autocast == "bfloat16"
-    seconds = {run: step_seconds(run.config, d_in, batch, autocast=autocast) for run in runs}
+    seconds = {}
+    for run in runs:
+        bf16, fp32 = products(run.config)
+        bf16, fp32 = (bf16, fp32) if training.autocast == "bfloat16" else (0, bf16 + fp32)
+        flop, traffic = product_flop(d_in, run.config.d_sae, batch), adam_bytes(d_in, run.config.d_sae)
+        seconds[run] = flop * (bf16 / BF16 + fp32 / FP32) + traffic / BANDWIDTH
     least, most = min(seconds.values()), max(seconds.values())
     slowest = ", ".join(sorted({run.method for run, value in seconds.items() if value == most}))
     hours = sum(seconds.values()) * training.steps / 3600
