@@ -176,8 +176,6 @@ def effects(scale: Scale, options: Options) -> Found:
 
 # Experiment on toy data -> the group of the language model's SAEs that it is like.
 GROUPS = {"matched": "main", "factorial": "factorial", "importance": "atm_importance"}
-# Experiment on toy data -> the group of the language model's SAEs that it is like.
-GROUPS = {"matched": "main", "factorial": "factorial", "importance": "atm_importance"}
 # Kind of check -> what makes it, and the toys' experiment that it reads.
 KINDS: dict[str, tuple[Callable[[Scale, Options], Found], str]] = {
     "contrast": (contrast, "matched"),

@@ -8,7 +8,7 @@ from sae_lib.mechanisms import methods
 from sae_lib.metrics.registry import Column
 from sae_lib.report.names import METRICS, method_name
 from sae_lib.report.results import by_method, main_rows, select, toy_rows
-from sae_lib.report.statistics import difference, seeds_of, t_interval
+from sae_lib.report.statistics import Interval, difference, seeds_of, t_interval
 from sae_lib.report.tables.controls import method_table
 from sae_lib.report.tables.rows import ARROW_NOTE, Lines, Table, cell, gap_cell, intervals, left_out, record, table_of
 from sae_lib.util.errors import ArtifactError
@@ -106,11 +106,7 @@ def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
             gap = difference(of[method], of[best]) if method in of else t_interval([])
             line[method_name(method)] = gap_cell(gap, 3)
             row = record(method_name(method), column.label, gap, column)
-            if column.direction == "higher":
-                met = gap.n > 1 and gap.high >= 0
-            else:
-                met = gap.n > 1 and (gap.low <= 0 if means[best] <= FLOOR else gap.high < 0)
-            lines.data.append(row | {"against": best, "met": met})
+            lines.data.append(row | {"against": best, "met": _met(column, gap, means[best])})
         lines.shown.append(line)
     counts = {row: f"{part['met'].sum()} of {len(part)}" for row, part in pd.DataFrame(lines.data).groupby("row")}
     lines.shown.append({"measure": "met", "best of the four": "–"} | counts)
@@ -122,6 +118,12 @@ def bar_table(evaluation: pd.DataFrame, toy_summary: pd.DataFrame) -> Table:
         "beyond the interval. A method that is better meets all"
     )
     return lines.table(caption, used, ARROW_NOTE, lacking=left_out(evaluation, ON_MODEL))
+
+
+def _met(column: Column, gap: Interval, best: float) -> bool:
+    if column.direction == "higher":
+        return gap.n > 1 and gap.high >= 0
+    return gap.n > 1 and (gap.low <= 0 if best <= FLOOR else gap.high < 0)
 
 
 def ground_truth_table(toy_summary: pd.DataFrame) -> Table:
