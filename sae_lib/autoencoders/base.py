@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sae_lib.autoencoders.config import CONFIGS, SAEConfig
-from sae_lib.autoencoders.latents import EncoderProduct, Latents, worthwhile
+from sae_lib.autoencoders.latents import ActiveLatents, Encode, Entries, Latents, encoder_product, worthwhile
 
 LATER: Any = None  # until a step has come so far
 
@@ -28,8 +28,12 @@ class Step:
     """Latents that have not fired for `dead_after_tokens` tokens."""
     any_dead: bool
     generator: torch.Generator
-    pre: Float[Tensor, "batch d_sae"] = LATER
-    """Pre-activations, where latents are held as a matrix."""
+    entries: Entries | None = None
+    """Where latents may be above zero, where they are held so."""
+    pre: Float[Tensor, "..."] = LATER
+    """Pre-activations: `[batch, d_sae]`, or at `entries`."""
+    kept: Any = LATER
+    """What the variant's loss needs of its own forward pass."""
     latents: Latents = LATER
     """Activations as the encoder gives them, before any mask."""
     f: Latents = LATER
@@ -39,6 +43,14 @@ class Step:
     """||x - x_hat||^2, summed over d_in, mean over the batch."""
     firing_rate: Float[Tensor, " d_sae"] = LATER
     """Share of the batch on which each latent is above zero (Eq. 5's indicator), before any mask."""
+
+    def held(self, values: Float[Tensor, "..."]) -> Latents:
+        """Latents with these values in the places of `pre`."""
+        return Latents(values) if self.entries is None else ActiveLatents(values, self.entries)
+
+    def at_places(self, *vectors: Float[Tensor, " d_sae"]) -> list[Float[Tensor, "..."]]:
+        """What has one number per latent, in the places of `pre`."""
+        return [v if self.entries is None else v.index_select(0, self.entries.latent) for v in vectors]
 
 
 def squared_error(x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]) -> Float[Tensor, ""]:
@@ -54,20 +66,6 @@ def indicator(
     return compare(values.detach(), bound.detach().to(values.device), out=torch.empty_like(values))
 
 
-class _ProductOffset(torch.autograd.Function):
-    """The bias b of (x - b_dec) W_enc + b where x has no gradient: that of b_dec is -W_enc times the gradient of b."""
-
-    @staticmethod
-    def forward(ctx: Any, bias: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
-        ctx.save_for_backward(W_enc)
-        return bias.view_as(bias)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        (W_enc,) = ctx.saved_tensors
-        return grad, -(W_enc @ grad), None
-
-
 class Autoencoder(nn.Module):
     """f = activation(x W_enc + b_enc), x_hat = f W_dec + b_dec (TemporalSAE Eq. 1, rows as vectors).
 
@@ -81,6 +79,8 @@ class Autoencoder(nn.Module):
     """What is added to or compared with x W_enc, one entry per latent."""
     scaled: ClassVar[tuple[str, ...]] = ("b_dec",)
     """What else is in units of x."""
+    gains: ClassVar[tuple[str, ...]] = ()
+    """Other parameters with one number per latent."""
 
     def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -91,9 +91,16 @@ class Autoencoder(nn.Module):
         encoder = directions if config.tied_init else torch.randn(config.d_sae, d_in, generator=generator)
         encoder = encoder / encoder.norm(dim=1, keepdim=True) * config.encoder_init_norm
         self.W_enc = nn.Parameter(encoder.contiguous().T)  # the memory layout that products and gradients have
-        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        if "b_enc" in self.offsets:
+            self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec = nn.Parameter(directions.clone())
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+        for name, start in self.starts().items():
+            setattr(self, name, nn.Parameter(torch.full((config.d_sae,), start)))
+
+    def starts(self) -> dict[str, float]:
+        """The parameters with one number per latent, and where they start."""
+        return {name: self.cfg.get(f"initial_{name}") or 0.0 for name in (*self.offsets, *self.gains)}
 
     @property
     def device(self) -> torch.device:
@@ -116,27 +123,30 @@ class Autoencoder(nn.Module):
         return functional.linear(x, W_enc.T, bias)
 
     def _encoder_inputs(self, x: Float[Tensor, "*batch d_in"]) -> tuple[Tensor, Tensor, Tensor]:
-        """x (or x - b_dec), W_enc, and the bias. b_dec gets its gradient through the bias: through x - b_dec that would
-        cost a product over the batch."""
+        """x (or x - b_dec), W_enc, and the bias: b_enc, or zeros where there is none. b_dec gets its gradient through
+        the bias, to which nothing is added: through x - b_dec it would cost a product over the batch."""
+        bias = self.b_enc if "b_enc" in self.offsets else self.W_dec.new_zeros(self.d_sae)
         if not self.cfg.subtract_b_dec:
-            return x, self.W_enc, self.encoder_bias()
-        return x - self.b_dec.detach(), self.W_enc, _ProductOffset.apply(self.encoder_bias(), self.b_dec, self.W_enc)
-
-    def encoder_bias(self) -> Float[Tensor, " d_sae"]:
-        """b_enc, or zeros where there is none."""
-        return self.b_enc if "b_enc" in self.offsets else self.W_dec.new_zeros(self.d_sae)
+            return x, self.W_enc, bias
+        with torch.autocast(x.device.type, enabled=False):
+            bias = bias + torch.mv(self.W_enc.detach().T, self.b_dec.detach() - self.b_dec)
+        return x - self.b_dec.detach(), self.W_enc, bias
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """The activation function, as evaluation uses it."""
         raise NotImplementedError
 
-    def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
+    def activate_training(self, step: Step) -> Float[Tensor, "..."]:
         """The activation function, as training uses it; differs where a batch statistic is used (BatchTopK)."""
         return self.activate(step.pre)
 
-    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
-        """What `activate_training` gives, held by its entries; None where it is to be held as a matrix."""
+    def entries(self, step: Step, pre: Float[Tensor, "batch d_sae"]) -> Entries | None:
+        """Where latents, or their gradients, may differ from zero; None where they are to be held as a matrix."""
         return None
+
+    def activate_entries(self, step: Step) -> Float[Tensor, " entry"]:
+        """What `activate_training` gives at `step.entries`: the pre-activations, unless the variant knows better."""
+        return step.pre
 
     def encode_training(self, step: Step) -> Latents:
         """Latents of `step.x`."""
@@ -144,13 +154,12 @@ class Autoencoder(nn.Module):
 
     def _encode_product(self, step: Step, x: Tensor, W_enc: Tensor, bias: Tensor) -> Latents:
         if worthwhile(x, self.d_sae, self.k_at(step)):
-            product = EncoderProduct(x, W_enc, bias)
-            if (active := self.activate_entries(step, product)) is not None:
-                return active
-            step.pre = product.whole()
+            product = encoder_product(x, W_enc, bias)
+            step.entries = self.entries(step, product)
+            step.pre = Encode.apply(x, W_enc, bias, product, step.entries)
         else:
-            step.pre = self._product(x, W_enc, bias)
-        return Latents(self.activate_training(step))
+            step.entries, step.pre = None, self._product(x, W_enc, bias)
+        return step.held(self.activate_training(step) if step.entries is None else self.activate_entries(step))
 
     def k_at(self, step: Step) -> float | None:
         """How many latents a row has at this step, where that is set."""
@@ -201,19 +210,7 @@ class Autoencoder(nn.Module):
 
     def per_latent(self) -> list[tuple[Tensor, int]]:
         """The parameters that belong to single latents, each with the dimension that counts them."""
-        return [(self.W_enc, 1), (self.W_dec, 0), *((getattr(self, name), 0) for name in self.offsets)]
-
-    @torch.no_grad()
-    def restart_latents(
-        self, latents: Int[Tensor, " n"], encoder: Float[Tensor, "n d_in"], decoder: Float[Tensor, "n d_in"]
-    ) -> None:
-        """Give `latents` these weights; their other parameters go back to where they started."""
-        # index_copy_ and index_fill_ write through: `W[:, latents] *= 0` chains would change a copy.
-        self.W_enc.index_copy_(1, latents, encoder.T.to(self.dtype))
-        self.W_dec.index_copy_(0, latents, decoder.to(self.dtype))
-        for tensor, _ in self.per_latent():
-            if tensor.ndim == 1:
-                tensor.index_fill_(0, latents, 0.0)
+        return [(self.W_enc, 1), (self.W_dec, 0), *((getattr(self, name), 0) for name in self.starts())]
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

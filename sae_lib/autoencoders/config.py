@@ -1,10 +1,9 @@
 """What defines one SAE, typed and validated: here what all variants share. A mechanism's settings are a section of it;
 their defaults are the papers' equations as written, and every other reading is a named switch."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, create_model, model_serializer, model_validator
 
@@ -12,21 +11,16 @@ from sae_lib.util.errors import ArtifactError
 from sae_lib.util.strict import Strict
 
 
-@dataclass(frozen=True)
-class Schedule:
+class Schedule(NamedTuple):
     """Marks a field that counts optimiser steps, or is a momentum per step: recipes fit it to the length of a run."""
 
-    kind: Literal["steps", "momentum"]
-    least: int = 0
-
-    def fitted(self, value: float, scale: float) -> float:
-        """`value` for a run of `scale` times the steps."""
-        return value ** (1.0 / scale) if self.kind == "momentum" else max(self.least, round(value * scale))
+    fitted: Callable[[float, float], float]
+    """A value for a run of so many times the steps."""
 
 
-Steps = Annotated[int, Field(ge=0), Schedule("steps")]
-Interval = Annotated[int, Field(ge=1), Schedule("steps", least=1)]
-Momentum = Annotated[float, Field(ge=0.0, lt=1.0), Schedule("momentum")]
+Steps = Annotated[int, Field(ge=0), Schedule(lambda steps, scale: round(steps * scale))]
+Interval = Annotated[int, Field(ge=1), Schedule(lambda steps, scale: max(1, round(steps * scale)))]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0), Schedule(lambda momentum, scale: momentum ** (1.0 / scale))]
 
 
 class OptimizerConfig(Strict):

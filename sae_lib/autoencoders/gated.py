@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from sae_lib.autoencoders.base import LATER, Autoencoder, Step, architecture, indicator, squared_error
+from sae_lib.autoencoders.base import Autoencoder, Step, architecture, indicator, squared_error
 from sae_lib.autoencoders.config import SAEConfig
-from sae_lib.autoencoders.latents import ActiveLatents, EncoderProduct, Latents, entries_above
+from sae_lib.autoencoders.latents import Entries, entries_above
 from sae_lib.autoencoders.method import Look, Method, register
 
 
@@ -32,43 +32,30 @@ class Gated(Autoencoder):
     """
 
     cfg: GatedConfig
-    offsets = ("b_gate", "b_mag")
-
-    def __init__(self, config: SAEConfig, d_in: int, generator: torch.Generator) -> None:
-        super().__init__(config, d_in, generator)
-        del self.b_enc
-        self.b_gate = nn.Parameter(torch.zeros(config.d_sae))
-        self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
-        self.r_mag = nn.Parameter(torch.zeros(config.d_sae))
-        self._gate: Latents = LATER  # ReLU(pi_gate) of the current training step
+    offsets, gains = ("b_gate", "b_mag"), ("r_mag",)
+    b_gate: Tensor
+    b_mag: Tensor
+    r_mag: Tensor
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return magnitude(pre, self.b_mag, self.r_mag) * indicator(torch.gt, pre + self.b_gate, torch.zeros(()))
 
-    def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
-        gate = torch.relu_(step.pre + self.b_gate)
-        self._gate = Latents(gate)
-        return magnitude(step.pre, self.b_mag, self.r_mag) * gate.detach().sign()
+    def entries(self, step: Step, pre: Float[Tensor, "batch d_sae"]) -> Entries | None:
+        return entries_above(pre, -self.b_gate.detach())
 
-    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
-        entries = entries_above(product.pre, -self.b_gate.detach())
-        if entries is None:
-            return None
-        u = product.at(entries)
-        b_gate, b_mag, r_mag = (t.index_select(0, entries.latent) for t in (self.b_gate, self.b_mag, self.r_mag))
-        self._gate = ActiveLatents(torch.relu(u + b_gate), entries)
-        return ActiveLatents(magnitude(u, b_mag, r_mag), entries)
+    def activate_training(self, step: Step) -> Float[Tensor, "..."]:
+        b_gate, b_mag, r_mag = step.at_places(self.b_gate, self.b_mag, self.r_mag)
+        gate = torch.relu_(step.pre + b_gate)
+        step.kept = step.held(gate)
+        return magnitude(step.pre, b_mag, r_mag) * gate.detach().sign()
+
+    activate_entries = activate_training
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
-        return self.cfg.l1_coefficient * self.sparsity_ramp(step) * self._gate.l1()
+        return self.cfg.l1_coefficient * self.sparsity_ramp(step) * step.kept.l1()
 
     def auxiliary_loss(self, step: Step) -> Float[Tensor, ""]:
-        gate, self._gate = self._gate, LATER
-        x_hat = gate.decode(self.W_dec.detach()) + self.b_dec.detach()
-        return squared_error(step.x, x_hat)
-
-    def per_latent(self) -> list[tuple[Tensor, int]]:
-        return [*super().per_latent(), (self.r_mag, 0)]
+        return squared_error(step.x, step.kept.decode(self.W_dec.detach()) + self.b_dec.detach())
 
 
 def magnitude(u: Float[Tensor, "*n"], b_mag: Tensor, r_mag: Tensor) -> Float[Tensor, "*n"]:

@@ -3,13 +3,13 @@
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from sae_lib.autoencoders.base import LATER, Autoencoder, Step, architecture, indicator
+from sae_lib.autoencoders.base import Autoencoder, Step, architecture, indicator
 from sae_lib.autoencoders.config import SAEConfig
-from sae_lib.autoencoders.latents import ActiveLatents, EncoderProduct, Latents, entries_above
+from sae_lib.autoencoders.latents import Entries, entries_above
 from sae_lib.autoencoders.method import Look, Method, register
 
 
@@ -56,11 +56,7 @@ class JumpReLU(Autoencoder):
 
     cfg: JumpReLUConfig
     offsets = ("b_enc", "threshold")
-
-    def __init__(self, config: JumpReLUConfig, d_in: int, generator: torch.Generator) -> None:
-        super().__init__(config, d_in, generator)
-        self.threshold = nn.Parameter(torch.full((config.d_sae,), config.initial_threshold))
-        self._l0: Tensor = LATER  # of the current training step
+    threshold: Tensor
 
     def _product(self, x: Tensor, W_enc: Tensor, bias: Tensor) -> Tensor:
         """In fp32, under autocast too: above 0.25 bf16 is spaced wider than the kernel, which would miss most of it."""
@@ -70,32 +66,22 @@ class JumpReLU(Autoencoder):
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return pre * indicator(torch.gt, pre, self.threshold.clamp_min(0.0))
 
-    def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
+    def entries(self, step: Step, pre: Float[Tensor, "batch d_sae"]) -> Entries | None:
+        # What the kernel reaches below the threshold has no activation, but a gradient.
+        return entries_above(pre, self.threshold.detach().clamp_min(0.0) - self.cfg.bandwidth / 2)
+
+    def activate_training(self, step: Step) -> Float[Tensor, "..."]:
         # Projected rather than clamped in the graph: a clamp has no gradient below 0, so the latent could never return.
         self.threshold.data.clamp_(min=0.0)
-        f, self._l0 = _Jump.apply(step.pre, self.threshold, self.cfg.bandwidth, len(step.x))
+        (theta,) = step.at_places(self.threshold)
+        f, step.kept = _Jump.apply(step.pre, theta, self.cfg.bandwidth, len(step.x))
         return f
 
-    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
-        self.threshold.data.clamp_(min=0.0)
-        # What the kernel reaches below the threshold has no activation, but a gradient.
-        entries = entries_above(product.pre, self.threshold.detach() - self.cfg.bandwidth / 2)
-        if entries is None:
-            return None
-        theta = self.threshold.index_select(0, entries.latent)
-        f, self._l0 = _Jump.apply(product.at(entries), theta, self.cfg.bandwidth, len(step.x))
-        return ActiveLatents(f, entries)
+    activate_entries = activate_training
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
-        l0, self._l0 = self._l0, LATER
-        return self.cfg.l0_coefficient * self.sparsity_ramp(step) * (l0 / self.cfg.target_l0 - 1.0).square()
-
-    @torch.no_grad()
-    def restart_latents(
-        self, latents: Int[Tensor, " n"], encoder: Float[Tensor, "n d_in"], decoder: Float[Tensor, "n d_in"]
-    ) -> None:
-        super().restart_latents(latents, encoder, decoder)
-        self.threshold.index_fill_(0, latents, self.cfg.initial_threshold)
+        """`step.kept` is L0."""
+        return self.cfg.l0_coefficient * self.sparsity_ramp(step) * (step.kept / self.cfg.target_l0 - 1.0).square()
 
 
 # SAEBench's trainer, as dictionary_learning has it.

@@ -114,22 +114,15 @@ def _noted(row, flags, busy, latent, values, end):
 def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
     """Note the positive ones of the row's k largest; of equal values the first.
 
-    The row is cut into more than k groups. A bound that the maxima of k groups reach is at most the k-th largest of
-    all; and few others are above the highest such bound, because two of the largest rarely share a group. Halving the
-    distance to it nine times comes near enough.
+    The row is cut into k groups or more. The k-th largest of their maxima is at most the k-th largest of all; and few
+    others are above it, because two of the largest rarely share a group.
     """
     n, groups = len(row), len(maxima)
-    maxima[:] = row[:groups]
-    for first in range(groups, n, groups):
+    maxima[:] = TINY
+    for first in range(0, n, groups):
         for j in range(groups):
             maxima[j] = row[first + j] if row[first + j] > maxima[j] else maxima[j]
-    bound, high = TINY, maxima.max()
-    for _ in range(9):
-        middle = (bound + high) / np.float32(2)
-        reached = 0
-        for j in range(groups):
-            reached += maxima[j] >= middle
-        bound, high = (middle, high) if reached >= k else (bound, middle)
+    bound = np.partition(maxima, groups - k)[groups - k]
     for j in range(n):
         flags[j] = row[j] >= bound
     start, end = end, _noted(row, flags, busy, latent, values, end)
@@ -186,38 +179,3 @@ def strongest_of_rows(pre: np.ndarray, k: int) -> Csr:
     found = _in_pieces(pre, pre[0], rows * k, k, n // max(fitting, default=1))
     assert found is not None, "no row has more than k"
     return found
-
-
-@no_type_check
-@compiled()
-def sums_and_squares(values, latent, n):
-    """Of each latent's `values` the sum, and the sum of the squares."""
-    sums, squares = np.zeros(n, np.float32), np.zeros(n, np.float32)
-    for i in range(len(values)):
-        sums[latent[i]] += values[i]
-        squares[latent[i]] += values[i] * values[i]
-    return sums, squares
-
-
-@no_type_check
-@compiled()
-def change(values, order, row, first, weight, both):
-    """sum_i w_i ||f_i - f_{i-1}||^2 over rows i, and half its gradient at the entries: that of f_i, and that of f_{i-1}
-    if `both`. `weight` has one entry more than there are rows, 0, as the first is.
-    """
-    n = len(values)
-    f, follows = np.zeros(n + 1, np.float32), np.zeros(n + 1, np.float32)  # in the order by latent; at the end nothing
-    for i in range(n):
-        f[i] = values[order[i]]
-    for i in range(1, n):
-        follows[i] = row[i] == row[i - 1] + 1
-    for i in first:
-        follows[i] = 0.0
-    rises, falls, gradient = 0.0, 0.0, np.empty(n, np.float32)
-    for i in range(n):
-        before, after = follows[i] * f[i - 1], follows[i + 1] * f[i + 1]
-        rise, fall = weight[row[i]] * (f[i] - before), weight[row[i] + 1] * (f[i] - after)
-        rises += rise * (f[i] - before)
-        falls += (np.float32(1) - follows[i + 1]) * fall * f[i]  # the next entry's rise, where there is one
-        gradient[order[i]] = rise + fall if both else rise
-    return rises + falls, gradient

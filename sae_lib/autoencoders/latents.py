@@ -5,7 +5,7 @@ nothing; what stays is the encoder's. On a GPU dense products are faster, so thi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -27,25 +27,25 @@ class Latents:
     """f, `[batch, d_sae]`, never negative: held as a matrix here, by its entries in `ActiveLatents`. What describes
     each latent over the batch (`rate` and the means) has no gradient."""
 
-    def __init__(self, f: Float[Tensor, "batch d_sae"]) -> None:
-        self.f = f
-        self.n_rows, self.d_sae = f.shape
+    def __init__(self, values: Float[Tensor, "batch d_sae"]) -> None:
+        self.values = values
+        self.n_rows, self.d_sae = values.shape
 
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         """All of them, zeros included."""
-        return self.f
+        return self.values
 
     def l1(self) -> Float[Tensor, ""]:
         """||f||_1, mean over rows, in fp32."""
-        return self.f.sum(dtype=torch.float32) / self.n_rows
+        return self.values.sum(dtype=torch.float32) / self.n_rows
 
     def times(self, factor: Float[Tensor, "..."]) -> Latents:
         """f * factor, for a factor >= 0 that is broadcast to `[batch, d_sae]`."""
-        return Latents(self.f * factor)
+        return Latents(self.values * factor)
 
     def reordered(self, order: Int[Tensor, " d_sae"]) -> Latents:
         """f with latent `order[i]` in place i."""
-        return Latents(self.f[:, order])
+        return Latents(self.values[:, order])
 
     def decode(self, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
         """f W_dec."""
@@ -60,49 +60,56 @@ class Latents:
 
     def _matching(self, W_dec: Tensor) -> Tensor:
         """f in the dtype of W_dec, unless autocast chooses one for both."""
-        return self.f if torch.is_autocast_enabled(self.f.device.type) else self.f.to(W_dec.dtype)
+        f = self.values
+        return f if torch.is_autocast_enabled(f.device.type) else f.to(W_dec.dtype)
 
     def change(self, paired: Bool[Tensor, " batch"], *, both: bool) -> Float[Tensor, ""]:
         """Sum of ||f_i - f_{i-1}||^2 over the rows that are `paired` (row 0 never is). The gradient reaches f_i, and
         f_{i-1} if `both`."""
-        return _Change.apply(self.f.float(), paired[1:].float(), both)
+        f = self.values.float()
+        changed = (f.detach()[1:] - f.detach()[:-1]).mul_(paired[1:, None].float())
+
+        def gradient(factor: Tensor) -> Tensor:
+            found = changed.new_empty(f.shape)
+            found[0] = 0.0
+            torch.mul(changed, factor, out=found[1:])
+            if both:
+                found[:-1] -= found[1:].clone()
+            return found
+
+        return _Known.apply(f, torch.dot(changed.view(-1), changed.view(-1)), gradient)
 
     def rate(self) -> Float[Tensor, " d_sae"]:
         """Share of the rows on which each latent is above zero."""
-        return self.f.detach().sign().mean(dim=0, dtype=torch.float32)
+        return self._mean(self.values.detach().sign())
 
     def mean(self) -> Float[Tensor, " d_sae"]:
         """E[f_i] over rows."""
-        return self.f.detach().mean(dim=0, dtype=torch.float32)
+        return self._mean(self.values.detach())
 
     def mean_square(self) -> Float[Tensor, " d_sae"]:
         """E[f_i^2] over rows."""
-        return self.f.detach().float().square().mean(dim=0)
+        return self._mean(self.values.detach().float().square())
+
+    def _mean(self, values: Float[Tensor, "..."]) -> Float[Tensor, " d_sae"]:
+        return values.mean(dim=0, dtype=torch.float32)
 
     def mean_product(self, error: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
         """E[f_i error] over rows."""
-        return self.f.detach().to(error.dtype).T @ error / self.n_rows
+        return self.values.detach().to(error.dtype).T @ error / self.n_rows
 
 
-class _Change(torch.autograd.Function):
-    """sum_i w_i ||f_i - f_{i-1}||^2, w_i (`paired`) being 0 or 1 for each row but the first."""
+class _Known(torch.autograd.Function):
+    """A sum of squares, whose gradient by `f` is what `gradient` makes of twice its own."""
 
     @staticmethod
-    def forward(ctx: Any, f: Tensor, paired: Tensor, both: bool) -> Tensor:
-        change = (f[1:] - f[:-1]).mul_(paired[:, None])
-        ctx.save_for_backward(change)
-        ctx.both = both
-        return torch.dot(change.view(-1), change.view(-1))
+    def forward(ctx: Any, f: Tensor, total: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.gradient = gradient
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (change,) = ctx.saved_tensors
-        gradient = change.new_empty(len(change) + 1, change.shape[1])
-        gradient[0] = 0.0
-        torch.mul(change, 2.0 * grad, out=gradient[1:])
-        if ctx.both:
-            gradient[:-1] -= gradient[1:].clone()
-        return gradient, None, None
+        return ctx.gradient(2.0 * grad), None, None
 
 
 class Entries:
@@ -161,35 +168,23 @@ def worthwhile(x: Float[Tensor, "batch d_in"], d_sae: int, k: float | None = Non
     return few and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and len(x) * d_sae >= SMALLEST_BATCH
 
 
-class EncoderProduct:
-    """x W_enc + bias of one batch, `pre`, in memory that the next product takes over. It has no gradient; what `at` and
-    `whole` give has."""
+@torch.no_grad()
+def encoder_product(
+    x: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "d_in d_sae"], bias: Float[Tensor, " d_sae"]
+) -> Float[Tensor, "batch d_sae"]:
+    """x W_enc + bias, without gradient (that of `Encode` has one), in memory that the next product takes over."""
 
-    def __init__(
-        self, x: Float[Tensor, "batch d_in"], W_enc: Float[Tensor, "d_in d_sae"], bias: Float[Tensor, " d_sae"]
-    ) -> None:
-        def joined(purpose: str, matrix: Tensor, column: Tensor) -> Tensor:
-            space = kernels.space(purpose, (len(matrix), matrix.shape[1] + 1), matrix.dtype)
-            return torch.cat([matrix, column], dim=1, out=space)
+    def joined(purpose: str, matrix: Tensor, column: Tensor) -> Tensor:
+        space = kernels.space(purpose, (len(matrix), matrix.shape[1] + 1), matrix.dtype)
+        return torch.cat([matrix, column], dim=1, out=space)
 
-        self._inputs = (x, W_enc, bias)
-        # The bias as one more row of W_enc: adding it to a product would take a pass over all latents.
-        with torch.no_grad():
-            inputs = joined("inputs", x, x.new_ones(len(x), 1))
-            weights = joined("weights", W_enc.T, bias[:, None])
-            self.pre: Tensor = torch.mm(inputs, weights.T, out=kernels.space("pre", (len(x), len(bias)), x.dtype))
-
-    def at(self, entries: Entries) -> Float[Tensor, " n"]:
-        """The product at entries found in it."""
-        return _Encode.apply(*self._inputs, self.pre, entries)
-
-    def whole(self) -> Float[Tensor, "batch d_sae"]:
-        """All of it, in memory of its own."""
-        return _Encode.apply(*self._inputs, self.pre, None)
+    # The bias as one more row of W_enc: adding it to a product would take a pass over all latents.
+    inputs, weights = joined("inputs", x, x.new_ones(len(x), 1)), joined("weights", W_enc.T, bias[:, None])
+    return torch.mm(inputs, weights.T, out=kernels.space("pre", (len(x), len(bias)), x.dtype))
 
 
-class _Encode(torch.autograd.Function):
-    """x W_enc + bias, which is known: at entries, or where there are none all of it, `pre`."""
+class Encode(torch.autograd.Function):
+    """x W_enc + bias, which is known as `pre`: at entries found in it, or, for None, all of it in memory of its own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W_enc: Tensor, bias: Tensor, pre: Tensor, entries: Entries | None) -> Tensor:
@@ -231,24 +226,6 @@ class _Decode(torch.autograd.Function):
         return of_values, entries.weighted_rows(grad, values, row), None, None
 
 
-class _ChangeAtEntries(torch.autograd.Function):
-    """What `_Change` gives, with gradients at entries."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, entries: Entries, paired: Tensor, both: bool) -> Tensor:
-        weight = functional.pad(paired.to(values.dtype), (0, 1))
-        weight[0] = 0.0
-        places = (tensor.numpy() for tensor in (*entries.by_latent, weight))
-        total, half = kernels.change(values.numpy(), *places, both)
-        ctx.save_for_backward(torch.from_numpy(half))
-        return values.new_tensor(total)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (half,) = ctx.saved_tensors
-        return 2.0 * grad * half, None, None, None
-
-
 class ActiveLatents(Latents):
     """Held by entries: `values` where f may be above zero."""
 
@@ -259,9 +236,6 @@ class ActiveLatents(Latents):
     def dense(self) -> Float[Tensor, "batch d_sae"]:
         zeros = self.values.new_zeros(self.n_rows * self.d_sae)
         return zeros.index_copy(0, self.entries.flat, self.values).view(self.n_rows, self.d_sae)
-
-    def l1(self) -> Float[Tensor, ""]:
-        return self.values.sum() / self.n_rows
 
     def times(self, factor: Float[Tensor, "..."]) -> ActiveLatents:
         place = self.entries.latent if factor.ndim == 1 else self.entries.flat
@@ -287,25 +261,25 @@ class ActiveLatents(Latents):
         return list(parts.view(self.n_rows, len(sizes), -1).unbind(dim=1))
 
     def change(self, paired: Bool[Tensor, " batch"], *, both: bool) -> Float[Tensor, ""]:
-        return _ChangeAtEntries.apply(self.values, self.entries, paired, both)
-
-    def rate(self) -> Float[Tensor, " d_sae"]:
         values = self.values.detach()
-        if np.all(values.numpy() > 0):  # as many as there are entries
-            return self.entries.by_latent[2].diff() / self.n_rows
-        return self.entries.sum_by_latent(values.sign()) / self.n_rows
+        weight = functional.pad(paired.to(values.dtype), (0, 1))  # of the row after the last one too
+        weight[0] = 0.0
+        order, row, starts = self.entries.by_latent
+        f = functional.pad(values[order], (1, 1))
+        follows = functional.pad(row[1:] == row[:-1] + 1, (1, 1)).to(values.dtype)  # the entry before it, row by row
+        follows[starts] = 0.0
+        rise = f[1:-1] - follows[:-1] * f[:-2]
+        fall = weight[row + 1] * (f[1:-1] - follows[1:] * f[2:])
+        weighted = weight[row] * rise
+        # A fall is the next entry's rise, where there is one. Sums from left to right, in float64.
+        squares = (weighted * rise, (1.0 - follows[1:]) * fall * f[1:-1])
+        total = sum((each.double().cumsum(0)[-1:].sum() for each in squares), torch.zeros(()))
+        half = torch.empty_like(values)
+        half[order] = weighted + fall if both else weighted
+        return _Known.apply(self.values, total.to(values.dtype), lambda factor: factor * half)
 
-    @cached_property
-    def _sums_and_squares(self) -> tuple[Tensor, Tensor]:
-        values, latent = self.values.detach().numpy(), self.entries.latent.numpy()
-        sums, squares = kernels.sums_and_squares(values, latent, self.d_sae)
-        return torch.from_numpy(sums), torch.from_numpy(squares)
-
-    def mean(self) -> Float[Tensor, " d_sae"]:
-        return self._sums_and_squares[0] / self.n_rows
-
-    def mean_square(self) -> Float[Tensor, " d_sae"]:
-        return self._sums_and_squares[1] / self.n_rows
+    def _mean(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
+        return self.entries.sum_by_latent(values) / self.n_rows
 
     def mean_product(self, error: Float[Tensor, "batch d_in"]) -> Float[Tensor, "d_sae d_in"]:
         return self.entries.weighted_rows(error, self.values.detach() / self.n_rows)

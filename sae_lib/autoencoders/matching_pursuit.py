@@ -1,6 +1,6 @@
 """The matching-pursuit SAE: latents one after another, each from what those before it have left over."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from sae_lib.autoencoders.base import Autoencoder, Step, architecture
 from sae_lib.autoencoders.config import SAEConfig
 from sae_lib.autoencoders.latents import Latents
-from sae_lib.autoencoders.method import Look, Method, register
-from sae_lib.autoencoders.topk import TOPK, geometric_median, topk_rate
+from sae_lib.autoencoders.method import Look
+from sae_lib.autoencoders.topk import geometric_median, topk_method
 
 
 class MatchingPursuitConfig(SAEConfig):
@@ -49,7 +49,6 @@ class MatchingPursuit(Autoencoder):
 
     def __init__(self, config: MatchingPursuitConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
-        del self.b_enc
         self.threshold: Tensor = nn.Buffer(torch.tensor(config.residual_threshold))
 
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
@@ -80,9 +79,6 @@ class MatchingPursuit(Autoencoder):
         self.W_enc.copy_(self.W_dec.T)
 
 
-RECIPE: dict[str, Any] = TOPK | {"architecture": "matching_pursuit"}
 SOURCE = "Costa et al. 2025, *From Flat to Hierarchical*, arXiv 2506.03093"
-PLUM = Look("#332288", "3", (0, (1, 3)))
-register(
-    Method("matching_pursuit", "Matching pursuit", RECIPE, PLUM, "field", topk_rate, toy_rate=1e-2, papers=(SOURCE,))
-)
+RECIPE, PLUM = {"architecture": "matching_pursuit"}, Look("#332288", "3", (0, (1, 3)))
+topk_method("matching_pursuit", "Matching pursuit", RECIPE, PLUM, papers=(SOURCE,))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder, Step, architecture
 from sae_lib.autoencoders.config import SAEConfig
-from sae_lib.autoencoders.latents import ActiveLatents, EncoderProduct, Latents, entries_above
+from sae_lib.autoencoders.latents import Entries, entries_above
 from sae_lib.autoencoders.method import Look, Method, register
 
 
@@ -31,9 +31,8 @@ class Standard(Autoencoder):
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
         return step.pre.relu_()  # nothing else needs the pre-activations
 
-    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
-        entries = entries_above(product.pre, 0.0)
-        return None if entries is None else ActiveLatents(product.at(entries), entries)
+    def entries(self, step: Step, pre: Float[Tensor, "batch d_sae"]) -> Entries | None:
+        return entries_above(pre, 0.0)
 
     def sparsity_loss(self, step: Step) -> Float[Tensor, ""]:
         return self.cfg.l1_coefficient * self.sparsity_ramp(step) * step.f.l1()

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sae_lib.autoencoders.base import LATER, Step, architecture
+from sae_lib.autoencoders.base import Step, architecture
 from sae_lib.autoencoders.latents import Latents
-from sae_lib.autoencoders.method import Look, Method, register
-from sae_lib.autoencoders.topk import TOPK, TopK, TopKConfig, strongest, topk_rate
+from sae_lib.autoencoders.method import Look
+from sae_lib.autoencoders.topk import TopK, TopKConfig, strongest, topk_method, topk_rate
 
 
 class SwitchConfig(TopKConfig):
@@ -54,7 +54,6 @@ class Switch(TopK):
         router = torch.rand(d_in, config.experts, generator=generator) * 2 - 1
         self.W_router = nn.Parameter(router / d_in**0.5)
         self.b_router = nn.Parameter(torch.zeros(d_in))
-        self._chosen: Tensor = LATER  # p of the current training step
 
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
         super().initialise(x)
@@ -81,11 +80,11 @@ class Switch(TopK):
         return self._routed(rows, self.route(rows)).view(*x.shape[:-1], self.d_sae)
 
     def encode_training(self, step: Step) -> Latents:
-        self._chosen = self.route(step.x)
-        return Latents(self._routed(step.x, self._chosen))
+        step.kept = self.route(step.x)
+        return Latents(self._routed(step.x, step.kept))
 
     def auxiliary_loss(self, step: Step) -> Float[Tensor, ""]:
-        p, self._chosen = self._chosen.float(), LATER
+        p = step.kept.float()
         share = torch.bincount(p.argmax(dim=1), minlength=self.cfg.experts) / len(p)
         balance = self.cfg.balance_coefficient * self.cfg.experts * (share * p.mean(dim=0)).sum()
         auxk = super().auxiliary_loss(step)
@@ -111,7 +110,7 @@ def at_width(d_sae: int) -> dict[str, Any]:
     return topk_rate(d_sae) | {"experts": next((e for e in (8, 4) if d_sae % e == 0 and d_sae >= 8 * e), 2)}
 
 
-SWITCH: dict[str, Any] = TOPK | {"architecture": "switch", "auxk_coefficient": 0.0}
+SWITCH = {"architecture": "switch", "auxk_coefficient": 0.0}
 SOURCE = "Mudide et al. 2024, *Efficient Dictionary Learning with Switch Sparse Autoencoders*, arXiv 2410.08201"
 STEEL = Look("#6699cc", "v", (0, (2, 2)))
-register(Method("switch", "Switch", SWITCH, STEEL, "field", at_width, toy_rate=1e-2, papers=(SOURCE,)))
+topk_method("switch", "Switch", SWITCH, STEEL, at_width=at_width, papers=(SOURCE,))

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sae_lib.autoencoders import kernels
 from sae_lib.autoencoders.base import Autoencoder, Step, architecture, indicator, squared_error
 from sae_lib.autoencoders.config import SECTIONS, MechanismConfig, Momentum, SAEConfig, Steps
-from sae_lib.autoencoders.latents import LARGEST_SHARE, ActiveLatents, EncoderProduct, Entries, Latents, entries_above
-from sae_lib.autoencoders.method import GREY, Look, Method, register
+from sae_lib.autoencoders.latents import LARGEST_SHARE, Entries, entries_above
+from sae_lib.autoencoders.method import GREY, Look, Method, Shown, register
 
 # BatchTopK guesses from the step before what will be strong enough, so that few others are above it.
 GUESS_FACTOR = 0.95
@@ -40,11 +40,6 @@ def strongest(pre: Float[Tensor, "*batch latents"], k: int) -> Float[Tensor, "*b
     # On a GPU, and where equal values make it more than k.
     values, indices = torch.relu(pre).topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre).scatter(-1, indices, values)
-
-
-def strongest_of_rows(pre: Float[Tensor, "batch d_sae"], k: int) -> Entries:
-    """Where the positive ones of each row's k largest are; of equal values the first."""
-    return Entries(*kernels.strongest_of_rows(pre.numpy(), k), pre.shape[1])
 
 
 def strongest_of_batch(
@@ -137,9 +132,8 @@ class TopK(Autoencoder):
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
         return strongest(step.pre, int(self.k_at(step)))
 
-    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
-        entries = strongest_of_rows(product.pre, int(self.k_at(step)))
-        return ActiveLatents(product.at(entries), entries)
+    def entries(self, step: Step, pre: Float[Tensor, "batch d_sae"]) -> Entries | None:
+        return Entries(*kernels.strongest_of_rows(pre.numpy(), int(self.k_at(step))), self.d_sae)
 
     def initialise(self, x: Float[Tensor, "batch d_in"]) -> None:
         self.b_dec.data.copy_(geometric_median(x))
@@ -187,13 +181,12 @@ class BatchTopK(TopK):
         self._track_threshold(smallest, step)
         return step.pre * indicator(torch.ge, step.pre, smallest)
 
-    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
-        entries, smallest = strongest_of_batch(product.pre, int(self.k_at(step) * len(product.pre)), self._guess)
+    def entries(self, step: Step, pre: Float[Tensor, "batch d_sae"]) -> Entries | None:
+        entries, smallest = strongest_of_batch(pre, int(self.k_at(step) * len(pre)), self._guess)
         self._guess = GUESS_FACTOR * float(smallest)
-        if entries is None:
-            return None
-        self._track_threshold(smallest, step)
-        return ActiveLatents(product.at(entries), entries)
+        if entries is not None:
+            self._track_threshold(smallest, step)
+        return entries
 
     @torch.no_grad()
     def _track_threshold(self, smallest: Float[Tensor, ""], step: Step) -> None:
@@ -210,18 +203,23 @@ def topk_rate(d_sae: int) -> dict[str, Any]:
 
 # SAEBench's trainer, as dictionary_learning has it.
 TOPK: dict[str, Any] = {"architecture": "topk", "subtract_b_dec": True, "optimizer": {"clip_norm": 1.0}}
+
+
+def topk_method(key: str, name: str, recipe: dict[str, Any], look: Look, shown: Shown = "field", **more: Any) -> None:
+    """Register a method of the TopK family; what `recipe` and `more` do not say is as TopK has it."""
+    register(Method(key, name, TOPK | recipe, look, shown, **{"at_width": topk_rate, "toy_rate": 1e-2, **more}))
+
+
 GAO = "Gao et al. 2024, *Scaling and evaluating sparse autoencoders*, arXiv 2406.04093"
 BUSSMANN = "Bussmann et al. 2024, *BatchTopK Sparse Autoencoders*, arXiv 2412.06410"
-ORANGE, BROWN = Look("#de8f05", "s", "--"), Look("#ca9161", "D", (0, (4, 1, 1, 1)))
-BATCHTOPK = TOPK | {"architecture": "batchtopk"}
-register(Method("topk", "TopK", TOPK, ORANGE, at_width=topk_rate, toy_rate=1e-2, papers=(GAO,)))
-register(Method("batchtopk", "BatchTopK", BATCHTOPK, BROWN, at_width=topk_rate, toy_rate=1e-2, papers=(BUSSMANN,)))
+BATCHTOPK, BROWN = TOPK | {"architecture": "batchtopk"}, Look("#ca9161", "D", (0, (4, 1, 1, 1)))
+topk_method("topk", "TopK", TOPK, Look("#de8f05", "s", "--"), "main", papers=(GAO,))
+topk_method("batchtopk", "BatchTopK", BATCHTOPK, BROWN, "main", papers=(BUSSMANN,))
 # TopK, so that the controls stand at the same L0 as the others: before its first step, and trained, with decoder rows
 # dealt out to other latents.
-register(Method("untrained", "Untrained", TOPK, Look(GREY, "*", "-"), shown="control", at_width=topk_rate))
-register(Method("permuted", "Permuted decoder", TOPK, Look(GREY, "P", ":"), shown="control", at_width=topk_rate))
+topk_method("untrained", "Untrained", TOPK, Look(GREY, "*", "-"), "control", toy_rate=None)
+topk_method("permuted", "Permuted decoder", TOPK, Look(GREY, "P", ":"), "control", toy_rate=None)
 # A threshold that averages over a thousand steps would be that of the larger k before.
 ANNEALED: dict[str, Any] = BATCHTOPK | {"k_annealing": {}, "threshold_momentum": 0.99}
 GOLD = Look("#b8860b", "d", (0, (4, 1, 1, 1, 1, 1)))
-NAME = "BatchTopK, k annealed"
-register(Method("batchtopk_annealed", NAME, ANNEALED, GOLD, "field", topk_rate, toy_rate=1e-2, papers=(BUSSMANN,)))
+topk_method("batchtopk_annealed", "BatchTopK, k annealed", ANNEALED, GOLD, papers=(BUSSMANN,))

@@ -2,18 +2,18 @@
 
 import heapq
 from copy import copy
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sae_lib.autoencoders.base import LATER, Step, architecture
-from sae_lib.autoencoders.latents import EncoderProduct, Latents
+from sae_lib.autoencoders.base import Step, architecture
+from sae_lib.autoencoders.latents import Entries
 from sae_lib.autoencoders.matryoshka import Matryoshka, MatryoshkaConfig
-from sae_lib.autoencoders.method import Look, Method, register
-from sae_lib.autoencoders.topk import TOPK, strongest, topk_rate
+from sae_lib.autoencoders.method import Look
+from sae_lib.autoencoders.topk import strongest, topk_method
 
 RUN = 97_657  # optimiser steps of the authors' runs, of 5 x 1,024 tokens each
 
@@ -79,27 +79,22 @@ class Tree(Matryoshka):
 
     def __init__(self, config: TreeConfig, d_in: int, generator: torch.Generator) -> None:
         super().__init__(config, d_in, generator)
-        self.starts = (0, *config.prefix_sizes()[:-1])
-        root = config.d_sae
+        root, starts = config.d_sae, (0, *config.prefix_sizes()[:-1])
+        self.levels = list(zip(starts, config.level_sizes(), strict=True))  # first latent and size of each
         parent = torch.full((root,), root)
-        for start, size in self._levels()[1:]:
+        for start, size in self.levels[1:]:
             drawn = torch.randint(0, start + 1, (size,), generator=generator)
             parent[start : start + size] = torch.where(drawn == start, root, drawn)
         self.parent: Tensor = nn.Buffer(parent)
         # Of each level's parents; the root's is the last one.
-        self.capacity: Tensor = nn.Buffer(torch.zeros(len(self.starts) - 1, root + 1))
+        self.capacity: Tensor = nn.Buffer(torch.zeros(len(starts) - 1, root + 1))
         self.silent_tokens: Tensor = nn.Buffer(torch.zeros(root, dtype=torch.long))
-        self._loss = torch.zeros(())  # of the current training step, as is the next
-        self._first_level: Tensor = LATER
-
-    def _levels(self) -> list[tuple[int, int]]:
-        """The levels' first latents and sizes."""
-        return list(zip(self.starts, self.groups, strict=True))
+        self._loss = torch.zeros(())  # of the current training step
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         fires = torch.ones_like(pre[..., :1])  # the root, then one level after another
         found: list[Tensor] = []
-        for (start, size), k in zip(self._levels(), self.cfg.level_k(), strict=True):
+        for (start, size), k in zip(self.levels, self.cfg.level_k(), strict=True):
             of_level = pre[..., start : start + size]
             if start:
                 parent = self.parent[start : start + size]
@@ -111,11 +106,10 @@ class Tree(Matryoshka):
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
         return self.activate(step.pre)
 
-    def activate_entries(self, step: Step, product: EncoderProduct) -> Latents | None:
+    def entries(self, step: Step, pre: Float[Tensor, "batch d_sae"]) -> Entries | None:
         return None
 
     def reconstruction_loss(self, step: Step) -> Float[Tensor, ""]:
-        self._first_level = self._shorter[0].float()
         loss = super().reconstruction_loss(step)
         self._loss = loss.detach()
         return loss
@@ -123,10 +117,9 @@ class Tree(Matryoshka):
     def auxiliary_loss(self, step: Step) -> Float[Tensor, ""] | None:
         """AuxK of the first level: its dead latents, and what it leaves of x."""
         dead = step.dead.clone()
-        dead[self.starts[1] :] = False
+        dead[self.levels[1][0] :] = False
         first = copy(step)
-        first.dead, first.any_dead, first.x_hat = dead, step.any_dead and bool(dead.any()), self._first_level
-        self._first_level = LATER  # it holds a graph
+        first.dead, first.any_dead, first.x_hat = dead, step.any_dead and bool(dead.any()), step.kept[0].float()
         return super().auxiliary_loss(first)
 
     @torch.no_grad()
@@ -136,11 +129,11 @@ class Tree(Matryoshka):
         dead = self.silent_tokens >= self.cfg.dead_after_tokens
         done, root_at = step.index + 1, max(1, round(self.cfg.root_at * step.total))
         if done == root_at:
-            dead[: self.starts[1]] = False
+            dead[: self.levels[1][0]] = False
             self.parent.masked_fill_(dead, self.d_sae)
         if done >= root_at:
             return
-        for level, start in enumerate(self.starts[1:]):
+        for level, (start, _) in enumerate(self.levels[1:]):
             on = fired[:start].float()
             share = self._loss / (on.sum() + 1)
             self.capacity[level, :start].add_(share * on)
@@ -152,7 +145,7 @@ class Tree(Matryoshka):
         """Give dead children to parents with much capacity for each; capacity is counted anew."""
         eligible = self.silent_tokens < self.cfg.eligible_tokens
         root = eligible.new_ones(1)
-        for level, (start, size) in enumerate(self._levels()[1:]):
+        for level, (start, size) in enumerate(self.levels[1:]):
             own = slice(start, start + size)
             capacity = torch.cat([self.capacity[level, :start], self.capacity[level, -1:]])
             allowed = torch.cat([eligible[:start], root])
@@ -206,15 +199,10 @@ def reassigned(
 
 SOURCE = "*Tree SAE*, arXiv 2605.07922"
 OLIVE, SAND = Look("#999933", "H", (0, (4, 2, 1, 2))), Look("#ddcc77", "X", (0, (6, 1, 2, 1)))
-
-
-def _method(key: str, name: str, prefixes: tuple[float, ...], shares: tuple[float, ...], look: Look) -> None:
-    recipe: dict[str, Any] = TOPK | {
-        "architecture": "tree", "prefixes": prefixes, "shares": shares, "auxk_coefficient": 1 / 32 / len(prefixes),
-    }  # fmt: skip
-    register(Method(key, name, recipe, look, "field", topk_rate, toy_rate=1e-2, papers=(SOURCE,)))
-
-
 # 6,144 and 18,432 latents; 1,536, 3,072, 9,216 and 10,752.
-_method("tree_2", "Tree (2 levels)", (1 / 4, 1.0), (26, 6), OLIVE)
-_method("tree_4", "Tree (4 levels)", (1 / 16, 3 / 16, 9 / 16, 1.0), (21, 5, 4, 2), SAND)
+for _n, _prefixes, _shares, _look in (
+    (2, (1 / 4, 1.0), (26, 6), OLIVE),
+    (4, (1 / 16, 3 / 16, 9 / 16, 1.0), (21, 5, 4, 2), SAND),
+):
+    _recipe = {"architecture": "tree", "prefixes": _prefixes, "shares": _shares, "auxk_coefficient": 1 / 32 / _n}
+    topk_method(f"tree_{_n}", f"Tree ({_n} levels)", _recipe, _look, papers=(SOURCE,))

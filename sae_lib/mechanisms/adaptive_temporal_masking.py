@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.config import MechanismConfig, Momentum, SAEConfig, Steps
-from sae_lib.autoencoders.matryoshka import FOUR, TOY_PREFIXES
+from sae_lib.autoencoders.matryoshka import NESTED, TOY_PREFIXES
 from sae_lib.autoencoders.method import Look, Method, register
 from sae_lib.autoencoders.standard import HUBEN, PAPER, STANDARD
-from sae_lib.autoencoders.topk import TOPK, TopKConfig, topk_rate
+from sae_lib.autoencoders.topk import TopKConfig, topk_method
 from sae_lib.mechanisms.base import Mechanism, mechanism, moving_average
 
 Component = Literal["magnitude", "frequency", "contribution"]
@@ -148,8 +148,6 @@ class AdaptiveTemporalMasking(Masking):
 
 
 class DropoutConfig(MechanismConfig):
-    """The control for ATM: every latent masked with the same probability, whatever its importance."""
-
     probability: float = Field(ge=0.0, lt=1.0)
     warmup_steps: Steps = 1000
 
@@ -177,8 +175,5 @@ register(Method("dropout", "Uniform dropout", DROPOUT, PINK, toy_rate=5e-2, pape
 PAPER_ATM = PAPER | {"masking": {}}
 register(Method("paper_atm", "ATM (paper's recipe)", PAPER_ATM, RED, shown="as written", papers=(LI_AND_REN,)))
 # The c and r that suited ATM best on pocket, on seeds that are judged nowhere.
-MASKED: dict[str, Any] = TOPK | {"architecture": "matryoshka", "prefixes": FOUR, "masking": {"c": 0.0, "r": 2.0}}
-NAME, SLATE = "Matryoshka (4 levels), ATM's mask", Look("#999999", "X", (0, (5, 1, 1, 1)))
-register(
-    Method("masked_matryoshka", NAME, MASKED, SLATE, "field", topk_rate, toy_rate=1e-2, toy={"prefixes": TOY_PREFIXES})
-)
+MASKED, SLATE = NESTED | {"masking": {"c": 0.0, "r": 2.0}}, Look("#999999", "X", (0, (5, 1, 1, 1)))
+topk_method("masked_matryoshka", "Matryoshka (4 levels), ATM's mask", MASKED, SLATE, toy={"prefixes": TOY_PREFIXES})

@@ -57,7 +57,7 @@ class GradientScaling(Mechanism):
         scale = self.scale()
         for tensor, dim in sae.per_latent():
             if tensor.grad is not None:
-                tensor.grad.mul_(along(scale, dim, tensor))
+                tensor.grad.movedim(dim, -1).mul_(scale)
 
     @torch.no_grad()
     def after_update(self, sae: Autoencoder, optimizer: torch.optim.Optimizer, step: Step) -> None:
@@ -65,10 +65,6 @@ class GradientScaling(Mechanism):
             return
         scale = self.scale()
         for before, (tensor, dim) in zip(self._before, sae.per_latent(), strict=True):
-            tensor.copy_(before + along(scale, dim, tensor) * (tensor - before))
+            now, then = tensor.movedim(dim, -1), before.movedim(dim, -1)
+            now.copy_(then + scale * (now - then))
         self._before = []
-
-
-def along(scale: Float[Tensor, " d_sae"], dim: int, tensor: Tensor) -> Float[Tensor, "..."]:
-    """`scale` in the shape in which it multiplies a tensor whose dimension `dim` counts latents."""
-    return scale if dim == tensor.ndim - 1 else scale[:, None]

@@ -74,7 +74,10 @@ class Resampling(Mechanism):
         if self.cfg.encoder_norm == "alive_fraction":
             norms = sae.W_enc.norm(dim=0)[alive]
             norm = ALIVE_FRACTION * (norms.sum() / len(norms) if len(norms) else 1.0)
-        sae.restart_latents(dead, direction * norm, direction)
+        sae.W_enc.index_copy_(1, dead, (direction * norm).T.to(sae.dtype))
+        sae.W_dec.index_copy_(0, dead, direction.to(sae.dtype))
+        for name, start in sae.starts().items():
+            sae.get_parameter(name).index_fill_(0, dead, start)
         for tensor, dim in sae.per_latent():
             for moment in optimizer.state.get(tensor, {}).values():
                 if isinstance(moment, Tensor) and moment.shape == tensor.shape:

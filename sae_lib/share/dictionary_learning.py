@@ -126,7 +126,7 @@ def save_dictionary_learning(sae: Autoencoder, folder: Path, facts: Facts | None
         threshold = form.tensors["threshold"][0].clone() if isinstance(sae, BatchTopK) else torch.tensor(NEVER_USED)
         state |= {"k": torch.tensor(k, dtype=torch.int), "threshold": threshold}
         if isinstance(sae, Matryoshka):
-            state["group_sizes"] = torch.tensor(sae.groups)
+            state["group_sizes"] = torch.tensor(sae.cfg.level_sizes())
     if facts:
         layer = facts.place.layer
         trainer |= {

@@ -12,8 +12,8 @@ import torch
 
 from sae_lib.autoencoders import kernels, latents
 from sae_lib.autoencoders.base import Step
-from sae_lib.autoencoders.latents import ActiveLatents, EncoderProduct, Entries, Latents, entries_above
-from sae_lib.autoencoders.topk import strongest_of_batch, strongest_of_rows
+from sae_lib.autoencoders.latents import ActiveLatents, Encode, Entries, Latents, encoder_product, entries_above
+from sae_lib.autoencoders.topk import strongest_of_batch
 from sae_lib.data.activations import ActivationStore
 from sae_lib.mechanisms import methods
 from sae_lib.training.trainer import Trainer
@@ -44,6 +44,10 @@ def both_ways(f: torch.Tensor) -> tuple[ActiveLatents, torch.Tensor, Latents, to
 
 def directions() -> torch.Tensor:
     return torch.randn(LATENTS, D_IN, generator=torch.Generator().manual_seed(1))
+
+
+def strongest_of_rows(pre: torch.Tensor, k: int) -> Entries:
+    return Entries(*kernels.strongest_of_rows(pre.numpy(), k), pre.shape[1])
 
 
 def test_entries_by_hand():
@@ -97,11 +101,11 @@ def test_pieces_change_nothing(pieces: int, monkeypatch: pytest.MonkeyPatch):
 def test_pytorch_keeps_its_number_of_threads(threads: int):
     code = f"""
 import torch
+from sae_lib.autoencoders.kernels import strongest_of_rows
 from sae_lib.autoencoders.latents import entries_above
-from sae_lib.autoencoders.topk import strongest_of_rows
 torch.set_num_threads({threads})
 pre = torch.rand(99, 80)
-strongest_of_rows(pre, 5), entries_above(pre, 0.99)
+strongest_of_rows(pre.numpy(), 5), entries_above(pre, 0.99)
 print(torch.get_num_threads())
 """
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout.split() == [
@@ -195,8 +199,8 @@ def test_product_as_a_matrix_has_memory_and_gradients_of_its_own():
     generator = torch.Generator().manual_seed(4)
     x, W_enc, bias = (torch.randn(size, generator=generator) for size in ((8, 3), (3, 5), (5,)))
     leaves = [tensor.clone().requires_grad_() for tensor in (W_enc, bias)]
-    first = EncoderProduct(x, *leaves).whole()
-    EncoderProduct(-x, *leaves)  # takes over the memory
+    first = Encode.apply(x, *leaves, encoder_product(x, *leaves), None)
+    encoder_product(-x, *leaves)  # takes over the memory
     torch.testing.assert_close(first, x @ W_enc + bias)
     first.square().sum().backward()
     expected = [tensor.clone().requires_grad_() for tensor in (W_enc, bias)]

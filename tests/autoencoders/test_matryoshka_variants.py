@@ -11,7 +11,7 @@ from sae_lib.autoencoders.base import Autoencoder, Step, squared_error
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.autoencoders.latents import Latents
-from sae_lib.autoencoders.lista_matryoshka import ListaMatryoshka, tilted_mean
+from sae_lib.autoencoders.matryoshka import ListaMatryoshka, SampledMatryoshka, tilted_mean
 from sae_lib.share.weights import inference_form
 from sae_lib.util.errors import ArtifactError
 from tests.autoencoders.test_autoencoders import random_sae, rows
@@ -63,14 +63,13 @@ def test_widths_are_drawn_with_uniform_logarithm():
     sae = build_autoencoder(
         sae_config({"architecture": "sampled_matryoshka", "d_sae": 4096, "k": 1, "levels": 1, "narrowest": 1 / 512}), 2
     )
+    assert isinstance(sae, SampledMatryoshka)
     step = make_step(torch.zeros(1, 4096), x=torch.zeros(1, 2))
     widths = []
     for _ in range(2000):
-        with_reconstruction(sae, step)
-        sae.reconstruction_loss(step)
-        groups: list[int] = sae.groups  # type: ignore[assignment]
-        assert sum(groups) == 4096 and len(groups) == 2
-        widths.append(groups[0])
+        width, whole = sae.widths(step)
+        assert whole == 4096
+        widths.append(width)
     place = (torch.tensor(widths).double() / 8).log() / math.log(512)
     assert min(widths) >= 8 and max(widths) < 4096
     # Uniform on [0, 1], but that widths are rounded down: mean 1/2, and a quarter in each quarter.
@@ -80,11 +79,11 @@ def test_widths_are_drawn_with_uniform_logarithm():
 
 def test_sampled_prefixes_add_their_errors_once_each():
     sae = three("sampled_matryoshka", prefixes=(1.0,), levels=2, narrowest=0.1)
+    assert isinstance(sae, SampledMatryoshka)
     seen = set()
     for seed in range(60):
         step = decoded(sae, generator=torch.Generator().manual_seed(seed))
-        groups: list[int] = sae.groups  # type: ignore[assignment]
-        sizes = torch.tensor(groups).cumsum(0).tolist()
+        sizes = sae.widths(make_step(F, generator=torch.Generator().manual_seed(seed)))
         loss = float(sae.reconstruction_loss(step).detach())
         assert loss == pytest.approx(sum(sum(ERRORS[size - 1]) for size in sizes) / 2)
         seen.add(tuple(sizes))

@@ -178,8 +178,7 @@ def test_auxk_is_that_of_the_first_level():
     dead[:4] = False
     dead[9] = True
     assert isinstance(sae, Tree) and first.x_hat is not None
-    sae._first_level = first.x_hat
-    assert sae.auxiliary_loss(make_step(f, x=x, dead=dead, any_dead=True)) is None
+    assert sae.auxiliary_loss(make_step(f, x=x, dead=dead, any_dead=True, kept=[first.x_hat])) is None
 
 
 def test_children_that_never_fire_find_other_parents_in_training(tmp_path: Path):

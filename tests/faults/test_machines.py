@@ -16,9 +16,10 @@ from sae_lib.util.paths import ROOT
 
 SUMS = """
 import numpy as np
-from sae_lib.autoencoders.kernels import sums_and_squares
-sums, squares = sums_and_squares(np.float32([1, 2, 3]), np.int32([0, 1, 1]), 2)
-assert sums.tolist() == [1, 5] and squares.tolist() == [1, 13]
+from sae_lib.autoencoders.kernels import above, strongest_of_rows
+pre = np.float32([[3, 1], [0, 2]])
+assert [part.tolist() for part in above(pre, np.float32([1, 1]), 4)] == [[0, 1], [3, 2], [0, 1, 2]]
+assert [part.tolist() for part in strongest_of_rows(pre, 1)] == [[0, 1], [3, 2], [0, 1, 2]]
 """
 
 

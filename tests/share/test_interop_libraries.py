@@ -196,7 +196,7 @@ def test_exported_matryoshka_keeps_its_groups(tmp_path):
     sae = perturbed("matryoshka_4")
     save_dictionary_learning(sae, tmp_path)
     theirs, _ = utils.load_dictionary(str(tmp_path), device="cpu")
-    assert isinstance(sae, Matryoshka) and theirs.group_sizes.tolist() == [*sae.groups]
+    assert isinstance(sae, Matryoshka) and theirs.group_sizes.tolist() == [*sae.cfg.level_sizes()]
     assert int(theirs.k) == sae.cfg.k
 
 
