@@ -114,15 +114,22 @@ def _noted(row, flags, busy, latent, values, end):
 def _strongest_of_row(row, k, maxima, flags, busy, latent, values, end):
     """Note the positive ones of the row's k largest; of equal values the first.
 
-    The row is cut into k groups or more. The k-th largest of their maxima is at most the k-th largest of all; and few
-    others are above it, because two of the largest rarely share a group.
+    The row is cut into more than k groups. A bound that the maxima of k groups reach is at most the k-th largest of
+    all; and few others are above the highest such bound, because two of the largest rarely share a group. Halving the
+    distance to it nine times comes near enough.
     """
     n, groups = len(row), len(maxima)
-    maxima[:] = TINY
-    for first in range(0, n, groups):
+    maxima[:] = row[:groups]
+    for first in range(groups, n, groups):
         for j in range(groups):
             maxima[j] = row[first + j] if row[first + j] > maxima[j] else maxima[j]
-    bound = np.partition(maxima, groups - k)[groups - k]
+    bound, high = TINY, maxima.max()
+    for _ in range(9):
+        middle = (bound + high) / np.float32(2)
+        reached = 0
+        for j in range(groups):
+            reached += maxima[j] >= middle
+        bound, high = (middle, high) if reached >= k else (bound, middle)
     for j in range(n):
         flags[j] = row[j] >= bound
     start, end = end, _noted(row, flags, busy, latent, values, end)
