@@ -161,9 +161,10 @@ class Autoencoder(nn.Module):
             step.entries, step.pre = None, self._product(x, W_enc, bias)
         return step.held(self.activate_training(step) if step.entries is None else self.activate_entries(step))
 
-    def k_at(self, step: Step) -> float | None:
-        """How many latents a row has at this step, where that is set."""
-        return self.cfg.get("k")
+    def k_at(self, step: Step) -> Any:
+        """k where there is one, or what it is while it is annealed (`k_annealing`)."""
+        k, annealing = self.cfg.get("k"), self.cfg.get("k_annealing")
+        return k if annealing is None else annealing.k_at(k, step.index / step.total)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """Latents of `x`; deterministic, without masks."""

@@ -69,9 +69,9 @@ def space(purpose: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Ten
     return found
 
 
-def _in_pieces(pre: np.ndarray, bound: np.ndarray, most: int, k: int, groups: int) -> Csr | None:
-    """The entries of all rows: those above `bound`, or None where they are more than `most`; where k > 0 each row's
-    strongest."""
+def above(pre: np.ndarray, bound: np.ndarray, most: int, k: int = 0, groups: int = 1) -> Csr | None:
+    """The entries of `pre` above `bound`, which has one value for each column; None where they are more than `most`.
+    Where k > 0 each row's strongest instead."""
     pieces = use_threads()
     room = (pieces, most + pre.shape[1] + 8)  # for `most`, and for one row more
     latent, values = space("latent", room, torch.int32).numpy(), space("values", room, torch.float32).numpy()
@@ -174,15 +174,10 @@ def _pieces(pre, bound, most, k, groups, latent, values, counts):
         _piece(pre[mine], bound, most, k, groups, latent[p], values[p], counts[mine])
 
 
-def above(pre: np.ndarray, bound: np.ndarray, most: int) -> Csr | None:
-    """The entries of `pre` above `bound`, which has one value for each column; None where they are more than `most`."""
-    return _in_pieces(pre, bound, most, 0, 1)
-
-
 def strongest_of_rows(pre: np.ndarray, k: int) -> Csr:
     """The positive ones of each row's k largest; of equal values the first."""
     rows, n = pre.shape
     fitting = [size for size in GROUP_SIZES if n % size == 0 and n >= GROUPS_FOR_EACH * k * size]
-    found = _in_pieces(pre, pre[0], rows * k, k, n // max(fitting, default=1))
+    found = above(pre, pre[0], rows * k, k, n // max(fitting, default=1))
     assert found is not None, "no row has more than k"
     return found

@@ -217,8 +217,9 @@ class ListaMatryoshka(Matryoshka):
         self._guess, self._first_guess = self._first_guess, self._guess
 
     def decode_training(self, step: Step) -> Float[Tensor, "batch d_in"]:
-        f, W_dec, x_hat = step.f, self.W_dec, self.b_dec
-        step.kept = []
+        f, step.kept = step.f, []
+        W_dec: Tensor = self.W_dec
+        x_hat: Tensor = self.b_dec
         if self.cfg.order != "index":
             order = self._counted(step).argsort(descending=True, stable=True)
             f, W_dec = f.reordered(order), W_dec.index_select(0, order)

@@ -124,11 +124,6 @@ class TopK(Autoencoder):
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         return strongest(pre, self.cfg.k)
 
-    def k_at(self, step: Step) -> float:
-        """k, or what it is while it is annealed (`k_annealing`)."""
-        annealing = self.cfg.get("k_annealing")
-        return self.cfg.k if annealing is None else annealing.k_at(self.cfg.k, step.index / step.total)
-
     def activate_training(self, step: Step) -> Float[Tensor, "batch d_sae"]:
         return strongest(step.pre, int(self.k_at(step)))
 

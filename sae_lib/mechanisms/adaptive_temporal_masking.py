@@ -20,8 +20,6 @@ COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 
 class MaskingConfig(MechanismConfig):
-    """ATM: latents with importance under theta = mu + c sigma are masked with p = 1 - exp(-r (theta - I) / theta)."""
-
     c: float = 1.0
     r: float = Field(1.0, ge=0.0)
     components: tuple[Component, ...] = Field(COMPONENTS, min_length=1)

@@ -35,9 +35,8 @@ class TemporalContrast(Mechanism):
     of a batch from many contexts; here the neighbours of a token are in the batch, and would be its negatives.
     """
 
-    term = "contrast"
-
     cfg: ContrastConfig
+    term = "contrast"
 
     def __init__(self, settings: ContrastConfig, d_sae: int) -> None:
         super().__init__(settings, d_sae)

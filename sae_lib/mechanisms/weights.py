@@ -60,8 +60,6 @@ def near(rows: Float[Tensor, "row d_in"], start: Float[Tensor, "row d_in"], min_
 
 
 class AlignmentConfig(MechanismConfig):
-    """e_i = d_i, or e_i . d_i = 1."""
-
     kind: Literal["tied", "aligned"] = "aligned"
 
     def check(self, config: SAEConfig) -> None:
@@ -141,8 +139,6 @@ class PairPenalty(Mechanism):
 
 
 class ConsistencyConfig(MechanismConfig):
-    """gamma mean_i sum_j relu(d_i . d_j) relu(d_i . d_j - e_i . d_j), encoder rows scaled to e_i . d_i = 1."""
-
     coefficient: float = Field(1.0, ge=0.0)
     latents: int = Field(2048, ge=2)
     """Pairs are those of so many latents, drawn anew at each step."""
@@ -176,8 +172,6 @@ def inhibition(encoder: Float[Tensor, "m d_in"], decoder: Float[Tensor, "m d_in"
 
 
 class OrthogonalityConfig(MechanismConfig):
-    """gamma mean_i (max_j cos(d_i, d_j))^2, j among the latents that share a random chunk with i."""
-
     coefficient: float = Field(0.25, ge=0.0)
     chunk: int = Field(8192, ge=2)
     """Latents are dealt anew at each step into as few chunks of equal size as hold at most so many."""
