@@ -1,7 +1,7 @@
 """The hooks through which a mechanism takes part in training, and how one is added."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,8 +15,8 @@ class Mechanism(nn.Module):
     """Hooks in the order of one optimiser step. State lives in buffers, which checkpoints save; one that has dimensions
     counts the latents in its last."""
 
-    term = "penalty"
-    """Name of `loss` in the training history."""
+    term: ClassVar[str]
+    """Its section of a configuration, which names its `loss` in the training history."""
 
     def __init__(self, settings: Any, d_sae: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def mechanism(section: str, settings: type[MechanismConfig]) -> Callable[[Kind],
     """Decorates the `Mechanism` that the settings in `section` of an SAE's configuration switch on."""
 
     def registered(kind: Kind) -> Kind:
-        SECTIONS[section], MECHANISMS[section] = settings, kind
+        SECTIONS[section], MECHANISMS[section], kind.term = settings, kind, section
         return kind
 
     return registered

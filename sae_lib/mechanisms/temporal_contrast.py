@@ -36,7 +36,6 @@ class TemporalContrast(Mechanism):
     """
 
     cfg: ContrastConfig
-    term = "contrast"
 
     def __init__(self, settings: ContrastConfig, d_sae: int) -> None:
         super().__init__(settings, d_sae)

@@ -50,7 +50,6 @@ class TemporalPenalty(Mechanism):
     """
 
     cfg: TemporalConfig
-    term = "temporal"
 
     def __init__(self, settings: TemporalConfig, d_sae: int) -> None:
         super().__init__(settings, d_sae)

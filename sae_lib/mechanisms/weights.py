@@ -112,9 +112,7 @@ class Alignment(Mechanism):
 
 class PairPenalty(Mechanism):
     """A term that sees weights alone: its gradient is added after the backward pass. The history has its value under
-    `logged`, not as part of the loss."""
-
-    logged: str
+    `term`, not as part of the loss."""
 
     def __init__(self, settings: Any, d_sae: int) -> None:
         super().__init__(settings, d_sae)
@@ -135,7 +133,7 @@ class PairPenalty(Mechanism):
         self.value.copy_(found.detach())
 
     def log(self) -> dict[str, float]:
-        return {self.logged: self.cfg.coefficient * float(self.value)}
+        return {self.term: self.cfg.coefficient * float(self.value)}
 
 
 class ConsistencyConfig(MechanismConfig):
@@ -155,7 +153,6 @@ class EncoderConsistency(PairPenalty):
     """
 
     cfg: ConsistencyConfig
-    logged = "encoder_consistency"
 
     def penalty(self, sae: Autoencoder, order: Tensor) -> Float[Tensor, ""]:
         order = order[: self.cfg.latents]
@@ -189,7 +186,6 @@ class Orthogonality(PairPenalty):
     """
 
     cfg: OrthogonalityConfig
-    logged = "orthogonality"
 
     def penalty(self, sae: Autoencoder, order: Tensor) -> Float[Tensor, ""]:
         return closest(sae.W_dec, order, -(-sae.d_sae // self.cfg.chunk))
