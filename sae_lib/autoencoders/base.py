@@ -66,6 +66,20 @@ def indicator(
     return compare(values.detach(), bound.detach().to(values.device), out=torch.empty_like(values))
 
 
+class _ProductOffset(torch.autograd.Function):
+    """The bias b of (x - b_dec) W_enc + b where x has no gradient: that of b_dec is -W_enc times the gradient of b."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
+        ctx.save_for_backward(W_enc)
+        return bias.view_as(bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        (W_enc,) = ctx.saved_tensors
+        return grad, -(W_enc @ grad), None
+
+
 class Autoencoder(nn.Module):
     """f = activation(x W_enc + b_enc), x_hat = f W_dec + b_dec (TemporalSAE Eq. 1, rows as vectors).
 
@@ -124,13 +138,11 @@ class Autoencoder(nn.Module):
 
     def _encoder_inputs(self, x: Float[Tensor, "*batch d_in"]) -> tuple[Tensor, Tensor, Tensor]:
         """x (or x - b_dec), W_enc, and the bias: b_enc, or zeros where there is none. b_dec gets its gradient through
-        the bias, to which nothing is added: through x - b_dec it would cost a product over the batch."""
+        the bias: through x - b_dec that would cost a product over the batch."""
         bias = self.b_enc if "b_enc" in self.offsets else self.W_dec.new_zeros(self.d_sae)
         if not self.cfg.subtract_b_dec:
             return x, self.W_enc, bias
-        with torch.autocast(x.device.type, enabled=False):
-            bias = bias + torch.mv(self.W_enc.detach().T, self.b_dec.detach() - self.b_dec)
-        return x - self.b_dec.detach(), self.W_enc, bias
+        return x - self.b_dec.detach(), self.W_enc, _ProductOffset.apply(bias, self.b_dec, self.W_enc)
 
     def activate(self, pre: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
         """The activation function, as evaluation uses it."""

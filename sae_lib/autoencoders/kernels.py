@@ -181,3 +181,27 @@ def strongest_of_rows(pre: np.ndarray, k: int) -> Csr:
     found = above(pre, pre[0], rows * k, k, n // max(fitting, default=1))
     assert found is not None, "no row has more than k"
     return found
+
+
+@no_type_check
+@compiled()
+def change(values, order, row, first, weight, both):
+    """sum_i w_i ||f_i - f_{i-1}||^2 over rows i, and half its gradient at the entries: that of f_i, and that of f_{i-1}
+    if `both`. `weight` has one entry more than there are rows, 0, as the first is.
+    """
+    n = len(values)
+    f, follows = np.zeros(n + 1, np.float32), np.zeros(n + 1, np.float32)  # in the order by latent; at the end nothing
+    for i in range(n):
+        f[i] = values[order[i]]
+    for i in range(1, n):
+        follows[i] = row[i] == row[i - 1] + 1
+    for i in first:
+        follows[i] = 0.0
+    rises, falls, gradient = 0.0, 0.0, np.empty(n, np.float32)
+    for i in range(n):
+        before, after = follows[i] * f[i - 1], follows[i + 1] * f[i + 1]
+        rise, fall = weight[row[i]] * (f[i] - before), weight[row[i] + 1] * (f[i] - after)
+        rises += rise * (f[i] - before)
+        falls += (np.float32(1) - follows[i + 1]) * fall * f[i]  # the next entry's rise, where there is one
+        gradient[order[i]] = rise + fall if both else rise
+    return rises + falls, gradient

@@ -140,8 +140,7 @@ class Entries:
 
     def sum_by_latent(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
         """The sum of each latent's `values`."""
-        order, _, starts = self.by_latent
-        return _sum_bags(order, values[:, None], starts).squeeze(1)
+        return values.new_zeros(self.shape[1]).index_add_(0, self.latent, values)
 
     def weighted_rows(
         self, rows: Float[Tensor, "rows d_in"], values: Float[Tensor, " n"], row: Int[Tensor, " n"] | None = None
@@ -261,22 +260,12 @@ class ActiveLatents(Latents):
         return list(parts.view(self.n_rows, len(sizes), -1).unbind(dim=1))
 
     def change(self, paired: Bool[Tensor, " batch"], *, both: bool) -> Float[Tensor, ""]:
-        values = self.values.detach()
-        weight = functional.pad(paired.to(values.dtype), (0, 1))  # of the row after the last one too
+        weight = functional.pad(paired.to(self.values.dtype), (0, 1))
         weight[0] = 0.0
-        order, row, starts = self.entries.by_latent
-        f = functional.pad(values[order], (1, 1))
-        follows = functional.pad(row[1:] == row[:-1] + 1, (1, 1)).to(values.dtype)  # the entry before it, row by row
-        follows[starts] = 0.0
-        rise = f[1:-1] - follows[:-1] * f[:-2]
-        fall = weight[row + 1] * (f[1:-1] - follows[1:] * f[2:])
-        weighted = weight[row] * rise
-        # A fall is the next entry's rise, where there is one. Sums from left to right, in float64.
-        squares = (weighted * rise, (1.0 - follows[1:]) * fall * f[1:-1])
-        total = sum((each.double().cumsum(0)[-1:].sum() for each in squares), torch.zeros(()))
-        half = torch.empty_like(values)
-        half[order] = weighted + fall if both else weighted
-        return _Known.apply(self.values, total.to(values.dtype), lambda factor: factor * half)
+        places = (tensor.numpy() for tensor in (*self.entries.by_latent, weight))
+        total, gradient = kernels.change(self.values.detach().numpy(), *places, both)
+        half = torch.from_numpy(gradient)
+        return _Known.apply(self.values, self.values.new_tensor(total), lambda factor: factor * half)
 
     def _mean(self, values: Float[Tensor, " n"]) -> Float[Tensor, " d_sae"]:
         return self.entries.sum_by_latent(values) / self.n_rows

@@ -13,6 +13,8 @@ from sae_lib.autoencoders.standard import STANDARD, Standard, StandardConfig
 
 
 class OnsetPricedConfig(StandardConfig):
+    """The standard SAE's settings, and what a latent that was on before is let off."""
+
     architecture: str = "onset_priced"
     discount: float = Field(0.9, ge=0.0, le=1.0)
     """Share of the penalty that a latent is let off where it was on at the token before; 0 is the standard SAE."""

@@ -9,6 +9,6 @@ from sae_lib.mechanisms.base import MECHANISMS, Mechanism, build_mechanisms
 
 __all__ = ["MECHANISMS", "METHODS", "Mechanism", "build_mechanisms", "methods"]
 
-_FIRST = ("temporal_penalty", "gradient_scaling", "resampling", "adaptive_temporal_masking", "weights")
+_FIRST = ("temporal_penalty", "gradient_scaling", "resampling", "adaptive_temporal_masking", "soft_frozen")
 for _name in (*_FIRST, *(module.name for module in iter_modules(__path__))):
     import_module(f"{__name__}.{_name}")

@@ -20,6 +20,8 @@ COMPONENTS: tuple[Component, ...] = get_args(Component)
 
 
 class MaskingConfig(MechanismConfig):
+    """ATM: latents with importance under theta = mu + c sigma are masked with p = 1 - exp(-r (theta - I) / theta)."""
+
     c: float = 1.0
     r: float = Field(1.0, ge=0.0)
     components: tuple[Component, ...] = Field(COMPONENTS, min_length=1)
@@ -146,6 +148,8 @@ class AdaptiveTemporalMasking(Masking):
 
 
 class DropoutConfig(MechanismConfig):
+    """The control for ATM: every latent masked with the same probability, whatever its importance."""
+
     probability: float = Field(ge=0.0, lt=1.0)
     warmup_steps: Steps = 1000
 

@@ -13,6 +13,8 @@ from sae_lib.mechanisms.base import Mechanism, mechanism, moving_average
 
 
 class GradientScalingConfig(MechanismConfig):
+    """TemporalSAE Eq. 7: gradients of latent i times clip(1 / (eps + h_i), s_min, s_max)."""
+
     s_min: float = Field(0.1, gt=0.0)
     s_max: float = Field(10.0, gt=0.0)
     epsilon: float = Field(1e-6, gt=0.0)

@@ -14,6 +14,8 @@ ALIVE_FRACTION = 0.2  # of the mean norm of the alive encoder rows, for `encoder
 
 
 class ResamplingConfig(MechanismConfig):
+    """TemporalSAE Eq. 5-6: latents whose activation-rate EMA is under the threshold are re-initialised."""
+
     threshold: float | None = Field(0.005, gt=0.0, lt=1.0)
     """Activation rate under which a latent counts as dead; null: nothing is resampled."""
     momentum: Momentum = 0.99

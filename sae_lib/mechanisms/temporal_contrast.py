@@ -16,6 +16,8 @@ from sae_lib.mechanisms.base import Mechanism, mechanism
 
 
 class ContrastConfig(MechanismConfig):
+    """T-SAE's temporal term, on the first latents."""
+
     coefficient: float = Field(0.1, ge=0.0)
     share: float = Field(0.2, gt=0.0, le=1.0)
     """Which latents it sees: this share of the dictionary, the first ones."""

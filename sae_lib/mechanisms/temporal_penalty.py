@@ -17,6 +17,8 @@ SATURATED = 0.01  # alpha within this of 0 or 1 counts as saturated
 
 
 class TemporalConfig(MechanismConfig):
+    """TemporalSAE Eq. 3-4: alpha_t ||f_t - f_{t-1}||^2, alpha_t = sigmoid(5 (beta_t - L_recon))."""
+
     coefficient: float = Field(1e-4, ge=0.0)
     pairing: Literal["adjacent_token", "previous_batch", "variance", "none"] = "adjacent_token"
     """What f_{t-1} is: the previous token of the context; the same row of the previous optimiser step; a shuffled row,

@@ -11,7 +11,8 @@ from sae_lib.autoencoders.base import Autoencoder, Step, squared_error
 from sae_lib.autoencoders.build import build_autoencoder
 from sae_lib.autoencoders.config import sae_config
 from sae_lib.autoencoders.latents import Latents
-from sae_lib.autoencoders.matryoshka import ListaMatryoshka, SampledMatryoshka, tilted_mean
+from sae_lib.autoencoders.lista_matryoshka import ListaMatryoshka, tilted_mean
+from sae_lib.autoencoders.matryoshka import SampledMatryoshka
 from sae_lib.share.weights import inference_form
 from sae_lib.util.errors import ArtifactError
 from tests.autoencoders.test_autoencoders import random_sae, rows

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.mechanisms.weights import Alignment, AlignmentConfig
+from sae_lib.mechanisms.alignment import Alignment, AlignmentConfig
 from sae_lib.training.trainer import Trainer
 from tests.tiny_training import DATA, make_step, tiny_config, tiny_store, tiny_training
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.mechanisms.weights import (
+from sae_lib.mechanisms.pair_penalties import (
     ConsistencyConfig,
     EncoderConsistency,
     Orthogonality,

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from sae_lib.autoencoders.build import build_autoencoder
-from sae_lib.mechanisms.weights import near
+from sae_lib.mechanisms.soft_frozen import near
 from sae_lib.training.trainer import Trainer
 from tests.tiny_training import D_IN, DATA, tiny_config, tiny_store, tiny_training
 

@@ -1,8 +1,7 @@
-"""What acts on weights alone, whatever the batch: decoder rows that stay near their start; encoder rows that follow the
-decoder's; and penalties on pairs of latents: no decoder row should point where another one does (OrtSAE), and, an idea,
-no encoder row should be inhibited along the decoder row of a similar latent."""
+"""Penalties on pairs of latents, read off the weights: no decoder row should point where another one does (OrtSAE);
+and, an idea, no encoder row should be inhibited along the decoder row of a similar latent."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,103 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sae_lib.autoencoders.base import Autoencoder, Step
-from sae_lib.autoencoders.config import MechanismConfig, SAEConfig
-from sae_lib.autoencoders.method import GREY, Look, Method, register
+from sae_lib.autoencoders.config import MechanismConfig
+from sae_lib.autoencoders.method import Look, Method, register
 from sae_lib.autoencoders.onset_priced import ONSET
 from sae_lib.autoencoders.standard import STANDARD
 from sae_lib.autoencoders.topk import BATCHTOPK, topk_method
 from sae_lib.mechanisms.base import Mechanism, mechanism
-
-
-class SoftFrozenConfig(MechanismConfig):
-    min_cosine: float = Field(0.8, gt=0.0, lt=1.0)
-
-
-@mechanism("soft_frozen", SoftFrozenConfig)
-class SoftFrozen(Mechanism):
-    """After each step, a row d whose cosine with its start s (of norm 1) has fallen below c is moved to the nearest
-    direction that has it, at the same norm, in the plane of the two:
-
-        d <- ||d|| (c s + sqrt(1 - c^2) u),    u = (d - (d . s) s) / ||d - (d . s) s||
-
-    Source: arXiv 2602.14111, where such SAEs match trained ones on most benchmarks.
-    """
-
-    cfg: SoftFrozenConfig
-
-    def __init__(self, settings: SoftFrozenConfig, d_sae: int) -> None:
-        super().__init__(settings, d_sae)
-        self.start: Tensor = nn.Buffer(torch.zeros(1, d_sae))  # [d_in, d_sae] from the first step on
-
-    @torch.no_grad()
-    def before_update(self, sae: Autoencoder, step: Step) -> None:
-        if step.index == 0:
-            self.start = (sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)).T.contiguous()
-
-    @torch.no_grad()
-    def after_update(self, sae: Autoencoder, optimizer: torch.optim.Optimizer, step: Step) -> None:
-        sae.W_dec.copy_(near(sae.W_dec, self.start.T, self.cfg.min_cosine))
-
-
-def near(rows: Float[Tensor, "row d_in"], start: Float[Tensor, "row d_in"], min_cosine: float) -> Tensor:
-    """`rows`, those that have left the cone around their start (of norm 1) put back onto it."""
-    norm = rows.norm(dim=1, keepdim=True)
-    along = (rows * start).sum(dim=1, keepdim=True)
-    aside = rows - along * start
-    aside = aside / aside.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    on_cone = norm * (min_cosine * start + (1 - min_cosine**2) ** 0.5 * aside)
-    return torch.where(along < min_cosine * norm, on_cone, rows)
-
-
-class AlignmentConfig(MechanismConfig):
-    kind: Literal["tied", "aligned"] = "aligned"
-
-    def check(self, config: SAEConfig) -> None:
-        """Both begin with encoder rows that are the decoder's."""
-        if not (config.unit_norm_decoder and config.tied_init and config.encoder_init_norm == 1.0):
-            raise ValueError("alignment needs unit_norm_decoder: true, tied_init: true and encoder_init_norm: 1")
-        if config.get("resampling"):
-            raise ValueError("alignment and resampling both write encoder rows; leave one out")
-
-
-@mechanism("alignment", AlignmentConfig)
-class Alignment(Mechanism):
-    """Encoder rows are e_i = d_i + o_i, with o_i at a right angle to the decoder row d_i of norm 1, so that
-    e_i . d_i = 1 (`aligned`); or o_i = 0 (`tied`). What is trained is d and o: with g the gradient of e,
-
-        grad d += g - (g . d) o,    grad o = g - (g . d) d
-
-    An encoder that can point away from its decoder row along a child is what lets an L1 SAE absorb the parent: tied
-    weights end that on toys (Chanin et al., lesswrong.com/posts/kcg58WhRxFA9hv9vN), at a price where features overlap.
-    `aligned` leaves inhibition at right angles to the row (arXiv 2605.18629 sets e_i . d_i = 1 by a parametrisation
-    without settings of its own; that it is this one is our reading).
-    """
-
-    cfg: AlignmentConfig
-    _before: Tensor  # the decoder of the current training step
-
-    @torch.no_grad()
-    def before_update(self, sae: Autoencoder, step: Step) -> None:
-        self._before = sae.W_dec.detach().clone()
-        gradient = sae.W_enc.grad
-        if gradient is None or sae.W_dec.grad is None:
-            return
-        g, d = gradient.T, sae.W_dec
-        along = (g * d).sum(dim=1, keepdim=True)
-        sae.W_dec.grad.add_(g - along * (sae.W_enc.T - d))
-        if self.cfg.kind == "tied":
-            gradient.zero_()
-        else:
-            gradient.sub_((along * d).T)
-
-    @torch.no_grad()
-    def after_update(self, sae: Autoencoder, optimizer: torch.optim.Optimizer, step: Step) -> None:
-        sae.normalise_decoder()
-        encoder: Tensor = sae.W_dec
-        if self.cfg.kind == "aligned":
-            aside = sae.W_enc.T - self._before
-            encoder = encoder + aside - (aside * sae.W_dec).sum(dim=1, keepdim=True) * sae.W_dec
-        sae.W_enc.copy_(encoder.T)
 
 
 class PairPenalty(Mechanism):
@@ -137,6 +45,8 @@ class PairPenalty(Mechanism):
 
 
 class ConsistencyConfig(MechanismConfig):
+    """gamma mean_i sum_j relu(d_i . d_j) relu(d_i . d_j - e_i . d_j), encoder rows scaled to e_i . d_i = 1."""
+
     coefficient: float = Field(1.0, ge=0.0)
     latents: int = Field(2048, ge=2)
     """Pairs are those of so many latents, drawn anew at each step."""
@@ -169,6 +79,8 @@ def inhibition(encoder: Float[Tensor, "m d_in"], decoder: Float[Tensor, "m d_in"
 
 
 class OrthogonalityConfig(MechanismConfig):
+    """gamma mean_i (max_j cos(d_i, d_j))^2, j among the latents that share a random chunk with i."""
+
     coefficient: float = Field(0.25, ge=0.0)
     chunk: int = Field(8192, ge=2)
     """Latents are dealt anew at each step into as few chunks of equal size as hold at most so many."""
@@ -203,16 +115,6 @@ def closest(W_dec: Float[Tensor, "d_sae d_in"], order: Tensor, chunks: int) -> F
     return total / len(rows)
 
 
-# A TopK SAE in all else, as the other controls are.
-FROZEN: dict[str, Any] = {"soft_frozen": {}}
-topk_method("soft_frozen", "Soft-frozen decoder", FROZEN, Look(GREY, "X", "-."), "control", toy_rate=None)
-# BatchTopK in all else, which is the control.
-TIED, ALIGNED = (BATCHTOPK | {"alignment": {"kind": kind}} for kind in ("tied", "aligned"))
-CHANIN = "Chanin et al. 2024, *Toy Models of Feature Absorption in SAEs*, LessWrong"
-BRICK, CORAL = Look("#661100", "1", (0, (1, 2))), Look("#cc6677", "2", (0, (2, 4)))
-SOURCE = "*Aligned Training*, arXiv 2605.18629"
-topk_method("tied", "Tied weights", TIED, BRICK, papers=(CHANIN,))
-topk_method("aligned", "Aligned training", ALIGNED, CORAL, papers=(SOURCE,))
 CONSISTENT: dict[str, Any] = {"encoder_consistency": {}}
 LOOK, WITH_ONSET = Look("#332288", "X", (0, (2, 1, 1, 1))), Look("#661100", "X", (0, (4, 1, 1, 1)))
 SELECTING, TEAL = Look("#6699cc", "X", (0, (1, 1))), Look("#117733", "8", (0, (3, 1)))
