@@ -64,9 +64,6 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     def lacks(group: str) -> bool:
         return any(spec.group == group for spec in missing)
 
-    def explaining(some: Sequence[int]) -> list[Step]:
-        return [Step(f"{group}, seed {seed}", by_seed([group], [seed], known)) for seed in some for group in EXPLAINING]
-
     def fair_atm() -> Iterator[Step]:
         grid = plan_runs(profile, known, ["atm_grid"])
         yield Step("grid of ATM's c and r", grid)
@@ -97,7 +94,7 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     if "dropout" in swept:
         yield Step("sweep of dropout", runs.sweep_runs(profile, "dropout", known.dropout_probability))
     yield Step("main table, the first seeds", by_seed(table, first, known))
-    yield from explaining(seeds[:1])
+    yield Step("what explains the first paper's table", by_seed(EXPLAINING, seeds[:1], known))
     yield Step("absorption of word endings", endings, extras.ENDINGS)
     yield Step("absorption along the run", along, extras.TRAJECTORY)
     yield from fair_atm()
@@ -105,7 +102,8 @@ def steps(experiment: Experiment, missing: Sequence[RunSpec]) -> Iterator[Step]:
     yield Step("main table, the other seeds", by_seed(table, others, known))
     for group in ("sweep", *FIRST_ABLATIONS):
         yield Step(group, plan_runs(profile, known, [group]))
-    yield from explaining([seed for seed in few if seed != seeds[0]])
+    rest = [seed for seed in few if seed != seeds[0]]
+    yield Step("what explains the first paper's table, the other seeds", by_seed(EXPLAINING, rest, known))
     for group in LAST_ABLATIONS:
         yield Step(group, plan_runs(profile, known, [group]))
     yield Step("coefficients as written, all seeds", plan_runs(profile, known, ["as_written"]))
