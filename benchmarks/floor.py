@@ -36,6 +36,16 @@ def products(d_in: int, d_sae: int, batch: int, dtype: torch.dtype, device: str)
     return run
 
 
+def encoder(d_in: int, d_sae: int, batch: int, device: str) -> Callable[[], None]:
+    """The first of them alone, in float32, as an SAE multiplies by its W_enc."""
+    x, w_enc = torch.randn(batch, d_in, device=device), torch.randn(d_sae, d_in, device=device)
+
+    def run() -> None:
+        torch.mm(x, w_enc.T)
+
+    return run
+
+
 def memory_pass(d_in: int, d_sae: int, device: str) -> Callable[[], None]:
     """A sum of two float32 arrays with as many entries as the SAE has weights."""
     a, b, total = (torch.ones(2 * d_in * d_sae, device=device) for _ in range(3))

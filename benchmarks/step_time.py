@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.floor import floor_seconds, memory_pass, product_flop, products
+from benchmarks.floor import encoder, floor_seconds, memory_pass, product_flop, products
 from benchmarks.measure import computes_in_bf16, device_in_use, interleaved, ratio, spread, use_cores
 from benchmarks.output import arguments, interval, save, table
 from benchmarks.random_model import random_store
@@ -45,8 +45,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "matryoshka": ("matryoshka_2", "matryoshka_4"),
     "jumprelu": ("jumprelu",),
 }
-CPU_SHAPES = ((128, 2048), (256, 4096), (576, 4608))  # the last one SmolLM2-135M's
-GPU_SHAPES = ((2304, 16384),)
+CPU_SHAPES = ("128x2048", "256x4096", "576x4608:32")  # the last one as SmolLM2-135M's SAEs are trained
+GPU_SHAPES = ("2304x16384",)
 OVER_STANDARD = ("temporal_sae", "atm", "dropout")
 ACTIVE_SHARE = 320 / 16384  # k of the papers' scale
 PRECISIONS = ("float32", "bfloat16")
@@ -55,7 +55,8 @@ Case = tuple[str, str, str]  # library, method, precision
 
 def main(asked_for: Sequence[str] | None = None) -> None:
     parser = arguments("seconds per training step: ours, the peers', and the floor")
-    parser.add_argument("--shapes", nargs="+", metavar="D_INxD_SAE", help="default: those of the device")
+    what = "with the L0 of the second timing, by default 320 / 16384 of d_sae; default: those of the device"
+    parser.add_argument("--shapes", nargs="+", metavar="D_INxD_SAE[:L0]", help=what)
     parser.add_argument("--batch", type=int, default=2048, help="rows per step")
     parser.add_argument("--warm", type=int, default=40, help="steps before the second timing, on batches of 1/8")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of each timing")
@@ -69,14 +70,16 @@ def main(asked_for: Sequence[str] | None = None) -> None:
     device = device_in_use()
     precisions = asked.precisions or PRECISIONS[: 1 + computes_in_bf16()]
     precisions = [p for p in PRECISIONS if p == "float32" or p in precisions]  # the peers' own
-    given = asked.shapes or [f"{d}x{n}" for d, n in (CPU_SHAPES if device == "cpu" else GPU_SHAPES)]
     shapes = []
-    for shape in given:
-        d_in, d_sae = (int(size) for size in shape.split("x"))
+    for shape in asked.shapes or (CPU_SHAPES if device == "cpu" else GPU_SHAPES):
+        sizes, _, active = shape.partition(":")
+        d_in, d_sae = (int(size) for size in sizes.split("x"))
+        k = int(active or max(1, round(ACTIVE_SHARE * d_sae)))
         with tempfile.TemporaryDirectory() as folder:
             rows_needed = 16 * asked.batch
             rows = Rows(random_store(Path(folder), d_in, rows_needed, device), asked.batch, asked.batch // 8, device)
-            shapes.append(time_shape(rows, d_sae, asked.families, precisions, asked.warm, asked.repeats, asked.block))
+            timed = time_shape(rows, d_sae, k, asked.families, precisions, asked.warm, asked.repeats, asked.block)
+            shapes.append(timed)
     setting = {
         "device": device, "warm_steps": asked.warm, "warm_batch": asked.batch // 8, "repeats": asked.repeats,
         "precisions": precisions, "peers": peers_installed(),
@@ -88,6 +91,7 @@ def main(asked_for: Sequence[str] | None = None) -> None:
 def time_shape(
     rows: Rows,
     d_sae: int,
+    k: int,
     families: Sequence[str],
     precisions: Sequence[str],
     warm: int,
@@ -95,7 +99,7 @@ def time_shape(
     block_seconds: float,
 ) -> dict[str, Any]:
     """Every timing at one shape."""
-    d_in, k = rows.store.d_in, max(1, round(ACTIVE_SHARE * d_sae))
+    d_in = rows.store.d_in
     found: dict[str, list[dict[str, Any]]] = {"floor": [], "rows": [], "peers": [], "mechanisms": []}
     for family in families:
         steppers = build(rows, FAMILIES[family], precisions, d_sae, k, warm)
@@ -113,6 +117,7 @@ def time_shape(
             for case, stepper in steppers.items():
                 row = {**place, **_named(case), "seconds": spread(seconds[case]), "l0": stepper.l0()}
                 row |= {f"over_{p}_floor": ratio(seconds[case], floors[p]) for p in precisions}
+                row["over_encoder"] = ratio(seconds[case], seconds["floor", "encoder", "float32"])
                 found["rows"].append(row)
             found["peers"] += [place | compared for compared in against_peers(seconds)]
             found["mechanisms"] += [place | compared for compared in over_standard(seconds)]
@@ -174,10 +179,11 @@ def summary(result: dict[str, Any]) -> str:
         rows = [row for row in shape["rows"] if row["phase"] == "warm"]
         lines = [
             [r["library"], r["method"], r["precision"], interval(r["seconds"], 1e3), f"{r['l0']:.0f}",
-             *(f"{r[f'over_{p}_floor']['median']:.2f}" for p in precisions)]
+             *(f"{r[f'over_{p}_floor']['median']:.2f}" for p in precisions), f"{r['over_encoder']['median']:.2f}"]
             for r in rows
         ]  # fmt: skip
-        header = ["library", "method", "precision", "ms per step", "L0", *(f"× {p} floor" for p in precisions)]
+        over = [*(f"× {p} floor" for p in precisions), "× x W_enc"]
+        header = ["library", "method", "precision", "ms per step", "L0", *over]
         parts += [f"d_in {shape['d_in']}, d_sae {shape['d_sae']}, batch {shape['batch']}", table(header, lines)]
         peers = [
             [r["peer"], r["method"], *(interval(r[key]) for key in ("as_released", "float32", "fastest"))]
@@ -202,6 +208,7 @@ def _floor_cases(
     cases: dict[Any, Callable[[], object]] = {
         ("floor", "products", p): products(d_in, d_sae, batch, kinds[p], device) for p in precisions
     }
+    cases["floor", "encoder", "float32"] = encoder(d_in, d_sae, batch, device)
     return cases | {("floor", "memory", "float32"): memory_pass(d_in, d_sae, device)}
 
 

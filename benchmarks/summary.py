@@ -63,17 +63,18 @@ def step_time(result: dict[str, Any]) -> list[str]:
         for method in dict.fromkeys(row["method"] for row in rows):
             ours = {precision: timed["sae_lib", method, precision] for precision in precisions}
             ours_ms = [interval(ours[precision]["seconds"], 1e3) for precision in ours]
-            over = f"{min(own[f'over_{precisions[-1]}_floor']['median'] for own in ours.values()):.1f}"
-            lines.append([method_name(method), *ours_ms, over, f"{ours[precisions[0]]['l0']:.0f}",
+            floors = (f"over_{precisions[-1]}_floor", "over_encoder")
+            over = [f"{min(own[floor]['median'] for own in ours.values()):.1f}" for floor in floors]
+            lines.append([method_name(method), *ours_ms, *over, f"{ours[precisions[0]]['l0']:.0f}",
                           *(_over_ours(shape, peer, method) for peer in PEERS)])  # fmt: skip
         parts.append(
             f"d_in {shape['d_in']}, d_sae {shape['d_sae']}, batch {shape['batch']}, after "
             f"{result['setting']['warm_steps']} steps. The peers' numbers are their time over ours: as released (fp32) "
-            "over our fastest, and both in fp32."
+            "over our fastest, and both in fp32. x W_enc is the encoder's product alone, in fp32."
         )
         times = [f"{precision}, ms" for precision in precisions]
         peers = [f"{name} / ours" for name in PEERS.values()]
-        header = ["method", *times, f"fastest / {precisions[-1]} floor", "L0", *peers]
+        header = ["method", *times, f"fastest / {precisions[-1]} floor", "fastest / x W_enc", "L0", *peers]
         parts.append(table(header, lines))
         costs = [
             f"{method_name(row['method'])} {interval(row['over_standard'], 1, 2)} ({row['precision']})"
