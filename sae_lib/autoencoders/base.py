@@ -105,7 +105,7 @@ class Autoencoder(nn.Module):
         encoder = directions if config.tied_init else torch.randn(config.d_sae, d_in, generator=generator)
         encoder = encoder / encoder.norm(dim=1, keepdim=True) * config.encoder_init_norm
         self.W_enc = nn.Parameter(encoder.contiguous().T)  # the memory layout that products and gradients have
-        if "b_enc" in self.offsets:
+        if "b_enc" in self.offsets:  # here, since parameters are clipped and kept in the order in which they are made
             self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec = nn.Parameter(directions.clone())
         self.b_dec = nn.Parameter(torch.zeros(d_in))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sae_lib.autoencoders.base import Autoencoder, Step
 from sae_lib.autoencoders.config import MechanismConfig, Momentum, SAEConfig, Steps
-from sae_lib.autoencoders.matryoshka import NESTED, TOY_PREFIXES
+from sae_lib.autoencoders.matryoshka import NESTED, ON_TOYS
 from sae_lib.autoencoders.method import Look, Method, register
 from sae_lib.autoencoders.standard import HUBEN, PAPER, STANDARD
 from sae_lib.autoencoders.topk import TopKConfig, topk_method
@@ -178,4 +178,4 @@ PAPER_ATM = PAPER | {"masking": {}}
 register(Method("paper_atm", "ATM (paper's recipe)", PAPER_ATM, RED, shown="as written", papers=(LI_AND_REN,)))
 # The c and r that suited ATM best on pocket, on seeds that are judged nowhere.
 MASKED, SLATE = NESTED | {"masking": {"c": 0.0, "r": 2.0}}, Look("#999999", "X", (0, (5, 1, 1, 1)))
-topk_method("masked_matryoshka", "Matryoshka (4 levels), ATM's mask", MASKED, SLATE, toy={"prefixes": TOY_PREFIXES})
+topk_method("masked_matryoshka", "Matryoshka (4 levels), ATM's mask", MASKED, SLATE, **ON_TOYS)

@@ -20,11 +20,13 @@ from sae_lib.util.keys import Stage, result_key
 Reference = TypeVar("Reference")
 
 
-def require_width(sae: Autoencoder, width: int, holder: str = "the reference's residual stream has") -> None:
+def require_width(
+    sae: Autoencoder, width: int, holder: str = "the reference's residual stream has", name: str = "sae"
+) -> None:
     """Raises ArtifactError when the SAE's d_in is not `width`, that of what `holder` names."""
     if sae.d_in != width:
         fix = "evaluate it on the model and layer it was trained on"
-        raise ArtifactError(f"sae: d_in is {sae.d_in}, {holder} {width}; {fix}")
+        raise ArtifactError(f"{name}: d_in is {sae.d_in}, {holder} {width}; {fix}")
 
 
 def require_finite(latents: Tensor) -> None:

@@ -6,7 +6,7 @@ In a distributed run every rank makes the same calls: the work is shared out, an
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from tensorboardX import SummaryWriter
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,12 +34,12 @@ from sae_lib.metrics.toy import experiments as toy
 from sae_lib.metrics.toy.methods import crossing
 from sae_lib.profiles.profile import Profile, load_profile
 from sae_lib.profiles.runs import FAIR, Calibration, FairATM, RunSpec, fairly_compared, plan_runs, sweep_runs
+from sae_lib.training.log import run_log
 from sae_lib.training.run import CHECKPOINT_FILE, is_finished, read_history, run_key, train_sae
-from sae_lib.training.trainer import Trainer
 from sae_lib.util import ranks
 from sae_lib.util.checkpoint import save_checkpoint
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import FolderLock, explain_writing, is_held, json_key, read_json, write_json, write_parquet
+from sae_lib.util.files import FolderLock, is_held, json_key, read_json, write_json, write_parquet
 from sae_lib.util.keys import Stage, result_key
 from sae_lib.util.parallel import for_each, kept
 from sae_lib.util.paths import PROFILE_VARIABLE, Paths, corpus_cache
@@ -341,29 +340,6 @@ def _train_one(experiment: Experiment, job: list[RunSpec]) -> None:
         made = {"config": spec.config.model_dump(mode="json"), "key": experiment.run_key(spec, store.key)}
         save_checkpoint(folder / WEIGHTS_FILE, sae.state_dict(), made)
         write_json(folder / "run.json", spent | made | {"method": spec.method, "group": spec.group, "seed": spec.seed})
-
-
-@contextmanager
-def run_log(folder: Path) -> Iterator[Callable[[Trainer], None]]:
-    """TensorBoard events of one run, around `train_sae`, which it watches: each number of a row of the history becomes
-    a point of the events in `folder`. They are begun again from the whole history when an interrupted run goes on, so
-    that no step stands in them twice, and are no result. Raises ArtifactError when the disk is full."""
-    with explain_writing(folder):
-        for old in folder.glob("*tfevents*"):
-            old.unlink()
-        logged = 0
-        # A TensorBoard that has read a file which is gone now forgets the steps it knew.
-        with SummaryWriter(str(folder), purge_step=0) as events:
-
-            def watch(trainer: Trainer) -> None:
-                nonlocal logged
-                for row in trainer.history[logged:]:
-                    for name, value in row.items():
-                        if name != "step":
-                            events.add_scalar(name, value, int(row["step"]))
-                logged = len(trainer.history)
-
-            yield watch
 
 
 def tag(frame: pd.DataFrame, spec: RunSpec, run: str) -> pd.DataFrame:

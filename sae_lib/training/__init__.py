@@ -1,1 +1,1 @@
-"""Recipes, the trainer, and one run."""
+"""Recipes, the trainer, one run and its log."""

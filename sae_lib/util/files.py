@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -89,13 +89,15 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path | str, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+def atomic_write(path: Path | str, mode: str = "w") -> Iterator[IO[Any]]:
     """A file beside `path`, open in mode "w" (UTF-8) or "wb", that takes its name only when the block ends well; its
     folder is made where it is missing.
 
     Raises ArtifactError: the disk is full, nothing can be written there, or `path` is a device or a pipe. It is then
     what it was before, and no part is left behind.
     """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"mode must be 'w' or 'wb', not {mode!r}")
     path = Path(path)
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "\n")
     with _replacing(path) as name:

@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 
-from sae_lib.metrics.absorption.main_latents import accepted_f1, sparse_f1, steps_batch
+from sae_lib.metrics.absorption.main_latents import accepted_f1, sparse_f1, steps_batch, top_latents
 from sae_lib.metrics.absorption.probes import (
     LinearProbes,
     f1_score,
@@ -151,6 +151,15 @@ def test_an_epoch_has_at_least_eight_steps():
     assert steps_batch(5, largest=4096, min_steps=8) == 1
     for rows in range(8, 200):
         assert -(-rows // steps_batch(rows, 4096, 8)) >= 8
+
+
+def test_latents_are_ranked_by_signed_weight():
+    live = torch.tensor([False, True, True, False, True])
+    weight = torch.tensor([[-9.0, 2.0, 1.0], [0.5, -0.1, 0.7]])
+    # Latents 1, 2 and 4 are live. A large negative weight never comes first; silent latents come last of all.
+    ranking = top_latents(weight, live, k=3)
+    assert ranking.tolist() == [[2, 4, 1], [4, 1, 2]]
+    assert set(top_latents(weight, live, k=5)[0, 3:].tolist()) == {0, 3}
 
 
 def test_splits_need_a_jump_that_is_strictly_larger():

@@ -11,7 +11,7 @@ from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.metrics.absorption import main_latents as latents
 from sae_lib.metrics.absorption import score
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.main_latents import live_latents, unit_latents
+from sae_lib.metrics.absorption.main_latents import WordLatents, unit_latents
 from sae_lib.metrics.absorption.probes import LinearProbes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.absorption.score import (
@@ -351,13 +351,15 @@ def test_latents_are_the_same_in_every_form(form, monkeypatch):
     sae, x = several_saes()[0], random_reference(0).train_activations
     with torch.no_grad():
         sae.b_enc[:5] = -100  # never on
-    (live, give), expected = live_latents(sae, x, keep=form != "encoded again"), unit_latents(sae, x)
-    assert live.tolist() == (expected != 0).any(dim=0).tolist()
+    words, expected = WordLatents(sae, x, keep=form != "encoded again"), unit_latents(sae, x)
+    assert words.live.tolist() == (expected != 0).any(dim=0).tolist()
     index = torch.tensor([7, 0, 449])
-    rows = give(index)
+    rows = words.rows(index)
     assert isinstance(rows, torch.Tensor) == (form != "sparse")
     rows = rows if isinstance(rows, torch.Tensor) else torch.from_numpy(rows.toarray())
-    torch.testing.assert_close(rows, expected[index][:, live])
+    torch.testing.assert_close(rows, expected[index][:, words.live])
+    some = torch.tensor([3, 60, 2, 9])  # two of them never on
+    torch.testing.assert_close(torch.from_numpy(words.columns(some)), expected[:, some])
 
 
 def test_a_dead_sae_absorbs_nothing():
@@ -402,7 +404,7 @@ def test_an_sae_of_another_model_or_with_nan_is_refused():
     wrong = make_sae(architecture="standard", d_sae=8, d_in=4)
     with pytest.raises(ArtifactError, match="d_in is 4, the reference's residual stream has 16"):
         evaluate_absorption(wrong, random_reference(0), CONFIG)
-    with pytest.raises(ArtifactError, match="sae: d_in is 4"):
+    with pytest.raises(ArtifactError, match="sae 2: d_in is 4"):
         evaluate_absorption_many([random_sae(), wrong], random_reference(0), CONFIG)
     sae = make_sae(architecture="standard", d_sae=8, d_in=16)
     with torch.no_grad():

@@ -71,6 +71,12 @@ def test_permissions_are_the_users_and_the_process_umask_is_never_touched(
     assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o750
 
 
+def test_atomic_write_refuses_other_modes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'a'"), atomic_write(tmp_path / "log", "a"):
+        pass
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("number", "says"),
     [

@@ -16,7 +16,7 @@ from torch import Tensor
 from sae_lib.autoencoders.base import Autoencoder
 from sae_lib.data.words import LETTERS
 from sae_lib.metrics.absorption.config import AbsorptionConfig
-from sae_lib.metrics.absorption.probes import LinearProbes, Rows, f1_score, initial_probes, train_probes
+from sae_lib.metrics.absorption.probes import LinearProbes, f1_score, initial_probes, train_probes
 from sae_lib.metrics.absorption.reference import AbsorptionReference
 from sae_lib.metrics.stored_reference import require_finite
 
@@ -34,31 +34,55 @@ def unit_latents(sae: Autoencoder, rows: Float[Tensor, "row d_in"]) -> Float[Ten
     return latents
 
 
-def live_latents(
-    sae: Autoencoder, activations: Float[Tensor, "word d_in"], keep: bool
-) -> tuple[Bool[Tensor, " d_sae"], Rows]:
-    """Which latents some word turns on, and what gives these latents of some words again and again; without `keep` they
-    are encoded again each time."""
-    activations, kept = activations.to(sae.device), []
-    live = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device)
-    for chunk in activations.split(ROWS):
-        latents = unit_latents(sae, chunk)
-        live |= latents.any(dim=0)
-        if keep:
-            kept.append(latents)
-    if not keep:
-        return live, lambda index: unit_latents(sae, activations[index])[:, live]
-    active = sum(int(latents.count_nonzero()) for latents in kept)
-    if sae.device.type == "cpu" and active < _SPARSE_BELOW * len(activations) * sae.d_sae:
-        rows = vstack([csr_array(latents[:, live].numpy()) for latents in kept], format="csr")
-        return live, lambda index: rows[index.numpy()]
-    dense = torch.cat([latents[:, live] for latents in kept])
-    return live, lambda index: dense.index_select(0, index)
-
-
-def latent_bytes(saes: Iterable[Autoencoder], words: int) -> int:
+def latent_bytes(sae: Autoencoder, words: int) -> int:
     """Memory that the latents of so many words take."""
-    return sum(words * sae.d_sae * 4 for sae in saes)
+    return words * sae.d_sae * 4
+
+
+class WordLatents:
+    """Latents of words that are read in batches again and again; without `keep` they are encoded again each time. Those
+    that some word turns on are `live`."""
+
+    def __init__(self, sae: Autoencoder, activations: Float[Tensor, "word d_in"], keep: bool) -> None:
+        self._sae, self._activations = sae, activations.to(sae.device)
+        self.live = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device)
+        kept = []
+        for chunk in self._activations.split(ROWS):
+            latents = unit_latents(sae, chunk)
+            self.live |= latents.any(dim=0)
+            if keep:
+                kept.append(latents)
+        self._kept: Tensor | csr_array | None = None
+        active = sum(int(latents.count_nonzero()) for latents in kept)
+        if keep and sae.device.type == "cpu" and active < _SPARSE_BELOW * len(activations) * sae.d_sae:
+            self._kept = vstack([csr_array(latents[:, self.live].numpy()) for latents in kept], format="csr")
+        elif keep:
+            self._kept = torch.cat([latents[:, self.live] for latents in kept])
+
+    def rows(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch live"] | csr_array:
+        """The live latents of some words."""
+        if self._kept is None:
+            return unit_latents(self._sae, self._activations[index])[:, self.live]
+        return self._kept.index_select(0, index) if isinstance(self._kept, Tensor) else self._kept[index.numpy()]
+
+    def columns(self, latents: Int[Tensor, " chosen"]) -> Float[np.ndarray, "word chosen"]:
+        """Some latents of every word."""
+        kept = self._kept
+        if kept is None:
+            return latent_columns(self._sae, self._activations, latents)
+        alive = self.live[latents]
+        place = (self.live.cumsum(0) - 1)[latents[alive]]
+        own = kept[:, place].cpu().numpy() if isinstance(kept, Tensor) else kept[:, place.numpy()].toarray()
+        chosen = np.zeros((len(self._activations), len(latents)), dtype=np.float32)
+        chosen[:, alive.cpu().numpy()] = own
+        return chosen
+
+
+def latent_columns(
+    sae: Autoencoder, activations: Float[Tensor, "word d_in"], latents: Int[Tensor, " chosen"]
+) -> Float[np.ndarray, "word chosen"]:
+    """Some latents of every word, from the activations."""
+    return torch.cat([unit_latents(sae, chunk)[:, latents].cpu() for chunk in activations.split(ROWS)]).numpy()
 
 
 MainLatents = dict[int, tuple[Int[Tensor, "..."], list[float]]]
@@ -79,28 +103,23 @@ def main_latents_of_many(
     counted, words = reference.counted(config.min_probe_f1), len(reference.train_words)
     if not counted:
         return [{} for _ in saes]
-    keep = latent_bytes(saes, words) <= config.latent_bytes
-    lives, rows = zip(*(live_latents(sae, reference.train_activations, keep) for sae in saes), strict=True)
+    keep = sum(latent_bytes(sae, words) for sae in saes) <= config.latent_bytes
+    latents = [WordLatents(sae, reference.train_activations, keep) for sae in saes]
     initial = []
-    for sae, live in zip(saes, lives, strict=True):
+    for sae, own in zip(saes, latents, strict=True):
         weight, bias = (tensor.to(sae.device) for tensor in initial_probes(sae.d_sae, len(LETTERS), config.seed))
-        initial.append(LinearProbes(weight[:, live], bias))
+        initial.append(LinearProbes(weight[:, own.live], bias))
     probes = train_probes(
-        rows, reference.train_labels.to(saes[0].device), initial, epochs=config.probe_epochs,
+        [own.rows for own in latents], reference.train_labels.to(saes[0].device), initial, epochs=config.probe_epochs,
         batch=steps_batch(words, config.sparse_batch, config.sparse_min_steps),
         learning_rate=config.probe_learning_rate, final_learning_rate=config.probe_final_learning_rate,
         weight_decay=config.sparse_weight_decay, l1=config.sparse_l1, seed=config.seed,
     )  # fmt: skip
     found: list[MainLatents] = []
-    for sae, live, probe in zip(saes, lives, probes, strict=True):
-        weight = probe.weight.new_full((len(LETTERS), sae.d_sae), -math.inf)  # what is not live comes last
-        weight[:, live] = probe.weight
-        ranking = weight.topk(min(config.k_max, sae.d_sae), dim=1).indices[counted]
+    for sae, own, probe in zip(saes, latents, probes, strict=True):
+        ranking = top_latents(probe.weight, own.live, min(config.k_max, sae.d_sae))[counted]
         columns, slot = ranking.unique(return_inverse=True)
-        train, test = (
-            torch.cat([unit_latents(sae, chunk)[:, columns].cpu() for chunk in activations.split(ROWS)]).numpy()
-            for activations in (reference.train_activations, reference.test_activations)
-        )
+        train, test = own.columns(columns), latent_columns(sae, reference.test_activations, columns)
         mains: MainLatents = {}
         for letter, best, places in zip(counted, ranking, slot.cpu().numpy(), strict=True):
             train_truth, test_truth = (reference.train_labels == letter).numpy(), reference.test_labels == letter
@@ -153,3 +172,11 @@ def sparse_f1(
             regression = LogisticRegression(max_iter=max_iter).fit(train[:, :k], train_truth, sample_weight=weight)
         scores = test[:, :k] @ regression.coef_[0] + regression.intercept_[0]
         yield f1_score(torch.from_numpy(scores > 0), test_truth)
+
+
+def top_latents(weight: Float[Tensor, "letter live"], live: Bool[Tensor, " d_sae"], k: int) -> Int[Tensor, "letter k"]:
+    """The k latents of each letter with the largest *signed* weights, best first. `weight` is of those latents that are
+    `live`; the others can only fill up a ranking that would be too short."""
+    everywhere = weight.new_full((len(weight), len(live)), -math.inf)
+    everywhere[:, live] = weight
+    return everywhere.topk(k, dim=1).indices

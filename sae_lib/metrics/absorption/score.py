@@ -118,10 +118,10 @@ def evaluate_absorption_many(
     """`evaluate_absorption` of several SAEs on one device: the numbers that each has alone. As many have their sparse
     probes trained together as have their training words' latents fit into `config.latent_bytes`. Main latents are
     chosen on the words of `chosen_on`, by default those of `reference`."""
-    for sae in saes:
-        require_width(sae, reference.probe.weight.shape[1])
+    for number, sae in enumerate(saes):
+        require_width(sae, reference.probe.weight.shape[1], name=f"sae {number + 1}" if len(saes) > 1 else "sae")
     notes, results = _notes(reference, config), []
-    for some in portions([latent_bytes([sae], len(reference.train_words)) for sae in saes], config.latent_bytes):
+    for some in portions([latent_bytes(sae, len(reference.train_words)) for sae in saes], config.latent_bytes):
         group = saes[some]
         for sae, mains in zip(group, main_latents_of_many(group, chosen_on or reference, config), strict=True):
             letters = score_letters(sae, reference, mains, config)

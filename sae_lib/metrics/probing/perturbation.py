@@ -256,14 +256,8 @@ def _on_documentation(inputs: Inputs, config: ProbingConfig) -> Iterator[Pair]:
     found = re.compile(PATTERNS["layout"][SECOND]).search
     packages = pieces.largest("package", 2 * PACKAGE_PAIRS)
     for pair in zip(packages[::2], packages[1::2], strict=False):
-        yield (
-            f"{pair[0]} or {pair[1]} by {SECOND}",
-            [
-                [
-                    (each.tokens, each.package == pair[0], bool(found(each.text)))
-                    for each in split
-                    if each.package in pair
-                ]
-                for split in pieces.splits
-            ],
-        )
+        splits = [
+            [(each.tokens, each.package == pair[0], bool(found(each.text))) for each in split if each.package in pair]
+            for split in pieces.splits
+        ]
+        yield f"{pair[0]} or {pair[1]} by {SECOND}", splits

@@ -90,6 +90,9 @@ class Scale:
         told = {method: [f"{metric_label(m)} {self.mean(method, m):.3g}" for m in _BESIDE] for method in methods}
         return "".join(f"; {method_name(method)} at {', '.join(values)}" for method, values in told.items())
 
+    def on_l0(self, effects: Iterable[Interval]) -> str:
+        return "" if self.toy else "; on L0 " + ", ".join(f"{effect.mean:+.3g}" for effect in effects)
+
     def compare(
         self, name: str, interval: Interval, want: Options, of: float, other: float = 0.0, why: str = ""
     ) -> Comparison:
@@ -155,23 +158,29 @@ def level(scale: Scale, options: Options) -> Found:
 
 
 def effects(scale: Scale, options: Options) -> Found:
-    """Main effects of mechanisms in the 2x2x2 factorial; or what ATM without each part of its importance has more."""
-    factorial = options["kind"] == "main_effects"
-    effect: Callable[[pd.DataFrame, str, str], Interval] = main_effect if factorial else drop_effect
-    rows, parts = (scale.factorial, options["factors"]) if factorial else (scale.importance, COMPONENTS)
-    whole = bare(rows) if factorial else rows[rows["dropped"] == "nothing"] if "dropped" in rows else rows.iloc[:0]
-    of = 0.5 if factorial else 2.0  # four cells minus four
-    comparisons = []
+    """Main effects of mechanisms in the 2x2x2 factorial."""
+    comparisons, rows = [], scale.factorial
     for want in options["wants"]:
-        metric, label, other = want["metric"], metric_label(want["metric"]), seeds_of(whole, want["metric"])
-        why = at_the_end(want, [seeds_of(rows, metric)]) if factorial else ""
-        why = why or scale.untestable(metric)
-        for part in parts:
-            name = f"effect of {MECHANISMS[part]} on {label}:" if part in MECHANISMS else f"{label} without {part}:"
-            change = effect(rows, metric, part)
-            comparisons.append(scale.compare(name, change, want, of, t_interval(other).mean, why))
-    on_l0 = ", ".join(f"{effect(rows, 'l0', part).mean:+.3g}" for part in parts)
-    return Found(comparisons, "" if scale.toy else f"; on L0 {on_l0}")
+        metric, none = want["metric"], scale.mean(RECIPE, want["metric"])
+        why = at_the_end(want, [seeds_of(rows, metric)]) or scale.untestable(metric)
+        for factor in options["factors"]:
+            name = f"effect of {MECHANISMS[factor]} on {metric_label(metric)}:"
+            effect = main_effect(rows, metric, factor)  # four cells minus four
+            comparisons.append(scale.compare(name, effect, want, of=1 / 2, other=none, why=why))
+    return Found(comparisons, scale.on_l0(main_effect(rows, "l0", factor) for factor in options["factors"]))
+
+
+def drop_one(scale: Scale, options: Options) -> Found:
+    """Each part of ATM's importance dropped, against all parts."""
+    comparisons, rows = [], scale.importance
+    kept = rows[rows["dropped"] == "nothing"] if "dropped" in rows else rows.iloc[:0]
+    for want in options["wants"]:
+        metric = want["metric"]
+        all_parts, why = t_interval(seeds_of(kept, metric)).mean, scale.untestable(metric)
+        for part in COMPONENTS:
+            name, change = f"{metric_label(metric)} without {part}:", drop_effect(rows, metric, part)
+            comparisons.append(scale.compare(name, change, want, of=2, other=all_parts, why=why))
+    return Found(comparisons, scale.on_l0(drop_effect(rows, "l0", part) for part in COMPONENTS))
 
 
 # Experiment on toy data -> the group of the language model's SAEs that it is like.
@@ -181,7 +190,7 @@ KINDS: dict[str, tuple[Callable[[Scale, Options], Found], str]] = {
     "contrast": (contrast, "matched"),
     "level": (level, "matched"),
     "main_effects": (effects, "factorial"),
-    "drop_one": (effects, "importance"),
+    "drop_one": (drop_one, "importance"),
 }
 
 

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 from sae_lib.data.activations import ActivationStore
-from sae_lib.study.experiment import run_log
+from sae_lib.training.log import run_log
 from sae_lib.training.run import train_sae
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.errors import ArtifactError
+from tests.source import closure
 from tests.tiny_training import DATA, tiny_config, tiny_store, tiny_training
 
 STEPS = [*range(0, 40, 5), 39]
@@ -91,6 +92,13 @@ def test_the_log_of_a_killed_run_stays_and_no_step_stands_in_it_twice_after_the_
     )
 
 
+def test_a_run_that_is_finished_already_keeps_its_events(store, tmp_path):
+    train(store, tmp_path / "run", tmp_path / "events")
+    before = scalars(tmp_path / "events")
+    train(store, tmp_path / "run", tmp_path / "events")
+    assert scalars(tmp_path / "events") == before
+
+
 def test_a_disk_that_is_full_once_the_events_are_closed_is_told_in_one_line(store, tmp_path, monkeypatch):
     import tensorboardX
 
@@ -100,3 +108,7 @@ def test_a_disk_that_is_full_once_the_events_are_closed_is_told_in_one_line(stor
     monkeypatch.setattr(tensorboardX.SummaryWriter, "close", full)
     with pytest.raises(ArtifactError, match="disk full"), run_log(tmp_path / "events") as log:
         train_sae(tiny_config("atm"), store, DATA, tiny_training(), 0, tmp_path / "run", watch=log)
+
+
+def test_no_weights_depend_on_how_training_is_watched():
+    assert "sae_lib.training.log" not in closure(["sae_lib.training.run"])
