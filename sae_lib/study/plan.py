@@ -94,16 +94,22 @@ def make_plan(profile: Profile) -> Plan:
 
 
 def time_note(profile: Profile, paths: Paths, plan: Plan) -> str:
-    """How long a run takes from nothing, and its SAEs at the rate of those that were trained here."""
+    """How long a run takes from nothing; its SAEs at the rate of those that were trained here, or else of those whose
+    rows are committed; and of how many there are rows, so that they are not trained again."""
+    from sae_lib.study.rows import read_rows, rows_folder
+
     cost, trained = profile.cost, [read_json(file) for file in paths.runs.glob("*/run.json")]
     note = f"about {cost.hours:g} h from nothing, measured" if cost.hours else "not measured"
     note += f" on {cost.hardware}" if cost.hardware else ""
+    kept, where = [read_rows(file).run for file in rows_folder(paths).glob("*")], "here"
+    if not trained:
+        trained, where = kept, "for the committed rows"
     if steps := sum(run["steps"] for run in trained):
         step = sum(run["seconds"] for run in trained) / steps
         at_once = 1 if cost.needs_gpu else profile.training.workers
         hours = step * profile.training.steps * plan.trained / at_once / 3600
-        note += f"; training {plan.trained} SAEs: {hours:.2g} h, at {1000 * step:.2g} ms a step as measured here"
-    return note
+        note += f"; training {plan.trained} SAEs: {hours:.2g} h, at {1000 * step:.2g} ms a step as measured {where}"
+    return note + (f"; rows of {len(kept)} SAEs are there" if kept else "")
 
 
 def blockers(profile: Profile, plan: Plan, paths: Paths) -> list[str]:

@@ -10,7 +10,9 @@ import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pandas as pd
 
 from sae_lib.metrics.registry import usual_scores, with_needs
 from sae_lib.profiles.runs import ABLATION_GROUPS, ABLATION_SCORES, RunSpec
@@ -20,6 +22,7 @@ from sae_lib.study.scoring import score_keys, table_from_json
 from sae_lib.training.run import WITHOUT_WEIGHTS, read_history, stored
 from sae_lib.util.errors import ArtifactError, first_line
 from sae_lib.util.files import atomic_write, read_json, write_json, write_parquet
+from sae_lib.util.paths import Paths
 
 # Of some runs only: L0 on the calibration documents (a sweep's), and what `extras` measures.
 OF_SOME = ("calibration", *(extra.name for extra in EXTRAS))
@@ -30,9 +33,9 @@ def scores_of(spec: RunSpec) -> tuple[str, ...]:
     return tuple(with_needs(ABLATION_SCORES if spec.group in ABLATION_GROUPS else usual_scores()))
 
 
-def rows_folder(experiment: Experiment) -> Path:
+def rows_folder(paths: Paths) -> Path:
     """Where the rows of a profile are kept."""
-    return experiment.paths.figures / "rows"
+    return paths.figures / "rows"
 
 
 def is_known(run: Path, spec: RunSpec, keys: Mapping[str, str]) -> bool:
@@ -59,12 +62,31 @@ def keep(experiment: Experiment, specs: Sequence[RunSpec]) -> None:
                 stream.write(packed)
 
 
+class Rows(NamedTuple):
+    """What `keep` writes of one SAE: its `run.json`, the scores by name, and the training curves if it was trained."""
+
+    run: dict[str, Any]
+    scores: dict[str, Any]
+    history: pd.DataFrame | None
+
+
+def read_rows(file: Path) -> Rows:
+    """Raises ArtifactError when a file of rows cannot be read."""
+    try:
+        content = json.loads(gzip.decompress(file.read_bytes()))
+        scores = {name: {"key": score["key"], **score} for name, score in content["scores"].items()}
+        return Rows(content["run"], scores, table_from_json(content["history"]) if "history" in content else None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+        told = f"rows: {file} cannot be read ({first_line(error)}); restore it with git"
+        raise ArtifactError(told) from None
+
+
 def restore(experiment: Experiment, specs: Sequence[RunSpec]) -> None:
     """Lay out the rows of those of `specs` that have no run folder, where all scores have the keys of now.
 
     Raises ArtifactError when a file of rows cannot be read.
     """
-    if not rows_folder(experiment).is_dir():
+    if not rows_folder(experiment.paths).is_dir():
         return
     keys = score_keys(experiment)
     with experiment.writing():
@@ -72,22 +94,18 @@ def restore(experiment: Experiment, specs: Sequence[RunSpec]) -> None:
             file = _rows_file(experiment, run)
             if not file.is_file() or (run / "run.json").is_file():
                 continue
-            try:
-                content = json.loads(gzip.decompress(file.read_bytes()))
-                scores = {name: score for name, score in content["scores"].items() if score["key"] == keys.get(name)}
-                scores |= {name: content["scores"][name] for name in OF_SOME if name in content["scores"]}
-                history = table_from_json(content["history"]) if spec.trained else None
-            except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-                told = f"rows: {file} cannot be read ({first_line(error)}); restore it with git"
-                raise ArtifactError(told) from None
+            rows = read_rows(file)
+            scores = {
+                name: score for name, score in rows.scores.items() if name in OF_SOME or score["key"] == keys.get(name)
+            }
             if not {*scores_of(spec)} <= {*scores}:
                 continue
             for name, score in scores.items():
                 write_json(run / f"{name}.json", score)
-            if history is not None:
-                write_parquet(run / "history.parquet", history, index=False)
-            write_json(run / "run.json", content["run"])  # last: with it the run counts as finished
+            if rows.history is not None:
+                write_parquet(run / "history.parquet", rows.history, index=False)
+            write_json(run / "run.json", rows.run)  # last: with it the run counts as finished
 
 
 def _rows_file(experiment: Experiment, run: Path) -> Path:
-    return rows_folder(experiment) / f"{run.name}.json.gz"
+    return rows_folder(experiment.paths) / f"{run.name}.json.gz"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import re
 import shutil
@@ -23,7 +24,7 @@ from sae_lib.study.measures import model_size
 from sae_lib.study.plan import GB, make_plan
 from sae_lib.util import files as disk_module
 from sae_lib.util.errors import ArtifactError
-from sae_lib.util.files import write_json
+from sae_lib.util.files import atomic_write, write_json
 from sae_lib.util.paths import Paths
 from tests.tiny_models import FAMILIES, save_tiny_model
 
@@ -153,6 +154,16 @@ def test_times_are_measured_ones(profile: Profile, paths: Paths) -> None:
     hours = 5 * 1000 * trained / 2 / 3600
     note = plan.time_note(profile, paths, found)
     assert note.endswith(f"; training {trained} SAEs: {hours:.2g} h, at 5e+03 ms a step as measured here")
+
+
+def test_committed_rows_tell_the_time_where_nothing_was_trained(profile: Profile, paths: Paths) -> None:
+    rows = {"run": {"steps": 1000, "seconds": 4000.0}, "scores": {}}
+    with atomic_write(paths.figures / "rows" / "a.json.gz", "wb") as stream:
+        stream.write(gzip.compress(json.dumps(rows).encode()))
+    note = plan.time_note(profile, paths, make_plan(profile))
+    assert note.endswith(", at 4e+03 ms a step as measured for the committed rows; rows of 1 SAEs are there")
+    write_json(paths.runs / "b" / "run.json", {"steps": 500, "seconds": 500.0})
+    assert ", at 1e+03 ms a step as measured here; rows of" in plan.time_note(profile, paths, make_plan(profile))
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -121,7 +121,7 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
     assert not {*ablations.loc[ablations["group"] == "atm_grid", "seed"]} & {
         *first.loc[first["group"] == "main", "seed"]
     }
-    assert len(list(rows_folder(experiment).glob("*.json.gz"))) == len({*first["run"], *ablations["run"]})
+    assert len(list(rows_folder(experiment.paths).glob("*.json.gz"))) == len({*first["run"], *ablations["run"]})
     along = pd.read_parquet(folder / "results" / "trajectory.parquet")
     assert {*along["method"]} == {"paper_standard", "topk"}
     for method, part in along.groupby("method"):
@@ -140,10 +140,10 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
     layers = pd.read_parquet(folder / "results" / "layer_groups.parquet").groupby(["layer", "kind"])["seed"].nunique()
     assert {layer for layer, _ in layers.index} == {0, 1, 2, 3} and layers.nunique() == 1
     assert (folder / "table_layer_groups.md").is_file() and (folder / "table_perturbation.md").is_file()
-    before = {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()}
-    next(rows_folder(experiment).iterdir()).unlink()  # as if a sitting had been interrupted after its scores
+    before = {file.name: file.read_bytes() for file in rows_folder(experiment.paths).iterdir()}
+    next(rows_folder(experiment.paths).iterdir()).unlink()  # as if a sitting had been interrupted after its scores
     assert sit(experiment, 0.0)
-    assert {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()} == before
+    assert {file.name: file.read_bytes() for file in rows_folder(experiment.paths).iterdir()} == before
 
     shutil.rmtree(experiment.paths.runs)
     monkeypatch.setattr(Trainer, "step", lambda self: pytest.fail("an SAE of which rows are known was trained"))
@@ -152,14 +152,14 @@ def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(e
     pd.testing.assert_frame_equal(along, pd.read_parquet(folder / "results" / "trajectory.parquet"))
     pd.testing.assert_frame_equal(first, again)
     assert (folder / "table_main.md").read_text() == table
-    assert {file.name: file.read_bytes() for file in rows_folder(experiment).iterdir()} == before
+    assert {file.name: file.read_bytes() for file in rows_folder(experiment.paths).iterdir()} == before
 
 
 def test_all_rows_that_are_known_are_shown_and_nothing_of_older_ones(experiment):
     folder = experiment.paths.figures
     spec = next(s for s in plan_runs(experiment.profile, None, ["main"]) if s.method == "topk")
     run = experiment.run_folder(spec, experiment.store_key)
-    row = rows_folder(experiment) / f"{run.name}.json.gz"
+    row = rows_folder(experiment.paths) / f"{run.name}.json.gz"
     content = row.read_bytes()
     shutil.rmtree(run)
     row.unlink()
