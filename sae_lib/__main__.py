@@ -29,9 +29,6 @@ Options = argparse.Namespace
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Errors that the user can mend are one line; exit codes 0, 1, 2 (usage), or 130 (interrupted)."""
     options = parser().parse_args(arguments)
-    # Tensors over 2 MB in memory pages of that size: in ordinary ones a step that holds all latents takes up to half as
-    # long again. Read by PyTorch when it first allocates, and by the processes that a command starts.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     warnings.formatwarning = lambda message, *_, **__: f"note: {message}\n"  # without a line of our code
     # `kill` ends a command as Ctrl-C does: what it started is stopped and nothing half-written stays.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
