@@ -136,7 +136,8 @@ def sit(experiment: Experiment, hours: float) -> bool:
             if extra:
                 extra.of(experiment, chunk)
             experiment.calibration_l0([spec for spec in chunk if spec.group in SWEPT])
-            evaluate(experiment, chunk, scores_of(chunk[0]))
+            for scores in dict.fromkeys(map(scores_of, chunk)):  # groups of one step may be scored by others
+                evaluate(experiment, [spec for spec in chunk if scores_of(spec) == scores], scores)
             keep(experiment, chunk)
         finished = [spec for spec in specs if is_known(folders[spec], spec, keys)]
         keep(experiment, finished)  # also what a sitting had scored when it was interrupted

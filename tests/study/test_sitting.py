@@ -21,8 +21,8 @@ from sae_lib.study import comparisons, scoring, sitting
 from sae_lib.study.experiment import Experiment
 from sae_lib.study.extras import METRICS, TRAJECTORY
 from sae_lib.study.pipeline import run
-from sae_lib.study.rows import keep, restore, rows_folder
-from sae_lib.study.sitting import sit, steps
+from sae_lib.study.rows import keep, restore, rows_folder, scores_of
+from sae_lib.study.sitting import Step, sit, steps
 from sae_lib.training.trainer import Trainer
 from sae_lib.util.errors import ArtifactError
 from sae_lib.util.paths import ROOT
@@ -107,6 +107,22 @@ def test_the_order_begins_with_what_needs_no_sweep(profile, monkeypatch):
     }  # fmt: skip
     named = {(s.group, s.method, s.label, s.seed) for step in plan for s in step.specs}
     assert named == {(s.group, s.method, s.label, s.seed) for s in plan_runs(load_profile(profile), KNOWN)}
+
+
+def test_each_sae_of_a_step_gets_the_scores_of_its_group(experiment, monkeypatch):
+    specs = plan_runs(experiment.profile, KNOWN, ["atm_grid", "as_written"])
+    assert len({scores_of(spec) for spec in specs}) == 2
+    monkeypatch.setattr(sitting, "steps", lambda *_: [Step("groups of two kinds", specs)])
+    for name in ("prepare", "train", "calibration_l0"):
+        monkeypatch.setattr(Experiment, name, lambda *_: None)
+    for name in ("restore", "keep", "write_tables", "publish", "is_known"):
+        monkeypatch.setattr(sitting, name, lambda *_: None)
+    monkeypatch.setattr(sitting, "score_keys", lambda _: {})
+    monkeypatch.setattr(Experiment, "run_folders", lambda _, some: dict.fromkeys(some))
+    given = {}
+    monkeypatch.setattr(sitting, "evaluate", lambda _, some, scores: given.update(dict.fromkeys(some, scores)))
+    assert sit(experiment, 1.0)
+    assert given == {spec: scores_of(spec) for spec in specs}
 
 
 def test_a_sitting_ends_with_rows_and_tables_and_the_next_one_computes_nothing(experiment, monkeypatch):
