@@ -101,9 +101,9 @@ def time_note(profile: Profile, paths: Paths, plan: Plan) -> str:
     cost, trained = profile.cost, [read_json(file) for file in paths.runs.glob("*/run.json")]
     note = f"about {cost.hours:g} h from nothing, measured" if cost.hours else "not measured"
     note += f" on {cost.hardware}" if cost.hardware else ""
-    kept, where = [read_rows(file).run for file in rows_folder(paths).glob("*")], "here"
+    kept, where = [*rows_folder(paths).glob("*.json.gz")], "here"
     if not trained:
-        trained, where = kept, "for the committed rows"
+        trained, where = [read_rows(file).run for file in kept], "for the committed rows"
     if steps := sum(run["steps"] for run in trained):
         step = sum(run["seconds"] for run in trained) / steps
         at_once = 1 if cost.needs_gpu else profile.training.workers

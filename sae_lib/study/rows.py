@@ -63,19 +63,19 @@ def keep(experiment: Experiment, specs: Sequence[RunSpec]) -> None:
 
 
 class Rows(NamedTuple):
-    """What `keep` writes of one SAE: its `run.json`, the scores by name, and the training curves if it was trained."""
+    """What `keep` writes of one SAE: its `run.json`, the scores by name, and the training curves if asked for."""
 
     run: dict[str, Any]
     scores: dict[str, Any]
     history: pd.DataFrame | None
 
 
-def read_rows(file: Path) -> Rows:
-    """Raises ArtifactError when a file of rows cannot be read."""
+def read_rows(file: Path, *, with_history: bool = False) -> Rows:
+    """Raises ArtifactError when a file of rows cannot be read, or lacks the training curves that are asked for."""
     try:
         content = json.loads(gzip.decompress(file.read_bytes()))
         scores = {name: {"key": score["key"], **score} for name, score in content["scores"].items()}
-        return Rows(content["run"], scores, table_from_json(content["history"]) if "history" in content else None)
+        return Rows(content["run"], scores, table_from_json(content["history"]) if with_history else None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         told = f"rows: {file} cannot be read ({first_line(error)}); restore it with git"
         raise ArtifactError(told) from None
@@ -94,7 +94,7 @@ def restore(experiment: Experiment, specs: Sequence[RunSpec]) -> None:
             file = _rows_file(experiment, run)
             if not file.is_file() or (run / "run.json").is_file():
                 continue
-            rows = read_rows(file)
+            rows = read_rows(file, with_history=spec.trained)
             scores = {
                 name: score for name, score in rows.scores.items() if name in OF_SOME or score["key"] == keys.get(name)
             }

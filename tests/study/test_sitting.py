@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import re
 import shutil
@@ -214,7 +213,10 @@ def test_rows_of_another_version_of_a_metric_are_not_restored(experiment, spec, 
     assert not experiment.run_folder(spec, experiment.store_key).exists()
 
 
-@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"{"), gzip.compress(json.dumps({"run": {}}).encode())])
+WITHOUT = [gzip.compress(content) for content in (b'{"run": {}}', b'{"run": {}, "scores": {}}')]
+
+
+@pytest.mark.parametrize("content", [b"not gzip", gzip.compress(b"{"), *WITHOUT])
 def test_damaged_rows_are_named(experiment, spec, tmp_path, monkeypatch, content):
     run = experiment.run_folder(spec, experiment.store_key)
     monkeypatch.setattr("sae_lib.study.rows.rows_folder", lambda _: tmp_path)
